@@ -1,0 +1,134 @@
+"""Any modality into a frozen language model. Everything that a plugin or a script may use is here."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    CheckpointError,
+    InputError,
+    MagmaError,
+    PartError,
+    PluginError,
+    RecipeError,
+    TooLong,
+    TrainingError,
+    did_you_mean,
+)
+from .hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from .assemble import assemble
+    from .checkpoint import load, save
+    from .evaluate import evaluate
+    from .generate import Decoding
+    from .interfaces import (
+        Adapter,
+        Cache,
+        DataSource,
+        Encoder,
+        Features,
+        FrozenLM,
+        Layout,
+        Module,
+        Part,
+        PartConfig,
+        Place,
+        Prediction,
+        Prefix,
+        Question,
+        State,
+        Task,
+    )
+    from .model import Input, Magma
+    from .recipe import LocalPath, Recipe, Weights
+    from .run import run
+    from .segments import Batch, Example, Media, Text, Tokens
+
+# Imported at first use: `import magma` is quick, torch is not.
+_HOME = {
+    "assemble": ["assemble"],
+    "checkpoint": ["load", "save"],
+    "evaluate": ["evaluate"],
+    "generate": ["Decoding"],
+    "interfaces": [
+        *("Adapter", "Cache", "DataSource", "Encoder", "Features", "FrozenLM", "Layout", "Module", "Part"),
+        *("PartConfig", "Place", "Prediction", "Prefix", "Question", "State", "Task"),
+    ],
+    "model": ["Input", "Magma"],
+    "recipe": ["LocalPath", "Recipe", "Weights"],
+    "run": ["run"],
+    "segments": ["Batch", "Example", "Media", "Text", "Tokens"],
+}
+_LAZY = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "Adapter",
+    "Batch",
+    "Cache",
+    "CheckpointError",
+    "DataSource",
+    "Decoding",
+    "Encoder",
+    "Example",
+    "Features",
+    "FrozenLM",
+    "Input",
+    "InputError",
+    "Layout",
+    "LocalPath",
+    "Magma",
+    "MagmaError",
+    "Media",
+    "Module",
+    "Part",
+    "PartConfig",
+    "PartError",
+    "Place",
+    "PluginError",
+    "Prediction",
+    "Prefix",
+    "Question",
+    "Recipe",
+    "RecipeError",
+    "State",
+    "Task",
+    "Text",
+    "Tokens",
+    "TooLong",
+    "TrainingError",
+    "Weights",
+    "assemble",
+    "did_you_mean",
+    "evaluate",
+    "hookimpl",
+    "load",
+    "run",
+    "save",
+]
+
+
+class _Package(ModuleType):
+    """Importing a submodule sets it on its package; where a public function has its name, the function wins."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'magma' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,104 @@
+"""Recipe to model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import PartError
+from .interfaces import Adapter, Module, Place
+from .model import Input, Magma
+from .recipe import Precision, Recipe
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def assemble(
+    source: Recipe | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    frozen_weights_only: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Magma:
+    """Build the model of a recipe: a file, a bundled name, a dict or a `Recipe`.
+
+    `dtype` is that of `train.precision` where it is not given, float32 without a `[train]` table. On device "meta"
+    nothing is loaded. `frozen_weights_only` leaves the pretrained weights of trainable parts out, for who has
+    better ones. Equal recipes give equal weights: the random generator is seeded for the duration and put back.
+    `say` is told what is being loaded. Raises `RecipeError`, `PluginError` or `PartError`.
+    """
+    recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
+    if dtype is None:
+        dtype = DTYPES[recipe.train.precision] if recipe.train else torch.float32
+    meta = torch.device(device).type == "meta"
+
+    def build(path: str, *context: Any, trainable: bool = False) -> Any:
+        part, config = recipe.part(path)
+        say(f"building {path} ({part.name})")
+        if meta:
+            with torch.device("meta"):
+                return part(config, *context)
+        module = part(config, *context)
+        if not (trainable and frozen_weights_only):
+            module.load_weights()
+        return module
+
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        lm = build("lm")
+        inputs = {}
+        for name, table in recipe.inputs.items():
+            encoder = build(f"inputs.{name}.encoder", trainable=table.trainable)
+            prefix = build(f"inputs.{name}.prefix", encoder.dim, encoder.length, lm.dim, trainable=True)
+            inputs[name] = Input(encoder, prefix, table.trainable)
+
+        def maker(place: Place) -> Callable[[], Adapter]:
+            return lambda: build(f"adapters.{place}", lm.dim, trainable=True)
+
+        model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters})
+    if left := [name for name, p in model.named_parameters() if p.is_meta and not meta]:
+        raise PartError(
+            f"{len(left)} tensors were never given values, the first is {left[0]}: load_weights missed them"
+        )
+    return model.to(device=device, dtype=dtype)
+
+
+def recipe_of(model: Magma, name: str = "model") -> Recipe:
+    """The recipe that assembles a model which was put together from instances."""
+
+    def table(part: Module) -> dict[str, Any]:
+        return {"use": part.name, **part.config.model_dump(mode="json", exclude_none=True)}
+
+    return Recipe.load(
+        {
+            "name": name,
+            "lm": table(model.lm),
+            "inputs": {
+                key: {
+                    "encoder": table(way.encoder),
+                    "prefix": table(way.prefix),
+                    "trainable": not way.encoder.frozen,
+                }
+                for key, way in model.ways().items()
+            },
+            "adapters": {place: table(adapters[0]) for place, adapters in model.lm.adapters.items()},
+        }
+    )
+
+
+def learning_rates(recipe: Recipe) -> dict[str, float]:
+    """Part path to learning rate, for every part that may learn."""
+    assert recipe.train is not None
+    rates = {}
+    for name, way in recipe.inputs.items():
+        if way.trainable:
+            rates[f"inputs.{name}.encoder"] = way.lr or recipe.train.lr
+        rates[f"inputs.{name}.prefix"] = float(way.prefix.fields.get("lr", recipe.train.lr))
+    for place, adapter in recipe.adapters.items():
+        rates[f"adapters.{place}"] = float(adapter.fields.get("lr", recipe.train.lr))
+    return rates

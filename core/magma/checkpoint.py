@@ -1,0 +1,195 @@
+"""The trained weights and the recipe, nothing else.
+
+A folder: `recipe.toml` (resolved), `trained.safetensors` (what training changes), `manifest.json` (format, parts,
+versions, fingerprints of what training must not change). `state/`, where present, is the trainer's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .assemble import assemble, recipe_of
+from .errors import CheckpointError
+from .model import Magma
+from .recipe import Recipe
+from .registry import installed
+
+FORMAT = 1
+RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (
+    "recipe.toml",
+    "trained.safetensors",
+    "manifest.json",
+    "state",
+    "checkpoints",
+)
+
+
+def fingerprint(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's dtype, shape and bytes."""
+    plain = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
+    if plain.numel():
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name to fingerprint, in order of name."""
+    return {name: fingerprint(tensors[name]) for name in sorted(tensors)}
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A new folder to fill; it takes the place of `folder` when all is written, and is gone where writing failed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old)
+    else:
+        aside.rename(folder)
+
+
+def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path:
+    """Write a model to a folder that `load` opens; without a recipe, the one its parts imply."""
+    with written_aside(Path(folder)) as aside:
+        write(aside, model, recipe or recipe_of(model, Path(folder).name), fingerprints(model.frozen_tensors()))
+    return Path(folder)
+
+
+def write(
+    folder: Path,
+    model: Magma,
+    recipe: Recipe,
+    frozen: Mapping[str, str],
+    tensors: Mapping[str, Tensor] | None = None,
+    **notes: Any,
+) -> None:
+    """The three files, into an existing folder. `tensors` where the model itself holds only a share of them."""
+    trained = model.trained_tensors() if tensors is None else tensors
+    save_file({name: t.detach().cpu().contiguous().clone() for name, t in trained.items()}, folder / TRAINED)
+    (folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+    manifest = {
+        "format": FORMAT,
+        "magma": version("magma-multimodal"),
+        "torch": torch.__version__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "parts": {
+            row.path: {
+                "name": row.name,
+                "from": str(installed().find(model.parts()[row.path][0].kind, row.name).plugin),
+                "parameters": row.parameters,
+                "trained": row.trained,
+            }
+            for row in model.summary()
+        },
+        "frozen": dict(frozen),
+        **notes,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def find(folder: str | Path) -> Path:
+    """The checkpoint that a folder is, or the newest one of the run that it is."""
+    folder = Path(folder)
+    if (folder / MANIFEST).is_file():
+        return folder
+    found = sorted(p.parent for p in folder.glob(f"{CHECKPOINTS}/[!.]*/{MANIFEST}"))
+    if found:
+        return found[-1]
+    what = "does not exist" if not folder.exists() else f"has no {MANIFEST} and no {CHECKPOINTS}/*/{MANIFEST}"
+    raise CheckpointError(f"{folder} {what}; allowed: a checkpoint, or the folder of a run that has one")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A checkpoint's manifest, of a format that this version reads."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
+    if found != FORMAT:
+        raise CheckpointError(f"{folder / MANIFEST} has format {found!r}; this version reads format {FORMAT}")
+    return dict(manifest)
+
+
+def load(
+    folder: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Magma:
+    """The model of a checkpoint, in eval mode, in its own precision unless `dtype` says otherwise.
+
+    `verify` compares the frozen weights with those it was trained with (in its own precision alone). Raises
+    `CheckpointError` for anything missing, unexpected, misshapen or changed.
+    """
+    folder = find(folder)
+    manifest = read_manifest(folder)
+    own = getattr(torch, str(manifest.get("dtype")), None)
+    if not isinstance(own, torch.dtype):
+        raise CheckpointError(f"{folder / MANIFEST}: dtype is {manifest.get('dtype')!r}, which torch does not know")
+    recipe = Recipe.load(folder / RECIPE)
+    model = assemble(recipe, dtype=own, frozen_weights_only=True, say=say)
+    load_trained(model, folder)
+    if verify:
+        say("comparing the frozen weights' fingerprints")
+        check_frozen(manifest.get("frozen", {}), fingerprints(model.frozen_tensors()), str(folder))
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def load_trained(model: Magma, folder: Path) -> None:
+    """Fill a model's trained tensors from a checkpoint: exactly those, of exactly those shapes."""
+    wanted = model.trained_tensors()
+    path = folder / TRAINED
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is not a trained tensor of this model" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {list(found[name].shape)}, the model's is {list(wanted[name].shape)}"
+        for name in wanted.keys() & found.keys()
+        if found[name].shape != wanted[name].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{path} does not fit the model:\n" + "\n".join(f"  - {p}" for p in sorted(problems)))
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(found[name])
+
+
+def check_frozen(before: Mapping[str, str], after: Mapping[str, str], where: str) -> None:
+    """Raise `CheckpointError` unless both sets of fingerprints are the same."""
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    if changed:
+        raise CheckpointError(
+            f"{where}: {len(changed)} of {len(before)} frozen tensors are not what they were, the first is "
+            f"{changed[0]}: are these the weights that the run was trained with?"
+        )

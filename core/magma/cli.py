@@ -1,0 +1,316 @@
+"""The `magma` program: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import hookspecs
+from .errors import InputError, MagmaError
+
+if TYPE_CHECKING:
+    from .model import Magma
+    from .run import Console
+
+cli = typer.Typer(
+    name="magma", help="Any modality into a frozen language model.", no_args_is_help=True, add_completion=False
+)
+recipes = typer.Typer(help="Run, list and show recipes.", no_args_is_help=True)
+plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
+cli.add_typer(recipes, name="recipe")
+cli.add_typer(plugins, name="plugin")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as train.lr=1e-4.")
+]
+
+
+@recipes.command("run")
+def recipe_run(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME where it is not given.")] = None,
+    overrides: Overrides = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = 1,
+    hostfile: Annotated[Path | None, typer.Option(help="Hosts, as DeepSpeed's launcher takes them.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
+) -> None:
+    """Train a recipe, evaluate it, and leave everything in a folder."""
+    from .recipe import Recipe
+
+    loaded = Recipe.load(recipe, overrides or ())
+    out = out or Path("runs") / loaded.name
+    if (nproc > 1 or hostfile) and "RANK" not in os.environ:
+        from .errors import RecipeError
+        from .run import launch
+
+        if missing := loaded.problems():
+            raise RecipeError(f"{loaded.name} cannot run on this machine", missing)
+        arguments = ["recipe", "run", recipe, "--out", str(out), *(["--resume"] if resume else [])]
+        for override in overrides or ():
+            arguments += ["--set", override]
+        raise typer.Exit(launch(arguments, nproc, hostfile))
+    with _screen() as screen:
+        screen.say("importing")
+        from .run import run
+
+        report = run(loaded, out, resume=resume, watcher=screen.watcher())
+        if report:
+            screen.report(report, out, ["magma", "recipe", "run", recipe, "--out", str(out), *_again(overrides, nproc)])
+
+
+def _again(overrides: list[str] | None, nproc: int) -> list[str]:
+    sets = [word for override in overrides or () for word in ("--set", override)]
+    processes = int(os.environ.get("WORLD_SIZE", nproc))
+    return [*sets, *(["--nproc", str(processes)] if processes > 1 else [])]
+
+
+@recipes.command("list")
+def recipe_list() -> None:
+    """The bundled recipes."""
+    import tomllib
+
+    for name, path in _bundled().items():
+        description = tomllib.loads(path.read_text(encoding="utf-8")).get("description", "")
+        typer.echo(f"{name:24} {description}")
+
+
+def _bundled() -> dict[str, Path]:
+    from .recipe import bundled
+
+    return bundled()
+
+
+@recipes.command("show")
+def recipe_show(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe.")],
+    overrides: Overrides = None,
+) -> None:
+    """A recipe with everything it inherits and every default."""
+    from .recipe import Recipe
+
+    typer.echo(Recipe.load(recipe, overrides or ()).to_toml(), nl=False)
+
+
+@plugins.command("list")
+def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Every installed part with who brought it, and plugins that are broken."""
+    from .registry import installed
+
+    registry = installed()
+    if as_json:
+        parts = [
+            {"kind": e.kind, "name": e.name, "distribution": e.plugin.distribution, "version": e.plugin.version}
+            for e in registry.entries()
+        ]
+        broken = [
+            {"plugin": p.name, "distribution": p.distribution, "version": p.version, "problem": p.problem}
+            for p in registry.plugins
+            if p.problem
+        ]
+        typer.echo(json.dumps({"parts": parts, "broken": broken}, indent=1))
+        return
+    for entry in registry.entries():
+        typer.echo(f"{entry.kind:9} {entry.name:14} {entry.plugin}")
+    for plugin in registry.plugins:
+        if plugin.problem:
+            typer.echo(f"broken    {plugin.name:14} {plugin}: {plugin.problem}")
+
+
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def generate(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 32,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0: all tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End where this appears.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    device: str = "cpu",
+) -> None:
+    """Continue a prompt of --text and of the checkpoint's inputs, in the order given.
+
+    Each input of the checkpoint is an option of its own that takes a file:
+    magma generate runs/quickstart --image seven.png --text "A picture of"
+    """
+    prompt = _pairs(context.args)
+    if not prompt:
+        raise InputError('the prompt is empty: give --text "..." or an input such as --image FILE')
+    with _screen() as screen:
+        screen.say("importing")
+        from .checkpoint import load
+        from .segments import Media, Text
+
+        model = load(folder, device=device, say=screen.say)
+    _check_names(model, [name for name, _ in prompt])
+    segments = [Text(value) if name == "text" else Media(name, Path(value)) for name, value in prompt]
+    options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    for piece in model.stream(segments, **options, stop=tuple(stop or ()), seed=seed):
+        typer.echo(piece, nl=False)
+    typer.echo()
+
+
+def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
+    """`--image a.png --text "b" --image=c.png` in its order."""
+    pairs = []
+    left = iter(arguments)
+    for word in left:
+        if not word.startswith("--"):
+            raise InputError(f"given {word!r}; allowed: --text TEXT, or --INPUT FILE for an input of the checkpoint")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            found = next(left, None)
+            if found is None:
+                raise InputError(f"--{name} is the last word; allowed: --{name} VALUE")
+            value = found
+        pairs.append((name, value))
+    return pairs
+
+
+def _check_names(model: Magma, names: list[str]) -> None:
+    allowed = ["text", *model.ways()]
+    for name in names:
+        if name not in allowed:
+            raise InputError(f"--{name}: allowed with this checkpoint: {', '.join('--' + a for a in allowed)}")
+
+
+# The screen
+
+
+class _screen:  # noqa: N801  # used as a context manager, in one word
+    """What a person sees of a run: what is being done, the parts, a bar, a table. Only the first process prints.
+
+    On a terminal a live line; elsewhere a line whenever there is news, at most every three seconds.
+    """
+
+    QUIET_S = 3.0
+
+    def __init__(self) -> None:
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.active = int(os.environ.get("RANK", 0)) == 0
+        self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TextColumn("{task.fields[news]}"), TimeRemainingColumn()),
+        )
+        self.live = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.live.add_task("starting", total=None, news="")
+        self.spoke = 0.0
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> _screen:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def say(self, text: str) -> None:
+        """What is being done now."""
+        self.live.update(self.task, description=text, total=None, news="")
+        if not self.console.is_terminal or text.startswith("step"):
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self.spoke = time.perf_counter()
+        self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}")
+
+    def watcher(self) -> Console:
+        """This screen as a run's watcher."""
+        from .run import Console
+
+        console = Console(say=self.say, step=self._step, model=self._model)
+        console.asked = self._asked  # type: ignore[method-assign]
+        return console
+
+    def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
+        self.live.update(self.task, description=what, completed=done, total=total, news=news)
+        if not self.console.is_terminal and time.perf_counter() - self.spoke >= self.QUIET_S:
+            self._line(f"{what} {done}/{total}  {news}{left()}")
+
+    def _step(self, now: Any) -> None:
+        def left() -> str:
+            speed = (now.step - self.first_step) / max(1e-9, time.perf_counter() - self.first_time)
+            return f"  ETA {(now.steps - now.step) / max(1e-9, speed):.0f} s"
+
+        if not hasattr(self, "first_step"):
+            self.first_step, self.first_time = now.step, time.perf_counter()
+        self._bar("training", now.step, now.steps, f"loss {now.loss:.4f}  {now.samples_per_s:.0f} samples/s", left)
+
+    def _asked(self, task: str, done: int, total: int) -> None:
+        self._bar(f"asking {task}", done, total, "questions")
+
+    def _model(self, model: Magma, train: Any) -> None:
+        from rich.table import Table
+
+        table = Table("part", "name", "parameters", "trained", box=None, header_style="bold")
+        for column in table.columns[2:]:
+            column.justify = "right"
+        for row in model.summary():
+            table.add_row(row.path, row.name, f"{row.parameters:,}", f"{row.trained:,}" if row.trained else "frozen")
+        self.console.print(table)
+        self.console.print(f"{train.total_steps} steps of {train.batch_size} examples, {train.precision}")
+
+    def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
+        """The table at the end, or how to go on."""
+        import shlex
+
+        from rich.table import Table
+
+        self.live.stop()
+        if not report["finished"]:
+            self.console.print(
+                f"Stopped at step {report['steps']}; nothing is lost. Go on with:\n  {shlex.join([*again, '--resume'])}"
+            )
+            return
+        for name, scores in report.get("tasks", {}).items():
+            table = Table(name.partition(".")[2], *scores, box=None, header_style="bold")
+            for column in table.columns[1:]:
+                column.justify = "right"
+            for figure in scores["model"]:
+                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()))
+            self.console.print(table)
+        self.console.print(
+            f"frozen tensors compared: {report['frozen_tensors']}, all unchanged\n"
+            f"{report['steps']} steps in {report['seconds']:.1f} s; everything is in {out}"
+        )
+
+
+def _add_plugin_commands() -> None:
+    """Commands of other packages; a broken one is named and left out."""
+    from importlib.metadata import entry_points
+
+    import pluggy
+
+    for point in entry_points(group=hookspecs.COMMANDS_GROUP):
+        manager = pluggy.PluginManager("magma")
+        manager.add_hookspecs(hookspecs)
+        try:
+            manager.register(point.load())
+            manager.hook.magma_commands(cli=cli)
+        except Exception as error:  # whatever a stranger's module does, the program starts
+            owner = point.dist.name if point.dist else "unknown"
+            typer.echo(f"magma: commands of {owner} left out: {type(error).__name__}: {error}", err=True)
+
+
+def main() -> None:
+    """Entry point. A user's mistake is a message and exit status 2, never a traceback."""
+    _add_plugin_commands()
+    try:
+        cli()
+    except MagmaError as error:
+        typer.echo(f"magma: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

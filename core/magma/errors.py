@@ -1,0 +1,50 @@
+"""What a user can do wrong, one class per kind of mistake. Bugs of ours are `assert`s, never a `MagmaError`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MagmaError(Exception):
+    """Something the user can put right. The message says where, what was given and what is allowed."""
+
+
+class RecipeError(MagmaError):
+    """One or more mistakes in a recipe, all of them at once."""
+
+    def __init__(self, origin: str, problems: Iterable[str]) -> None:
+        self.problems = list(problems)
+        count = len(self.problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"{origin}: {count} mistake{'s' if count != 1 else ''}\n{lines}")
+
+
+class PluginError(MagmaError):
+    """A part is unknown, broken, or registered twice."""
+
+
+class InputError(MagmaError):
+    """A value in a prompt or an example that no input takes, or that cannot be read."""
+
+
+class TooLong(InputError):
+    """An example that does not fit into the language model's context."""
+
+
+class PartError(MagmaError):
+    """Parts that do not fit together, or a part that breaks its interface."""
+
+
+class CheckpointError(MagmaError):
+    """A folder that is no checkpoint, or one whose tensors do not match the model."""
+
+
+class TrainingError(MagmaError):
+    """A run that cannot be started or continued."""
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """` Did you mean "clip"?` for the closest of `known`, or nothing."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f' Did you mean "{close[0]}"?' if close else ""

@@ -1,0 +1,131 @@
+"""Decoding: greedy and sampled, with a key-value cache, one prompt or many of unequal lengths.
+
+Axes: b batch, t tokens, d language-model width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .interfaces import FrozenLM, Layout
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to choose the next token. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in."""
+
+    max_tokens: int = 32
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InputError(f"max_tokens is {self.max_tokens}; allowed: 1 or more")
+        if self.temperature < 0:
+            raise InputError(f"temperature is {self.temperature}; allowed: 0 (greedy) or more")
+        if self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k}; allowed: 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; allowed: above 0, at most 1 (all tokens)")
+
+
+def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = None) -> Tensor:
+    """The next token [b] from logits [b, v].
+
+    Top-p keeps the smallest set of most likely tokens whose probability reaches `top_p`.
+    """
+    if how.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits.float() / how.temperature
+    if how.top_k:
+        least = logits.topk(min(how.top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if how.top_p < 1:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        ordered = ordered.masked_fill(before >= how.top_p, -torch.inf)
+        logits = torch.empty_like(logits).scatter_(-1, order, ordered)
+    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+@torch.no_grad()
+def decode(lm: FrozenLM, embeddings: Tensor, layout: Layout, how: Decoding) -> Iterator[list[str]]:
+    """The text of every row so far, after each token, until all rows have ended.
+
+    `embeddings` [b, t, d] are right-padded prompts; `layout` scores the last real position of each row. A row ends
+    at end-of-text, at a stop string (which is not part of its text), at `max_tokens` or where the context is full.
+    """
+    rows = embeddings.shape[0]
+    generator = None
+    if how.seed is not None:
+        generator = torch.Generator(embeddings.device).manual_seed(how.seed)
+    cache = lm.new_cache()
+    answers = [_Answer(lm, how) for _ in range(rows)]
+    alive = list(range(rows))
+    lengths = layout.lengths
+    hidden = lm(embeddings, layout, cache)
+    while True:
+        tokens = choose(lm.head(hidden), how, generator)
+        full = (lengths >= lm.context).tolist()
+        keep = []
+        for i, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
+            if answers[row].add(token) and not full[i]:
+                keep.append(i)
+        yield [answer.text for answer in answers]
+        if not keep:
+            return
+        if len(keep) < len(alive):
+            picked = torch.tensor(keep, device=tokens.device)
+            cache, tokens, lengths = cache.select(picked), tokens[picked], lengths[picked]
+            alive = [alive[i] for i in keep]
+        ones = torch.ones_like(lengths)
+        step = Layout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device))
+        hidden = lm(lm.embed(tokens[:, None]), step, cache)
+        lengths = lengths + 1
+
+
+class _Answer:
+    """One row's tokens and the text they make."""
+
+    def __init__(self, lm: FrozenLM, how: Decoding) -> None:
+        self.lm, self.how = lm, how
+        self.tokens: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> bool:
+        """Take one more token; False when the answer has ended."""
+        if token == self.lm.eos:
+            return False
+        self.tokens.append(token)
+        text = self.lm.decode(self.tokens)
+        ends = [at for stop in self.how.stop if (at := text.find(stop)) >= 0]
+        if ends:
+            self.text = text[: min(ends)]
+            return False
+        self.text = text
+        return len(self.tokens) < self.how.max_tokens
+
+
+def continuations(pieces: Iterator[Sequence[str]], stop: Sequence[str]) -> Iterator[str]:
+    """What a stream of one row's growing text adds each time.
+
+    Held back until it is certain: an unfinished character, and an ending that may become a stop string.
+    """
+    shown, text = 0, ""
+    for (text,) in pieces:
+        held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        certain = len(text.rstrip("\ufffd")) if text.endswith("\ufffd") else len(text)
+        certain = min(certain, len(text) - held)
+        if certain > shown:
+            yield text[shown:certain]
+            shown = certain
+    if len(text) > shown:
+        yield text[shown:]

@@ -1,0 +1,341 @@
+"""The parts that a model and its training are made of. All that a plugin author has to know is in this file.
+
+Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
+v vocabulary, m scored positions.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .segments import Example, Segment
+
+Place = Literal["attention", "mlp"]
+PLACES: tuple[Place, ...] = ("attention", "mlp")
+State = dict[str, Any]
+"""Where a data source stands: JSON, made by the source and handed back to it."""
+
+
+class PartConfig(BaseModel):
+    """Base of every part's `Config`: frozen, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Part(ABC):
+    """Something a recipe can name.
+
+    A concrete part sets `name`, what a recipe's `use = "..."` says, and a `Config` whose fields are the rest of
+    the recipe's table. `kind` is set by the abstract classes below.
+    """
+
+    kind: ClassVar[str]
+    name: ClassVar[str]
+    Config: ClassVar[type[PartConfig]] = PartConfig
+    config: PartConfig
+
+    @classmethod
+    def problems(cls, config: Any) -> list[str]:
+        """What is missing on this machine before `config` can be used (files, packages), without loading anything."""
+        return []
+
+
+class Module(Part, nn.Module):
+    """A part with weights.
+
+    `__init__` builds the structure and must work under `torch.device("meta")`; `load_weights` then fills in what
+    the config names. A frozen module stays in eval mode whatever `train()` is told.
+    """
+
+    def __init__(self, config: PartConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frozen = False
+
+    @classmethod
+    def build(cls, *context: Any, **fields: Any) -> Self:
+        """A ready instance from config fields, weights loaded: `Clip.build(model="RN50x4", pretrained="openai")`.
+
+        `context` are the sizes that the class takes after its config, such as a prefix's three.
+        """
+        part = cls(cls.Config(**fields), *context)
+        part.load_weights()
+        return part
+
+    def load_weights(self) -> None:  # optional: a part that starts from scratch has nothing to load
+        """Load the pretrained weights that the config names. Called once, never on meta."""
+
+    def freeze(self) -> None:
+        """No gradient, and eval mode for good."""
+        self.frozen = True
+        self.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
+
+
+@dataclass
+class Features:
+    """What flows from encoder to prefix to language model."""
+
+    values: Tensor
+    """[b, n, e] from an encoder, [b, k, d] from a prefix."""
+    lengths: Tensor | None = None
+    """[b]: how many of the n are real, the rest is padding; None: all are."""
+
+
+class Encoder(Module):
+    """Raw input to features."""
+
+    kind = "encoder"
+    modality: ClassVar[str]
+    """What it reads: "image", "audio", ..."""
+    dim: int
+    """e, set by `__init__`."""
+    length: int
+    """The largest n, set by `__init__`."""
+
+    @abstractmethod
+    def accepts(self, raw: Any) -> bool:
+        """Does this value look like one of mine? Cheap; no file is opened."""
+
+    @abstractmethod
+    def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
+        """One item as a user holds it (at least a `Path`) to model input [...].
+
+        `rng` is given in training alone and is the only source of randomness for augmentation. Raises
+        `InputError` that names the item where it cannot be read.
+        """
+
+    @abstractmethod
+    def blank(self) -> Tensor:
+        """A prepared item [...] of zeros, the smallest one: stands in where a batch has none."""
+
+    def stack(self, items: Sequence[Tensor]) -> Tensor:
+        """Prepared items to one model input [b, ...]. Items of unequal size are padded here."""
+        return torch.stack(list(items))
+
+    def size(self, prepared: Tensor) -> int:
+        """How many features this prepared item will have; at most `length`."""
+        return self.length
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Features:
+        """[b, ...] to features of width e; pooled features are n = 1."""
+
+
+class Prefix(Module):
+    """Features to word-embedding space. Built as `Prefix(config, encoder.dim, encoder.length, lm.dim)`."""
+
+    kind = "prefix"
+    length: int
+    """k, set by `__init__`: how many positions of the sequence a medium fills at most."""
+
+    @abstractmethod
+    def __init__(self, config: PartConfig, encoder_dim: int, encoder_length: int, dim: int) -> None:
+        super().__init__(config)
+
+    def size(self, features: int) -> int:
+        """How many embeddings come out of this many features; at most `length`."""
+        return self.length
+
+    @abstractmethod
+    def forward(self, features: Features) -> Features:
+        """[b, n, e] to [b, k, d]."""
+
+
+class Adapter(Module):
+    """Wraps one frozen sublayer and owns only its own weights. Built as `Adapter(config, lm.dim)`.
+
+    Nothing it does may mix positions: the sublayer alone moves information along t.
+    """
+
+    kind = "adapter"
+
+    @abstractmethod
+    def __init__(self, config: PartConfig, dim: int) -> None:
+        super().__init__(config)
+
+    @abstractmethod
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        """x [b, t, d] is what the sublayer would have got; returns what takes the place of its output [b, t, d]."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything stands in a right-padded batch of embeddings [b, t, d]."""
+
+    positions: Tensor
+    """[b, t] position of each token in its own sequence, for position embeddings."""
+    lengths: Tensor
+    """[b] real positions in each row; the rest is padding that nothing attends to."""
+    scored: Tensor
+    """[m] flat indices (row * t + column) of the positions whose hidden states are wanted."""
+    segments: Tensor | None = None
+    """[b, t] which packed example a position belongs to; it attends to its own alone. None: one example a row."""
+
+
+class Cache(ABC):
+    """Keys and values of what a language model has read, with two verbs: one prefix for many, and rows."""
+
+    @abstractmethod
+    def expand(self, repeats: int) -> Cache:
+        """A cache in which each row stands `repeats` times in a row: one image, many questions."""
+
+    @abstractmethod
+    def select(self, rows: Tensor) -> Cache:
+        """A cache of these rows [b'] alone: finished ones leave the batch."""
+
+
+class FrozenLM(Module):
+    """The language model. Its weights never change; adapters may be put around its sublayers."""
+
+    kind = "lm"
+    dim: int
+    context: int
+    vocab: int
+    eos: int
+
+    def __init__(self, config: PartConfig) -> None:
+        super().__init__(config)
+        self.adapters: dict[Place, list[Adapter]] = {}
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Text to token ids, no special token added."""
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Token ids to text."""
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[b, t] ids to word embeddings [b, t, d]."""
+
+    @abstractmethod
+    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
+        """Put a new adapter around this sublayer of every block, first block first, and list them in `adapters`."""
+
+    @abstractmethod
+    def remove_adapters(self) -> None:
+        """Undo every `adapt`: the bare language model is back, bit for bit."""
+
+    @abstractmethod
+    def new_cache(self) -> Cache:
+        """An empty cache for `forward`, which fills it in place."""
+
+    @abstractmethod
+    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+        """Embeddings [b, t, d] to the last hidden states [m, d] of the scored positions.
+
+        With a cache, the t positions follow the ones that it holds.
+        """
+
+    @abstractmethod
+    def head(self, hidden: Tensor) -> Tensor:
+        """[m, d] hidden states to logits [m, v]."""
+
+    def freeze(self) -> None:
+        """Freeze everything but the adapters."""
+        super().freeze()
+        for adapter in self.all_adapters():
+            adapter.requires_grad_(not adapter.frozen)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for adapter in self.all_adapters():
+            adapter.train(mode)
+        return self
+
+    def all_adapters(self) -> list[Adapter]:
+        """Every adapter, place by place, first block first."""
+        # nn.Module.__init__ may call train() through a subclass before `adapters` is set.
+        return [adapter for group in self.__dict__.get("adapters", {}).values() for adapter in group]
+
+
+class DataSource(Part):
+    """Examples, in a deterministic order, from any point. Built as `DataSource(config, seed)`."""
+
+    kind = "data"
+
+    @abstractmethod
+    def __init__(self, config: PartConfig, seed: int) -> None:
+        self.config = config
+
+    @abstractmethod
+    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+        """One pass over the data, from the start or from just after `state`.
+
+        Each example comes with the state that goes on behind it. The state of a pass's last example opens the next
+        pass (in a new order, where the source shuffles), so that a trainer loops for ever and an evaluation stops.
+        """
+
+
+@dataclass
+class Question:
+    """One thing to ask a model in an evaluation."""
+
+    id: str
+    segments: Sequence[Segment | Any]
+    """The prompt, as `Magma.generate` takes it."""
+    answer: str
+    group: str = ""
+    """Which of the task's figures it counts for."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """JSON that `score` and `artifacts` want to see again."""
+
+
+@dataclass
+class Prediction:
+    """A question with what the model answered."""
+
+    question: Question
+    text: str
+    baseline: str = ""
+    """"" for the model itself; "shuffled": media permuted among the questions; "blind": media taken away."""
+
+
+class Task(Part):
+    """An evaluation. Built as `Task(config, seed)`."""
+
+    kind = "task"
+    primary: ClassVar[str]
+    """The one of its scores that a table of runs shows first."""
+    max_tokens: ClassVar[int] = 16
+    """How long an answer may be."""
+    stop: ClassVar[tuple[str, ...]] = ()
+    """Strings that end an answer; they are not part of it."""
+
+    @abstractmethod
+    def __init__(self, config: PartConfig, seed: int) -> None:
+        self.config = config
+
+    @abstractmethod
+    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        """The questions of a split, each behind `shots` completed ones, drawn with `seed`."""
+
+    def follow_up(self, prediction: Prediction) -> Question | None:
+        """What to ask next, now that this was answered (multi-step prompting, figure 6 of the paper); None: nothing."""
+        return None
+
+    @abstractmethod
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """Named figures of one baseline's predictions."""
+
+    def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
+        """Write what a person wants to look at into `folder` and return the files."""
+        return []
+
+
+KINDS: dict[str, type[Part]] = {kind.kind: kind for kind in (Encoder, Prefix, Adapter, FrozenLM, DataSource, Task)}

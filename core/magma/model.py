@@ -1,0 +1,268 @@
+"""Magma: encoders and prefixes in front of a frozen language model with adapters inside it.
+
+Axes: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width, v vocabulary,
+m scored positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import InputError, PartError, did_you_mean
+from .generate import Decoding, continuations, decode
+from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Module, Place, Prefix
+from .segments import Batch, Collator, Encoded, Example
+
+
+class Input(nn.Module):
+    """One way into the language model: an encoder and the prefix behind it."""
+
+    def __init__(self, encoder: Encoder, prefix: Prefix, trainable: bool = True) -> None:
+        """`trainable` speaks of the encoder alone; the prefix always learns."""
+        super().__init__()
+        self.encoder = encoder
+        self.prefix = prefix
+        if not trainable:
+            encoder.freeze()
+
+    def forward(self, x: Tensor) -> Features:
+        """[b, ...] to embeddings [b, k, d]. A frozen encoder builds no graph."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder.frozen):
+            features: Features = self.encoder(x)
+        out: Features = self.prefix(features)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"modality={self.encoder.modality}, frozen={self.encoder.frozen}"
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """One line of a model's table of parts."""
+
+    path: str
+    name: str
+    parameters: int
+    trained: int
+
+
+class Magma(nn.Module):
+    """A frozen language model that reads other modalities.
+
+    `inputs` maps a name to an `Input`; `adapters` maps "attention" or "mlp" to a function that makes one adapter,
+    called once a block. Raises `PartError` where widths do not fit.
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        inputs: Mapping[str, Input] | None = None,
+        adapters: Mapping[Place, Callable[[], Adapter]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.lm = lm
+        self.inputs = nn.ModuleDict(dict(inputs or {}))
+        for place, make in (adapters or {}).items():
+            if place not in PLACES:
+                raise PartError(f'adapters are put on {" or ".join(PLACES)}, not on "{place}"')
+            lm.adapt(place, make)
+        lm.freeze()
+        self._check_widths()
+        self.train(self.training)
+
+    def _check_widths(self) -> None:
+        """Run every prefix's declared shape on meta: a width that does not fit is found before a GPU hour is spent."""
+        for name, way in self.ways().items():
+            features = torch.empty(1, way.encoder.length, way.encoder.dim, device="meta")
+            try:
+                out: Features = _on_meta(way.prefix)(Features(features))
+            except RuntimeError as error:
+                raise PartError(
+                    f"inputs.{name}: the prefix cannot take the encoder's "
+                    f"[b, {way.encoder.length}, {way.encoder.dim}]: {error}"
+                ) from error
+            wanted = (1, way.prefix.length, self.lm.dim)
+            if tuple(out.values.shape) != wanted:
+                raise PartError(
+                    f"inputs.{name}: the prefix gives {list(out.values.shape)}, but its length and the language "
+                    f"model's width ask for {list(wanted)}"
+                )
+
+    def ways(self) -> dict[str, Input]:
+        """The inputs by name, typed."""
+        return {name: way for name, way in self.inputs.items() if isinstance(way, Input)}
+
+    def collator(self, max_length: int | None = None, multiple: int = 1) -> Collator:
+        """What turns examples into batches for this model."""
+        return Collator(
+            self.lm, {name: (way.encoder, way.prefix) for name, way in self.ways().items()}, max_length, multiple
+        )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    # Embedding and loss
+
+    def embed(self, batch: Batch) -> Tensor:
+        """[b, t, d]: word embeddings, with every medium's embeddings written into its slots.
+
+        Each input runs exactly once. In training one that this batch lacks runs on a blank, with no weight in the
+        result and no buffer changed, so that all ranks do the same collectives.
+        """
+        words = self.lm.embed(batch.tokens)
+        flat = words.flatten(0, 1)
+        for name, way in self.ways().items():
+            if name in batch.media:
+                values = way(batch.media[name]).values.flatten(0, 1)
+                slots = batch.slots[name]
+                flat = flat.index_copy(0, slots.positions, values[slots.sources].to(flat.dtype))
+            elif torch.is_grad_enabled():
+                blank = way.encoder.stack([way.encoder.blank()]).to(words.device, self._input_dtype(way, words.dtype))
+                was = way.training
+                way.eval()  # BatchNorm's statistics stay as they are
+                flat = flat + 0 * way(blank).values.sum().to(flat.dtype)
+                way.train(was)
+        return flat.view_as(words)
+
+    @staticmethod
+    def _input_dtype(way: Input, otherwise: torch.dtype) -> torch.dtype:
+        return next((p.dtype for p in way.parameters()), otherwise)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Cross-entropy of the targets, summed over them, in float32. Divide by the targets of the global batch."""
+        logits = self.lm.head(self.lm(self.embed(batch), batch.layout))
+        return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Mean cross-entropy over the targets of this batch, in nats (equations 3 and 4)."""
+        if not len(batch.labels):
+            raise InputError(f"no target tokens in this batch ({', '.join(batch.names)})")
+        total: Tensor = self(batch)
+        return total / len(batch.labels)
+
+    @torch.no_grad()
+    def logits(self, segments: Sequence[Any]) -> Tensor:
+        """[t, v]: next-token logits at every position of one sequence of segments, media positions included."""
+        batch = self._prompts([segments])
+        width = batch.tokens.shape[1]
+        batch.layout = type(batch.layout)(
+            batch.layout.positions, batch.layout.lengths, torch.arange(width, device=self.device)
+        )
+        out: Tensor = self.lm.head(self.lm(self.embed(batch), batch.layout))
+        return out
+
+    # Generation
+
+    def generate(self, prompt: Sequence[Any], **how: Any) -> Any:
+        """Continue a prompt: `model.generate([image, "A picture of"])` gives a string.
+
+        A list of prompts gives a list of strings. `how` are the fields of `Decoding`: max_tokens, temperature,
+        top_k, top_p, stop, seed.
+        """
+        many = bool(prompt) and all(isinstance(one, list | tuple) for one in prompt)
+        *_, texts = self._decode(prompt if many else [prompt], _decoding(how))
+        return texts if many else texts[0]
+
+    def stream(self, prompt: Sequence[Any], **how: Any) -> Iterator[str]:
+        """The same for one prompt, piece by piece as it is written."""
+        decoding = _decoding(how)
+        return continuations(self._decode([prompt], decoding), decoding.stop)
+
+    @torch.no_grad()
+    def _decode(self, prompts: Sequence[Sequence[Any]], how: Decoding) -> Iterator[list[str]]:
+        with self.evaluating():
+            batch = self._prompts(prompts)
+            yield from decode(self.lm, self.embed(batch), batch.layout, how)
+
+    def _prompts(self, prompts: Sequence[Sequence[Any]]) -> Batch:
+        collator = self.collator()
+        encoded: list[Encoded] = []
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+                raise InputError(f'a prompt is a list such as [image, "A picture of"], not a {type(prompt).__name__}')
+            name = "the prompt" if len(prompts) == 1 else f"prompt {i}"
+            encoded.append(collator.sequence(Example([collator.segment(value) for value in prompt], name)))
+        return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode for a while."""
+        was = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was)
+
+    # What is trained
+
+    def parts(self) -> dict[str, list[Module]]:
+        """Every part by its path in a recipe: `lm`, `inputs.image.encoder`, `adapters.mlp` (one a block), ..."""
+        parts: dict[str, list[Module]] = {"lm": [self.lm]}
+        for name, way in self.ways().items():
+            parts[f"inputs.{name}.encoder"] = [way.encoder]
+            parts[f"inputs.{name}.prefix"] = [way.prefix]
+        for place, adapters in self.lm.adapters.items():
+            parts[f"adapters.{place}"] = list(adapters)
+        return parts
+
+    def part_parameters(self, path: str) -> list[nn.Parameter]:
+        """The parameters of one part; the language model's without its adapters'."""
+        modules = self.parts()[path]
+        inside = {id(p) for adapter in self.lm.all_adapters() for p in adapter.parameters()} if path == "lm" else set()
+        return [p for module in modules for p in module.parameters() if id(p) not in inside]
+
+    def summary(self) -> list[PartSummary]:
+        """Names and parameter counts of every part, for tables and for the trainer's check."""
+        rows = []
+        for path, modules in self.parts().items():
+            parameters = self.part_parameters(path)
+            # ds_numel: what ZeRO-3 partitioned away is still there
+            sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in parameters]
+            total = sum(size for size, _ in sizes)
+            rows.append(PartSummary(path, modules[0].name, total, sum(size for size, trained in sizes if trained)))
+        return rows
+
+    def trained_tensors(self) -> dict[str, Tensor]:
+        """What training changes: the trainable parameters, and the buffers of parts that are not frozen."""
+        found: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        open_parts = [m for modules in self.parts().values() for m in modules if not m.frozen]
+        open_buffers = {id(b) for module in open_parts for b in module.buffers()}
+        saved = self.state_dict(keep_vars=True)  # leaves out buffers that are not persistent
+        found.update({name: t for name, t in saved.items() if id(t) in open_buffers})
+        return found
+
+    def frozen_tensors(self) -> dict[str, Tensor]:
+        """Everything else that is saved with a model: what no step may change."""
+        trained = self.trained_tensors()
+        return {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in trained}
+
+
+def _decoding(how: Mapping[str, Any]) -> Decoding:
+    known = Decoding.__dataclass_fields__
+    for key in how:
+        if key not in known:
+            raise InputError(f'generate has no option "{key}"; options: {", ".join(known)}.{did_you_mean(key, known)}')
+    stop = how.get("stop", ())
+    return Decoding(**{**how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+
+
+def _on_meta(module: nn.Module) -> Callable[[Any], Any]:
+    """The module as a function whose parameters and buffers are on meta: shapes without work or memory."""
+    state = {
+        name: torch.empty_like(t, device="meta", dtype=torch.float32 if t.is_floating_point() else t.dtype)
+        for name, t in [*module.named_parameters(), *module.named_buffers()]
+    }
+    return lambda *args: torch.func.functional_call(module, state, args)

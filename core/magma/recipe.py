@@ -1,0 +1,470 @@
+"""A recipe: TOML in, a checked and frozen description of a model and its training out.
+
+Core knows the frame; each table with a `use` is checked by the `Config` of the part that it names.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from .errors import PluginError, RecipeError, did_you_mean
+from .interfaces import Part, PartConfig, Place
+from .registry import installed
+
+SUFFIX = ".toml"
+Precision = Literal["bf16", "fp16", "fp32"]
+
+
+# Paths in configs
+
+
+def _resolve(value: str, info: ValidationInfo) -> str:
+    """A relative path, where it exists: beside the recipe, in $MAGMA_DATA, in the working folder. Else as given."""
+    if Path(value).expanduser().is_absolute():
+        return str(Path(value).expanduser())
+    folder = (info.context or {}).get("folder")
+    places = [folder, os.environ.get("MAGMA_DATA"), Path.cwd()]
+    for place in places:
+        if place is not None and (Path(place) / value).exists():
+            return str((Path(place) / value).resolve())
+    return value
+
+
+LocalPath = Annotated[str, AfterValidator(_resolve)]
+"""A config field that is a file or folder; a relative one is made absolute where it is found."""
+Weights = LocalPath
+"""A config field that is a hub name or a file or folder: what is not found on disk stays as it is."""
+
+
+# The frame
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Use(BaseModel):
+    """A table that names a part; the other keys are for its `Config`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    use: str
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Init(_Table):
+    """Where the trained weights start."""
+
+    checkpoint: LocalPath | None = None
+    """A MAGMA folder to start the trained weights from."""
+
+
+class InputTable(_Table):
+    """One way into the language model."""
+
+    encoder: Use
+    prefix: Use
+    trainable: bool = True
+    """Speaks of the encoder alone; the prefix always learns."""
+    lr: PositiveFloat | None = None
+    """The encoder's learning rate; [train].lr where it is not given."""
+
+
+class Data(_Table):
+    """What is trained on, and what the loss is watched on."""
+
+    train: tuple[Use, ...] = ()
+    """Each may have a `weight`: how often it is drawn from, relative to the others."""
+    evaluation: tuple[Use, ...] = ()
+
+
+class Constant(_Table):
+    """The highest learning rate, always."""
+
+    use: Literal["constant"]
+
+
+class Cosine(_Table):
+    """Half a cosine from the highest learning rate down to a fraction of it."""
+
+    use: Literal["cosine"]
+    final: float = Field(0.1, ge=0, le=1)
+    """The last step's learning rate, as a fraction of the highest."""
+
+
+class Linear(_Table):
+    """A straight line from the highest learning rate down to a fraction of it."""
+
+    use: Literal["linear"]
+    final: float = Field(0.0, ge=0, le=1)
+
+
+class Optimizer(_Table):
+    """As torch.optim has it."""
+
+    use: Literal["adam", "adamw"] = "adam"
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class Train(_Table):
+    """How to train."""
+
+    lr: PositiveFloat
+    batch_size: PositiveInt
+    """Examples a step, over all processes."""
+    samples: PositiveInt | None = None
+    steps: PositiveInt | None = None
+    micro_batch_size: PositiveInt | None = None
+    """Examples that one process takes at once; all of its share where it is not given."""
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Constant | Cosine | Linear = Field(Cosine(use="cosine"), discriminator="use")
+    optimizer: Optimizer = Optimizer()
+    precision: Precision = "bf16"
+    gradient_clipping: float = Field(0.0, ge=0)
+    """Largest norm of the gradient; 0: not clipped."""
+    loss: Literal["token_mean", "micro_batch_mean"] = "token_mean"
+    """token_mean: over the targets of the global batch. micro_batch_mean: the authors' code's mean of means."""
+    max_length: PositiveInt | None = None
+    """Longest example in positions; the language model's context where it is not given."""
+    too_long: Literal["error", "skip"] = "error"
+    """What to do with an example that does not fit even when its text is cut."""
+    evaluate_every: int = Field(0, ge=0)
+    """Steps between evaluations of the loss; 0: at the end alone."""
+    evaluate_samples: PositiveInt | None = None
+    """Most examples of each evaluation set; all where it is not given."""
+    checkpoint_every: int = Field(0, ge=0)
+    """Steps between checkpoints; 0: at the end alone."""
+    keep_checkpoints: PositiveInt = 2
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.samples is None) == (self.steps is None):
+            raise ValueError("give either `samples` or `steps`")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run; a last partial batch counts as one."""
+        if self.steps is not None:
+            return self.steps
+        assert self.samples is not None
+        return -(-self.samples // self.batch_size)
+
+
+OWNED_BY_TRAIN = {
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size and train.micro_batch_size",
+    "gradient_clipping": "train.gradient_clipping",
+    "optimizer": "train.optimizer",
+    "scheduler": "train.schedule",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "zero_allow_untested_optimizer": "train.optimizer",
+}
+
+
+class Recipe(_Table):
+    """The whole of it. `Recipe.load` is how to get one."""
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    lm: Use
+    init: Init = Init()
+    inputs: dict[str, InputTable] = {}
+    adapters: dict[Place, Use] = {}
+    data: Data = Data()
+    tasks: tuple[Use, ...] = ()
+    train: Train | None = None
+    deepspeed: dict[str, Any] = {}
+
+    @classmethod
+    def load(
+        cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None
+    ) -> Recipe:
+        """From a file, the name of a bundled recipe, or a dict; `overrides` are `a.b=value` in TOML's notation.
+
+        Raises `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
+        """
+        if isinstance(source, Mapping):
+            origin, raw, folder = "the recipe", dict(source), folder or Path.cwd()
+        else:
+            path = find(source)
+            origin, raw, folder = str(path), _read(path), folder or path.parent
+        problems: list[str] = []
+        for override in overrides:
+            _override(raw, override, problems)
+        _remove_switched_off(raw)
+        return cls._check(origin, raw, folder, problems)
+
+    @classmethod
+    def _check(cls, origin: str, raw: dict[str, Any], folder: Path, problems: list[str]) -> Recipe:
+        context = {"folder": folder}
+        recipe = None
+        try:
+            recipe = cls.model_validate(raw, context=context)
+        except ValidationError as error:
+            problems += [_explain(cls, one) for one in error.errors()]
+        resolved: dict[str, dict[str, Any]] = {}
+        for path, kind, table in part_tables(raw):
+            resolved[path] = _check_part(path, kind, table, context, problems)
+        problems += [
+            f"deepspeed.{key}: given {raw['deepspeed'][key]!r}, but [train] owns it; set {owner}"
+            for key, owner in OWNED_BY_TRAIN.items()
+            if isinstance(raw.get("deepspeed"), dict) and key in raw["deepspeed"]
+        ]
+        if problems or recipe is None:
+            raise RecipeError(origin, problems)
+        settled = recipe.model_dump(mode="json", exclude_none=True)
+        for path, fields in resolved.items():
+            _set(settled, path, fields)
+        return cls.model_validate(settled, context=context)
+
+    def part(self, path: str) -> tuple[type[Any], Any]:
+        """The class and the config of the part at a path such as `inputs.image.encoder` or `data.train.0`."""
+        for found, kind, table in part_tables(self.model_dump()):
+            if found == path:
+                part = installed().find(kind, table["use"]).part
+                return part, part.Config.model_validate(_own_fields(path, table))
+        raise KeyError(path)
+
+    def parts(self) -> list[tuple[str, type[Part], Any]]:
+        """Every part of the recipe with its path, class and config."""
+        return [(path, *self.part(path)) for path, _, _ in part_tables(self.model_dump())]
+
+    def problems(self) -> list[str]:
+        """What this machine lacks to run it: missing files, packages, data. Nothing is loaded."""
+        found = [f"{path}: {problem}" for path, part, config in self.parts() for problem in part.problems(config)]
+        checkpoint = self.init.checkpoint
+        if checkpoint is not None and not Path(checkpoint).is_dir():
+            found.append(f"init.checkpoint: given {checkpoint!r}, which is no folder; allowed: a MAGMA folder")
+        return found
+
+    def to_toml(self) -> str:
+        """The resolved recipe: everything that was inherited or left to defaults stands in it."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(path, kind, table) of every table of a recipe that names a part, whatever its other mistakes."""
+
+    def table(value: Any) -> Mapping[str, Any]:
+        return value if isinstance(value, Mapping) else {}
+
+    def array(value: Any) -> Sequence[Any]:
+        return value if isinstance(value, list | tuple) else ()
+
+    if "lm" in raw:
+        yield "lm", "lm", raw["lm"]
+    for name, way in table(raw.get("inputs")).items():
+        for kind in ("encoder", "prefix"):
+            if kind in table(way):
+                yield f"inputs.{name}.{kind}", kind, table(way)[kind]
+    for place, adapter in table(raw.get("adapters")).items():
+        yield f"adapters.{place}", "adapter", adapter
+    for use in ("train", "evaluation"):
+        for i, source in enumerate(array(table(raw.get("data")).get(use))):
+            yield f"data.{use}.{i}", "data", source
+    for i, task in enumerate(array(raw.get("tasks"))):
+        yield f"tasks.{i}", "task", task
+
+
+# Keys of a part's table that the frame reads, not the part.
+_FRAME_KEYS = {"adapters": ("lr",), "data.train": ("weight",), "inputs": ("lr",)}
+
+
+def _own_fields(path: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    frame: tuple[str, ...] = ("use",)
+    for prefix, keys in _FRAME_KEYS.items():
+        if path.startswith(prefix) and not path.endswith(".encoder"):
+            frame += keys
+    return {key: value for key, value in table.items() if key not in frame}
+
+
+def _check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """The table with its config's defaults filled in; mistakes are added to `problems`."""
+    if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
+        return {}  # the frame has said so
+    own = _own_fields(path, table)
+    for key in table.keys() - own.keys() - {"use"}:
+        value = table[key]
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            problems.append(f"{path}.{key}: given {value!r}; allowed: a number above 0")
+    try:
+        part = installed().find(kind, table["use"]).part
+    except PluginError as error:
+        problems.append(f"{path}.use: given {table['use']!r}; {error}")
+        return {}
+    try:
+        config: PartConfig = part.Config.model_validate(own, context=context)
+    except ValidationError as error:
+        problems += [_explain(part.Config, one, path) for one in error.errors()]
+        return {}
+    frame = {key: value for key, value in table.items() if key not in own}
+    return {**frame, **config.model_dump(mode="json", exclude_none=True)}
+
+
+# Reading
+
+
+def find(source: str | Path) -> Path:
+    """A recipe's file: a path, or the name of a bundled one ("quickstart", "paper/frozen")."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    known = bundled()
+    if str(source) in known:
+        return known[str(source)]
+    hint = did_you_mean(str(source), known)
+    raise RecipeError(
+        str(source), [f"no such file, and no bundled recipe has this name.{hint} Bundled: {', '.join(known)}"]
+    )
+
+
+def bundled() -> dict[str, Path]:
+    """Name to file of the recipes that come with the package."""
+    here = Path(__file__).parent
+    # in a wheel beside this file; in a checkout at its top
+    folder = next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), here)
+    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob(f"*{SUFFIX}"))}
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's tables, laid over those of the file that it extends."""
+    path = path.resolve()
+    if path in seen:
+        raise RecipeError(str(seen[0]), [f"extends itself: {' -> '.join(str(p) for p in (*seen, path))}"])
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(str(path), [str(error)]) from error
+    base = raw.pop("extends", None)
+    if base is None:
+        return raw
+    if not isinstance(base, str):
+        raise RecipeError(str(path), [f"extends: given {base!r}; allowed: the path of another recipe"])
+    parent = path.parent / base
+    if not parent.is_file():
+        raise RecipeError(str(path), [f"extends: given {base!r}; {parent} does not exist"])
+    return _merge(_read(parent, (*seen, path)), raw)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; everything else, and a table that uses another part, is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = value
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_part(old, value):
+            merged[key] = _merge(old, value)
+    return merged
+
+
+def _same_part(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    return bool(new.get("use", old.get("use")) == old.get("use"))
+
+
+def _remove_switched_off(raw: dict[str, Any]) -> None:
+    """`attention = false` takes out an adapter that the extended recipe has; the same for an input."""
+    for key in ("inputs", "adapters"):
+        if isinstance(raw.get(key), Mapping):
+            raw[key] = {name: table for name, table in raw[key].items() if table is not False}
+
+
+def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
+    """`a.b.0.c=value`: the value in TOML's notation, or a bare string."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        problems.append(f"--set {text}: allowed: path=value, such as train.lr=1e-4")
+        return
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value
+    try:
+        _set(raw, path, parsed, replace=True)
+    except (KeyError, IndexError, ValueError, TypeError):
+        problems.append(f"--set {text}: there is no {path} to set")
+
+
+def _set(raw: dict[str, Any], path: str, value: Any, replace: bool = False) -> None:
+    *parents, last = path.split(".")
+    here: Any = raw
+    for key in parents:
+        if isinstance(here, list | tuple):
+            here = here[int(key)]
+        else:
+            if key not in here:
+                here[key] = {}
+            elif isinstance(here[key], dict):
+                here[key] = dict(here[key])
+            elif isinstance(here[key], list | tuple):
+                here[key] = [dict(one) if isinstance(one, dict) else one for one in here[key]]
+            here = here[key]
+    if isinstance(here, list | tuple):
+        target, place = here, int(last)
+        target[place] = value if replace else {**target[place], **value}  # type: ignore[index]
+    elif isinstance(here, dict):
+        here[last] = value if replace or not isinstance(here.get(last), dict) else {**here[last], **value}
+    else:
+        raise TypeError(path)
+
+
+# Explaining mistakes
+
+
+def _explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
+    """One line: dotted path, what was given, what is allowed."""
+    location = [str(part) for part in error["loc"]]
+    path = ".".join([prefix, *location] if prefix else location) or prefix or "recipe"
+    if error["type"] == "missing":
+        return f"{path}: missing; it has no default"
+    if error["type"] == "extra_forbidden":
+        allowed = _fields_at(model, error["loc"][:-1])
+        hint = did_you_mean(location[-1], allowed)
+        return f"{path}: given {error['input']!r}, an unknown key.{hint} Allowed: {', '.join(allowed)}"
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    given = error["input"]
+    shown = f"a table with {', '.join(map(str, given))}" if isinstance(given, Mapping) else repr(given)
+    return f"{path}: given {shown}; allowed: {message}"
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
+    """The keys that a table inside a config may have."""
+    annotation: Any = model
+    for part in location:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields:
+            annotation = annotation.model_fields[part].annotation
+        models = list(_models_in(annotation))
+        tagged = [m for m in models if "use" in m.model_fields and part in str(m.model_fields["use"].annotation)]
+        annotation = (tagged or models or [annotation])[0]
+    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _models_in(argument)

@@ -1,0 +1,164 @@
+"""One recipe from start to finish: check, train, evaluate, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .errors import RecipeError, TrainingError
+from .evaluate import BASELINES, evaluate
+from .interfaces import Task
+from .model import Magma
+from .recipe import Recipe
+from .train import METRICS, Result, Watcher, train
+
+REPORT = "report.json"
+LOSS = "loss.png"
+
+
+class Console(Watcher):
+    """A watcher that is also told of the evaluation; does nothing by default."""
+
+    def asked(self, task: str, done: int, total: int) -> None:
+        """So many of a task's questions are answered."""
+
+
+def run(
+    source: Recipe | str | Path | Mapping[str, Any],
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    watcher: Console | None = None,
+) -> dict[str, Any]:
+    """Train a recipe, ask its tasks' questions of the finished checkpoint, and write everything into `out`.
+
+    `out` gets recipe.toml, metrics.jsonl, loss.png, checkpoints/, report.json and what the tasks draw. Returns the
+    report; an interrupted run's has `finished` false and no scores. With several processes the first one reports.
+    """
+    watcher = watcher or Console()
+    recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
+    if missing := recipe.problems():
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing)
+    out = Path(out)
+    if not resume and (out / checkpoint.CHECKPOINTS).exists():
+        raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
+    first = int(os.environ.get("RANK", 0)) == 0
+    if first:
+        out.mkdir(parents=True, exist_ok=True)
+        write_text(out / checkpoint.RECIPE, recipe.to_toml())
+    result = train(recipe, out, resume=resume, watcher=watcher)
+    if not first:
+        return {}
+    report = _facts(recipe, result)
+    if result.finished:
+        draw_losses(out)
+        if recipe.tasks:
+            model = checkpoint.load(result.folder, say=watcher.say)
+            scores = {}
+            for i, _ in enumerate(recipe.tasks):
+                part, config = recipe.part(f"tasks.{i}")
+                task: Task = part(config, recipe.seed)
+                scores[f"{i}.{task.name}"] = scored = _ask(model, task, out, watcher)
+                if not i:
+                    report[task.primary] = scored["model"][task.primary]
+                    report["shuffled_accuracy"] = scored["shuffled"][task.primary]
+                    report["blind_accuracy"] = scored["blind"][task.primary]
+            report["tasks"] = scores
+    write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
+    manifest = checkpoint.read_manifest(result.folder)
+    return {
+        "recipe": recipe.name,
+        "finished": result.finished,
+        "steps": result.steps,
+        "seconds": round(result.seconds, 2),
+        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "frozen_unchanged": True,  # training raises where one changed
+        "frozen_tensors": result.frozen,
+        "skipped_examples": result.skipped,
+        "parts": manifest["parts"],
+        "checkpoint": str(result.folder),
+    }
+
+
+def _ask(model: Magma, task: Task, out: Path, watcher: Console) -> dict[str, dict[str, float]]:
+    def progress(done: int, total: int) -> None:
+        watcher.asked(task.name, done, total)
+
+    predictions = evaluate(model, task, progress=progress)
+    task.artifacts(out, predictions)
+    return {
+        baseline or "model": task.score([p for p in predictions if p.baseline == baseline]) for baseline in BASELINES
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Written aside and renamed: a reader sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def draw_losses(out: Path) -> Path:
+    """loss.png from metrics.jsonl: the loss of every step, and of every evaluation, against the step."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
+    figure, ax = plt.subplots(figsize=(7, 4))
+    for key, style in (("loss", "-"), ("evaluation_loss", "o-")):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            ax.plot(*zip(*points, strict=True), style, label=key.replace("_", " "), linewidth=1, markersize=4)
+    ax.set(xlabel="step", ylabel="cross-entropy per target token (nats)", yscale="log")
+    ax.grid(alpha=0.3)
+    ax.legend()
+    figure.tight_layout()
+    path = out / LOSS
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path
+
+
+def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None = None) -> int:
+    """Start `magma` with these arguments in several processes, here or on the hosts of a hostfile; the exit status.
+
+    Local processes are torch's elastic launcher's; a hostfile is passed on to DeepSpeed's launcher. Ctrl-C reaches
+    every process, and each saves before it ends.
+    """
+    if hostfile is not None:
+        command = ["-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--module", "magma.cli"]
+    else:
+        command = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            "--module",
+            "magma.cli",
+        ]
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
+    children = subprocess.Popen([sys.executable, *command, *arguments], env=environment)
+    before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return children.wait()
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """The children get the terminal's signal themselves; this process only waits for them."""

@@ -1,0 +1,256 @@
+"""What goes into a language model, from a user's values to a batch of tensors.
+
+Axes: b batch, t tokens (media positions included), m scored positions, s media positions of one input in a batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, TooLong
+from .interfaces import Encoder, FrozenLM, Layout, Prefix
+
+
+@dataclass(frozen=True)
+class Text:
+    """A stretch of text. Nothing is put between segments: a following word brings its own leading space."""
+
+    text: str
+    target: bool = False
+    """The model is trained to say this."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A stretch of token ids [n], for who has them already."""
+
+    ids: Tensor
+    target: bool = False
+
+
+@dataclass(frozen=True)
+class Media:
+    """A value for the input called `name`: raw, as its encoder's `prepare` takes it, or prepared."""
+
+    name: str
+    value: Any
+
+
+Segment = Text | Tokens | Media
+
+
+@dataclass(frozen=True)
+class Example:
+    """Segments in order, any number of each. `name` is how errors speak of it."""
+
+    segments: Sequence[Segment]
+    name: str = "example"
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Which positions of a batch the embeddings of one input fill."""
+
+    positions: Tensor
+    """[s] flat indices (row * t + column) into the batch."""
+    sources: Tensor
+    """[s] flat indices (medium * k + i) into that input's embeddings."""
+
+
+@dataclass
+class Encoded:
+    """One example as numbers, before it is padded."""
+
+    tokens: list[int]
+    """[t], 0 where a medium stands."""
+    targets: list[bool]
+    """[t], True where the token is to be predicted."""
+    media: list[tuple[str, Tensor, int, int]]
+    """(input, prepared item, first position, how many positions)."""
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass
+class Batch:
+    """What `Magma.forward` takes."""
+
+    tokens: Tensor
+    """[b, t], 0 where a medium or padding stands."""
+    layout: Layout
+    labels: Tensor
+    """[m] what the scored positions are to predict."""
+    media: dict[str, Tensor]
+    """input -> its model input [b', ...]; inputs that have none here are absent."""
+    slots: dict[str, Slots]
+    names: list[str] = field(default_factory=list)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """On another device; floating media in `dtype`."""
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
+
+        layout = self.layout
+        return replace(
+            self,
+            tokens=move(self.tokens),
+            labels=move(self.labels),
+            layout=Layout(
+                positions=move(layout.positions),
+                lengths=move(layout.lengths),
+                scored=move(layout.scored),
+                segments=None if layout.segments is None else move(layout.segments),
+            ),
+            media={name: move(x) for name, x in self.media.items()},
+            slots={name: Slots(move(slot.positions), move(slot.sources)) for name, slot in self.slots.items()},
+        )
+
+
+class Collator:
+    """Turns examples into batches for one language model and its inputs.
+
+    Everything slow that needs no gradient happens here (decoding media, tokenizing), so that it can run beside the
+    model.
+    """
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        inputs: Mapping[str, tuple[Encoder, Prefix]],
+        max_length: int | None = None,
+        multiple: int = 1,
+    ) -> None:
+        if max_length is not None and max_length > lm.context:
+            raise InputError(f"max_length is {max_length}, but the language model's context is {lm.context} tokens")
+        self.lm = lm
+        self.inputs = inputs
+        self.max_length = max_length or lm.context
+        self.multiple = multiple
+
+    def segment(self, value: Any) -> Segment:
+        """A raw value of a prompt as a segment: text, token ids, or a medium of the one input that accepts it."""
+        if isinstance(value, Text | Tokens | Media):
+            return value
+        if isinstance(value, str):
+            return Text(value)
+        if isinstance(value, Tensor) and value.ndim == 1 and value.dtype in (torch.int64, torch.int32):
+            return Tokens(value)
+        takers = [name for name, (encoder, _) in self.inputs.items() if encoder.accepts(value)]
+        if len(takers) == 1:
+            return Media(takers[0], value)
+        what = f"a value of type {type(value).__name__}"
+        known = ", ".join(self.inputs) or "none"
+        if takers:
+            raise InputError(f"{what} fits several inputs ({', '.join(takers)}): say which with Media(name, value)")
+        raise InputError(f"no input accepts {what}; inputs: {known}. To choose one, use Media(name, value)")
+
+    def sequence(self, example: Example, rng: random.Random | None = None) -> Encoded:
+        """Tokens, targets and prepared media of one example, cut to `max_length`.
+
+        An end-of-text token follows where the last segment is a target, and is a target itself. Text is cut at the
+        end; where that would split a medium or leave no target, `TooLong` names the example.
+        """
+        result = Encoded([], [], [], example.name)
+        wanted = False
+        for segment in example.segments:
+            if isinstance(segment, Media):
+                self._add_medium(result, segment, rng)
+                continue
+            ids = self.lm.encode(segment.text) if isinstance(segment, Text) else segment.ids.tolist()
+            if isinstance(segment, Tokens) and ids and not 0 <= min(ids) <= max(ids) < self.lm.vocab:
+                raise InputError(
+                    f"{example.name}: token ids must be 0 to {self.lm.vocab - 1}, got {min(ids)} to {max(ids)}"
+                )
+            result.tokens += ids
+            result.targets += [segment.target] * len(ids)
+            wanted = wanted or segment.target
+        if not result.tokens:
+            raise InputError(f"{example.name} is empty: it has neither text nor media")
+        if isinstance(last := example.segments[-1], Text | Tokens) and last.target:
+            result.tokens.append(self.lm.eos)
+            result.targets.append(True)
+        return self._cut(result, wanted)
+
+    def _add_medium(self, result: Encoded, segment: Media, rng: random.Random | None) -> None:
+        if segment.name not in self.inputs:
+            known = ", ".join(self.inputs) or "none"
+            raise InputError(f'{result.name}: no input is called "{segment.name}"; inputs: {known}')
+        encoder, prefix = self.inputs[segment.name]
+        try:
+            prepared = encoder.prepare(segment.value, rng)
+        except InputError as error:
+            raise InputError(f"{result.name}: {segment.name}: {error}") from error
+        size = prefix.size(encoder.size(prepared))
+        result.media.append((segment.name, prepared, len(result), size))
+        result.tokens += [0] * size
+        result.targets += [False] * size
+
+    def _cut(self, result: Encoded, wanted: bool) -> Encoded:
+        limit = self.max_length
+        if len(result) <= limit:
+            return result
+        media_end = max((start + size for _, _, start, size in result.media), default=0)
+        if media_end > limit or (wanted and not any(result.targets[:limit])):
+            raise TooLong(
+                f"{result.name} needs {len(result)} positions ({media_end} up to its last medium), "
+                f"and at most {limit} fit: use fewer or shorter segments"
+            )
+        return replace(result, tokens=result.tokens[:limit], targets=result.targets[:limit])
+
+    def batch(self, examples: Sequence[Example], rng: random.Random | None = None) -> Batch:
+        """A training batch: targets are scored."""
+        return self.pad([self.sequence(example, rng) for example in examples])
+
+    def pad(self, sequences: Sequence[Encoded], score_last: bool = False) -> Batch:
+        """Right-pad to the longest (rounded up to `multiple`).
+
+        Scored are the positions before each target, or with `score_last` the last position of every row, whose
+        labels are 0 then.
+        """
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        rows, width = len(sequences), -(-int(lengths.max()) // self.multiple) * self.multiple
+        tokens = torch.zeros(rows, width, dtype=torch.long)
+        targets = torch.zeros(rows, width, dtype=torch.bool)
+        for row, sequence in enumerate(sequences):
+            tokens[row, : len(sequence)] = torch.tensor(sequence.tokens)
+            targets[row, : len(sequence)] = torch.tensor(sequence.targets)
+        if score_last:
+            scored = torch.arange(rows) * width + lengths - 1
+            labels = torch.zeros(rows, dtype=torch.long)
+        else:
+            targets[:, 0] = False  # nothing stands before the first position that could predict it
+            wanted = targets.flatten().nonzero().squeeze(1)
+            scored, labels = wanted - 1, tokens.flatten()[wanted]
+        positions = torch.arange(width).expand(rows, width).contiguous()
+        media, slots = self._gather(sequences, width)
+        layout = Layout(positions, lengths, scored)
+        return Batch(tokens, layout, labels, media, slots, [sequence.name for sequence in sequences])
+
+    def _gather(self, sequences: Sequence[Encoded], width: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
+        media, slots = {}, {}
+        for name, (encoder, prefix) in self.inputs.items():
+            found = [
+                (item, row * width + start, size)
+                for row, sequence in enumerate(sequences)
+                for owner, item, start, size in sequence.media
+                if owner == name
+            ]
+            if not found:
+                continue
+            media[name] = encoder.stack([item for item, _, _ in found])
+            slots[name] = Slots(
+                positions=torch.cat([torch.arange(first, first + size) for _, first, size in found]),
+                sources=torch.cat(
+                    [torch.arange(i * prefix.length, i * prefix.length + size) for i, (_, _, size) in enumerate(found)]
+                ),
+            )
+        return media, slots

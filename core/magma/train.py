@@ -1,0 +1,574 @@
+"""The trainer: DeepSpeed around any assembled model. The only file that imports deepspeed.
+
+A step is one global batch: `batch_size` examples, over all processes and accumulation steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from . import checkpoint
+from .assemble import DTYPES, assemble, learning_rates
+from .errors import CheckpointError, TooLong, TrainingError
+from .interfaces import DataSource, State
+from .model import Magma
+from .recipe import Constant, Recipe, Train
+from .segments import Batch, Collator, Encoded, Example
+
+METRICS = "metrics.jsonl"
+_TAG = "deepspeed"
+_TRAINER = "trainer.json"
+
+
+@dataclass
+class Progress:
+    """What a step tells whoever watches."""
+
+    step: int
+    steps: int
+    loss: float
+    samples_per_s: float
+
+
+@dataclass
+class Watcher:
+    """Who is told what happens; all do nothing by default."""
+
+    say: Callable[[str], None] = lambda _: None
+    step: Callable[[Progress], None] = lambda _: None
+    model: Callable[[Magma, Train], None] = lambda *_: None
+
+
+@dataclass
+class Result:
+    """How a run ended."""
+
+    folder: Path
+    """The last checkpoint."""
+    steps: int
+    seconds: float
+    """Wall-clock seconds of the training loop of this process, evaluations and checkpoints included."""
+    finished: bool
+    """False where a signal ended it early."""
+    frozen: int
+    """How many frozen tensors were compared, before against after."""
+    skipped: int = 0
+    """Examples of this process that did not fit."""
+
+
+# Processes
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value, summed over the processes."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+
+def join() -> World:
+    """Join the processes that a launcher started, or be the only one."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    if "RANK" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in alone.items()})
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        # It is compiled at the first use, for minutes and only where there is a compiler; results are the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local)
+    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM ask for an end after the current step; one second later they end the process as usual."""
+    asked: list[float] = []
+
+    def handler(*_: Any) -> None:
+        if asked and time.monotonic() - asked[0] > 1:
+            raise KeyboardInterrupt
+        asked.append(time.monotonic())
+
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+# Data
+
+
+class Mixture:
+    """Examples of several sources by weight, for ever, from any point.
+
+    The next source is the one that is furthest behind its share: no randomness, and the counts are the position.
+    """
+
+    def __init__(self, sources: Sequence[DataSource], weights: Sequence[float]) -> None:
+        self.sources = sources
+        self.weights = weights
+        self.counts = [0] * len(sources)
+        self.states: list[State | None] = [None] * len(sources)
+        self._running: list[Iterator[tuple[Example, State]] | None] = [None] * len(sources)
+
+    def take(self, count: int) -> list[Example]:
+        """The next `count` examples."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> Example:
+        behind = [(done + 1) / weight for done, weight in zip(self.counts, self.weights, strict=True)]
+        i = behind.index(min(behind))
+        for _ in range(2):  # a pass may have ended: then the next one begins
+            running = self._running[i] or self.sources[i].iterate(self.states[i])
+            self._running[i] = running
+            found = next(running, None)
+            if found is not None:
+                self.counts[i] += 1
+                self.states[i] = found[1]
+                return found[0]
+            self._running[i] = None
+        raise TrainingError(f"data.train.{i} ({self.sources[i].name}) has no examples")
+
+    def state(self) -> dict[str, Any]:
+        """JSON from which `restore` goes on."""
+        return {"counts": list(self.counts), "states": list(self.states)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.counts, self.states = list(state["counts"]), list(state["states"])
+        self._running = [None] * len(self.sources)
+
+
+def _sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
+    sources, weights = [], []
+    for i, table in enumerate(getattr(recipe.data, use)):
+        part, config = recipe.part(f"data.{use}.{i}")
+        sources.append(part(config, recipe.seed))
+        weights.append(float(table.fields.get("weight", 1.0)))
+    return sources, weights
+
+
+# Learning rate
+
+
+def factor(train: Train, step: int) -> float:
+    """The learning rate of a step (counted from 0), as a fraction of the highest."""
+    if step < train.warmup_steps:
+        return (step + 1) / train.warmup_steps
+    if isinstance(train.schedule, Constant):
+        return 1.0
+    done = (step - train.warmup_steps) / max(1, train.total_steps - 1 - train.warmup_steps)
+    done = min(1.0, done)
+    final = train.schedule.final
+    shape = (1 + math.cos(math.pi * done)) / 2 if train.schedule.use == "cosine" else 1 - done
+    return final + (1 - final) * shape
+
+
+# The run
+
+
+@dataclass
+class _Run:
+    """One process's side of a run."""
+
+    recipe: Recipe
+    out: Path
+    world: World
+    watcher: Watcher
+    model: Magma
+    engine: Any = None
+    step: int = 0
+    skipped: int = 0
+    frozen: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert self.recipe.train is not None
+        self.train: Train = self.recipe.train
+        self.micro, self.accumulation = micro_batches(self.train, self.world.size)
+        self.collator: Collator = self.model.collator(self.train.max_length)
+        self.mixture = Mixture(*_sources(self.recipe, "train"))
+        self.evaluation, _ = _sources(self.recipe, "evaluation")
+
+    # Set-up
+
+    def start(self) -> None:
+        """Wrap the model in a DeepSpeed engine."""
+        import deepspeed
+
+        rates = learning_rates(self.recipe)
+        groups = [
+            {"params": [p for p in self.model.part_parameters(path) if p.requires_grad], "lr": rate, "name": path}
+            for path, rate in rates.items()
+        ]
+        groups = [group for group in groups if group["params"]]
+        if not groups:
+            raise TrainingError("nothing to train: no input and no adapter has a trainable parameter")
+        declared = {id(p) for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+        stray = [name for name, p in self.model.named_parameters() if p.requires_grad and id(p) not in declared]
+        if stray:
+            raise TrainingError(
+                f"{len(stray)} trainable parameters belong to no declared part, the first is {stray[0]}"
+            )
+        self.frozen = checkpoint.fingerprints(self.model.frozen_tensors())
+        wanted = self.train.optimizer
+        make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam
+        optimizer = make(groups, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay, foreach=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(self.train, step))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # DeepSpeed's own
+            self.engine, *_ = deepspeed.initialize(
+                model=self.model,
+                optimizer=optimizer,
+                lr_scheduler=schedule,
+                config=self._config(),
+                dist_init_required=False,
+            )
+
+    def _config(self) -> dict[str, Any]:
+        return {
+            "train_batch_size": self.micro * self.accumulation * self.world.size,
+            "train_micro_batch_size_per_gpu": self.micro,
+            "gradient_accumulation_steps": self.accumulation,
+            "gradient_clipping": self.train.gradient_clipping,
+            "bf16": {"enabled": self.train.precision == "bf16"},
+            "fp16": {"enabled": self.train.precision == "fp16"},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+            **self.recipe.deepspeed,
+        }
+
+    # One step
+
+    def encode(self, examples: Sequence[Example], first: int) -> list[Encoded]:
+        """This process's share of a global batch whose first example is the run's `first`-th."""
+        encoded = []
+        for i in range(self.world.rank, len(examples), self.world.size):
+            rng = random.Random(f"{self.recipe.seed} {first + i}")
+            try:
+                encoded.append(self.collator.sequence(examples[i], rng))
+            except TooLong:
+                if self.train.too_long == "error":
+                    raise
+                self.skipped += 1
+        return encoded
+
+    def batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """One batch for each accumulation step. Where examples run out, one without targets keeps ranks together."""
+        encoded = self.encode(examples, self.step * self.train.batch_size)
+        batches = []
+        for i in range(self.accumulation):
+            chunk = encoded[i * self.micro : (i + 1) * self.micro]
+            if not chunk:
+                filler = self.collator.sequence(examples[0])
+                filler.targets = [False] * len(filler)
+                chunk = [filler]
+            batches.append(self.collator.pad(chunk))
+        return batches
+
+    def train_step(self) -> tuple[float, int]:
+        """One optimizer step; the mean loss over the global batch, and its examples."""
+        count = self.train.batch_size
+        if self.train.samples is not None:
+            count = min(count, self.train.samples - self.step * count)
+        batches = self.batches(self.mixture.take(count))
+        (targets,) = self.world.sum(sum(len(batch.labels) for batch in batches))
+        if not targets:
+            raise TrainingError(f"step {self.step + 1}: none of its {count} examples has a target token")
+        total = 0.0
+        for batch in batches:
+            loss = self.engine(batch.to(self.world.device, DTYPES[self.train.precision]))
+            total += float(loss.detach())
+            # DeepSpeed divides by the accumulation steps and averages over the processes.
+            if self.train.loss == "token_mean":
+                loss = loss * (self.accumulation * self.world.size / targets)
+            else:
+                loss = loss / max(1, len(batch.labels))
+            self.engine.backward(loss)
+            self.engine.step()
+        self.step += 1
+        (total,) = self.world.sum(total)
+        return total / targets, count
+
+    # Beside the steps
+
+    @torch.no_grad()
+    def evaluate_loss(self) -> float | None:
+        """Mean loss per target over the evaluation sets; None where there are none."""
+        if not self.evaluation:
+            return None
+        self.average_buffers()
+        self.model.eval()
+        total, targets = 0.0, 0
+        for source in self.evaluation:
+            mine: list[Encoded] = []
+            for i, (example, _) in enumerate(source.iterate()):
+                if self.train.evaluate_samples is not None and i >= self.train.evaluate_samples:
+                    break
+                if i % self.world.size == self.world.rank:
+                    mine.append(self.collator.sequence(example))
+            for at in range(0, len(mine), self.micro):
+                batch = self.collator.pad(mine[at : at + self.micro])
+                loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))
+                total, targets = total + float(loss), targets + len(batch.labels)
+        self.model.train()
+        total, counted = self.world.sum(total, targets)
+        return total / counted if counted else None
+
+    def average_buffers(self) -> None:
+        """Each process's BatchNorm saw its own share: the model's statistics are their mean."""
+        if self.world.size == 1:
+            return
+        for tensor in self.model.trained_tensors().values():
+            if not isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+                torch.distributed.all_reduce(tensor)
+                tensor /= self.world.size
+
+    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors in full on every process, also those that ZeRO-3 has partitioned."""
+        import deepspeed
+        from deepspeed.runtime.zero.partition_parameters import is_zero_param
+
+        if not any(is_zero_param(t) for t in tensors.values()):
+            return tensors
+        found = {}
+        for name, tensor in tensors.items():
+            with deepspeed.zero.GatheredParameters([tensor], enabled=is_zero_param(tensor)):
+                found[name] = tensor.detach().cpu().clone()
+        return found
+
+    def save(self) -> Path:
+        """A checkpoint with the state to go on from, written aside and renamed."""
+        self.watcher.say(f"saving a checkpoint at step {self.step}")
+        self.average_buffers()
+        folder = self.out / checkpoint.CHECKPOINTS / f"step-{self.step:08d}"
+        aside = folder.with_name(f".{folder.name}.shared")
+        tensors = self.whole(self.model.trained_tensors())
+        if self.world.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+            (aside / checkpoint.STATE).mkdir(parents=True)
+        self.world.barrier()
+        with _quiet():
+            self.engine.save_checkpoint(
+                str(aside / checkpoint.STATE), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+            )
+        generators = {"cpu": torch.get_rng_state()}
+        if self.world.device != "cpu":
+            generators["device"] = torch.cuda.get_rng_state()
+        save_file(generators, aside / checkpoint.STATE / f"random-{self.world.rank}.safetensors")
+        self.world.barrier()
+        if self.world.rank == 0:
+            state = {"step": self.step, "processes": self.world.size, "data": self.mixture.state()}
+            (aside / checkpoint.STATE / _TRAINER).write_text(json.dumps(state), encoding="utf-8")
+            with checkpoint.written_aside(folder) as place:
+                checkpoint.write(place, self.model, self.recipe, self.frozen, tensors, step=self.step)
+                (aside / checkpoint.STATE).rename(place / checkpoint.STATE)
+            shutil.rmtree(aside, ignore_errors=True)
+            for old in sorted(folder.parent.glob("step-*"))[: -self.train.keep_checkpoints]:
+                shutil.rmtree(old)
+        self.world.barrier()
+        return folder
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a checkpoint of this run."""
+        state_folder = folder / checkpoint.STATE
+        try:
+            state = json.loads((state_folder / _TRAINER).read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError) as error:
+            raise CheckpointError(f"{folder} has no state to go on from: {error}") from error
+        if state["processes"] != self.world.size:
+            raise CheckpointError(
+                f"{folder} was written by {state['processes']} processes and this run has {self.world.size}: "
+                f"resume with --nproc {state['processes']}, or start a run of its own with --set init.checkpoint={folder}"
+            )
+        checkpoint.load_trained(self.model, folder)
+        with _quiet():
+            self.engine.load_checkpoint(str(state_folder), tag=_TAG, load_module_strict=False)
+        generators = load_file(state_folder / f"random-{self.world.rank}.safetensors")
+        torch.set_rng_state(generators["cpu"])
+        if "device" in generators:
+            torch.cuda.set_rng_state(generators["device"])
+        self.mixture.restore(state["data"])
+        self.step = state["step"]
+
+    def check_frozen(self) -> int:
+        """Every frozen tensor is what it was, or `CheckpointError`."""
+        after = checkpoint.fingerprints(self.whole(self.model.frozen_tensors()))
+        checkpoint.check_frozen(self.frozen, after, "after training")
+        return len(after)
+
+    def loop(self, stopped: Callable[[], bool]) -> bool:
+        """Train to the end, or until all agree to stop; True where the end was reached."""
+        total = self.train.total_steps
+        with _Metrics(self.out / METRICS, self.world.rank == 0, self.step) as metrics:
+            self.model.train()
+            while self.step < total:
+                began = time.perf_counter()
+                rates = self._rates()
+                loss, samples = self.train_step()
+                took = time.perf_counter() - began
+                metrics.write(
+                    {"step": self.step, "loss": loss, "lr": rates, "samples": samples, "samples_per_s": samples / took}
+                )
+                self.watcher.step(Progress(self.step, total, loss, samples / took))
+                every = self.train.evaluate_every
+                if self.step == total or (every and self.step % every == 0):
+                    value = self.evaluate_loss()
+                    if value is not None:
+                        metrics.write({"step": self.step, "evaluation_loss": value})
+                        self.watcher.say(f"step {self.step}: evaluation loss {value:.4f}")
+                (end,) = self.world.sum(float(stopped()))
+                if end and self.step < total:
+                    return False
+                every = self.train.checkpoint_every
+                if every and self.step % every == 0 and self.step < total:
+                    metrics.flush()
+                    self.save()
+        return True
+
+    def _rates(self) -> dict[str, float]:
+        return {group["name"]: group["lr"] for group in self.engine.optimizer.param_groups}
+
+
+class _Metrics:
+    """metrics.jsonl, a line a step; a resumed run goes on behind the step it starts from."""
+
+    def __init__(self, path: Path, active: bool, step: int) -> None:
+        self.file: IO[str] | None = None
+        if not active:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if step and path.is_file():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+        aside = path.with_name(f".{path.name}.partial")
+        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        aside.rename(path)
+        self.file = path.open("a", encoding="utf-8")
+
+    def __enter__(self) -> _Metrics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.file:
+            self.file.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One line."""
+        if self.file:
+            self.file.write(json.dumps(row) + "\n")
+
+    def flush(self) -> None:
+        """Everything so far is on disk."""
+        if self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed warns about its own files."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def micro_batches(train: Train, processes: int) -> tuple[int, int]:
+    """Examples that one process takes at once, and accumulation steps, for a global batch."""
+    if train.batch_size % processes:
+        raise TrainingError(
+            f"train.batch_size: given {train.batch_size}; allowed with {processes} processes: a multiple of {processes}"
+        )
+    share = train.batch_size // processes
+    micro = train.micro_batch_size or share
+    if share % micro:
+        allowed = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        raise TrainingError(
+            f"train.micro_batch_size: given {micro}; allowed, so that {share} examples a process "
+            f"divide evenly: {allowed}"
+        )
+    return micro, share // micro
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher | None = None) -> Result:
+    """Train a recipe and leave its checkpoint under `out`.
+
+    One process, or one of several that a launcher started. Raises `TrainingError`, `CheckpointError` or what a part
+    raises; a signal saves a checkpoint and returns.
+    """
+    watcher = watcher or Watcher()
+    if recipe.train is None:
+        raise TrainingError("the recipe has no [train] table")
+    if not recipe.data.train:
+        raise TrainingError("the recipe has no [[data.train]]: nothing to train on")
+    watcher.say("loading the trainer")
+    world = join()
+    _check_precision(recipe.train, world)
+    micro_batches(recipe.train, world.size)
+    model = assemble(recipe, device=world.device, say=watcher.say)
+    if recipe.init.checkpoint is not None and not resume:
+        watcher.say(f"starting from {recipe.init.checkpoint}")
+        checkpoint.load_trained(model, checkpoint.find(recipe.init.checkpoint))
+    watcher.model(model, recipe.train)
+    torch.manual_seed(recipe.seed + world.rank)
+    run = _Run(recipe, out, world, watcher, model)
+    with interruptible() as stopped:
+        run.start()
+        if resume:
+            run.resume(checkpoint.find(out))
+            watcher.say(f"going on from step {run.step}")
+        began = time.perf_counter()
+        finished = run.loop(stopped)
+        folder = run.save()
+        seconds = time.perf_counter() - began
+        watcher.say("comparing the frozen weights' fingerprints")
+        frozen = run.check_frozen()
+    return Result(folder, run.step, seconds, finished, frozen, run.skipped)
+
+
+def _check_precision(train: Train, world: World) -> None:
+    if train.precision == "fp16" and world.device == "cpu":
+        raise TrainingError('train.precision: given "fp16"; allowed on a CPU: "bf16", "fp32"')

@@ -1,0 +1,13 @@
+"""Data sources and evaluations that come with MAGMA."""
+
+from collections.abc import Iterable
+
+from magma import Part, hookimpl
+
+from .digits import Digits, DigitsTask
+
+
+@hookimpl
+def magma_parts() -> Iterable[type[Part]]:
+    """The parts of this package."""
+    return [Digits, DigitsTask]
