@@ -40,6 +40,11 @@ def images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return pixels[chosen], digits.target[chosen].astype(np.int64)
 
 
+def fill(template: str, word: str) -> str:
+    """The digit's name in its place: {} "eight", {a} "an eight"."""
+    return template.format(word, a=f"{'an' if word == 'eight' else 'a'} {word}")
+
+
 class Digits(DataSource):
     """An image and something said about it: a caption, or a question with the digit's name as its answer."""
 
@@ -50,7 +55,8 @@ class Digits(DataSource):
 
         split: Split = "train"
         input: str = "image"
-        captions: tuple[str, ...] = Field(("A picture of a {}.",), min_length=1)
+        captions: tuple[str, ...] = Field(("A picture of {a}.",), min_length=1)
+        """Templates: {} is the digit's name, {a} the same with its article."""
         pairs: tuple[tuple[str, str], ...] = ()
         questions: float = Field(0.0, ge=0, le=1)
 
@@ -58,8 +64,8 @@ class Digits(DataSource):
         @classmethod
         def _names_the_digit(cls, captions: tuple[str, ...]) -> tuple[str, ...]:
             for caption in captions:
-                if caption.count("{}") != 1:
-                    raise ValueError(f"captions with one {{}} where the digit's name goes, not {caption!r}")
+                if caption.count("{}") + caption.count("{a}") != 1:
+                    raise ValueError(f"captions with one {{}} or {{a}} where the digit's name goes, not {caption!r}")
             return captions
 
     config: Config
@@ -88,8 +94,8 @@ class Digits(DataSource):
         name = f"digits {self.config.split} {i}"
         if self.config.pairs and draw.random() < self.config.questions:
             question, answer = draw.choice(self.config.pairs)
-            return Example([medium, Text(question), Text(answer.format(word), target=True)], name)
-        return Example([medium, Text(draw.choice(self.config.captions).format(word), target=True)], name)
+            return Example([medium, Text(question), Text(fill(answer, word), target=True)], name)
+        return Example([medium, Text(fill(draw.choice(self.config.captions), word), target=True)], name)
 
 
 class DigitsTask(Task):
@@ -133,7 +139,7 @@ class DigitsTask(Task):
                 for j in draw.sample(range(len(shown[1])), shots):
                     segments += [
                         Media(self.config.input, shown[0][j]),
-                        f"{self.config.prompt} a {WORDS[shown[1][j]]}.\n",
+                        fill(f"{self.config.prompt} {{a}}.\n", WORDS[shown[1][j]]),
                     ]
                 segments.append(Media(self.config.input, pixels))
                 what = group.split("_")[0]

@@ -1,0 +1,1 @@
+"""The bundled language model: what it read, and the script that makes it."""

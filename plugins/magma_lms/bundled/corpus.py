@@ -1,0 +1,414 @@
+"""The text that the bundled language model reads: small facts about numbers, captions, questions and answers.
+
+A document is a list of segments that are tokenized apart and read in a row, as MAGMA joins media and text. Many open
+with labels, a word said a few times over: what an encoder and its prefix will put there later.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+
+Document = list[str]
+
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+TENS = ("thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "hundred")
+SPEAKERS = ("George", "Jackson", "Lucas", "Nicolas", "Theo", "Yweweler", "Anna", "Maria")
+PICTURES = ("A picture", "A picture", "A picture", "A photo", "An image", "A drawing", "A sketch", "A scan", "A view")
+LOOKS = (
+    *("small", "large", "thick", "thin", "black", "white", "blurry", "sharp", "neat", "messy", "dark", "bright"),
+    *("round", "slanted", "handwritten", "printed", "single", "old", "new"),
+)
+SOUNDS = ("loud", "quiet", "clear", "noisy", "short", "long", "slow", "fast", "high", "low", "male", "female")
+SHAPES = ("circle", "square", "triangle", "line", "cross", "star", "ring", "dot", "curve", "loop", "box", "arrow")
+COLOURS = ("red", "green", "blue", "yellow", "black", "white", "grey", "brown", "orange", "pink", "purple")
+OBJECTS = (
+    *("cat", "dog", "house", "tree", "bird", "car", "boat", "table", "chair", "cup", "book", "ball", "fish", "horse"),
+    *("man", "woman", "child", "hand", "face", "flower", "road", "river", "mountain", "street", "door", "window"),
+)
+NOISES = ("music", "noise", "silence", "speech", "a tone", "a bell", "a drum", "rain", "wind", "a click", "a hum")
+WAVES = ("sine", "square", "triangle", "sawtooth", "flat", "noisy", "rising", "falling", "slow", "fast", "steady")
+SIGNALS = ("rising", "falling", "flat", "steady", "noisy", "growing", "shrinking", "going up", "going down", "periodic")
+SIDES = ("left", "right", "up", "down", "forward", "back", "near", "far", "above", "below", "inside", "outside")
+PLACES = ("in the park", "at home", "on the table", "in the street", "by the river", "at school", "in the garden")
+VERBS = ("sees", "has", "likes", "finds", "wants", "holds", "buys", "paints", "draws", "counts")
+
+
+def a(words: str) -> str:
+    """With its article: "a seven", "an eight"."""
+    vowel = words[0] in "aeiou" and not words.startswith("one")
+    return f"{'an' if vowel else 'a'} {words}"
+
+
+def parity(n: int) -> str:
+    """Odd or even."""
+    return "odd" if n % 2 else "even"
+
+
+def yes(true: bool) -> str:
+    """Yes or no."""
+    return "yes" if true else "no"
+
+
+class Writer:
+    """Writes documents; equal seeds write equal ones."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.kinds: tuple[tuple[Callable[[], Document], int], ...] = (
+            (self.seen, 22),
+            (self.asked, 24),
+            (self.told_then_asked, 22),
+            (self.compared, 20),
+            (self.few_shots, 14),
+            (self.fact, 8),
+            (self.counting, 3),
+            (self.other_caption, 6),
+            (self.sentence, 4),
+        )
+
+    def document(self) -> Document:
+        """One document of any kind."""
+        kinds, weights = zip(*self.kinds, strict=True)
+        kind: Callable[[], Document] = self.random.choices(kinds, weights)[0]
+        return kind()
+
+    # Pieces
+
+    def pick(self, options: tuple[str, ...]) -> str:
+        """Any of them."""
+        return self.random.choice(options)
+
+    def number(self) -> int:
+        """Zero to twenty, the digits most of the time."""
+        return self.random.randrange(10) if self.random.random() < 0.8 else self.random.randrange(len(NUMBERS))
+
+    def other(self, n: int) -> int:
+        """A different number."""
+        while (m := self.number()) == n:
+            pass
+        return m
+
+    def labels(self, n: int) -> str:
+        """A number as a prefix will present it: its name a few times, sometimes with a stray word among them."""
+        words = [NUMBERS[n]] * self.random.randint(1, 6)
+        if len(words) > 2 and self.random.random() < 0.3:
+            words[self.random.randrange(len(words))] = NUMBERS[self.other(n)]
+        if self.random.random() < 0.25:
+            extra = self.pick(("digit", "number", "picture", "handwritten", "voice", "spoken", "sound", "image"))
+            words.insert(self.random.randint(0, len(words)), extra)
+        return "".join(f" {word}" for word in words)
+
+    def picture(self, n: int) -> str:
+        """A caption of a picture of a number."""
+        word = NUMBERS[n]
+        what = self.random.choices(
+            (
+                a(word),
+                f"the number {word}",
+                f"the digit {word}",
+                f"a handwritten {word}",
+                a(f"{self.pick(LOOKS)} {word}"),
+            ),
+            (6, 3, 3, 3, 1),
+        )[0]
+        of = self.random.choices(
+            (f"{self.pick(PICTURES)} of", "This is", "The image shows", "I see", "It is"), (8, 1, 1, 1, 1)
+        )[0]
+        return f"{of} {what}{self.pick(('.', '.', '.', ''))}"
+
+    def recording(self, n: int) -> str:
+        """A caption of a recording of a number."""
+        word = NUMBERS[n]
+        options = (
+            f"A recording of {a(word)}",
+            f"A recording of the number {word}",
+            f"A recording of the digit {word}",
+            f"A recording of a spoken {word}",
+            f"A recording of someone saying {word}",
+            f"A recording of {self.pick(SPEAKERS)} saying {word}",
+            f"A {self.pick(SOUNDS)} recording of {a(word)}",
+            f"The sound of a voice saying {word}",
+            f"A voice says {word}",
+            f"Someone says {word}",
+            f"A {self.pick(('man', 'woman', 'child'))} says {word}",
+            f"{self.pick(SPEAKERS)} says {word}",
+            f"A spoken {word}",
+            f"I hear {a(word)}",
+        )
+        return self.pick(options[:5] if self.random.random() < 0.6 else options) + self.pick((".", ".", ".", ""))
+
+    def caption(self, n: int) -> str:
+        """Of a picture or a recording."""
+        return self.picture(n) if self.random.random() < 0.6 else self.recording(n)
+
+    def question(self, n: int) -> tuple[str, str]:
+        """Something to ask about one number, and the answer."""
+        m, five = self.number(), 5
+        options: tuple[tuple[str, str, int], ...] = (
+            (
+                self.pick(
+                    ("Is it odd or even?",) * 4 + ("Odd or even?", "Is the number odd or even?", "Is this odd or even?")
+                ),
+                parity(n),
+                10,
+            ),
+            (
+                self.pick(
+                    ("Which number comes next?",) * 4
+                    + ("What comes next?", "Which number comes after it?", "Which number follows?")
+                ),
+                NUMBERS[n + 1] if n < 20 else "more",
+                10,
+            ),
+            (
+                self.pick(
+                    ("Which number comes before?",) * 3 + ("What comes before?", "Which number comes before it?")
+                ),
+                NUMBERS[n - 1] if n else "none",
+                6,
+            ),
+            (
+                self.pick(
+                    ("Which number is this?",) * 4
+                    + (
+                        "What number is this?",
+                        "Which digit is this?",
+                        "What is this?",
+                        "Which number is it?",
+                        "What is the number?",
+                        "What is in the picture?",
+                        "What does the picture show?",
+                        "Which number is said?",
+                        "What does the voice say?",
+                        "What do you see?",
+                        "What do you hear?",
+                    )
+                ),
+                NUMBERS[n],
+                10,
+            ),
+            (
+                self.pick(
+                    (
+                        "Is it larger than five?",
+                        "Is it larger than five?",
+                        "Is it bigger than five?",
+                        "Is it more than five?",
+                    )
+                ),
+                yes(n > five),
+                4,
+            ),
+            (
+                self.pick(("Is it smaller than five?", "Is it smaller than five?", "Is it less than five?")),
+                yes(n < five),
+                4,
+            ),
+            (f"Is it larger than {NUMBERS[m]}?", yes(n > m), 2),
+            (f"Is it smaller than {NUMBERS[m]}?", yes(n < m), 2),
+            ("Is it an even number?", yes(n % 2 == 0), 2),
+            ("Is it an odd number?", yes(n % 2 == 1), 2),
+        )
+        text, answer, _ = self.random.choices(options, [weight for *_, weight in options])[0]
+        if self.random.random() < 0.08:
+            k = n if self.random.random() < 0.5 else m
+            text, answer = (
+                self.pick(
+                    (f"Is this {a(NUMBERS[k])}?", f"Is it {a(NUMBERS[k])}?", f"Is this the number {NUMBERS[k]}?")
+                ),
+                yes(k == n),
+            )
+        return f"Q: {text} A:", f" {answer}"
+
+    def exchange(self, n: int) -> Document:
+        """Question and answer."""
+        question, answer = self.question(n)
+        return [question, answer + self.pick(("", "", "", "."))]
+
+    def joint(self) -> str:
+        """What stands between one thing and the next."""
+        return self.pick((" ", " ", "\n"))
+
+    # Documents
+
+    def seen(self) -> Document:
+        """Labels, then a caption of what they name."""
+        n = self.number()
+        return [self.labels(n), self.caption(n)]
+
+    def asked(self) -> Document:
+        """Labels, then one question or two."""
+        n = self.number()
+        document = [self.labels(n), *self.exchange(n)]
+        if self.random.random() < 0.3:
+            document += self._behind(self.exchange(n))
+        return document
+
+    def _behind(self, exchange: Document) -> Document:
+        return [self.joint() + exchange[0], *exchange[1:]]
+
+    def told_then_asked(self) -> Document:
+        """A caption, behind labels or not, and then questions: two steps of reasoning (figure 6 of the paper)."""
+        n = self.number()
+        document = [self.labels(n)] if self.random.random() < 0.6 else []
+        document.append(self.caption(n))
+        for _ in range(self.random.choice((1, 1, 1, 2))):
+            document += self._behind(self.exchange(n))
+        return document
+
+    def compared(self) -> Document:
+        """Two things, told or shown, and whether they are the same."""
+        n = self.number()
+        m = n if self.random.random() < 0.5 else self.other(n)
+        document = []
+        shown = self.random.random() < 0.6
+        for k in (n, m):
+            if shown:
+                document.append(self.labels(k))
+            if not shown or self.random.random() < 0.15:
+                document.append(self.caption(k) + self.joint())
+        same = n == m
+        more = self.random.choices(("same", "differ", "larger", "smaller", "sum"), (12, 3, 3, 2, 1))[0]
+        if more == "same":
+            text, answer = (
+                self.pick(
+                    (
+                        "Is it the same number?",
+                        "Are they the same number?",
+                        "Are they the same?",
+                        "The same number?",
+                        "the same number?",
+                        "Is it the same?",
+                        "Do they match?",
+                    )
+                ),
+                yes(same),
+            )
+        elif more == "differ":
+            text, answer = (
+                self.pick(("Same or different?", "Are they the same or different?", "same or different?")),
+                "same" if same else "different",
+            )
+        elif more == "larger":
+            text, answer = (
+                self.pick(("Which is larger?", "Which number is larger?", "Which of the two is larger?")),
+                "both" if same else NUMBERS[max(n, m)],
+            )
+        elif more == "smaller":
+            text, answer = (
+                self.pick(("Which is smaller?", "Which number is smaller?", "Which of the two is smaller?")),
+                "both" if same else NUMBERS[min(n, m)],
+            )
+        else:
+            text, answer = "What is the sum?", NUMBERS[n + m] if n + m <= 20 else "more"
+        if self.random.random() < 0.65:
+            text = f"Q: {text} A:"
+        if not shown:
+            document[-1] = document[-1].rstrip()
+            text = self.joint() + text
+        elif self.random.random() < 0.3:
+            text = f" {text}"
+        return [*document, text, f" {answer}"]
+
+    def few_shots(self) -> Document:
+        """Several exchanges in a row, each about a thing of its own; often the same question each time."""
+        document: Document = []
+        captioned = self.random.random() < 0.2
+        told = self.random.random() < 0.4
+        fixed = self.random.random() < 0.6
+        seed = self.random.random()
+        for i in range(self.random.randint(2, 5)):
+            n = self.number()
+            context = self.caption(n) + self.joint() if told else self.labels(n)
+            if captioned:
+                context, exchange = self.labels(n), [self.caption(n)]
+            elif fixed:
+                wanted = random.Random(seed)
+                asking = Writer(0)
+                asking.random = wanted
+                exchange = list(asking.question(n))
+            else:
+                exchange = self.exchange(n)
+            if i:
+                document.append("\n")
+            document += [context, *exchange]
+        return document
+
+    def fact(self) -> Document:
+        """Plain statements about one number."""
+        n, m = self.number(), self.number()
+        word, than = NUMBERS[n], NUMBERS[m]
+        order = "larger than" if n > m else "smaller than" if n < m else "equal to"
+        facts = [
+            f"{word.capitalize()} is {parity(n)}.",
+            f"The number {word} is {parity(n)}.",
+            f"{word.capitalize()} is {order} {than}.",
+            f"{n} is written {word}.",
+            f"The digit {n} is {a(word)}.",
+        ]
+        if n < 20:
+            facts += [f"After {word} comes {NUMBERS[n + 1]}.", f"{word.capitalize()} comes before {NUMBERS[n + 1]}."]
+            facts.append(f"Q: Which number comes next after {word}? A: {NUMBERS[n + 1]}")
+        if n:
+            facts += [f"Before {word} comes {NUMBERS[n - 1]}.", f"{word.capitalize()} comes after {NUMBERS[n - 1]}."]
+        if n + m <= 20:
+            facts.append(f"{word.capitalize()} and {than} make {NUMBERS[n + m]}.")
+            facts.append(f"Q: What is {word} plus {than}? A: {NUMBERS[n + m]}")
+        facts.append(f"Q: Is {word} odd or even? A: {parity(n)}")
+        facts.append(f"Q: Which is larger, {word} or {than}? A: {NUMBERS[max(n, m)]}")
+        return [" ".join(self.random.sample(facts, self.random.randint(1, 3)))]
+
+    def counting(self) -> Document:
+        """Up, down, in twos, or the tens."""
+        kind = self.random.randrange(4)
+        if kind == 3:
+            return [f"{self.pick(('Ten, twenty', 'Tens: twenty'))}, {', '.join(TENS)}."]
+        first, step = self.random.randrange(15), 2 if kind == 2 else 1
+        words = [NUMBERS[i] for i in range(first, min(21, first + 6 * step), step)]
+        return [", ".join(reversed(words) if kind == 1 else words) + "."]
+
+    def other_caption(self) -> Document:
+        """Captions of anything else a modality may bring."""
+        thing = self.pick(
+            (self.pick(OBJECTS), self.pick(SHAPES), f"{self.pick(COLOURS)} {self.pick(OBJECTS + SHAPES)}")
+        )
+        word = thing.split()[-1]
+        options = (
+            ([f"{self.pick(PICTURES)} of {a(thing)}."], f" {word}"),
+            ([f"{self.pick(PICTURES)} of {a(thing)} {self.pick(PLACES)}."], f" {word}"),
+            ([f"{self.pick(PICTURES)} of {a(self.pick(NUMBERS))} and {a(self.pick(NUMBERS))}."], ""),
+            ([f"A recording of {self.pick(NOISES)}."], ""),
+            ([f"{self.pick(SPEAKERS)} is speaking."], ""),
+            ([f"A {self.pick(WAVES)} wave."], f" {self.pick(WAVES)} signal"),
+            ([f"A signal that is {self.pick(SIGNALS)}."], ""),
+            ([f"The signal is {self.pick(SIGNALS)} and {self.pick(SIGNALS)}."], ""),
+            ([f"Something moves {self.pick(SIDES)}."], ""),
+            ([f"The obstacle is {self.pick(SIDES)}, the road is {self.pick(('clear', 'blocked'))}."], ""),
+            ([f"{self.pick(PICTURES)} of {a(thing)}.", " Q: What is this?", " A:", f" {a(word)}"], f" {word} {word}"),
+            (["Q: Who is speaking? A:", f" {self.pick(SPEAKERS)}"], ""),
+        )
+        document, labels = self.random.choice(options)
+        return [labels, *document] if labels and self.random.random() < 0.5 else document
+
+    def sentence(self) -> Document:
+        """Plain sentences about people and things."""
+        thing = f"{self.pick(COLOURS)} {self.pick(OBJECTS)}"
+        who = self.pick((*SPEAKERS, "The man", "The woman", "The child", "She", "He"))
+        options = (
+            f"{who} {self.pick(VERBS)} {a(thing)} {self.pick(PLACES)}.",
+            f"There are {self.pick(NUMBERS[2:])} {self.pick(OBJECTS[:7])}s {self.pick(PLACES)}.",
+            f"The {self.pick(OBJECTS)} is {self.pick(COLOURS)}.",
+            f"It is {self.pick(('warm', 'cold', 'dry', 'wet', 'late', 'early'))} today.",
+        )
+        return [" ".join(self.random.sample(options, self.random.randint(1, 2)))]
+
+
+def documents(seed: int) -> Iterator[Document]:
+    """Documents without end; equal seeds give equal ones."""
+    writer = Writer(seed)
+    while True:
+        yield writer.document()

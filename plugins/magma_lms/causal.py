@@ -1,0 +1,337 @@
+"""Causal language models of transformers as frozen language models.
+
+Axes: b batch, t tokens, p columns that a cache holds, d width, v vocabulary, m scored positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights
+
+from .families import FAMILIES, wrap
+
+BUNDLED = "bundled:"
+_BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+
+class KeysAndValues(Cache):
+    """transformers' dynamic cache, and which of its columns are real."""
+
+    def __init__(self, cache: Any, valid: Tensor | None = None) -> None:
+        """`valid` [b, p]; None while empty."""
+        self.cache = cache
+        self.valid = valid
+
+    def expand(self, repeats: int) -> KeysAndValues:
+        """Each row `repeats` times in a row."""
+        return self._map(lambda t: t.repeat_interleave(repeats, dim=0))
+
+    def select(self, rows: Tensor) -> KeysAndValues:
+        """These rows alone."""
+        return self._map(lambda t: t[rows])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> KeysAndValues:
+        from transformers import DynamicCache
+
+        if self.valid is None:
+            return KeysAndValues(DynamicCache())
+        layers = [(change(layer.keys), change(layer.values)) for layer in self.cache.layers]
+        return KeysAndValues(DynamicCache(layers), change(self.valid))
+
+
+class _Transformers(FrozenLM):
+    """What both parts of this file share: any model of a family that the plugin can name."""
+
+    def __init__(self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any) -> None:
+        from transformers import AutoModelForCausalLM
+
+        super().__init__(config)
+        self._weights, self._tokenizer_source, self._architecture = weights, tokenizer, architecture
+        if architecture.model_type not in FAMILIES:
+            raise PartError(
+                f'lm: given a model of type "{architecture.model_type}"; its blocks are not known. '
+                f"Allowed: {', '.join(FAMILIES)}"
+            )
+        if set(getattr(architecture, "layer_types", None) or ()) - {"full_attention"}:
+            raise PartError(f"lm: a {architecture.model_type} with attention of limited reach is not supported")
+        self.family = FAMILIES[architecture.model_type]
+        self.context = architecture.max_position_embeddings
+        self.vocab = architecture.vocab_size
+        end = architecture.eos_token_id
+        self.eos = int(end[0] if isinstance(end, list) else end)
+        self._undo: list[Callable[[], None]] = []
+        with torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+        self.dim = self.model.get_input_embeddings().embedding_dim
+
+    def load_weights(self) -> None:
+        """The weights that the config names in the file's own precision, or random ones in float32."""
+        from transformers import AutoModelForCausalLM
+
+        if self._weights is None:
+            self.model = AutoModelForCausalLM.from_config(self._architecture, dtype=torch.float32)
+            return
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(
+                _location(self._weights), config=self._architecture, dtype="auto", use_safetensors=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PartError(_unreadable("weights", self._weights, error)) from error
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Tables of positions are no weights: they move, and stay in float32.
+        tables = [
+            (module, name, module._buffers[name])
+            for module in self.model.modules()
+            for name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        for module, name, table in tables:
+            now = module._buffers[name]
+            if table is not None and now is not None and now.dtype != table.dtype:
+                module._buffers[name] = table.to(now.device)
+        return self
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        source = self._tokenizer_source or self._weights
+        if source is None:
+            raise PartError("lm: a model of random weights has no tokenizer; give lm.tokenizer, a hub name or a folder")
+        try:
+            return AutoTokenizer.from_pretrained(_location(source))
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise PartError(_unreadable("tokenizer", source, error)) from error
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, no special ones added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Their text, as it is."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[b, t] to [b, t, d]."""
+        out: Tensor = self.model.get_input_embeddings()(tokens)
+        return out
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """[m, d] to [m, v]."""
+        out: Tensor = self.model.get_output_embeddings()(hidden)
+        return out
+
+    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
+        """An adapter around every block's attention or feed-forward."""
+        if place in self.adapters:
+            raise PartError(f"adapters.{place}: this language model has adapters there already")
+        blocks: nn.ModuleList = self.model.get_submodule(self.family.blocks)
+        made = [make() for _ in blocks]
+        self._undo += [wrap(block, self.family, place, adapter) for block, adapter in zip(blocks, made, strict=True)]
+        self.adapters[place] = made
+
+    def remove_adapters(self) -> None:
+        """The bare model again."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo, self.adapters = [], {}
+
+    def new_cache(self) -> KeysAndValues:
+        """An empty one."""
+        from transformers import DynamicCache
+
+        return KeysAndValues(DynamicCache())
+
+    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+        """[b, t, d] to [m, d]; a cache is filled in place."""
+        assert cache is None or isinstance(cache, KeysAndValues)
+        mask, valid = _mask(embeddings, layout, None if cache is None else cache.valid)
+        if cache is not None:
+            cache.valid = valid
+        out = self.model.get_submodule(self.family.decoder)(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=layout.positions.clamp(max=self.context - 1),  # padding may lie beyond the context
+            past_key_values=None if cache is None else cache.cache,
+            use_cache=cache is not None,
+        )
+        hidden: Tensor = out.last_hidden_state
+        return hidden.flatten(0, 1)[layout.scored]
+
+
+def _mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What is added to attention scores [b, 1, t, p + t], and which columns are real [b, p + t].
+
+    Causal, no padding, own segment alone. Padding attends to itself, so that no row is empty.
+    """
+    t = embeddings.shape[1]
+    columns = torch.arange(t, device=embeddings.device)
+    valid = columns < layout.lengths[:, None]
+    seen = (columns <= columns[:, None]) & valid[:, None]
+    if layout.segments is not None:
+        seen = seen & (layout.segments[:, :, None] == layout.segments[:, None])
+    seen = seen | (columns == columns[:, None])
+    if past is not None:
+        seen = torch.cat([past[:, None].expand(-1, t, -1), seen], dim=-1)
+        valid = torch.cat([past, valid], dim=-1)
+    least = torch.finfo(embeddings.dtype).min
+    mask = torch.zeros(seen.shape, dtype=embeddings.dtype, device=embeddings.device).masked_fill_(~seen, least)
+    return mask[:, None], valid
+
+
+class Causal(_Transformers):
+    """Any causal language model of transformers whose blocks are known (see `families.py`)."""
+
+    name = "causal"
+
+    class Config(PartConfig):
+        """`weights` as transformers names them, or `architecture` for random ones of a size of one's own."""
+
+        weights: Weights | None = None
+        """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
+        architecture: dict[str, Any] | None = None
+        """As in a config.json; `model_type` says which family."""
+        tokenizer: Weights | None = None
+        """A hub name or folder; `weights` where it is not given."""
+
+        @model_validator(mode="after")
+        def _one_source(self) -> Self:
+            if (self.weights is None) == (self.architecture is None):
+                raise ValueError("either `weights` (a hub name or folder) or `architecture` (a table with model_type)")
+            if self.architecture is not None and self.architecture.get("model_type") not in FAMILIES:
+                raise ValueError(f"an architecture with model_type one of {', '.join(FAMILIES)}")
+            return self
+
+    def __init__(self, config: Config) -> None:
+        from transformers import AutoConfig
+
+        if config.architecture is not None:
+            architecture = AutoConfig.for_model(**config.architecture)
+        else:
+            assert config.weights is not None
+            try:
+                architecture = AutoConfig.from_pretrained(_location(config.weights))
+            except (OSError, ValueError, KeyError) as error:
+                raise PartError(_unreadable("weights", config.weights, error)) from error
+        super().__init__(config, config.weights, config.tokenizer, architecture)
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        """A folder or a bundled name that is not there."""
+        return _missing(config.weights)
+
+
+class GPTJ(_Transformers):
+    """GPT-J (Wang and Komatsuzaki 2021), the paper's language model. Sizes default to the 6B model's."""
+
+    name = "gptj"
+
+    class Config(PartConfig):
+        """Sizes count where there is no config.json beside `weights`; without `weights` these are random."""
+
+        weights: Weights | None = None
+        """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
+        tokenizer: Weights | None = None
+        """A hub name or folder; `weights` where it is not given."""
+        layers: int = Field(28, ge=1)
+        dim: int = Field(4096, ge=1)
+        heads: int = Field(16, ge=1)
+        rotary_dim: int = Field(64, ge=2)
+        context: int = Field(2048, ge=1)
+        vocab: int = Field(50400, ge=1)
+        eos: int = Field(50256, ge=0)
+
+        @model_validator(mode="after")
+        def _sizes_fit(self) -> Self:
+            if self.dim % self.heads:
+                raise ValueError(f"a width ({self.dim}) that the heads ({self.heads}) divide")
+            if self.rotary_dim % 2 or self.rotary_dim > self.dim // self.heads:
+                raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, a head's width")
+            if self.eos >= self.vocab:
+                raise ValueError(f"an eos below vocab ({self.vocab})")
+            return self
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config))
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        """A folder or a bundled name that is not there."""
+        return _missing(config.weights)
+
+
+def _gptj_architecture(config: GPTJ.Config) -> Any:
+    """config.json beside the weights where it is at hand, else the config's sizes; never a download."""
+    from transformers import GPTJConfig
+
+    if config.weights is not None:
+        try:
+            found = GPTJConfig.get_config_dict(_location(config.weights), local_files_only=True)[0]
+        except OSError:
+            found = {}
+        if found and found.get("model_type") != "gptj":
+            raise PartError(
+                f'lm.weights: {config.weights} holds a "{found.get("model_type")}"; use = "causal" takes it'
+            )
+        if found:
+            return GPTJConfig.from_dict(found)
+    return GPTJConfig(
+        vocab_size=config.vocab,
+        n_positions=config.context,
+        n_embd=config.dim,
+        n_layer=config.layers,
+        n_head=config.heads,
+        rotary_dim=config.rotary_dim,
+        bos_token_id=config.eos,
+        eos_token_id=config.eos,
+        tie_word_embeddings=False,
+    )
+
+
+# Where weights are
+
+
+def bundled() -> list[str]:
+    """Names of the language models that come with this package."""
+    return sorted(path.parent.name for path in _BUNDLED_FOLDER.glob("*/config.json"))
+
+
+def _location(source: str) -> str:
+    """A bundled name as its folder; everything else is for transformers."""
+    return str(_BUNDLED_FOLDER / source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else source
+
+
+def _missing(weights: str | None) -> list[str]:
+    if weights is None:
+        return []
+    if weights.startswith(BUNDLED):
+        known = bundled()
+        return (
+            [] if weights.removeprefix(BUNDLED) in known else [f"{weights}: bundled are {', '.join(known) or 'none'}"]
+        )
+    path = Path(weights)
+    if path.is_absolute() or weights.startswith((".", "~")) or weights.count("/") > 1:
+        if not path.is_dir():
+            return [f"weights: given {weights!r}, which is no folder"]
+        if not (path / "config.json").is_file():
+            return [f"weights: {weights} has no config.json"]
+    return []
+
+
+def _unreadable(what: str, source: str, error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    here = " or ".join(BUNDLED + name for name in bundled()) or "a bundled name"
+    return (
+        f"lm.{what}: given {source!r}, which cannot be read: {first} Allowed: a hub name, a folder in "
+        f"transformers' format (config.json, *.safetensors), or {here}"
+    )

@@ -1,0 +1,13 @@
+"""Prefixes: features to word-embedding space."""
+
+from collections.abc import Iterable
+
+from magma import Part, hookimpl
+
+from .linear import Linear, Pooled
+
+
+@hookimpl
+def magma_parts() -> Iterable[type[Part]]:
+    """The parts of this package."""
+    return [Linear, Pooled]

@@ -1,0 +1,178 @@
+"""CLIP's vision towers through open_clip, as feature grids: what comes before the pooling (section 3.1 of the paper)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from magma import PartConfig, PartError, Weights, did_you_mean
+
+from .image import CLIP_MEAN, CLIP_STD, ImageEncoder, load_network, read_state
+
+
+class Clip(ImageEncoder):
+    """A tower of open_clip, without its pooling and projection.
+
+    ResNets give the grid of their last stage, [b, (s / 32)^2, 32 * width]. ViTs give the last block's patch tokens
+    without the class token, [b, (s / patch)^2, width], before the final LayerNorm: in CLIP that LayerNorm belongs to
+    the pooling. Towers that open_clip takes from timm give the grid before timm's pooling.
+    """
+
+    name = "clip"
+    mean, std = CLIP_MEAN, CLIP_STD
+
+    class Config(PartConfig):
+        """`model` as open_clip names it, or a size of one's own: `layers`, `width` and `image_size`."""
+
+        model: str | None = None
+        """RN50x4, RN50x16, ViT-B-32, ..."""
+        pretrained: Weights | None = None
+        """A tag of open_clip ("openai"), or a file; random where it is not given."""
+        image_size: int | None = Field(None, ge=1)
+        """Pixels of a side; the model's own where it is not given."""
+        layers: int | tuple[int, int, int, int] | None = None
+        """Four stages of a ResNet, or the depth of a ViT."""
+        width: int | None = Field(None, ge=2)
+        patch_size: int = Field(32, ge=1)
+        """Of a ViT."""
+        head_width: int = Field(64, ge=1)
+        """Of a ViT."""
+
+        @model_validator(mode="after")
+        def _one_size(self) -> Self:
+            own = self.layers is not None or self.width is not None
+            if own == (self.model is not None):
+                raise ValueError("either `model` (an open_clip name) or `layers`, `width` and `image_size`")
+            if own and None in (self.layers, self.width, self.image_size):
+                raise ValueError("`layers`, `width` and `image_size` together")
+            if own and self.pretrained is not None and not Path(self.pretrained).suffix:
+                raise ValueError("a file as `pretrained` for a size of one's own")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        settings = _settings(config)
+        vision = dict(settings["vision_cfg"])
+        size = config.image_size or vision.get("image_size", 224)
+        vision["image_size"] = size
+        quick = bool(settings.get("quick_gelu", False))
+        super().__init__(config, lambda: _tower(settings["embed_dim"], vision, quick), size)
+
+    @staticmethod
+    def features(network: nn.Module, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to [b, n, e]."""
+        from open_clip.transformer import VisionTransformer
+
+        if isinstance(network, VisionTransformer):
+            found = network.forward_intermediates(x, indices=1, intermediates_only=True, output_fmt="NLC")
+            tokens: Tensor = found["image_intermediates"][-1]
+            return tokens
+        grid: Tensor = network(x)
+        return grid.flatten(2).transpose(1, 2) if grid.ndim == 4 else grid
+
+    def load_weights(self) -> None:
+        """The tower's share of a pretrained CLIP."""
+        source = self.config.pretrained
+        if source is None:
+            return
+        path = source if Path(source).is_file() else _download(str(self.config.model), source)
+        load_network(self.network, _visual(read_state(path), self.network), f"clip pretrained {source}")
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        """A weights file that is not there, or a tag that open_clip does not know."""
+        if config.pretrained is None or Path(config.pretrained).is_file():
+            return []
+        import open_clip
+
+        tags = open_clip.list_pretrained_tags_by_model(config.model or "")
+        if config.pretrained in tags:
+            return []
+        return [f"pretrained: given {config.pretrained!r}; allowed: a file, or for {config.model}: {', '.join(tags)}"]
+
+
+def _settings(config: Clip.Config) -> dict[str, Any]:
+    """open_clip's own configuration, or one of the size that is asked for."""
+    import open_clip
+
+    if config.model is None:
+        assert config.layers is not None
+        assert config.width is not None
+        resnet = isinstance(config.layers, tuple)
+        heads = config.width * 32 if resnet else config.head_width  # a ResNet's heads are those of its pooling
+        if not resnet and config.width % heads:
+            raise PartError(f"clip: width is {config.width}; allowed: a multiple of head_width ({heads})")
+        vision = {"layers": config.layers, "width": config.width, "patch_size": config.patch_size, "head_width": heads}
+        return {"embed_dim": config.width, "vision_cfg": vision}
+    found = open_clip.get_model_config(config.model)
+    if found is None:
+        names = open_clip.list_models()
+        raise PartError(
+            f'clip: open_clip has no model "{config.model}".{did_you_mean(config.model, names)} '
+            "Allowed: what open_clip.list_models() names"
+        )
+    if config.pretrained == "openai" and "quick_gelu" not in found:
+        found["quick_gelu"] = True  # OpenAI's weights were trained with it; open_clip does the same
+    return dict(found)
+
+
+def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
+    """open_clip's module, its pooling and projection taken out."""
+    from open_clip.model import CLIPVisionCfg, _build_vision_tower
+    from open_clip.modified_resnet import ModifiedResNet
+    from open_clip.transformer import VisionTransformer
+
+    known = {field.name for field in dataclasses.fields(CLIPVisionCfg)}
+    vision = {key: value for key, value in vision.items() if key in known}
+    tower: nn.Module = _build_vision_tower(embed_dim, CLIPVisionCfg(**vision), quick_gelu)
+    if isinstance(tower, ModifiedResNet):
+        tower.attnpool = nn.Identity()
+    elif isinstance(tower, VisionTransformer):
+        tower.attn_pool, tower.proj, tower.ln_post = None, None, nn.Identity()
+    else:
+        tower = _TimmGrid(tower.get_submodule("trunk"))
+    return tower
+
+
+class _TimmGrid(nn.Module):
+    """A timm network's features before its pooling."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        trunk.reset_classifier(0, "")
+        self.trunk = trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to a grid [b, e, h, w], or to tokens [b, n, e] without the leading ones that are no patches."""
+        out: Tensor = self.trunk.forward_features(x)
+        return out if out.ndim == 4 else out[:, self.trunk.num_prefix_tokens :]
+
+
+def _visual(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The tower's tensors in the state dict of a CLIP or of a tower alone; pooling and projection left out."""
+    if any(name.startswith("visual.") for name in state):
+        state = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
+    pooling = ("attnpool.", "attn_pool", "ln_post.", "proj", "head.", "trunk.head", "trunk.attn_pool", "trunk.fc_norm")
+    wanted = network.state_dict().keys()
+    return {name: t for name, t in state.items() if name in wanted or not name.startswith(pooling)}
+
+
+def _download(model: str, tag: str) -> str:
+    """The file of a tag of open_clip, from its cache or the hub."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        raise PartError(f"clip pretrained: given {tag!r}; allowed: a file, or for {model}: {', '.join(tags)}")
+    try:
+        return str(open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, tag)))
+    except Exception as error:  # the hub's client and urllib raise many kinds
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PartError(
+            f"clip pretrained: {model} {tag} cannot be downloaded: {reason} A file of its weights is allowed too"
+        ) from error

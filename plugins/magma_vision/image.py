@@ -1,0 +1,152 @@
+"""Images as users hold them, to what an encoder reads. Axes: h height, w width, s the encoder's image size."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+
+from magma import Encoder, Features, InputError, PartConfig, PartError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+ALLOWED = (
+    "an image file, a PIL image, uint8 pixels [h, w] or [h, w, 3] (numpy) or [3, h, w] (tensor), "
+    "or a prepared float tensor [3, {size}, {size}]"
+)
+
+
+class ImageEncoder(Encoder):
+    """What image encoders share: preparation as the published code does it, and reading sizes off the network.
+
+    The shorter side is resized (bicubic) to the image size, the centre is cut out, pixels go to 0..1 and are
+    normalised by a mean and a standard deviation per channel.
+    """
+
+    modality = "image"
+    image_size: int
+    mean: Sequence[float]
+    std: Sequence[float]
+
+    def __init__(self, config: PartConfig, build: Callable[[], nn.Module], image_size: int) -> None:
+        """`build` makes the network; it is built once more on meta to read its output's shape."""
+        super().__init__(config)
+        self.image_size = image_size
+        with torch.device("meta"), torch.no_grad():
+            probe = build().eval()
+            try:
+                grid = self.features(probe, torch.empty(1, 3, image_size, image_size))
+            except RuntimeError as error:
+                raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
+        _, self.length, self.dim = grid.shape
+        self.network = build()
+
+    @staticmethod
+    @abstractmethod
+    def features(network: nn.Module, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to [b, n, e]."""
+
+    def forward(self, x: Tensor) -> Features:
+        """[b, 3, s, s] to features [b, n, e], row by row."""
+        return Features(self.features(self.network, x))
+
+    def accepts(self, raw: Any) -> bool:
+        """A PIL image, a path with an image's suffix, or an array or tensor that has the shape of one."""
+        if isinstance(raw, Image.Image):
+            return True
+        if isinstance(raw, Path):
+            return raw.suffix.lower() in SUFFIXES
+        if isinstance(raw, np.ndarray):
+            return raw.dtype == np.uint8 and (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[-1] == 3))
+        return isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[0] == 3
+
+    def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
+        """To [3, s, s] float32. `rng` is not used: the paper augments nothing."""
+        size = self.image_size
+        if isinstance(raw, Tensor) and raw.is_floating_point():
+            if raw.shape != (3, size, size) or not bool(raw.isfinite().all()):
+                finite = "" if bool(raw.isfinite().all()) else " with NaN or infinity"
+                raise InputError(
+                    f"given a float tensor {list(raw.shape)}{finite}; allowed: {ALLOWED.format(size=size)}"
+                )
+            return raw.float()
+        image = _open(raw, size).convert("RGB")
+        scale = size / min(image.size)
+        # torchvision's rule: the longer side is cut, not rounded
+        width, height = (int(side * scale) if side != min(image.size) else size for side in image.size)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        image = image.crop((left, top, left + size, top + size))
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+        return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def blank(self) -> Tensor:
+        """[3, s, s] of zeros: the mean colour."""
+        return torch.zeros(3, self.image_size, self.image_size)
+
+
+def _open(raw: Any, size: int) -> Image.Image:
+    if isinstance(raw, Image.Image):
+        image = raw
+    elif isinstance(raw, str | Path):
+        try:
+            image = Image.open(raw)
+            image.load()
+        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, ValueError) as error:
+            raise InputError(f"{raw} cannot be read as an image: {error}") from error
+    elif (
+        isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.size and (raw.ndim == 2 or raw.shape[2:] == (3,))
+    ):
+        image = Image.fromarray(raw)
+    elif isinstance(raw, Tensor) and raw.dtype == torch.uint8 and raw.numel() and raw.ndim == 3 and raw.shape[0] == 3:
+        image = Image.fromarray(raw.permute(1, 2, 0).cpu().numpy())
+    else:
+        shape = f" {list(raw.shape)} of {raw.dtype}" if isinstance(raw, np.ndarray | Tensor) else ""
+        raise InputError(f"given a {type(raw).__name__}{shape}; allowed: {ALLOWED.format(size=size)}")
+    if min(image.size) < 1:
+        raise InputError(f"given an empty image of {image.size[0]} x {image.size[1]} pixels")
+    return image
+
+
+def load_network(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
+    """Fill a network from a state dict: every tensor of it, each of its shape; more in the file is an error."""
+    wanted = network.state_dict()
+    problems = [f"{name} is missing" for name in sorted(wanted.keys() - state.keys())]
+    problems += [f"{name} is not part of this network" for name in sorted(state.keys() - wanted.keys())]
+    problems += [
+        f"{name} is {list(state[name].shape)}, the network's is {list(wanted[name].shape)}"
+        for name in sorted(wanted.keys() & state.keys())
+        if wanted[name].shape != state[name].shape
+    ]
+    if problems:
+        shown = "\n".join(f"  - {problem}" for problem in problems[:8])
+        raise PartError(f"{where}: {len(problems)} tensors do not fit the network:\n{shown}")
+    network.load_state_dict(state)
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a torch file; never code."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.endswith(".safetensors"):
+            return dict(load_file(path))
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler meets
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise PartError(f"{path} cannot be read: {reason} Allowed: .safetensors, or a torch file of tensors") from (
+            error if isinstance(error, OSError | SafetensorError) else None
+        )
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise PartError(f"{path} is not a dictionary of tensors")
+    return {str(name).removeprefix("module."): t for name, t in found.items()}

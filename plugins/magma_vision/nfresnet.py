@@ -1,0 +1,91 @@
+"""Normalizer-free ResNets through timm, pooled: the encoder of Frozen (Tsimpoukelli et al. 2021)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from magma import PartConfig, PartError, Weights, did_you_mean
+
+from .image import ImageEncoder, load_network, read_state
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class NFResNet(ImageEncoder):
+    """nf_resnet50 and its relatives of timm, averaged over the grid: [b, 1, e]. From scratch unless `pretrained`."""
+
+    name = "nfresnet"
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    class Config(PartConfig):
+        """`model` as timm names it; `layers` and `width` change its size."""
+
+        model: str = "nf_resnet50"
+        pretrained: bool | Weights = False
+        """timm's weights, or a file."""
+        image_size: int = Field(224, ge=32)
+        """Pixels of a side."""
+        layers: tuple[int, int, int, int] | None = None
+        width: int | None = Field(None, ge=8)
+        """Channels of the stem; the stages have 4, 8, 16 and 32 times as many."""
+
+        @model_validator(mode="after")
+        def _one_size(self) -> Self:
+            if (self.layers is None) != (self.width is None):
+                raise ValueError("`layers` and `width` together")
+            if self.layers is not None and self.pretrained is True:
+                raise ValueError("a file as `pretrained` for a size of one's own")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        import timm
+
+        names = timm.list_models(module="nfnet")
+        if config.model not in names:
+            raise PartError(
+                f'nfresnet model: given "{config.model}".{did_you_mean(config.model, names)} Allowed: {", ".join(names)}'
+            )
+        size: dict[str, Any] = {}
+        if config.layers is not None and config.width is not None:
+            width = config.width
+            size = {"depths": config.layers, "stem_chs": width, "channels": tuple(width * m for m in (4, 8, 16, 32))}
+        super().__init__(config, lambda: timm.create_model(config.model, num_classes=0, **size), config.image_size)
+
+    @staticmethod
+    def features(network: nn.Module, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to [b, 1, e]."""
+        pooled: Tensor = network(x)
+        return pooled[:, None]
+
+    def load_weights(self) -> None:
+        """timm's weights, or a file's."""
+        import timm
+
+        source = self.config.pretrained
+        if source is False:
+            return
+        if source is True:
+            try:
+                state = timm.create_model(self.config.model, pretrained=True, num_classes=0).state_dict()
+            except Exception as error:  # the hub's client raises many kinds
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise PartError(
+                    f"nfresnet: weights of {self.config.model} cannot be downloaded: {reason} "
+                    "A file of its weights is allowed too"
+                ) from error
+        else:
+            state = {n: t for n, t in read_state(str(source)).items() if not n.startswith("head.fc.")}
+        load_network(self.network, state, f"nfresnet pretrained {source}")
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        """A weights file that is not there."""
+        if isinstance(config.pretrained, str) and not Path(config.pretrained).is_file():
+            return [f"pretrained: given {config.pretrained!r}; allowed: true, false or a file"]
+        return []

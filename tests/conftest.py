@@ -1,0 +1,23 @@
+"""What tests share: the toy parts, installed as a stranger's would be."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry holds the toy parts alone."""
+    from magma import registry
+
+    toy = registry.Registry([EntryPoint("toys", "toys", "magma")])
+    assert not toy.plugins[0].problem, toy.plugins[0].problem
+    for module in ("magma.recipe", "magma.checkpoint", "magma.registry"):
+        __import__(module)
+        monkeypatch.setattr(sys.modules[module], "installed", lambda: toy)

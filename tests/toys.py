@@ -1,0 +1,248 @@
+"""Parts of every kind, small enough to reason about, for tests of the core. They bring their own modality: numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magma import (
+    Adapter,
+    Cache,
+    DataSource,
+    Encoder,
+    Example,
+    Features,
+    FrozenLM,
+    InputError,
+    Layout,
+    Media,
+    PartConfig,
+    PartError,
+    Place,
+    Prediction,
+    Prefix,
+    Question,
+    State,
+    Task,
+    Text,
+    hookimpl,
+)
+
+WORDS = ("zero", "one", "two", "three")
+
+
+class ToyCache(Cache):
+    """Keys, values and which columns are real."""
+
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, valid: Tensor | None = None) -> None:
+        self.keys, self.values, self.valid = keys, values, valid
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> ToyCache:
+        return ToyCache(*(None if t is None else f(t) for t in (self.keys, self.values, self.valid)))
+
+    def expand(self, repeats: int) -> ToyCache:
+        return self._map(lambda t: t.repeat_interleave(repeats, 0))
+
+    def select(self, rows: Tensor) -> ToyCache:
+        return self._map(lambda t: t[rows])
+
+
+class Wrapped(nn.Module):
+    def __init__(self, sublayer: nn.Module, adapter: Adapter) -> None:
+        super().__init__()
+        self.sublayer, self.adapter = sublayer, adapter
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adapter(x, self.sublayer)
+
+
+class ToyLM(FrozenLM):
+    """One block of attention and feed-forward over bytes."""
+
+    name = "toy"
+
+    class Config(PartConfig):
+        dim: int = 16
+        context: int = 64
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.dim, self.context, self.vocab, self.eos = config.dim, config.context, 257, 256
+        self.words = nn.Embedding(self.vocab, self.dim)
+        self.places = nn.Embedding(config.context, self.dim)
+        self.qkv = nn.Linear(self.dim, 3 * self.dim)
+        self.out: nn.Module = nn.Linear(self.dim, self.dim)
+        self.mlp: nn.Module = nn.Sequential(nn.Linear(self.dim, 32), nn.GELU(), nn.Linear(32, self.dim))
+        self.dropout = nn.Dropout(0.5)  # only a language model that leaves eval mode would notice
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(token for token in tokens if token < 256).decode(errors="replace")
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.words(tokens)
+
+    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
+        if place in self.adapters:
+            raise PartError(f"{place} is adapted already")
+        adapter = make()
+        if place == "attention":
+            self.out = Wrapped(self.out, adapter)
+        else:
+            self.mlp = Wrapped(self.mlp, adapter)
+        self.adapters[place] = [adapter]
+
+    def remove_adapters(self) -> None:
+        self.out = self.out.sublayer if isinstance(self.out, Wrapped) else self.out
+        self.mlp = self.mlp.sublayer if isinstance(self.mlp, Wrapped) else self.mlp
+        self.adapters = {}
+
+    def new_cache(self) -> ToyCache:
+        return ToyCache()
+
+    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+        b, t, _ = embeddings.shape
+        x = self.dropout(embeddings + self.places(layout.positions.clamp(max=self.context - 1)))
+        q, k, v = self.qkv(x).chunk(3, -1)
+        valid = torch.arange(t) < layout.lengths[:, None]
+        past = 0
+        if isinstance(cache, ToyCache):
+            if cache.keys is not None and cache.values is not None and cache.valid is not None:
+                past = cache.keys.shape[1]
+                k, v, valid = (torch.cat(pair, 1) for pair in ((cache.keys, k), (cache.values, v), (cache.valid, valid)))
+            cache.keys, cache.values, cache.valid = k, v, valid
+        mask = torch.ones(t, past + t, dtype=torch.bool).tril(past) & valid[:, None]
+        mask = mask | torch.eye(t, past + t, dtype=torch.bool).roll(past, 1)
+        h = x + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        h = h + self.mlp(h)
+        return h.reshape(b * t, -1)[layout.scored]
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden @ self.words.weight.T
+
+
+class ToyEncoder(Encoder):
+    """A number, counted on fingers: any length up to four, with BatchNorm so that buffers are trained too."""
+
+    name = "fingers"
+    modality = "number"
+
+    class Config(PartConfig):
+        dim: int = 6
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.dim, self.length = config.dim, 4
+        self.linear = nn.Linear(4, config.dim)
+        self.norm = nn.BatchNorm1d(config.dim)
+
+    def accepts(self, raw: Any) -> bool:
+        return isinstance(raw, int)
+
+    def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
+        if not isinstance(raw, int) or not 0 <= raw <= 3:
+            raise InputError(f"given {raw!r}; allowed: 0 to 3")
+        return F.one_hot(torch.tensor(raw), 4).float()
+
+    def blank(self) -> Tensor:
+        return torch.zeros(4)
+
+    def size(self, prepared: Tensor) -> int:
+        return int(prepared.argmax()) + 1
+
+    def forward(self, x: Tensor) -> Features:
+        features = self.norm(self.linear(x))[:, None].repeat(1, 4, 1)
+        return Features(features, x.argmax(-1) + 1)
+
+
+class ToyPrefix(Prefix):
+    name = "plain"
+
+    def __init__(self, config: PartConfig, encoder_dim: int, encoder_length: int, dim: int) -> None:
+        super().__init__(config, encoder_dim, encoder_length, dim)
+        self.length = encoder_length
+        self.linear = nn.Linear(encoder_dim, dim)
+
+    def size(self, features: int) -> int:
+        return features
+
+    def forward(self, features: Features) -> Features:
+        return Features(self.linear(features.values), features.lengths)
+
+
+class ToyAdapter(Adapter):
+    name = "add"
+
+    class Config(PartConfig):
+        width: int = 4
+
+    def __init__(self, config: Config, dim: int) -> None:
+        super().__init__(config, dim)
+        self.down, self.up = nn.Linear(dim, config.width), nn.Linear(config.width, dim)
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        h = sublayer(x)
+        return h + self.up(self.down(h).relu())
+
+
+class ToySource(DataSource):
+    """A number and its name."""
+
+    name = "counting"
+
+    class Config(PartConfig):
+        input: str = "number"
+        length: int = 8
+        text_only: bool = False
+
+    def __init__(self, config: Config, seed: int) -> None:
+        super().__init__(config, seed)
+        self.config: ToySource.Config = config
+
+    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+        state = state or {"epoch": 0, "position": 0}
+        for i in range(state["position"], self.config.length):
+            number = (i + state["epoch"]) % 4
+            last = i + 1 == self.config.length
+            after = {"epoch": state["epoch"] + last, "position": 0 if last else i + 1}
+            segments: list[Any] = [] if self.config.text_only else [Media(self.config.input, number)]
+            yield Example([*segments, Text("is"), Text(f" {WORDS[number]}", target=True)], f"counting {i}"), after
+
+
+class ToyTask(Task):
+    name = "counting"
+    primary = "count_accuracy"
+
+    def __init__(self, config: PartConfig, seed: int) -> None:
+        super().__init__(config, seed)
+
+    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        for i in range(4):
+            yield Question(str(i), [Media("number", i), "is"], WORDS[i], "count")
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        right = [p.text.strip() == p.question.answer for p in predictions]
+        return {"count_accuracy": sum(right) / len(right)}
+
+
+@hookimpl
+def magma_parts() -> list[type]:
+    return [ToyLM, ToyEncoder, ToyPrefix, ToyAdapter, ToySource, ToyTask]
+
+
+RECIPE: dict[str, Any] = {
+    "name": "toy",
+    "lm": {"use": "toy"},
+    "inputs": {"number": {"encoder": {"use": "fingers"}, "prefix": {"use": "plain"}}},
+    "adapters": {"mlp": {"use": "add"}},
+    "data": {"train": [{"use": "counting"}], "evaluation": [{"use": "counting"}]},
+    "tasks": [{"use": "counting"}],
+    "train": {"steps": 6, "batch_size": 4, "lr": 1e-2, "precision": "fp32"},
+}
