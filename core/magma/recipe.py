@@ -453,14 +453,18 @@ def _explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
 
 def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
     """The keys that a table inside a config may have."""
-    annotation: Any = model
+    here = [model]
     for part in location:
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and part in annotation.model_fields:
-            annotation = annotation.model_fields[part].annotation
-        models = list(_models_in(annotation))
-        tagged = [m for m in models if "use" in m.model_fields and part in str(m.model_fields["use"].annotation)]
-        annotation = (tagged or models or [annotation])[0]
-    return list(annotation.model_fields) if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []
+        inside = [m.model_fields[part].annotation for m in here if part in m.model_fields]
+        if inside:
+            here = [m for annotation in inside for m in _models_in(annotation)]
+        else:  # an index, a key of a dict, or the tag of a union
+            here = [m for m in here if "use" in m.model_fields and part in _tags(m)] or here
+    return [field for m in here[:1] for field in m.model_fields]
+
+
+def _tags(model: type[BaseModel]) -> tuple[Any, ...]:
+    return getattr(model.model_fields["use"].annotation, "__args__", ())
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:

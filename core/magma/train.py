@@ -285,16 +285,20 @@ class _Run:
 
     def encode(self, examples: Sequence[Example], first: int) -> list[Encoded]:
         """This process's share of a global batch whose first example is the run's `first`-th."""
-        encoded = []
+        encoded: list[Encoded] = []
         for i in range(self.world.rank, len(examples), self.world.size):
-            rng = random.Random(f"{self.recipe.seed} {first + i}")
-            try:
-                encoded.append(self.collator.sequence(examples[i], rng))
-            except TooLong:
-                if self.train.too_long == "error":
-                    raise
-                self.skipped += 1
+            encoded += self.encode_one(examples[i], random.Random(f"{self.recipe.seed} {first + i}"))
         return encoded
+
+    def encode_one(self, example: Example, rng: random.Random | None = None) -> list[Encoded]:
+        """One example, or none where it does not fit and the recipe says to skip those."""
+        try:
+            return [self.collator.sequence(example, rng)]
+        except TooLong:
+            if self.train.too_long == "error":
+                raise
+            self.skipped += rng is not None
+            return []
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """One batch for each accumulation step. Where examples run out, one without targets keeps ranks together."""
@@ -303,9 +307,7 @@ class _Run:
         for i in range(self.accumulation):
             chunk = encoded[i * self.micro : (i + 1) * self.micro]
             if not chunk:
-                filler = self.collator.sequence(examples[0])
-                filler.targets = [False] * len(filler)
-                chunk = [filler]
+                chunk = [Encoded([self.collator.lm.eos], [False], [], "filler")]
             batches.append(self.collator.pad(chunk))
         return batches
 
@@ -349,7 +351,7 @@ class _Run:
                 if self.train.evaluate_samples is not None and i >= self.train.evaluate_samples:
                     break
                 if i % self.world.size == self.world.rank:
-                    mine.append(self.collator.sequence(example))
+                    mine += self.encode_one(example)
             for at in range(0, len(mine), self.micro):
                 batch = self.collator.pad(mine[at : at + self.micro])
                 loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))

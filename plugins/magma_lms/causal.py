@@ -5,6 +5,7 @@ Axes: b batch, t tokens, p columns that a cache holds, d width, v vocabulary, m 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -69,19 +70,21 @@ class _Transformers(FrozenLM):
         self.eos = int(end[0] if isinstance(end, list) else end)
         self._undo: list[Callable[[], None]] = []
         with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(architecture, dtype=torch.float32)
+            self.model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=torch.float32)
         self.dim = self.model.get_input_embeddings().embedding_dim
 
     def load_weights(self) -> None:
         """The weights that the config names in the file's own precision, or random ones in float32."""
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
         if self._weights is None:
-            self.model = AutoModelForCausalLM.from_config(self._architecture, dtype=torch.float32)
+            self.model = AutoModelForCausalLM.from_config(copy.deepcopy(self._architecture), dtype=torch.float32)
             return
+        logging.disable_progress_bar()  # whoever assembles the model says what is going on
         try:
             self.model = AutoModelForCausalLM.from_pretrained(
-                _location(self._weights), config=self._architecture, dtype="auto", use_safetensors=True
+                _location(self._weights), config=copy.deepcopy(self._architecture), dtype="auto", use_safetensors=True
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise PartError(_unreadable("weights", self._weights, error)) from error

@@ -1,4 +1,4 @@
-"""CLIP's vision towers through open_clip, as feature grids: what comes before the pooling (section 3.1 of the paper)."""
+"""CLIP's vision towers through open_clip, as feature grids before their pooling (section 3.1 of the paper)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,8 @@ class NFResNet(ImageEncoder):
         names = timm.list_models(module="nfnet")
         if config.model not in names:
             raise PartError(
-                f'nfresnet model: given "{config.model}".{did_you_mean(config.model, names)} Allowed: {", ".join(names)}'
+                f'nfresnet model: given "{config.model}".{did_you_mean(config.model, names)} '
+                f"Allowed: {', '.join(names)}"
             )
         size: dict[str, Any] = {}
         if config.layers is not None and config.width is not None:

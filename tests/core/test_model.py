@@ -1,0 +1,159 @@
+"""Assembly of instances, the freeze contract, and what gradients reach."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
+
+import magma
+from magma import Example, Input, InputError, Magma, Media, PartError, Text
+
+pytestmark = pytest.mark.usefixtures("toys")
+
+EXAMPLES = [
+    Example([Media("number", 2), Text("is"), Text(" two", target=True)]),
+    Example([Text("or "), Media("number", 0), Media("number", 3), Text("?"), Text(" both", target=True)]),
+]
+
+
+def make(trainable: bool = True, adapters: bool = True) -> Magma:
+    torch.manual_seed(0)
+    lm, encoder = ToyLM(ToyLM.Config()), ToyEncoder(ToyEncoder.Config())
+    prefix = ToyPrefix(ToyPrefix.Config(), encoder.dim, encoder.length, lm.dim)
+    factory = {"mlp": lambda: ToyAdapter(ToyAdapter.Config(), lm.dim)} if adapters else {}
+    return Magma(lm, {"number": Input(encoder, prefix, trainable)}, factory)  # type: ignore[arg-type]
+
+
+def test_media_embeddings_land_in_their_slots() -> None:
+    model = make().eval()
+    batch = model.collator().batch(EXAMPLES)
+    embedded = model.embed(batch)
+    way = model.ways()["number"]
+    alone = way(torch.eye(4)[[2, 0, 3]]).values
+    assert torch.equal(embedded[0, :3], alone[0, :3])
+    assert torch.equal(embedded[1, 3:4], alone[1, :1])
+    assert torch.equal(embedded[1, 4:8], alone[2])
+    assert torch.equal(embedded[0, 3:5], model.lm.embed(batch.tokens[:1, 3:5])[0])
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    model = make().eval()
+    collator = model.collator()
+    together = model(collator.batch(EXAMPLES))
+    apart = sum(model(collator.batch([example])) for example in EXAMPLES)
+    assert torch.allclose(together, apart, atol=1e-5)
+
+
+def test_loss_is_the_mean_over_targets() -> None:
+    model = make().eval()
+    batch = model.collator().batch(EXAMPLES)
+    logits = model.lm.head(model.lm(model.embed(batch), batch.layout))
+    by_hand = -logits.log_softmax(-1)[torch.arange(len(batch.labels)), batch.labels].mean()
+    assert torch.allclose(model.loss(batch), by_hand)
+    with pytest.raises(InputError, match="no target tokens"):
+        model.loss(model.collator().batch([Example([Text("nothing")])]))
+
+
+def test_gradients_reach_every_declared_parameter_and_no_other() -> None:
+    model = make().train()
+    model.loss(model.collator().batch(EXAMPLES)).backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+        assert parameter.requires_grad == (not name.startswith("lm.") or ".adapter." in name), name
+        if parameter.grad is not None and name != "inputs.number.encoder.linear.bias":  # BatchNorm cancels it
+            assert parameter.grad.abs().sum() > 0, name
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_its_prefix_does() -> None:
+    model = make(trainable=False).train()
+    model.loss(model.collator().batch(EXAMPLES)).backward()
+    way = model.ways()["number"]
+    assert all(p.grad is None and not p.requires_grad for p in way.encoder.parameters())
+    assert all(p.grad is not None for p in way.prefix.parameters())
+
+
+def test_train_never_moves_a_frozen_part_out_of_eval() -> None:
+    model = make(trainable=False)
+    for mode in (model.train, model.lm.train, model.ways()["number"].train, model.ways()["number"].encoder.train):
+        mode(True)
+        assert not model.lm.training
+        assert not model.lm.dropout.training  # type: ignore[union-attr]
+        assert not any(module.training for module in model.ways()["number"].encoder.modules())
+    model.train()
+    assert model.ways()["number"].prefix.training
+    assert all(adapter.training for adapter in model.lm.all_adapters())
+    model.eval()
+    assert not any(adapter.training for adapter in model.lm.all_adapters())
+
+
+def test_frozen_batchnorm_keeps_its_statistics_and_trained_does_not() -> None:
+    for trainable in (False, True):
+        model = make(trainable).train()
+        before = model.ways()["number"].encoder.norm.running_mean.clone()  # type: ignore[union-attr]
+        model(model.collator().batch(EXAMPLES))
+        after = model.ways()["number"].encoder.norm.running_mean  # type: ignore[union-attr]
+        assert torch.equal(before, after) == (not trainable)
+
+
+def test_an_absent_modality_gets_zero_gradients_and_changes_no_buffer() -> None:
+    model = make().train()
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
+    model.loss(model.collator().batch([Example([Text("just"), Text(" text", target=True)])])).backward()
+    for parameter in model.ways()["number"].parameters():
+        assert parameter.grad is not None
+        assert not parameter.grad.any()
+    assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
+    assert model.ways()["number"].encoder.training
+
+
+def test_removing_adapters_gives_the_bare_language_model_back() -> None:
+    bare, adapted = make(adapters=False).eval(), make().eval()
+    with torch.no_grad():
+        for adapter in adapted.lm.all_adapters():
+            for parameter in adapter.parameters():
+                parameter.normal_()
+    prompt = ["a plain text"]
+    assert not torch.allclose(adapted.logits(prompt), bare.logits(prompt))
+    adapted.lm.remove_adapters()
+    assert torch.equal(adapted.logits(prompt), bare.logits(prompt))
+
+
+def test_widths_that_do_not_fit_are_found_at_once() -> None:
+    lm, encoder = ToyLM(ToyLM.Config()), ToyEncoder(ToyEncoder.Config())
+    wrong = ToyPrefix(ToyPrefix.Config(), encoder.dim, encoder.length, lm.dim + 1)
+    with pytest.raises(PartError, match=r"inputs.number: the prefix gives \[1, 4, 17\].*\[1, 4, 16\]"):
+        Magma(lm, {"number": Input(encoder, wrong)})
+    narrow = ToyPrefix(ToyPrefix.Config(), encoder.dim - 1, encoder.length, lm.dim)
+    with pytest.raises(PartError, match=r"inputs.number: the prefix cannot take the encoder's\s+\[b, 4, 6\]"):
+        Magma(ToyLM(ToyLM.Config()), {"number": Input(encoder, narrow)})
+
+
+def test_an_unknown_place_is_refused() -> None:
+    with pytest.raises(PartError, match='not on "head"'):
+        Magma(ToyLM(ToyLM.Config()), adapters={"head": lambda: None})  # type: ignore[dict-item,arg-type,return-value]
+
+
+def test_summary_counts_every_parameter_once() -> None:
+    model = make()
+    rows = {row.path: row for row in model.summary()}
+    assert sum(row.parameters for row in rows.values()) == sum(p.numel() for p in model.parameters())
+    assert rows["lm"].trained == 0
+    assert rows["adapters.mlp"].trained == rows["adapters.mlp"].parameters == 2 * 16 * 4 + 4 + 16
+
+
+def test_trained_and_frozen_tensors_share_nothing_and_cover_all() -> None:
+    model = make()
+    trained, frozen = model.trained_tensors(), model.frozen_tensors()
+    assert not trained.keys() & frozen.keys()
+    assert trained.keys() | frozen.keys() == model.state_dict().keys()
+    assert "inputs.number.encoder.norm.running_mean" in trained
+    assert "inputs.number.encoder.norm.running_mean" in make(trainable=False).frozen_tensors()
+
+
+def test_logits_score_every_position() -> None:
+    model = magma.assemble(RECIPE).eval()
+    logits = model.logits([2, "ab"])
+    assert logits.shape == (5, 257)
+    longer = model.logits([2, "abc"])
+    assert torch.allclose(longer[:5], logits, atol=1e-5)

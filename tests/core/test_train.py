@@ -1,0 +1,198 @@
+"""The trainer: what a step is, what is learnt, what is kept, and going on after an interruption."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toys import RECIPE, ToySource
+
+import magma
+from magma import Recipe, TooLong, TrainingError
+from magma.train import Mixture, Progress, Watcher, factor, micro_batches, train
+
+pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
+
+
+def recipe(overrides: tuple[str, ...] = (), **changes: Any) -> Recipe:
+    return Recipe.load({**copy.deepcopy(RECIPE), **changes}, overrides)
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_it_learns_and_the_frozen_stay(tmp_path: Path) -> None:
+    result = train(recipe(("train.steps=150", "train.lr=2e-2")), tmp_path)
+    found = losses(tmp_path)
+    assert len(found) == 150
+    assert found[-1] < 0.3 * found[0]
+    assert result.finished
+    assert result.frozen == 10
+    before, after = magma.assemble(recipe()), magma.load(tmp_path)
+    assert all(torch.equal(t, after.frozen_tensors()[n]) for n, t in before.frozen_tensors().items())
+    changed = {n for n, t in before.trained_tensors().items() if not torch.equal(t, after.trained_tensors()[n])}
+    assert changed == before.trained_tensors().keys()
+
+
+def test_accumulation_and_a_plain_loop_give_the_same_weights(tmp_path: Path) -> None:
+    changes = ("train.steps=3", "train.schedule={ use = 'constant' }", "inputs.number.trainable=false")
+    train(recipe(changes), tmp_path / "whole")
+    train(recipe((*changes, "train.micro_batch_size=1")), tmp_path / "split")
+    whole, split = magma.load(tmp_path / "whole"), magma.load(tmp_path / "split")
+    model = magma.assemble(recipe(changes)).train()
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    mixture = Mixture([ToySource(ToySource.Config(), 0)], [1.0])
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.loss(model.collator().batch(mixture.take(4))).backward()
+        optimizer.step()
+    for name, tensor in model.trained_tensors().items():
+        assert torch.allclose(tensor, whole.trained_tensors()[name], atol=1e-5), name
+        assert torch.allclose(tensor, split.trained_tensors()[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_gives_the_same_losses(tmp_path: Path, stage: int) -> None:
+    changes = ("inputs.number.trainable=false",)
+    train(recipe(changes), tmp_path / "plain")
+    train(recipe(changes, deepspeed={"zero_optimization": {"stage": stage}}), tmp_path / "zero")
+    assert losses(tmp_path / "zero") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
+    assert magma.load(tmp_path / "zero").generate([2, "is"], max_tokens=2) is not None
+
+
+def test_each_part_learns_at_its_own_rate(tmp_path: Path) -> None:
+    changes = ("inputs.number.lr=1e-3", "adapters.mlp.lr=5e-2", "train.steps=3", "train.warmup_steps=2")
+    train(recipe(changes), tmp_path)
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if '"lr"' in line]
+    assert rates[0] == pytest.approx(
+        {"inputs.number.encoder": 5e-4, "inputs.number.prefix": 5e-3, "adapters.mlp": 2.5e-2}
+    )
+    assert rates[1]["inputs.number.prefix"] == pytest.approx(1e-2)
+
+
+def test_schedules() -> None:
+    train_table = recipe(("train.steps=11", "train.warmup_steps=0")).train
+    assert train_table is not None
+    assert [factor(train_table, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.55, 0.1])
+    warm = train_table.model_copy(update={"warmup_steps": 4})
+    assert [factor(warm, step) for step in (0, 1, 3, 4, 10)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.1])
+    linear = recipe(("train.steps=11", "train.schedule={use='linear'}")).train
+    assert linear is not None
+    assert [factor(linear, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_partial_last_batch_is_a_step(tmp_path: Path) -> None:
+    changes = ("train.samples=10", "train.micro_batch_size=2", "inputs.number.trainable=false")
+    raw = copy.deepcopy(RECIPE)
+    del raw["train"]["steps"]
+    result = train(Recipe.load(raw, changes), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert result.steps == 3
+    assert [row["samples"] for row in rows if "samples" in row] == [4, 4, 2]
+
+
+def test_resume_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    changes = ("train.steps=8",)
+    train(recipe(changes), tmp_path / "whole")
+
+    def interrupt(progress: Progress) -> None:
+        if progress.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = train(recipe(changes), tmp_path / "parts", watcher=Watcher(step=interrupt))
+    assert not stopped.finished
+    assert stopped.steps == 3
+    assert stopped.folder.name == "step-00000003"
+    result = train(recipe(changes), tmp_path / "parts", resume=True)
+    assert result.finished
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    ends = [load_file(next((tmp_path / run / "checkpoints").glob("*8")) / "trained.safetensors") for run in ("whole", "parts")]
+    assert all(torch.equal(t, ends[1][name]) for name, t in ends[0].items())
+
+
+def test_checkpoints_on_the_way_are_kept_and_pruned(tmp_path: Path) -> None:
+    train(recipe(("train.checkpoint_every=1", "train.keep_checkpoints=3")), tmp_path)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-0000000{n}" for n in (4, 5, 6)]
+    assert magma.load(tmp_path / "checkpoints/step-00000004").logits([1]).shape == (2, 257)
+
+
+def test_init_checkpoint_starts_from_another_run(tmp_path: Path) -> None:
+    train(recipe(("train.steps=100", "train.lr=2e-2")), tmp_path / "first")
+    train(recipe(init={"checkpoint": str(tmp_path / "first")}), tmp_path / "second")
+    assert losses(tmp_path / "second")[0] < 0.5 * losses(tmp_path / "first")[0]
+
+
+def test_evaluation_loss_is_recorded(tmp_path: Path) -> None:
+    train(recipe(("train.evaluate_every=2",)), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "evaluation_loss" in row] == [2, 4, 6]
+    model = magma.load(tmp_path)
+    source = ToySource(ToySource.Config(), 0)
+    expected = float(model.loss(model.collator().batch([example for example, _ in source.iterate()])))
+    assert [row["evaluation_loss"] for row in rows if "evaluation_loss" in row][-1] == pytest.approx(expected, rel=1e-4)
+
+
+def test_deepspeeds_monitor_writes(tmp_path: Path) -> None:
+    monitor = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path / "csv"), "job_name": "toy"}}
+    train(recipe(deepspeed=monitor), tmp_path / "run")
+    assert list((tmp_path / "csv").rglob("*.csv"))
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    train(recipe(("train.precision=bf16", "train.steps=60", "train.lr=2e-2")), tmp_path)
+    assert losses(tmp_path)[-1] < 0.6 * losses(tmp_path)[0]
+    assert magma.load(tmp_path).dtype == torch.bfloat16
+
+
+def test_runs_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no \[train\] table"):
+        train(recipe(train=None), tmp_path)
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        train(recipe(data={}), tmp_path)
+    with pytest.raises(TrainingError, match="nothing to train: no input and no adapter"):
+        train(recipe(inputs={}, adapters={}, data={"train": [{"use": "counting", "text_only": True}]}), tmp_path)
+    with pytest.raises(TrainingError, match='given "fp16"; allowed on a CPU'):
+        train(recipe(("train.precision=fp16",)), tmp_path)
+    with pytest.raises(TooLong, match="counting 0 needs"):
+        train(recipe(("train.max_length=2",)), tmp_path)
+
+
+def test_examples_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> None:
+    # a number n fills n + 1 positions: two of every four examples keep a target within three
+    result = train(recipe(("train.max_length=4", "train.too_long=skip", "inputs.number.trainable=false")), tmp_path)
+    assert result.skipped == 12
+
+
+def test_micro_batches_divide_the_global_batch() -> None:
+    table = recipe(("train.batch_size=12", "train.micro_batch_size=3")).train
+    assert table is not None
+    assert micro_batches(table, 1) == (3, 4)
+    assert micro_batches(table, 2) == (3, 2)
+    with pytest.raises(TrainingError, match="train.batch_size: given 12; allowed with 5 processes: a multiple of 5"):
+        micro_batches(table, 5)
+    with pytest.raises(TrainingError, match=r"train.micro_batch_size: given 3; .* divide evenly: 1, 2, 4"):
+        micro_batches(table, 3)
+
+
+def test_a_mixture_keeps_its_weights_and_its_place() -> None:
+    def make() -> Mixture:
+        sources = [ToySource(ToySource.Config(length=5), 0), ToySource(ToySource.Config(length=3, text_only=True), 0)]
+        return Mixture(sources, [3.0, 1.0])
+
+    whole, half = make(), make()
+    taken = whole.take(40)
+    assert sum(len(example.segments) == 2 for example in taken) == 10
+    first = half.take(17)
+    state = json.loads(json.dumps(half.state()))
+    again = make()
+    again.restore(state)
+    assert first + again.take(23) == taken

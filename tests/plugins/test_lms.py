@@ -1,0 +1,237 @@
+"""Language models of transformers: the same numbers as the library's own, with adapters, padding, packing and caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from magma_lms.causal import GPTJ, Causal
+from torch import Tensor, nn
+
+from magma import Adapter, FrozenLM, Layout, PartConfig, PartError
+
+SMALL: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
+    "llama": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "opt": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32},
+    "phi": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
+    "qwen2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "qwen3": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+}
+FAMILIES = list(SMALL)
+
+
+def architecture(family: str) -> dict[str, Any]:
+    common = {"model_type": family, "vocab_size": 96, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return {"max_position_embeddings": 64, **common, **SMALL[family]} if family not in ("gpt2", "gptj") else {**common, **SMALL[family]}
+
+
+def build(family: str) -> FrozenLM:
+    torch.manual_seed(0)
+    lm = Causal.build(architecture=architecture(family))
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    lm.freeze()
+    return lm
+
+
+class Sum(Adapter):
+    """Nudges the sublayer's input and output, and remembers what it saw."""
+
+    name = "sum"
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(PartConfig(), dim)
+        self.linear = nn.Linear(dim, dim)
+        self.seen: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        h = sublayer(x + 0.1 * self.linear(x))
+        self.seen.append((*x.shape, *h.shape))
+        return h + self.linear(h)
+
+
+def layout(lengths: list[int], width: int, scored: Tensor | None = None, start: Tensor | None = None) -> Layout:
+    rows = len(lengths)
+    positions = torch.arange(width).repeat(rows, 1) + (0 if start is None else start[:, None])
+    return Layout(positions, torch.tensor(lengths), torch.arange(rows * width) if scored is None else scored)
+
+
+def run(lm: FrozenLM, tokens: Tensor, lengths: list[int] | None = None) -> Tensor:
+    rows, width = tokens.shape
+    found: Tensor = lm.head(lm(lm.embed(tokens), layout(lengths or [width] * rows, width)))
+    return found.view(rows, width, -1)
+
+
+@pytest.fixture(params=FAMILIES)
+def lm(request: pytest.FixtureRequest) -> FrozenLM:
+    return build(request.param)
+
+
+TOKENS = torch.randint(2, 96, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+def test_logits_are_the_librarys(lm: FrozenLM) -> None:
+    assert isinstance(lm, Causal)
+    expected = lm.model(input_ids=TOKENS).logits
+    assert torch.allclose(run(lm, TOKENS), expected, atol=1e-5)
+
+
+def test_scored_positions_alone_come_back(lm: FrozenLM) -> None:
+    scored = torch.tensor([3, 20, 35])
+    found = lm.head(lm(lm.embed(TOKENS), layout([12] * 3, 12, scored)))
+    assert torch.allclose(found, run(lm, TOKENS).flatten(0, 1)[scored], atol=1e-5)
+
+
+def test_padding_changes_nothing_and_is_no_nan(lm: FrozenLM) -> None:
+    lengths = [12, 5, 8]
+    together = run(lm, TOKENS, lengths)
+    assert together.isfinite().all()
+    for row, length in enumerate(lengths):
+        alone = run(lm, TOKENS[row : row + 1, :length])[0]
+        assert torch.allclose(together[row, :length], alone, atol=1e-5)
+
+
+def test_packed_examples_do_not_see_each_other(lm: FrozenLM) -> None:
+    lengths = [5, 7]
+    packed = Layout(
+        positions=torch.cat([torch.arange(n) for n in lengths])[None],
+        lengths=torch.tensor([12]),
+        scored=torch.arange(12),
+        segments=torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))[None],
+    )
+    found = lm.head(lm(lm.embed(TOKENS[:1]), packed))
+    apart = torch.cat([run(lm, TOKENS[:1, :5])[0], run(lm, TOKENS[:1, 5:])[0]])
+    assert torch.allclose(found, apart, atol=1e-5)
+
+
+def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: FrozenLM) -> None:
+    prompts, steps = [4, 7, 2], 4
+    cache = lm.new_cache()
+    last = torch.tensor(prompts) - 1 + 7 * torch.arange(3)
+    ids = torch.stack([torch.cat([TOKENS[i, :n], torch.ones(7 - n, dtype=torch.long)]) for i, n in enumerate(prompts)])
+    found = [lm.head(lm(lm.embed(ids), layout(prompts, 7, last), cache))]
+    for step in range(steps):
+        ids = torch.stack([TOKENS[i, n + step] for i, n in enumerate(prompts)])[:, None]
+        found.append(lm.head(lm(lm.embed(ids), layout([1] * 3, 1, start=torch.tensor(prompts) + step), cache)))
+    for i, n in enumerate(prompts):
+        whole = run(lm, TOKENS[i : i + 1, : n + steps])[0, n - 1 :]
+        assert torch.allclose(torch.stack([step[i] for step in found]), whole, atol=1e-4)
+
+
+def test_cache_expand_and_select(lm: FrozenLM) -> None:
+    cache = lm.new_cache()
+    lm(lm.embed(TOKENS[:2, :6]), layout([6, 4], 6), cache)
+    many = cache.expand(2).select(torch.tensor([3, 0]))
+    more = TOKENS[:2, 6:9]
+    found = lm.head(lm(lm.embed(more), layout([3, 3], 3, start=torch.tensor([4, 6])), many)).view(2, 3, -1)
+    expected = [torch.cat([TOKENS[1, :4], more[0]]), torch.cat([TOKENS[0, :6], more[1]])]
+    for row, ids in enumerate(expected):
+        assert torch.allclose(found[row], run(lm, ids[None])[0, -3:], atol=1e-4)
+    # the first cache is what it was
+    again = lm.head(lm(lm.embed(TOKENS[:2, 6:7]), layout([1, 1], 1, start=torch.tensor([6, 4])), cache))
+    assert torch.allclose(again[0], run(lm, TOKENS[:1, :7])[0, -1], atol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["attention", "mlp"])
+def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: FrozenLM, place: Any) -> None:
+    before = run(lm, TOKENS)
+    names = set(lm.state_dict())
+    lm.adapt(place, lambda: Sum(lm.dim))
+    lm.freeze()
+    after = run(lm, TOKENS)
+    assert len(lm.adapters[place]) == 2
+    assert not torch.allclose(after, before, atol=1e-3)
+    for adapter in lm.adapters[place]:
+        assert isinstance(adapter, Sum)
+        assert adapter.seen in ([(3, 12, 32, 3, 12, 32)], [(1, 36, 32, 1, 36, 32)])  # OPT's rows are one
+    assert {n for n, p in lm.named_parameters() if p.requires_grad} == {n for n in lm.state_dict() if ".adapter." in n}
+    with pytest.raises(PartError, match=f"adapters.{place}"):
+        lm.adapt(place, lambda: Sum(lm.dim))
+    lm.remove_adapters()
+    assert set(lm.state_dict()) == names
+    assert torch.equal(run(lm, TOKENS), before)
+
+
+def test_adapted_decoding_with_a_cache_equals_the_whole(lm: FrozenLM) -> None:
+    lm.adapt("attention", lambda: Sum(lm.dim))
+    lm.adapt("mlp", lambda: Sum(lm.dim))
+    cache = lm.new_cache()
+    lm(lm.embed(TOKENS[:, :11]), layout([11] * 3, 11), cache)
+    last = lm.head(lm(lm.embed(TOKENS[:, 11:]), layout([1] * 3, 1, start=torch.tensor([11] * 3)), cache))
+    assert torch.allclose(last, run(lm, TOKENS)[:, -1], atol=1e-4)
+
+
+def test_a_saved_folder_loads_with_the_same_logits(lm: FrozenLM, tmp_path: Path) -> None:
+    assert isinstance(lm, Causal)
+    lm.model.save_pretrained(tmp_path)
+    again = Causal.build(weights=str(tmp_path))
+    again.freeze()
+    assert torch.equal(run(again, TOKENS), run(lm, TOKENS))
+
+
+def test_half_precision_stays_and_tables_of_positions_do_not(tmp_path: Path) -> None:
+    lm = build("gptj")
+    assert isinstance(lm, Causal)
+    table = lm.model.transformer.h[0].attn.embed_positions.clone()
+    lm.model.half().save_pretrained(tmp_path)
+    again = GPTJ.build(weights=str(tmp_path))
+    assert next(again.parameters()).dtype == torch.float16
+    again.to(torch.bfloat16).to(torch.float32)
+    assert torch.equal(again.model.transformer.h[0].attn.embed_positions, table)
+
+
+def test_gptj_6b_on_meta_has_the_papers_parameters() -> None:
+    lm = GPTJ(GPTJ.Config())
+    assert sum(p.numel() for p in lm.parameters()) == 6_050_882_784
+    assert (lm.dim, lm.context, lm.vocab, lm.eos) == (4096, 2048, 50400, 50256)
+
+
+def test_config_json_beside_the_weights_overrides_sizes(tmp_path: Path) -> None:
+    lm = build("gptj")
+    assert isinstance(lm, Causal)
+    lm.model.save_pretrained(tmp_path)
+    assert GPTJ(GPTJ.Config(weights=str(tmp_path))).dim == 32
+
+
+def test_other_families_are_refused_with_a_list(tmp_path: Path) -> None:
+    from transformers import BertConfig
+
+    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
+    with pytest.raises(PartError, match=r'of type "bert".*Allowed: gpt2, gpt_neox, gptj, llama, opt'):
+        Causal(Causal.Config(weights=str(tmp_path)))
+    with pytest.raises(PartError, match=r'holds a "bert"; use = "causal"'):
+        GPTJ(GPTJ.Config(weights=str(tmp_path)))
+    with pytest.raises(ValueError, match="model_type one of gpt2"):
+        Causal.Config(architecture={"model_type": "bert"})
+    with pytest.raises(ValueError, match="either `weights`"):
+        Causal.Config()
+
+
+def test_missing_weights_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = str(tmp_path / "gone")
+    assert GPTJ.problems(GPTJ.Config(weights=gone)) == [f"weights: given {gone!r}, which is no folder"]
+    with pytest.raises(PartError, match=r"lm.weights: given .*gone.*Allowed: a hub name, a folder"):
+        Causal(Causal.Config(weights=gone))
+    assert "bundled are tiny" in GPTJ.problems(GPTJ.Config(weights="bundled:huge"))[0]
+
+
+def test_without_a_tokenizer_only_text_is_refused() -> None:
+    lm = build("gpt2")
+    run(lm, TOKENS)
+    with pytest.raises(PartError, match="give lm.tokenizer"):
+        lm.encode("text")
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="a width"):
+        GPTJ.Config(dim=30, heads=4)
+    with pytest.raises(ValueError, match="an even rotary_dim of at most 8"):
+        GPTJ.Config(dim=32, heads=4, rotary_dim=10)
