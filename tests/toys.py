@@ -116,7 +116,9 @@ class ToyLM(FrozenLM):
         if isinstance(cache, ToyCache):
             if cache.keys is not None and cache.values is not None and cache.valid is not None:
                 past = cache.keys.shape[1]
-                k, v, valid = (torch.cat(pair, 1) for pair in ((cache.keys, k), (cache.values, v), (cache.valid, valid)))
+                k, v, valid = (
+                    torch.cat(pair, 1) for pair in ((cache.keys, k), (cache.values, v), (cache.valid, valid))
+                )
             cache.keys, cache.values, cache.valid = k, v, valid
         mask = torch.ones(t, past + t, dtype=torch.bool).tril(past) & valid[:, None]
         mask = mask | torch.eye(t, past + t, dtype=torch.bool).roll(past, 1)

@@ -36,10 +36,13 @@ def assemble(
     if dtype is None:
         dtype = DTYPES[recipe.train.precision] if recipe.train else torch.float32
     meta = torch.device(device).type == "meta"
+    said: set[str] = set()
 
     def build(path: str, *context: Any, trainable: bool = False) -> Any:
         part, config = recipe.part(path)
-        say(f"building {path} ({part.name})")
+        if path not in said:
+            said.add(path)
+            say(f"building {path} ({part.name})")
         if meta:
             with torch.device("meta"):
                 return part(config, *context)

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights
+from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights, did_you_mean
 
 from .families import FAMILIES, wrap
 
@@ -61,33 +61,50 @@ class _Transformers(FrozenLM):
                 f'lm: given a model of type "{architecture.model_type}"; its blocks are not known. '
                 f"Allowed: {', '.join(FAMILIES)}"
             )
-        if set(getattr(architecture, "layer_types", None) or ()) - {"full_attention"}:
-            raise PartError(f"lm: a {architecture.model_type} with attention of limited reach is not supported")
         self.family = FAMILIES[architecture.model_type]
-        self.context = architecture.max_position_embeddings
+        window = self.family.window(architecture)
+        self.context = min(architecture.max_position_embeddings, window or architecture.max_position_embeddings)
         self.vocab = architecture.vocab_size
-        end = architecture.eos_token_id
-        self.eos = int(end[0] if isinstance(end, list) else end)
+        self.eos = _end_of_text(architecture)
         self._undo: list[Callable[[], None]] = []
-        with torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=torch.float32)
+        try:
+            with torch.device("meta"):
+                self.model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=torch.float32)
+        except ValueError as error:
+            raise PartError(f"lm: no {architecture.model_type} can be built like this: {error}") from error
         self.dim = self.model.get_input_embeddings().embedding_dim
+        if self.dim != architecture.hidden_size:
+            raise PartError(
+                f"lm: its word embeddings are {self.dim} wide and its blocks {architecture.hidden_size}; "
+                "allowed: one width for both"
+            )
 
     def load_weights(self) -> None:
         """The weights that the config names in the file's own precision, or random ones in float32."""
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
+        assert not self.adapters, "weights come before adapters"
         if self._weights is None:
             self.model = AutoModelForCausalLM.from_config(copy.deepcopy(self._architecture), dtype=torch.float32)
             return
         logging.disable_progress_bar()  # whoever assembles the model says what is going on
-        try:
-            self.model = AutoModelForCausalLM.from_pretrained(
-                _location(self._weights), config=copy.deepcopy(self._architecture), dtype="auto", use_safetensors=True
+        self.model, report = _read(
+            "weights",
+            self._weights,
+            AutoModelForCausalLM.from_pretrained,
+            config=copy.deepcopy(self._architecture),
+            dtype="auto",
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        # Buffers of old files may be left over; a weight may not, it would be of a block that is not there.
+        left = {name for name in report["unexpected_keys"] if name.endswith(".weight")}
+        if wrong := sorted(report["missing_keys"] | left):
+            raise PartError(
+                f"lm.weights: given {self._weights!r}, whose tensors are not this model's: {len(wrong)} are missing or "
+                f"left over, the first is {wrong[0]}"
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise PartError(_unreadable("weights", self._weights, error)) from error
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Tables of positions are no weights: they move, and stay in float32.
@@ -110,10 +127,7 @@ class _Transformers(FrozenLM):
         source = self._tokenizer_source or self._weights
         if source is None:
             raise PartError("lm: a model of random weights has no tokenizer; give lm.tokenizer, a hub name or a folder")
-        try:
-            return AutoTokenizer.from_pretrained(_location(source))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise PartError(_unreadable("tokenizer", source, error)) from error
+        return _read("tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, no special ones added."""
@@ -203,7 +217,7 @@ class Causal(_Transformers):
         weights: Weights | None = None
         """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
         architecture: dict[str, Any] | None = None
-        """As in a config.json; `model_type` says which family."""
+        """Fields of the transformers configuration that `model_type` names; the others have that one's defaults."""
         tokenizer: Weights | None = None
         """A hub name or folder; `weights` where it is not given."""
 
@@ -219,19 +233,44 @@ class Causal(_Transformers):
         from transformers import AutoConfig
 
         if config.architecture is not None:
-            architecture = AutoConfig.for_model(**config.architecture)
+            architecture = _own_architecture(config.architecture)
         else:
             assert config.weights is not None
-            try:
-                architecture = AutoConfig.from_pretrained(_location(config.weights))
-            except (OSError, ValueError, KeyError) as error:
-                raise PartError(_unreadable("weights", config.weights, error)) from error
+            architecture = _read("weights", config.weights, AutoConfig.from_pretrained)
         super().__init__(config, config.weights, config.tokenizer, architecture)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there."""
-        return _missing(config.weights)
+        return [
+            *_missing("weights", config.weights, "config.json", "*.safetensors"),
+            *_missing("tokenizer", config.tokenizer),
+        ]
+
+
+def _end_of_text(architecture: Any) -> int:
+    end = architecture.eos_token_id
+    end = end[0] if isinstance(end, list) else end
+    if end is None or not 0 <= end < architecture.vocab_size:
+        raise PartError(
+            f"lm: its eos_token_id is {end}; allowed: a token of its vocabulary, 0 to {architecture.vocab_size - 1}"
+        )
+    return int(end)
+
+
+def _own_architecture(fields: dict[str, Any]) -> Any:
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    family = fields["model_type"]
+    default = AutoConfig.for_model(family)
+    known = {*default.to_dict(), *default.attribute_map}
+    for unknown in sorted(set(fields) - known):
+        raise PartError(f'lm.architecture: {family} has no "{unknown}".{did_you_mean(unknown, known)}')
+    try:
+        return AutoConfig.for_model(**fields)
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise PartError(f"lm.architecture: no {family} can be built like this: {error}") from error
 
 
 class GPTJ(_Transformers):
@@ -270,7 +309,7 @@ class GPTJ(_Transformers):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there."""
-        return _missing(config.weights)
+        return [*_missing("weights", config.weights, "*.safetensors"), *_missing("tokenizer", config.tokenizer)]
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:
@@ -278,16 +317,20 @@ def _gptj_architecture(config: GPTJ.Config) -> Any:
     from transformers import GPTJConfig
 
     if config.weights is not None:
+        location = _location(config.weights)
         try:
-            found = GPTJConfig.get_config_dict(_location(config.weights), local_files_only=True)[0]
-        except OSError:
+            found = GPTJConfig.get_config_dict(location, local_files_only=True)[0]
+        except OSError as error:
+            if (Path(location) / "config.json").is_file():  # there, but no JSON
+                raise PartError(_unreadable("weights", config.weights, error)) from error
             found = {}
         if found and found.get("model_type") != "gptj":
             raise PartError(
                 f'lm.weights: {config.weights} holds a "{found.get("model_type")}"; use = "causal" takes it'
             )
         if found:
-            return GPTJConfig.from_dict(found)
+            end = found.get("eos_token_id")
+            return GPTJConfig.from_dict({**found, "eos_token_id": config.eos if end is None else end})
     return GPTJConfig(
         vocab_size=config.vocab,
         n_positions=config.context,
@@ -314,27 +357,54 @@ def _location(source: str) -> str:
     return str(_BUNDLED_FOLDER / source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else source
 
 
-def _missing(weights: str | None) -> list[str]:
-    if weights is None:
+def _missing(what: str, source: str | None, *files: str) -> list[str]:
+    """What keeps `source` from being read, as far as the disk tells: a folder holds each of `files`."""
+    if source is None:
         return []
-    if weights.startswith(BUNDLED):
+    if source.startswith(BUNDLED):
         known = bundled()
-        return (
-            [] if weights.removeprefix(BUNDLED) in known else [f"{weights}: bundled are {', '.join(known) or 'none'}"]
-        )
-    path = Path(weights)
-    if path.is_absolute() or weights.startswith((".", "~")) or weights.count("/") > 1:
+        found = source.removeprefix(BUNDLED) in known
+        return [] if found else [f"{what}: given {source!r}; bundled are {', '.join(known) or 'none'}"]
+    path = Path(source)
+    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         if not path.is_dir():
-            return [f"weights: given {weights!r}, which is no folder"]
-        if not (path / "config.json").is_file():
-            return [f"weights: {weights} has no config.json"]
+            return [f"{what}: given {source!r}, which is no folder"]
+        return [f"{what}: {source} has no {file}" for file in files if not any(path.glob(file))]
     return []
+
+
+def _read(what: str, source: str, load: Callable[..., Any], **how: Any) -> Any:
+    """`load` a folder, or a hub name: from the cache, else from the hub."""
+    if problems := _missing(what, source):
+        raise PartError(f"lm.{problems[0]}. {_allowed()}")
+    location = _location(source)
+    try:
+        if Path(location).is_dir():
+            return load(location, **how)
+        try:
+            return load(location, local_files_only=True, **how)
+        except OSError:
+            _ask_the_hub(location)
+        return load(location, **how)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise PartError(_unreadable(what, source, error)) from error
+
+
+def _ask_the_hub(name: str) -> None:
+    """Once, whether it has this: transformers would ask for each file many times over."""
+    import huggingface_hub
+
+    try:
+        huggingface_hub.model_info(name, timeout=10)
+    except Exception as error:  # its HTTP library's own, which changes between releases
+        raise OSError(f"the hub says: {error}") from error
 
 
 def _unreadable(what: str, source: str, error: Exception) -> str:
     first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"lm.{what}: given {source!r}, which cannot be read: {first} {_allowed()}"
+
+
+def _allowed() -> str:
     here = " or ".join(BUNDLED + name for name in bundled()) or "a bundled name"
-    return (
-        f"lm.{what}: given {source!r}, which cannot be read: {first} Allowed: a hub name, a folder in "
-        f"transformers' format (config.json, *.safetensors), or {here}"
-    )
+    return f"Allowed: a hub name, a folder in transformers' format (config.json, *.safetensors), or {here}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -22,20 +22,46 @@ class Family:
     attention: str
     mlp: str | Literal["fc1-activation-fc2"]
     """Inside a block; the latter where the feed-forward has no module of its own."""
+    window: Callable[[Any], int | None] = lambda _: None
+    """How many positions the narrowest attention of a config reaches over, itself included; None: all.
+
+    It makes attention full in that config, for up to that length there is no difference.
+    """
 
 
+def _sliding(architecture: Any) -> int | None:
+    width: int | None = architecture.sliding_window  # nothing to undo: `Causal` brings its own mask and cache
+    return width
+
+
+def _local(architecture: Any) -> int | None:
+    layers = architecture.attention_layers
+    if "local" not in layers:
+        return None
+    # A local layer counts columns of the batch, padding and all; a global one has the same weights.
+    architecture.attention_types = [[["global"], len(layers)]]
+    architecture.attention_layers = ["global"] * len(layers)
+    width: int = architecture.window_size
+    return width
+
+
+_GPT = Family("transformer", "transformer.h", "attn", "mlp")
 _LLAMA = Family("model", "model.layers", "self_attn", "mlp")
+_SLIDING = replace(_LLAMA, window=_sliding)
 FAMILIES = {
-    "gpt2": Family("transformer", "transformer.h", "attn", "mlp"),
+    "gpt2": _GPT,
+    "gpt_neo": replace(_GPT, window=_local),
     "gpt_neox": Family("gpt_neox", "gpt_neox.layers", "attention", "mlp"),
-    "gptj": Family("transformer", "transformer.h", "attn", "mlp"),
+    "gptj": _GPT,
     "llama": _LLAMA,
+    "mistral": _SLIDING,
     "opt": Family("model.decoder", "model.decoder.layers", "self_attn", "fc1-activation-fc2"),
     "phi": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "qwen2": _SLIDING,
+    "qwen3": _SLIDING,
 }
-"""By `model_type`. All position-independent but for attention; none with sliding windows."""
+"""By `model_type`. All position-independent but for attention. The context of a model whose attention slides ends
+with the window (GPT-Neo: 256)."""
 
 
 class Adapted(nn.Module):

@@ -65,7 +65,9 @@ def test_a_model_of_instances_is_saved_with_the_recipe_that_it_implies(tmp_path:
 def test_the_compute_precision_is_kept(model: Magma, tmp_path: Path) -> None:
     magma.save(model.to(torch.bfloat16), tmp_path / "half")
     assert all(
-        t.dtype == torch.bfloat16 for t in load_file(tmp_path / "half/trained.safetensors").values() if t.is_floating_point()
+        t.dtype == torch.bfloat16
+        for t in load_file(tmp_path / "half/trained.safetensors").values()
+        if t.is_floating_point()
     )
     assert magma.load(tmp_path / "half").dtype == torch.bfloat16
     assert magma.load(tmp_path / "half", dtype=torch.float32).dtype == torch.float32

@@ -65,9 +65,9 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     text = str(caught.value)
     assert len(caught.value.problems) == 5
     assert f"{path}: 5 mistakes" in text
-    assert "inputs.image.encoder.use: given 'clipp'; no encoder is called \"clipp\". Did you mean \"clip\"?" in text
+    assert 'inputs.image.encoder.use: given \'clipp\'; no encoder is called "clipp". Did you mean "clip"?' in text
     assert "inputs.image.prefix.dropout: given 1.5; allowed: less than 1" in text
-    assert "adapters.mlp.down_sample: given 8, an unknown key. Did you mean \"downsample\"? Allowed: downsample" in text
+    assert 'adapters.mlp.down_sample: given 8, an unknown key. Did you mean "downsample"? Allowed: downsample' in text
     assert "train.lr: given 'fast'; allowed: a valid number" in text
     assert "train.batch_size: given 0; allowed: greater than 0" in text
     assert not {"open_clip", "transformers", "deepspeed"} & (set(sys.modules) - loaded_before)
@@ -80,10 +80,19 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ({"lm": {"us": "toy"}}, "lm.use: missing"),
         ({"train": {"lr": 1.0, "batch_size": 1}}, "train: given .*; allowed: give either `samples` or `steps`"),
         ({"trian": {}}, 'trian: given {}, an unknown key. Did you mean "train"?'),
-        ({"deepspeed": {"optimizer": {}}}, r"deepspeed.optimizer: given {}, but \[train\] owns it; set train.optimizer"),
-        ({"adapters": {"attention": {"use": "add", "lr": -1}}}, r"adapters.attention.lr: given -1; allowed: a number above"),
+        (
+            {"deepspeed": {"optimizer": {}}},
+            r"deepspeed.optimizer: given {}, but \[train\] owns it; set train.optimizer",
+        ),
+        (
+            {"adapters": {"attention": {"use": "add", "lr": -1}}},
+            r"adapters.attention.lr: given -1; allowed: a number above",
+        ),
         ({"adapters": {"head": {"use": "add"}}}, r"adapters.head.*allowed: 'attention' or 'mlp'"),
-        ({"data": {"train": [{"use": "counting", "weight": 0}]}}, r"data.train.0.weight: given 0; allowed: a number above 0"),
+        (
+            {"data": {"train": [{"use": "counting", "weight": 0}]}},
+            r"data.train.0.weight: given 0; allowed: a number above 0",
+        ),
         ({"data": {"train": [{"use": "counting", "lenght": 3}]}}, r'data.train.0.lenght.*Did you mean "length"'),
         (
             {"train": {**RECIPE["train"], "schedule": {"use": "cosine", "end": 1}}},
@@ -100,7 +109,14 @@ def test_each_mistake_says_where_what_and_what_is_allowed(change: dict[str, Any]
 def test_overrides(tmp_path: Path) -> None:
     path = write(tmp_path, "toy.toml", tomli_w.dumps(RECIPE))
     changed = Recipe.load(
-        path, ["train.lr=5e-4", "name=other", "data.train.0.length=3", 'train.schedule={ use = "constant" }', "adapters.mlp=false"]
+        path,
+        [
+            "train.lr=5e-4",
+            "name=other",
+            "data.train.0.length=3",
+            'train.schedule={ use = "constant" }',
+            "adapters.mlp=false",
+        ],
     )
     assert changed.train is not None
     assert changed.train.lr == 5e-4

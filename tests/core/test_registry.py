@@ -43,7 +43,9 @@ def test_first_party_parts_are_found_through_entry_points_alone() -> None:
 
 
 def test_an_unknown_name_is_answered_with_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(PluginError, match=r'no encoder is called "clipp"\. Did you mean "clip"\? Installed: clip \(magma'):
+    with pytest.raises(
+        PluginError, match=r'no encoder is called "clipp"\. Did you mean "clip"\? Installed: clip \(magma'
+    ):
         installed().find("encoder", "clipp")
     with pytest.raises(PluginError, match="Installed: none"):
         registry(monkeypatch, tmp_path, ears_a=GOOD.format(name="ears")).find("prefix", "linear")

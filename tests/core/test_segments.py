@@ -119,6 +119,6 @@ def test_batches_move_and_cast_media_alone(collator: Collator) -> None:
     moved = batch.to("meta", torch.bfloat16)
     assert moved.media["number"].dtype == torch.bfloat16
     assert moved.tokens.dtype == torch.int64
-    assert {t.device.type for t in (moved.tokens, moved.labels, moved.layout.scored, moved.slots["number"].sources)} == {
-        "meta"
-    }
+    assert {
+        t.device.type for t in (moved.tokens, moved.labels, moved.layout.scored, moved.slots["number"].sources)
+    } == {"meta"}

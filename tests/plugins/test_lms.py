@@ -1,4 +1,4 @@
-"""Language models of transformers: the same numbers as the library's own, with adapters, padding, packing and caches."""
+"""Language models of transformers: the library's own numbers, with adapters, padding, packing and caches."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from torch import Tensor, nn
 
 from magma import Adapter, FrozenLM, Layout, PartConfig, PartError
 
+# hidden_size, num_hidden_layers, num_attention_heads and the like are understood by every family
 SMALL: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
-    "gpt_neox": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
-    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "n_positions": 64},
-    "llama": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
-    "opt": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32},
-    "phi": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64},
-    "qwen2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "qwen3": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+    "gpt2": {},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 32},
+    "gpt_neox": {"intermediate_size": 64},
+    "gptj": {"rotary_dim": 4},
+    "llama": {"intermediate_size": 64},
+    "mistral": {"intermediate_size": 64, "num_key_value_heads": 2, "sliding_window": 32},
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
+    "phi": {"intermediate_size": 64},
+    "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2},
+    "qwen3": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
 }
 FAMILIES = list(SMALL)
 
 
 def architecture(family: str) -> dict[str, Any]:
-    common = {"model_type": family, "vocab_size": 96, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return {"max_position_embeddings": 64, **common, **SMALL[family]} if family not in ("gpt2", "gptj") else {**common, **SMALL[family]}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    tokens = {"vocab_size": 96, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    return {"model_type": family, **sizes, **tokens, **SMALL[family]}
 
 
-def build(family: str) -> FrozenLM:
+def build(family: str, **fields: Any) -> FrozenLM:
     torch.manual_seed(0)
-    lm = Causal.build(architecture=architecture(family))
+    lm = Causal.build(architecture={**architecture(family), **fields})
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim > 1:
@@ -129,7 +133,7 @@ def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: FrozenLM) -> None:
 def test_cache_expand_and_select(lm: FrozenLM) -> None:
     cache = lm.new_cache()
     lm(lm.embed(TOKENS[:2, :6]), layout([6, 4], 6), cache)
-    many = cache.expand(2).select(torch.tensor([3, 0]))
+    many = cache.expand(2).select(torch.tensor([2, 1]))  # of rows 0, 0, 1, 1
     more = TOKENS[:2, 6:9]
     found = lm.head(lm(lm.embed(more), layout([3, 3], 3, start=torch.tensor([4, 6])), many)).view(2, 3, -1)
     expected = [torch.cat([TOKENS[1, :4], more[0]]), torch.cat([TOKENS[0, :6], more[1]])]
@@ -205,7 +209,7 @@ def test_other_families_are_refused_with_a_list(tmp_path: Path) -> None:
     from transformers import BertConfig
 
     BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(PartError, match=r'of type "bert".*Allowed: gpt2, gpt_neox, gptj, llama, opt'):
+    with pytest.raises(PartError, match=r'of type "bert".*Allowed: gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt'):
         Causal(Causal.Config(weights=str(tmp_path)))
     with pytest.raises(PartError, match=r'holds a "bert"; use = "causal"'):
         GPTJ(GPTJ.Config(weights=str(tmp_path)))
@@ -215,9 +219,15 @@ def test_other_families_are_refused_with_a_list(tmp_path: Path) -> None:
         Causal.Config()
 
 
-def test_missing_weights_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_explained(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     assert GPTJ.problems(GPTJ.Config(weights=gone)) == [f"weights: given {gone!r}, which is no folder"]
+    assert GPTJ.problems(GPTJ.Config(tokenizer=gone)) == [f"tokenizer: given {gone!r}, which is no folder"]
+    assert Causal.problems(Causal.Config(weights=str(tmp_path))) == [
+        f"weights: {tmp_path} has no config.json",
+        f"weights: {tmp_path} has no *.safetensors",
+    ]
+    assert Causal.problems(Causal.Config(weights="bundled:tiny")) == []
     with pytest.raises(PartError, match=r"lm.weights: given .*gone.*Allowed: a hub name, a folder"):
         Causal(Causal.Config(weights=gone))
     assert "bundled are tiny" in GPTJ.problems(GPTJ.Config(weights="bundled:huge"))[0]
@@ -226,8 +236,23 @@ def test_missing_weights_are_explained(tmp_path: Path, monkeypatch: pytest.Monke
 def test_without_a_tokenizer_only_text_is_refused() -> None:
     lm = build("gpt2")
     run(lm, TOKENS)
-    with pytest.raises(PartError, match="give lm.tokenizer"):
+    with pytest.raises(PartError, match=r"give lm\.tokenizer"):
         lm.encode("text")
+
+
+def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+    lm = build("llama")
+    assert isinstance(lm, Causal)
+    lm.model.save_pretrained(tmp_path)
+    with pytest.raises(PartError, match=rf"lm\.weights: given '{tmp_path}', which cannot be read"):
+        Causal.build(weights=str(tmp_path)).encode("text")
+
+
+def test_the_bundled_models_tokenizer_gives_text_back_as_it_was() -> None:
+    lm = Causal(Causal.Config(architecture=architecture("gpt2"), tokenizer="bundled:tiny"))
+    text = " two  spaces , a comma<|endoftext|>"
+    assert lm.decode(lm.encode(text)) == text
+    assert lm.encode("") == []
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:
@@ -235,3 +260,131 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         GPTJ.Config(dim=30, heads=4)
     with pytest.raises(ValueError, match="an even rotary_dim of at most 8"):
         GPTJ.Config(dim=32, heads=4, rotary_dim=10)
+
+
+@pytest.mark.parametrize(("family", "window"), [("gpt_neo", "window_size"), ("mistral", "sliding_window")])
+def test_the_context_ends_with_the_window_where_attention_slides(family: str, window: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    lm = Causal.build(architecture={**architecture(family), window: 9})
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**architecture(family), window: 9})).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.2)
+    theirs.load_state_dict(lm.model.state_dict())
+    lm.freeze()
+    assert lm.context == 9
+    assert torch.allclose(run(lm, TOKENS[:, :9]), theirs(input_ids=TOKENS[:, :9]).logits, atol=1e-5)
+    # one more, and the window would tell
+    assert not torch.allclose(run(lm, TOKENS[:, :10])[:, 9], theirs(input_ids=TOKENS[:, :10]).logits[:, 9], atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "mistral"])
+def test_padding_in_a_cache_does_not_push_tokens_out_of_the_window(family: str) -> None:
+    lm = build(family, **{"gpt_neo": {"window_size": 9}, "mistral": {"sliding_window": 9}}[family])
+    cache = lm.new_cache()
+    lm(lm.embed(TOKENS[:2, :8]), layout([8, 2], 8), cache)
+    short = cache.select(torch.tensor([1]))
+    for position in range(2, 9):  # column 14 in the end
+        token = TOKENS[1:2, position : position + 1]
+        last = lm.head(lm(lm.embed(token), layout([1], 1, start=torch.tensor([position])), short))
+    assert torch.allclose(last[0], run(lm, TOKENS[1:2, :9])[0, -1], atol=1e-4)
+
+
+def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: FrozenLM) -> None:
+    lm.adapt("attention", lambda: Sum(lm.dim))
+    lm.adapt("mlp", lambda: Sum(lm.dim))
+    lm.freeze()
+    lm.train()
+    adapters = {id(module) for adapter in lm.all_adapters() for module in adapter.modules()}
+    assert {id(module) for module in lm.modules() if module.training} == adapters
+    embeddings = lm.embed(TOKENS).requires_grad_()
+    lm.head(lm(embeddings, layout([12, 5, 8], 12))).square().mean().backward()
+    assert embeddings.grad is not None
+    assert embeddings.grad[:, 0].abs().sum() > 0
+    for name, parameter in lm.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == (".adapter." in name), name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_padding_is_finite_in_half_precision(lm: FrozenLM, dtype: torch.dtype) -> None:
+    whole = run(lm, TOKENS)
+    found = run(lm.to(dtype), TOKENS, [12, 5, 8])
+    assert found.dtype == dtype
+    assert found.isfinite().all()
+    assert torch.allclose(found[0].float(), whole[0], atol=0.15)
+
+
+def test_tensors_that_are_missing_or_left_over_are_no_model(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    lm = build("llama")
+    assert isinstance(lm, Causal)
+    lm.model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    whole = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({key: value for key, value in whole.items() if key != name}, file, {"format": "pt"})
+    with pytest.raises(PartError, match=rf"1 are missing or left over, the first is {name}"):
+        Causal.build(weights=str(tmp_path))
+    save_file({**whole, name.replace("1", "2"): whole[name].clone()}, file, {"format": "pt"})
+    with pytest.raises(PartError, match=r"the first is model\.layers\.2\.mlp"):
+        Causal.build(weights=str(tmp_path))
+
+
+def test_a_config_that_cannot_be_read_is_no_reason_to_guess(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{ no")
+    for part in (GPTJ, Causal):
+        with pytest.raises(PartError, match=r"lm\.weights: given .*not a valid JSON"):
+            part(part.Config(weights=str(tmp_path)))
+
+
+def test_sizes_stand_in_for_a_config_that_is_not_there(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"layers": 2, "dim": 32, "heads": 4, "rotary_dim": 4, "context": 64, "vocab": 96, "eos": 1}
+    lm = GPTJ.build(**sizes)
+    lm.model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert GPTJ.problems(GPTJ.Config(weights=str(tmp_path), **sizes)) == []
+    again = GPTJ.build(weights=str(tmp_path), **sizes)
+    lm.freeze(), again.freeze()
+    assert torch.equal(run(again, TOKENS), run(lm, TOKENS))
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(name: str, **_: Any) -> None:
+        asked.append(name)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
+    assert GPTJ(GPTJ.Config(weights="no/such")).dim == 4096  # from its sizes
+    assert asked == []
+    message = r"lm\.weights: given 'no/such', which cannot be read: the hub says: no network Allowed: a hub name, a fol"
+    with pytest.raises(PartError, match=message):
+        Causal(Causal.Config(weights="no/such"))
+    assert asked == ["no/such"]
+    with pytest.raises(PartError, match=message):
+        GPTJ.build(layers=1, dim=32, heads=4, rotary_dim=4, weights="no/such")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"n_layers": 2}, r'lm\.architecture: gpt2 has no "n_layers"\. Did you mean "n_layer"'),
+        ({"n_layer": "two"}, r"lm\.architecture: no gpt2 can be built like this: .*n_layer"),
+        ({"num_attention_heads": 5}, r"lm: no gpt2 can be built like this: .*divisible"),
+        ({"eos_token_id": 96}, r"its eos_token_id is 96; allowed: a token of its vocabulary, 0 to 95"),
+        ({"eos_token_id": None}, r"its eos_token_id is None"),
+    ],
+)
+def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(PartError, match=f"(?s){message}"):
+        Causal(Causal.Config(architecture={**architecture("gpt2"), **fields}))
+
+
+def test_blocks_of_another_width_than_the_embeddings_are_refused() -> None:
+    with pytest.raises(PartError, match="word embeddings are 16 wide and its blocks 32"):
+        Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))

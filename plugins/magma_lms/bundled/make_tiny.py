@@ -169,9 +169,10 @@ def accuracies(model: Any, tokenizer: Any) -> dict[str, float]:
         right = 0
         for document, answer in cases:
             ids = [0, *ids_of(document, tokenizer, {})]
-            for _ in range(3):
+            prompt = len(ids)
+            while len(ids) < prompt + 3 and (len(ids) == prompt or ids[-1] != 0):
                 ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-            said = tokenizer.decode(ids[-3:]).split()
+            said = tokenizer.decode(ids[prompt:], skip_special_tokens=True).split()
             right += bool(said) and said[0].strip(".,") == answer
         found[name] = right / len(cases)
     return found
@@ -192,8 +193,11 @@ def main() -> None:
     train(model, tokenizer, arguments.steps)
     aside = arguments.out.with_name(f".{arguments.out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
+    model.generation_config = None
     model.half().save_pretrained(aside)
     tokenizer.save_pretrained(aside)
+    for file in aside.iterdir():
+        file.chmod(0o644)
     aside.rename(arguments.out)
     for name, share in accuracies(model.float(), tokenizer).items():
         print(f"{name:24} {share:.3f}")

@@ -1,0 +1,198 @@
+"""The program: what it prints, and that a user's mistake is a message and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+QUICK = ["--set", "train.samples=96", "--set", "tasks.0.limit=6", "--set", "train.evaluate_samples=8"]
+
+
+def magma(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "magma.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """A short quickstart."""
+    out = tmp_path_factory.mktemp("runs") / "short"
+    done = magma("recipe", "run", "quickstart", "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr
+    return out, done
+
+
+def test_help_answers_in_half_a_second() -> None:
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = magma("--help")
+        times.append(time.perf_counter() - began)
+    assert "Any modality into a frozen language model" in done.stdout
+    assert min(times) < 0.5, times
+
+
+def test_a_run_leaves_all_that_is_promised(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    out, done = run
+    assert {p.name for p in out.iterdir()} == {
+        *("recipe.toml", "metrics.jsonl", "loss.png", "samples.png", "report.json", "checkpoints")
+    }
+    for name, size in (("loss.png", (700, 400)), ("samples.png", (960, 720))):
+        with Image.open(out / name) as image:
+            assert image.size == size
+            assert len(set(image.convert("RGB").getdata())) > 50
+    report = json.loads((out / "report.json").read_text())
+    assert report["steps"] == 3
+    assert report["frozen_unchanged"] is True
+    assert report["parts"]["lm"]["trained"] == 0
+    assert 0 <= report["caption_accuracy"] <= 1
+    assert {"shuffled_accuracy", "blind_accuracy", "seconds", "finished", "processes"} <= report.keys()
+    assert set(report["tasks"]["0.digits"]) == {"model", "shuffled", "blind"}
+    assert "inputs.image.encoder" in done.stderr
+    assert "all unchanged" in done.stderr
+
+
+def test_a_second_run_does_not_overwrite_the_first(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    done = magma("recipe", "run", "quickstart", "--out", run[0], *QUICK)
+    assert done.returncode == 2
+    assert "holds a run already: choose another folder with --out, or go on with --resume" in done.stderr
+
+
+def test_generate_takes_segments_in_their_order(run: tuple[Path, Any], tmp_path: Path) -> None:
+    from magma_data.digits import images
+
+    import magma as library
+
+    picture = tmp_path / "x.png"
+    Image.fromarray(images("test")[0][0]).save(picture)
+    model = library.load(run[0])
+    for words, prompt in [
+        (["--image", picture, "--text", "A picture of"], [picture, "A picture of"]),
+        (["--text", "A", f"--image={picture}", "--text", " b", "--image", picture], ["A", picture, " b", picture]),
+    ]:
+        done = magma("generate", run[0], *words, "--max-tokens", 6)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == model.generate(prompt, max_tokens=6) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--imaeg", "x.png"], "--imaeg: allowed with this checkpoint: --text, --image"),
+        (["--image", "gone.png"], "gone.png cannot be read as an image"),
+        (["loose"], "given 'loose'; allowed: --text TEXT, or --INPUT FILE"),
+        (["--text"], "--text is the last word"),
+        ([], "the prompt is empty"),
+    ],
+)
+def test_generate_explains_mistakes(run: tuple[Path, Any], words: list[str], message: str) -> None:
+    done = magma("generate", run[0], *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_five_mistakes_end_the_run_before_anything_loads(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(
+        'name = "r"\n[lm]\nuse = "gtpj"\n[inputs.image]\nencoder = { use = "clip" }\n'
+        'prefix = { use = "linear", dropout = 2 }\n[adapters.head]\nuse = "sequential"\n[train]\nlr = 0\nbatch_size = 4\nsteps = 1'
+    )
+    began = time.perf_counter()
+    done = magma("recipe", "run", tmp_path / "r.toml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "5 mistakes" in done.stderr
+    for path in ("lm.use", "inputs.image.encoder", "inputs.image.prefix.dropout", "adapters.head", "train.lr"):
+        assert f"- {path}" in done.stderr
+    assert done.stderr.count("allowed") + done.stderr.count("Installed") >= 5
+    assert time.perf_counter() - began < 15
+    assert [p.name for p in tmp_path.iterdir()] == ["r.toml"]
+
+
+def test_list_and_show() -> None:
+    listed = magma("recipe", "list").stdout
+    assert "quickstart " in listed
+    assert "quickstart_frozen" in listed
+    shown = magma("recipe", "show", "quickstart", "--set", "train.lr=0.5").stdout
+    assert "lr = 0.5" in shown
+    assert "head_width = 64" in shown  # a default, spelled out
+    plugins = json.loads(magma("plugin", "list", "--json").stdout)
+    assert {"kind": "lm", "name": "gptj"}.items() <= plugins["parts"][
+        [p["name"] for p in plugins["parts"]].index("gptj")
+    ].items()
+    assert plugins["broken"] == []
+
+
+def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
+    words = ["--set", "train.samples=128", "--set", "tasks.0.limit=6", "--set", "inputs.image.prefix.dropout=0.0"]
+    words += ["--set", "inputs.image.trainable=false", "--set", "train.evaluate_samples=8"]
+    found = {}
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = magma("recipe", "run", "quickstart", "--out", out, "--nproc", processes, *words)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        found[processes] = [row["loss"] for row in rows if "loss" in row]
+        assert json.loads((out / "report.json").read_text())["processes"] == processes
+    # dropout 0 and BatchNorm frozen: the same examples give the same losses
+    assert found[1] == pytest.approx(found[2], rel=1e-4)
+    assert len(found[1]) == 4
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, processes: int) -> None:
+    out = tmp_path / "run"
+    words = ["recipe", "run", "quickstart", "--out", str(out), "--nproc", str(processes), *QUICK]
+    words[-5:-4] = ["train.samples=100000"]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "magma.cli", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that the signal reaches the whole group, as a terminal's does
+    )
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    assert child.stderr is not None
+    seen = ""
+    while "training" not in seen and time.monotonic() < deadline:
+        seen += child.stderr.readline()
+    os.killpg(child.pid, signal.SIGINT)
+    seen += child.stderr.read()
+    child.wait(timeout=60)
+    assert "nothing is lost. Go on with:" in seen, seen
+    assert f"magma recipe run quickstart --out {out}" in seen
+    assert seen.rstrip().splitlines()[-1].endswith("--resume") or "--resume" in seen
+    (found,) = (out / "checkpoints").iterdir()
+    steps = int(found.name.removeprefix("step-"))
+    assert steps > 0
+    assert (found / "manifest.json").is_file()
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert max(row["step"] for row in rows) == steps
+    words[words.index("train.samples=100000")] = f"train.samples={32 * (steps + 2)}"
+    again = magma(*words, "--resume")
+    assert again.returncode == 0, again.stderr
+    assert f"going on from step {steps}" in again.stderr
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, steps + 3))
+
+
+def test_a_broken_command_plugin_is_named_and_left_out(tmp_path: Path) -> None:
+    info = tmp_path / "broken_commands-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-commands\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[magma.commands]\nx = not_there\ny = greeting\n")
+    (tmp_path / "greeting.py").write_text(
+        "import magma\n@magma.hookimpl\ndef magma_commands(cli):\n    @cli.command()\n    def greet(): print('hello')\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = magma("greet", env=environment)
+    assert done.stdout == "hello\n"
+    assert "commands of broken-commands left out: ModuleNotFoundError" in done.stderr

@@ -1,0 +1,39 @@
+"""From recipe to report, in Python."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+from toys import RECIPE
+
+import magma
+from magma import RecipeError, TrainingError
+
+pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
+
+
+def test_the_report_is_what_the_run_did(tmp_path: Path) -> None:
+    report = magma.run(RECIPE, tmp_path / "run", ["train.steps=150", "train.lr=2e-2"])
+    assert report == json.loads((tmp_path / "run/report.json").read_text())
+    assert report["count_accuracy"] == 1.0  # the toy language model has learnt to count
+    assert report["shuffled_accuracy"] < 1.0
+    assert report["blind_accuracy"] <= 0.25
+    assert report["steps"] == 150
+    assert report["parts"]["lm"] == {"name": "toy", "from": "unknown 0", "parameters": 7296, "trained": 0}
+    assert magma.load(tmp_path / "run").generate([2, "is"], max_tokens=6) == " two"
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    magma.run(RECIPE, tmp_path)
+    with pytest.raises(TrainingError, match="holds a run already"):
+        magma.run(RECIPE, tmp_path)
+
+
+def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    recipe = {**copy.deepcopy(RECIPE), "init": {"checkpoint": str(tmp_path / "gone")}}
+    with pytest.raises(RecipeError, match="toy cannot run on this machine: 1 mistake"):
+        magma.run(recipe, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

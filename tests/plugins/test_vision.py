@@ -1,0 +1,221 @@
+"""Image encoders: shapes, preparation, weights in their libraries' formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from magma_vision.clip import Clip
+from magma_vision.nfresnet import NFResNet
+from PIL import Image
+from safetensors.torch import save_file
+
+from magma import Encoder, InputError, PartError
+
+SMALL: dict[str, Any] = {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}
+VIT: dict[str, Any] = {"layers": 2, "width": 32, "image_size": 64, "patch_size": 16, "head_width": 8}
+NF: dict[str, Any] = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64}
+
+
+def on_meta(part: type[Encoder], **fields: Any) -> Any:
+    with torch.device("meta"):
+        return part(part.Config(**fields))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("fields", "length", "dim", "parameters"),
+    [
+        ({"model": "RN50x16"}, 144, 3072, 136_202_640),
+        ({"model": "RN50x4"}, 81, 2560, None),
+        ({"model": "RN50x4", "image_size": 224}, 49, 2560, None),
+        ({"model": "RN50"}, 49, 2048, None),
+        ({"model": "ViT-B-32"}, 49, 768, None),
+        ({"model": "convnext_base"}, 49, 1024, None),
+        (SMALL, 4, 512, None),
+        (VIT, 16, 32, None),
+    ],
+)
+def test_sizes_are_read_off_the_network(fields: Any, length: int, dim: int, parameters: int | None) -> None:
+    encoder = on_meta(Clip, **fields)
+    assert (encoder.length, encoder.dim) == (length, dim)
+    if parameters is not None:
+        assert sum(p.numel() for p in encoder.parameters()) == parameters
+
+
+def test_nf_resnet50_is_pooled() -> None:
+    encoder = on_meta(NFResNet)
+    assert (encoder.length, encoder.dim) == (1, 2048)
+
+
+@pytest.mark.parametrize(("part", "fields"), [(Clip, SMALL), (Clip, VIT), (NFResNet, NF)])
+def test_features_have_the_declared_shape_and_every_parameter_learns(part: type[Encoder], fields: Any) -> None:
+    torch.manual_seed(0)
+    encoder = part.build(**fields).train()
+    x = torch.randn(3, 3, 64, 64)
+    features = encoder(x)
+    assert features.values.shape == (3, encoder.length, encoder.dim)
+    assert features.lengths is None
+    features.values.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    assert encoder.stack([encoder.blank(), encoder.blank()]).shape == (2, 3, 64, 64)
+
+
+def test_the_grid_is_what_the_pooling_reads_row_by_row() -> None:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    torch.manual_seed(0)
+    whole = ModifiedResNet([1, 1, 1, 1], 8, 32, 64, 16).eval()
+    seen: list[torch.Tensor] = []
+    whole.attnpool.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    encoder = Clip.build(**SMALL).eval()
+    encoder.network.load_state_dict({n: t for n, t in whole.state_dict().items() if not n.startswith("attnpool")})
+    x = torch.randn(2, 3, 64, 64)
+    whole(x)
+    values = encoder(x).values
+    for row in range(2):
+        for column in range(2):
+            assert torch.allclose(values[:, 2 * row + column], seen[0][:, :, row, column], atol=1e-6)
+
+
+def reference(image: Image.Image, size: int) -> torch.Tensor:
+    """The published code's transform, in torchvision's words."""
+    from torchvision import transforms as t
+
+    return t.Compose(
+        [
+            t.Resize(size, interpolation=t.InterpolationMode.BICUBIC),
+            t.CenterCrop(size),
+            lambda found: found.convert("RGB"),
+            t.ToTensor(),
+            t.Normalize((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+        ]
+    )(image)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (64, 64), (101, 64), (64, 97), (300, 211), (75, 333), (65, 63)])
+def test_preparation_is_the_published_one(shape: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    encoder = on_meta(Clip, **SMALL)
+    expected = reference(Image.fromarray(pixels), 64)
+    assert torch.allclose(encoder.prepare(pixels), expected, atol=1e-6)
+
+
+def test_every_way_to_hold_an_image_gives_the_same(tmp_path: Path) -> None:
+    encoder = on_meta(Clip, **SMALL)
+    grey = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
+    colour = np.repeat(grey[..., None], 3, axis=2)
+    Image.fromarray(grey).save(tmp_path / "x.png")
+    expected = encoder.prepare(grey)
+    ways = [
+        colour,
+        Image.fromarray(grey),
+        Image.fromarray(colour),
+        tmp_path / "x.png",
+        torch.from_numpy(colour).permute(2, 0, 1),
+    ]
+    for raw in ways:
+        assert encoder.accepts(raw)
+        assert torch.equal(encoder.prepare(raw), expected)
+    assert encoder.prepare(expected) is expected
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
+    encoder = on_meta(Clip, **SMALL)
+    for raw in ("a string", 3, np.zeros(4, np.uint8), torch.zeros(5, dtype=torch.long), Path("sound.wav")):
+        assert not encoder.accepts(raw)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
+    for raw, message in [
+        (tmp_path / "broken.png", "broken.png cannot be read as an image"),
+        (tmp_path / "gone.png", "gone.png cannot be read as an image"),
+        (np.zeros((0, 4), np.uint8), r"given a ndarray \[0, 4\] of uint8; allowed: an image file"),
+        (np.zeros((4, 4, 2), np.uint8), r"\[4, 4, 2\]"),
+        (np.zeros((4, 4)), "float64"),
+        (torch.zeros(3, 32, 32), r"float tensor \[3, 32, 32\]; allowed: .*\[3, 64, 64\]"),
+        (torch.full((3, 64, 64), torch.nan), "with NaN or infinity"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            encoder.prepare(raw)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("fields", [SMALL, VIT])
+def test_a_clip_files_tower_is_loaded(tmp_path: Path, suffix: str, fields: dict[str, Any]) -> None:
+    from open_clip.model import CLIP
+
+    vision = {k: v for k, v in fields.items() if k != "head_width"} | {"head_width": fields.get("head_width", 64)}
+    torch.manual_seed(5)
+    clip = CLIP(embed_dim=64, vision_cfg=vision, text_cfg={"width": 16, "heads": 2, "layers": 1, "vocab_size": 50})
+    path = tmp_path / f"clip{suffix}"
+    state = clip.state_dict()
+    torch.save({"state_dict": state}, path) if suffix == ".pt" else save_file(state, path)
+    encoder = Clip.build(**fields, pretrained=str(path))
+    for name, tensor in encoder.network.state_dict().items():
+        assert torch.equal(tensor, state[f"visual.{name}"])
+
+
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    state = Clip.build(**SMALL).network.state_dict()
+    state["conv1.weight"] = torch.zeros(3, 3)
+    state["stray"] = torch.zeros(1)
+    del state["bn1.bias"]
+    torch.save(state, tmp_path / "bad.pt")
+    with pytest.raises(
+        PartError, match=r"3 tensors do not fit(.|\n)*bn1.bias is missing(.|\n)*stray(.|\n)*conv1.weight is"
+    ):
+        Clip.build(**SMALL, pretrained=str(tmp_path / "bad.pt"))
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (Path("/tmp/magma-bomb").touch, ())
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    torch.save({"x": Bomb()}, tmp_path / "bomb.pt")
+    with pytest.raises(PartError, match="bomb.pt cannot be read"):
+        Clip.build(**SMALL, pretrained=str(tmp_path / "bomb.pt"))
+    assert not Path("/tmp/magma-bomb").exists()
+
+
+def test_quick_gelu_goes_with_openais_weights() -> None:
+    from open_clip.transformer import QuickGELU
+
+    def quick(**fields: Any) -> bool:
+        return any(isinstance(m, QuickGELU) for m in on_meta(Clip, model="ViT-B-32", **fields).modules())
+
+    assert quick(pretrained="openai")
+    assert not quick(pretrained="laion2b_s34b_b79k")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "either `model`"),
+        ({"model": "RN50", "width": 3}, "either `model`"),
+        ({"layers": [1, 1, 1, 1]}, "together"),
+        ({**SMALL, "pretrained": "openai"}, "a file as `pretrained`"),
+    ],
+)
+def test_configs_that_make_no_sense(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Clip.Config(**fields)
+
+
+def test_unknown_names_are_explained() -> None:
+    with pytest.raises(PartError, match='open_clip has no model "RN50x17".*Did you mean "RN50x1'):
+        on_meta(Clip, model="RN50x17")
+    with pytest.raises(PartError, match='given "nf_resnet51".*Did you mean "nf_resnet50"'):
+        on_meta(NFResNet, model="nf_resnet51")
+    assert "for RN50x4: openai" in Clip.problems(Clip.Config(model="RN50x4", pretrained="opennai"))[0]
+    assert Clip.problems(Clip.Config(model="RN50x4", pretrained="openai")) == []
+
+
+def test_an_nf_resnet_is_loaded_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    first = NFResNet.build(**NF)
+    torch.save(first.network.state_dict(), tmp_path / "nf.pt")
+    second = NFResNet.build(**NF, pretrained=str(tmp_path / "nf.pt"))
+    assert all(torch.equal(t, second.network.state_dict()[n]) for n, t in first.network.state_dict().items())

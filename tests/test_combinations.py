@@ -1,0 +1,152 @@
+"""Every pair of shipped parts: assembles, trains two steps, is saved, loaded, and gives the same logits."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from beartype import beartype
+from jaxtyping import Float, jaxtyped
+from torch import Tensor
+
+import magma
+from magma import Example, Features, Magma, Media, Text
+from magma.registry import installed
+
+ENCODERS: dict[str, dict[str, Any]] = {
+    "clip resnet": {"use": "clip", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
+    "clip vit": {"use": "clip", "layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8},
+    "nfresnet": {"use": "nfresnet", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
+}
+PREFIXES: dict[str, dict[str, Any]] = {
+    "linear": {"use": "linear", "dropout": 0.1, "layernorm": True},
+    "pooled": {"use": "pooled", "length": 2, "layernorm": True},
+}
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "sequential": {"use": "sequential", "downsample": 4},
+    "parallel": {"use": "parallel", "downsample": 4, "scale": "learned", "layernorm": True},
+}
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+TOKENS = {"vocab_size": 768, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+
+
+def causal(family: str, **sizes: Any) -> dict[str, Any]:
+    return {
+        "use": "causal",
+        "architecture": {"model_type": family, **TOKENS, **sizes},
+        "tokenizer": "bundled:tiny",
+    }
+
+
+LMS: dict[str, dict[str, Any]] = {
+    "gptj": {"use": "gptj", "weights": "bundled:tiny"},
+    "gpt2": causal("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "gpt_neox": causal("gpt_neox", **TINY, intermediate_size=64),
+    "llama": causal("llama", **TINY, intermediate_size=64),
+    "opt": causal("opt", **TINY, ffn_dim=64, word_embed_proj_dim=32),
+    "phi": causal("phi", **TINY, intermediate_size=64),
+    "qwen2": causal("qwen2", **TINY, num_key_value_heads=2, intermediate_size=64),
+    "qwen3": causal("qwen3", **TINY, num_key_value_heads=2, head_dim=8, intermediate_size=64),
+}
+PLACES = {"attention": ["attention"], "mlp": ["mlp"], "both": ["attention", "mlp"]}
+AXES: dict[str, list[str]] = {
+    "encoder": list(ENCODERS),
+    "prefix": list(PREFIXES),
+    "adapter": list(ADAPTERS),
+    "place": list(PLACES),
+    "lm": list(LMS),
+}
+PAIRS = [
+    ("encoder", "prefix"),
+    ("encoder", "lm"),
+    ("adapter", "place"),
+    ("adapter", "lm"),
+    ("prefix", "lm"),
+]
+
+
+def combinations() -> list[dict[str, str]]:
+    """As few combinations as a greedy choice needs to hold every pair of every two axes in PAIRS."""
+    wanted = {(a, x, b, y) for a, b in PAIRS for x in AXES[a] for y in AXES[b]}
+    every = [dict(zip(AXES, values, strict=True)) for values in itertools.product(*AXES.values())]
+    chosen = []
+    while wanted:
+        best = max(every, key=lambda c: len(wanted & pairs_of(c)))
+        chosen.append(best)
+        wanted -= pairs_of(best)
+    return chosen
+
+
+def pairs_of(combination: dict[str, str]) -> set[tuple[str, str, str, str]]:
+    return {(a, combination[a], b, combination[b]) for a, b in PAIRS}
+
+
+def test_every_shipped_model_part_is_among_them() -> None:
+    shipped = {(e.kind, e.name) for e in installed().entries() if e.kind not in ("data", "task")}
+    tables = [("encoder", ENCODERS), ("prefix", PREFIXES), ("adapter", ADAPTERS), ("lm", LMS)]
+    assert shipped == {(kind, table["use"]) for kind, tables_ in tables for table in tables_.values()}
+
+
+@pytest.mark.parametrize("combination", combinations(), ids=lambda c: "-".join(c.values()).replace(" ", "_"))
+def test_any_combination(combination: dict[str, str], tmp_path: Path) -> None:
+    recipe = {
+        "name": "any",
+        "lm": LMS[combination["lm"]],
+        "inputs": {"image": {"encoder": ENCODERS[combination["encoder"]], "prefix": PREFIXES[combination["prefix"]]}},
+        "adapters": dict.fromkeys(PLACES[combination["place"]], ADAPTERS[combination["adapter"]]),
+    }
+    model = magma.assemble(recipe).train()
+    check_shapes(model)
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (16, 16), dtype=np.uint8) for _ in range(3)]
+    examples = [
+        Example([Media("image", image), Text("A picture of"), Text(" a seven.", target=True)]) for image in images
+    ]
+    batch = model.collator().batch(examples)
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = model.loss(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(np.isfinite(losses))
+    still = [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
+    assert not still
+    model.eval()
+    magma.save(model, tmp_path / "model", None)
+    loaded = magma.load(tmp_path / "model")
+    prompt = [images[0], "A picture of"]
+    assert torch.equal(loaded.logits(prompt), model.logits(prompt))
+
+
+def check_shapes(model: Magma) -> None:
+    """One set of axes through encoder, prefix, adapter and language model."""
+
+    @jaxtyped(typechecker=beartype)
+    def encode(x: Float[Tensor, "b c h w"], e: int, n: int) -> Float[Tensor, "b {n} {e}"]:
+        return way.encoder(x).values
+
+    @jaxtyped(typechecker=beartype)
+    def prefix(values: Float[Tensor, "b n e"], k: int, d: int) -> Float[Tensor, "b {k} {d}"]:
+        return way.prefix(Features(values)).values
+
+    @jaxtyped(typechecker=beartype)
+    def adapt(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
+        return model.lm.all_adapters()[0](x, torch.sin)
+
+    @jaxtyped(typechecker=beartype)
+    def head(hidden: Float[Tensor, "m d"], v: int) -> Float[Tensor, "m {v}"]:
+        return model.lm.head(hidden)
+
+    way = model.ways()["image"]
+    features = encode(torch.stack([way.encoder.blank()] * 2), way.encoder.dim, way.encoder.length)
+    embeddings = prefix(features, way.prefix.length, model.lm.dim)
+    adapt(embeddings)
+    head(embeddings[0], model.lm.vocab)
