@@ -130,23 +130,20 @@ def check_shapes(model: Magma) -> None:
     """One set of axes through encoder, prefix, adapter and language model."""
 
     @jaxtyped(typechecker=beartype)
-    def encode(x: Float[Tensor, "b c h w"], e: int, n: int) -> Float[Tensor, "b {n} {e}"]:
-        return way.encoder(x).values
-
-    @jaxtyped(typechecker=beartype)
-    def prefix(values: Float[Tensor, "b n e"], k: int, d: int) -> Float[Tensor, "b {k} {d}"]:
-        return way.prefix(Features(values)).values
-
-    @jaxtyped(typechecker=beartype)
-    def adapt(x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
-        return model.lm.all_adapters()[0](x, torch.sin)
-
-    @jaxtyped(typechecker=beartype)
-    def head(hidden: Float[Tensor, "m d"], v: int) -> Float[Tensor, "m {v}"]:
-        return model.lm.head(hidden)
+    def widths_and_lengths(
+        x: Float[Tensor, "b 3 s s"],
+        features: Float[Tensor, "b n e"],
+        embeddings: Float[Tensor, "b k d"],
+        adapted: Float[Tensor, "b k d"],
+        logits: Float[Tensor, "b v"],
+    ) -> list[int]:
+        assert x.shape[0] == adapted.shape[0]
+        return [features.shape[1], features.shape[2], embeddings.shape[1], embeddings.shape[2], logits.shape[1]]
 
     way = model.ways()["image"]
-    features = encode(torch.stack([way.encoder.blank()] * 2), way.encoder.dim, way.encoder.length)
-    embeddings = prefix(features, way.prefix.length, model.lm.dim)
-    adapt(embeddings)
-    head(embeddings[0], model.lm.vocab)
+    x = torch.stack([way.encoder.blank()] * 2)
+    features = way.encoder(x)
+    embeddings = way.prefix(Features(features.values)).values
+    adapted = model.lm.all_adapters()[0](embeddings, torch.sin)
+    found = widths_and_lengths(x, features.values, embeddings, adapted, model.lm.head(embeddings[:, 0]))
+    assert found == [way.encoder.length, way.encoder.dim, way.prefix.length, model.lm.dim, model.lm.vocab]

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from .model import Magma
     from .run import Console
 
-cli = typer.Typer(
-    name="magma", help="Any modality into a frozen language model.", no_args_is_help=True, add_completion=False
-)
+cli = typer.Typer(name="magma", no_args_is_help=True, add_completion=False)
 recipes = typer.Typer(help="Run, list and show recipes.", no_args_is_help=True)
 plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
 cli.add_typer(recipes, name="recipe")
@@ -30,6 +28,13 @@ cli.add_typer(plugins, name="plugin")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as train.lr=1e-4.")
 ]
+
+
+@cli.callback()
+def program(
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # DeepSpeed's launcher says it
+) -> None:
+    """Any modality into a frozen language model."""
 
 
 @recipes.command("run")
@@ -42,33 +47,28 @@ def recipe_run(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
 ) -> None:
     """Train a recipe, evaluate it, and leave everything in a folder."""
-    from .recipe import Recipe
-
-    loaded = Recipe.load(recipe, overrides or ())
-    out = out or Path("runs") / loaded.name
-    if (nproc > 1 or hostfile) and "RANK" not in os.environ:
-        from .errors import RecipeError
-        from .run import launch
-
-        if missing := loaded.problems():
-            raise RecipeError(f"{loaded.name} cannot run on this machine", missing)
-        arguments = ["recipe", "run", recipe, "--out", str(out), *(["--resume"] if resume else [])]
-        for override in overrides or ():
-            arguments += ["--set", override]
-        raise typer.Exit(launch(arguments, nproc, hostfile))
+    several = (nproc > 1 or hostfile is not None) and "RANK" not in os.environ
     with _screen() as screen:
+        screen.say("reading the recipe")
+        from .recipe import Recipe
+
+        loaded = Recipe.load(recipe, overrides or ())
+        out = out or Path("runs") / loaded.name
+        words = ["recipe", "run", recipe, "--out", str(out)]
+        words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing")
-        from .run import run
+        from .run import check, launch, run
 
-        report = run(loaded, out, resume=resume, watcher=screen.watcher())
-        if report:
-            screen.report(report, out, ["magma", "recipe", "run", recipe, "--out", str(out), *_again(overrides, nproc)])
-
-
-def _again(overrides: list[str] | None, nproc: int) -> list[str]:
-    sets = [word for override in overrides or () for word in ("--set", override)]
-    processes = int(os.environ.get("WORLD_SIZE", nproc))
-    return [*sets, *(["--nproc", str(processes)] if processes > 1 else [])]
+        if several:
+            check(loaded)
+        else:
+            report = run(loaded, out, resume=resume, watcher=screen.watcher())
+            if report:
+                processes = report["processes"]
+                again = [*words, *(["--nproc", str(processes)] if processes > 1 else []), "--resume"]
+                screen.report(report, out, ["magma", *again])
+    if several:
+        raise typer.Exit(launch([*words, *(["--resume"] if resume else [])], nproc, hostfile))
 
 
 @recipes.command("list")
@@ -269,7 +269,8 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
         self.live.stop()
         if not report["finished"]:
             self.console.print(
-                f"Stopped at step {report['steps']}; nothing is lost. Go on with:\n  {shlex.join([*again, '--resume'])}"
+                f"Stopped at step {report['steps']}; nothing is lost. Go on with:\n  {shlex.join(again)}",
+                soft_wrap=True,  # the command has to be copied in one piece
             )
             return
         for name, scores in report.get("tasks", {}).items():

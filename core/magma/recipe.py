@@ -368,7 +368,21 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = path.parent / base
     if not parent.is_file():
         raise RecipeError(str(path), [f"extends: given {base!r}; {parent} does not exist"])
-    return _merge(_read(parent, (*seen, path)), raw)
+    merged = _merge(_read(parent, (*seen, path)), raw)
+    if isinstance(raw.get("train"), Mapping):
+        for key in raw["train"].keys() & _OTHER_LENGTH.keys():
+            _forget_other_length(merged, key, raw["train"])
+    return merged
+
+
+_OTHER_LENGTH = {"samples": "steps", "steps": "samples"}
+
+
+def _forget_other_length(raw: dict[str, Any], key: str, own: Mapping[str, Any]) -> None:
+    """Whoever sets a run's length in steps takes back what an extended recipe says in samples, and vice versa."""
+    other = _OTHER_LENGTH[key]
+    if other not in own and isinstance(raw.get("train"), Mapping):
+        raw["train"] = {name: value for name, value in raw["train"].items() if name != other}
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -403,6 +417,9 @@ def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
+    section, _, key = path.partition(".")
+    if section == "train" and key in _OTHER_LENGTH:
+        _forget_other_length(raw, key, {})
     try:
         _set(raw, path, parsed, replace=True)
     except (KeyError, IndexError, ValueError, TypeError):

@@ -45,8 +45,7 @@ def run(
     """
     watcher = watcher or Console()
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
-    if missing := recipe.problems():
-        raise RecipeError(f"{recipe.name} cannot run on this machine", missing)
+    check(recipe)
     out = Path(out)
     if not resume and (out / checkpoint.CHECKPOINTS).exists():
         raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
@@ -74,6 +73,12 @@ def run(
             report["tasks"] = scores
     write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
     return report
+
+
+def check(recipe: Recipe) -> None:
+    """Raise `RecipeError` with all that this machine lacks to run it."""
+    if missing := recipe.problems():
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing)
 
 
 def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:

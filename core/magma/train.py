@@ -11,7 +11,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -103,20 +102,19 @@ def join() -> World:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        alone = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({key: str(value) for key, value in alone.items()})
     accelerator = get_accelerator()
+    backend = accelerator.communication_backend_name()
     if accelerator.device_name() == "cpu":
         # It is compiled at the first use, for minutes and only where there is a compiler; results are the same.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local = int(os.environ.get("LOCAL_RANK", 0))
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local)
-    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    if "RANK" not in os.environ and not torch.distributed.is_initialized():
+        # alone: no port, and nothing in the environment that a child of this process would take for its own
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
     device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
@@ -424,7 +422,7 @@ class _Run:
         if state["processes"] != self.world.size:
             raise CheckpointError(
                 f"{folder} was written by {state['processes']} processes and this run has {self.world.size}: "
-                f"resume with --nproc {state['processes']}, or start a run of its own with --set init.checkpoint={folder}"
+                f"resume with --nproc {state['processes']}, or start another run with --set init.checkpoint={folder}"
             )
         checkpoint.load_trained(self.model, folder)
         with _quiet():

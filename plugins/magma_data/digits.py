@@ -182,7 +182,7 @@ class DigitsTask(Task):
 
         captions = [p for p in predictions if p.question.group == "caption" and not p.baseline][:24]
         pixels, _ = images("test")
-        figure, axes = plt.subplots(4, 6, figsize=(12, 9))
+        figure, axes = plt.subplots(4, 6, figsize=(12, 10))
         for ax in axes.flat:
             ax.axis("off")
         for ax, prediction in zip(axes.flat, captions, strict=False):
@@ -194,7 +194,7 @@ class DigitsTask(Task):
                 color="#1a7f37" if right else "#cf222e",
                 fontsize=9,
             )
-        figure.tight_layout()
+        figure.tight_layout(h_pad=2)
         path = folder / "samples.png"
         figure.savefig(path, dpi=80)
         plt.close(figure)

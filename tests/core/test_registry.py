@@ -87,7 +87,8 @@ def test_importing_magma_imports_nothing_heavy() -> None:
 def test_looking_parts_up_imports_no_model_library() -> None:
     code = (
         "import sys; from magma.registry import installed; installed().find('encoder', 'clip');"
-        "print([m for m in ('transformers', 'open_clip', 'timm', 'deepspeed', 'sklearn', 'torchaudio') if m in sys.modules])"
+        "heavy = {'transformers', 'open_clip', 'timm', 'deepspeed', 'sklearn', 'torchaudio'};"
+        "print(sorted(heavy & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

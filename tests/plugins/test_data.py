@@ -120,4 +120,4 @@ def test_scores_and_the_sample_sheet(tmp_path: Path) -> None:
     assert task().score(predictions) == {"caption_accuracy": 20 / 30}
     (path,) = task().artifacts(tmp_path, predictions)
     with Image.open(path) as sheet:
-        assert sheet.size == (960, 720)
+        assert sheet.size == (960, 800)

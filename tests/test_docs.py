@@ -1,0 +1,115 @@
+"""README and docs say what is true: their code runs, their tables are complete."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import types
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import torch
+
+import magma
+from magma import hookspecs
+from magma.interfaces import KINDS
+from magma.recipe import Recipe, Train
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_readmes_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load, assemble, instances, _ = blocks("python")
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    monkeypatch.chdir(tmp_path)
+    run = "recipe run quickstart --set train.samples=32 --set tasks.0.limit=2 --set train.evaluate_samples=2"
+    subprocess.run([sys.executable, "-m", "magma.cli", *run.split()], check=True, capture_output=True)
+    names: dict[str, object] = {}
+    exec(load, names)
+    assert len(capsys.readouterr().out.splitlines()) >= 2
+    exec(assemble, names)
+    assembled = names["model"]
+    assert isinstance(assembled, magma.Magma)
+    assert {row.path for row in assembled.summary() if row.trained} == {
+        *("inputs.image.encoder", "inputs.image.prefix", "adapters.mlp")
+    }
+    exec(instances, names)
+    by_hand = names["model"]
+    assert isinstance(by_hand, magma.Magma)
+    assert all(p.grad is not None for p in by_hand.parameters() if p.requires_grad)
+    loaded = magma.load("runs/by_hand")
+    by_hand.eval()
+    assert torch.equal(loaded.logits([names["image"], "A"]), by_hand.logits([names["image"], "A"]))
+
+
+def test_readmes_plugin_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    from magma.registry import Registry, installed
+
+    *_, text = blocks("python")
+    assert len(text.strip().splitlines()) <= 45
+    module = types.ModuleType("magma_thermometer")
+    exec(text, module.__dict__)
+    monkeypatch.setitem(sys.modules, "magma_thermometer", module)
+    found = Registry([EntryPoint("thermometer", "magma_thermometer", "magma")]).find("encoder", "thermometer")
+    encoder = found.part.build(width=8)  # type: ignore[attr-defined]
+    prefix = installed().find("prefix", "linear").part.build(8, 1, 192)  # type: ignore[attr-defined]
+    lm = installed().find("lm", "gptj").part.build(weights="bundled:tiny")  # type: ignore[attr-defined]
+    model = magma.Magma(lm, {"temperature": magma.Input(encoder, prefix)})
+    example = magma.Example([magma.Media("temperature", 21.5), magma.Text("It is warm today.", target=True)])
+    model.loss(model.collator().batch([example])).backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    with pytest.raises(magma.InputError, match="allowed: degrees Celsius"):
+        encoder.prepare("hot")
+
+
+def test_readmes_recipe_is_valid(tmp_path: Path) -> None:
+    (text,) = [block for block in blocks("toml") if "extends" in block]
+    (tmp_path / "quickstart.toml").write_text((ROOT / "recipes/quickstart.toml").read_text())
+    (tmp_path / "parallel.toml").write_text(text)
+    recipe = Recipe.load(tmp_path / "parallel.toml")
+    assert set(recipe.adapters) == {"mlp"}
+    assert recipe.adapters["mlp"].fields["scale"] == "learned"
+
+
+def test_every_hook_and_argument_is_documented() -> None:
+    text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
+    hooks = [f for name, f in inspect.getmembers(hookspecs, inspect.isfunction) if name.startswith("magma_")]
+    assert len(hooks) == 2
+    for hook in hooks:
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{hook.__name__}`"))
+        for argument in inspect.signature(hook).parameters:
+            assert f"`{argument}`" in row
+            assert f"{argument}:" in inspect.getdoc(hook)  # type: ignore[operator]
+    assert all(f"| `{kind}` | `magma.{base.__name__}`" in text for kind, base in KINDS.items())
+
+
+def test_every_recipe_key_is_documented() -> None:
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    for model in (Recipe, Train):
+        for key in model.model_fields:
+            assert re.search(rf"[`\[.]{key}[`\].]|\[{key}", text), key
+
+
+def test_every_public_name_has_a_docstring() -> None:
+    for name in magma.__all__:
+        value = getattr(magma, name)
+        if inspect.isclass(value) or inspect.isfunction(value):
+            assert value.__doc__, name
+
+
+def test_every_shipped_part_says_what_it_is() -> None:
+    from magma.registry import installed
+
+    for entry in installed().entries():
+        assert inspect.getdoc(entry.part)
+        assert entry.part.Config.__doc__ or not entry.part.Config.model_fields, entry.name

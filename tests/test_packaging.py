@@ -1,0 +1,70 @@
+"""What a user installs: the wheel, in a fresh environment, somewhere else, also without a compiler."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the files that git tracks, as a release is."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+    subprocess.run(["tar", "-x", "-C", str(source)], input=archive, check=True)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_wheel_carries_recipes_the_language_model_and_types(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    for path in tracked:
+        head, _, rest = path.partition("/")
+        wanted = f"magma/{path}" if head == "recipes" else rest if head in ("core", "plugins") else None
+        assert wanted is None or wanted in names, wanted
+    assert "magma/py.typed" in names
+    assert "magma_lms/bundled/tiny/model.safetensors" in names
+    assert wheel.stat().st_size < 8_000_000
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_the_quickstart_by_name_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin/python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    bare = {
+        "PATH": str(environment / "bin"),  # no cc, no c++, no ninja of the system
+        "HOME": str(tmp_path),
+        **{key: value for key, value in os.environ.items() if key.startswith(("LANG", "LC_", "TMP"))},
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = ["magma", "recipe", "run", "quickstart", "--set", "train.samples=2048", "--set", "tasks.0.limit=50"]
+    done = subprocess.run(
+        [environment / "bin" / words[0], *words[1:]],
+        cwd=elsewhere,
+        env=bare,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((elsewhere / "runs/quickstart/report.json").read_text())
+    assert report["frozen_unchanged"] is True
+    assert report["caption_accuracy"] > 3 * report["shuffled_accuracy"]
