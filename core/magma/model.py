@@ -57,7 +57,8 @@ class Magma(nn.Module):
     """A frozen language model that reads other modalities.
 
     `inputs` maps a name to an `Input`; `adapters` maps "attention" or "mlp" to a function that makes one adapter,
-    called once a block. Raises `PartError` where widths do not fit.
+    called once a block. Parts may come in several precisions: `.to(dtype)` brings them to one. Raises `PartError`
+    where widths do not fit.
     """
 
     def __init__(

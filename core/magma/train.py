@@ -112,7 +112,8 @@ def join() -> World:
         accelerator.set_device(local)
     if "RANK" not in os.environ and not torch.distributed.is_initialized():
         # alone: no port, and nothing in the environment that a child of this process would take for its own
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, but not in its __all__
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
