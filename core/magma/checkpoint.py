@@ -39,15 +39,21 @@ RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (
 def fingerprint(tensor: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
+    found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
     if plain.numel():
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Name to fingerprint, in order of name."""
     return {name: fingerprint(tensors[name]) for name in sorted(tensors)}
+
+
+def digest(prints: Mapping[str, str]) -> str:
+    """One fingerprint for many."""
+    lines = "".join(f"{name} {prints[name]}\n" for name in sorted(prints))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextmanager
@@ -185,10 +191,14 @@ def load_trained(model: Magma, folder: Path) -> None:
             tensor.copy_(found[name])
 
 
+def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Names whose fingerprints differ, or that only one side has."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
 def check_frozen(before: Mapping[str, str], after: Mapping[str, str], where: str) -> None:
     """Raise `CheckpointError` unless both sets of fingerprints are the same."""
-    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    if changed:
+    if changed := differing(before, after):
         raise CheckpointError(
             f"{where}: {len(changed)} of {len(before)} frozen tensors are not what they were, the first is "
             f"{changed[0]}: are these the weights that the run was trained with?"

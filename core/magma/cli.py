@@ -194,12 +194,12 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
 
     def __init__(self) -> None:
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
         self.active = int(os.environ.get("RANK", 0)) == 0
         self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
         columns = (
-            *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
             *(TextColumn("{task.fields[news]}"), TimeRemainingColumn()),
         )
         self.live = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
@@ -216,7 +216,7 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
 
     def say(self, text: str) -> None:
         """What is being done now."""
-        self.live.update(self.task, description=text, total=None, news="")
+        self.live.reset(self.task, description=text, total=None, news="")
         if not self.console.is_terminal or text.startswith("step"):
             self._line(text)
 
@@ -233,7 +233,9 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
         return console
 
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
-        self.live.update(self.task, description=what, completed=done, total=total, news=news)
+        if self.live.tasks[0].total != total:
+            self.live.reset(self.task, total=total)
+        self.live.update(self.task, description=what, completed=done, news=f"{done}/{total}  {news}")
         if not self.console.is_terminal and time.perf_counter() - self.spoke >= self.QUIET_S:
             self._line(f"{what} {done}/{total}  {news}{left()}")
 
@@ -281,8 +283,9 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
                 table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()))
             self.console.print(table)
         self.console.print(
-            f"frozen tensors compared: {report['frozen_tensors']}, all unchanged\n"
-            f"{report['steps']} steps in {report['seconds']:.1f} s; everything is in {out}"
+            f"{report['frozen_tensors']} frozen tensors, before = after: sha256 {report['frozen_fingerprint']}\n"
+            f"{report['steps']} steps in {report['seconds']:.1f} s; everything is in {out}",
+            soft_wrap=True,
         )
 
 

@@ -72,6 +72,9 @@ def run(
                     report["blind_accuracy"] = scored["blind"][task.primary]
             report["tasks"] = scores
     write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
+    if result.changed:
+        count, name = len(result.changed), result.changed[0]
+        raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
     return report
 
 
@@ -89,8 +92,9 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "steps": result.steps,
         "seconds": round(result.seconds, 2),
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
-        "frozen_unchanged": True,  # training raises where one changed
-        "frozen_tensors": result.frozen,
+        "frozen_unchanged": not result.changed,
+        "frozen_tensors": len(result.frozen),
+        "frozen_fingerprint": checkpoint.digest(result.frozen),
         "skipped_examples": result.skipped,
         "parts": manifest["parts"],
         "checkpoint": str(result.folder),

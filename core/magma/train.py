@@ -6,6 +6,7 @@ A step is one global batch: `batch_size` examples, over all processes and accumu
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import random
@@ -66,8 +67,10 @@ class Result:
     """Wall-clock seconds of the training loop of this process, evaluations and checkpoints included."""
     finished: bool
     """False where a signal ended it early."""
-    frozen: int
-    """How many frozen tensors were compared, before against after."""
+    frozen: dict[str, str]
+    """Fingerprints of the frozen tensors before training."""
+    changed: list[str]
+    """Frozen tensors whose fingerprints are others after it: none, or something is badly wrong."""
     skipped: int = 0
     """Examples of this process that did not fit."""
 
@@ -99,10 +102,11 @@ class World:
 
 def join() -> World:
     """Join the processes that a launcher started, or be the only one."""
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
+    with _quiet():
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
 
-    accelerator = get_accelerator()
+        accelerator = get_accelerator()
     backend = accelerator.communication_backend_name()
     if accelerator.device_name() == "cpu":
         # It is compiled at the first use, for minutes and only where there is a compiler; results are the same.
@@ -257,8 +261,7 @@ class _Run:
         make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam
         optimizer = make(groups, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay, foreach=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(self.train, step))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # DeepSpeed's own
+        with _quiet():
             self.engine, *_ = deepspeed.initialize(
                 model=self.model,
                 optimizer=optimizer,
@@ -435,11 +438,9 @@ class _Run:
         self.mixture.restore(state["data"])
         self.step = state["step"]
 
-    def check_frozen(self) -> int:
-        """Every frozen tensor is what it was, or `CheckpointError`."""
-        after = checkpoint.fingerprints(self.whole(self.model.frozen_tensors()))
-        checkpoint.check_frozen(self.frozen, after, "after training")
-        return len(after)
+    def changed(self) -> list[str]:
+        """Frozen tensors that are not what they were."""
+        return checkpoint.differing(self.frozen, checkpoint.fingerprints(self.whole(self.model.frozen_tensors())))
 
     def loop(self, stopped: Callable[[], bool]) -> bool:
         """Train to the end, or until all agree to stop; True where the end was reached."""
@@ -466,7 +467,7 @@ class _Run:
                     return False
                 every = self.train.checkpoint_every
                 if every and self.step % every == 0 and self.step < total:
-                    metrics.flush()
+                    metrics.sync()
                     self.save()
         return True
 
@@ -488,7 +489,7 @@ class _Metrics:
         aside = path.with_name(f".{path.name}.partial")
         aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         aside.rename(path)
-        self.file = path.open("a", encoding="utf-8")
+        self.file = path.open("a", encoding="utf-8", buffering=1)  # whoever watches sees whole lines
 
     def __enter__(self) -> _Metrics:
         return self
@@ -502,19 +503,22 @@ class _Metrics:
         if self.file:
             self.file.write(json.dumps(row) + "\n")
 
-    def flush(self) -> None:
+    def sync(self) -> None:
         """Everything so far is on disk."""
         if self.file:
-            self.file.flush()
             os.fsync(self.file.fileno())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """DeepSpeed warns about its own files."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """DeepSpeed warns about itself, and says on a CPU that it found no GPU."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def micro_batches(train: Train, processes: int) -> tuple[int, int]:
@@ -566,8 +570,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
         folder = run.save()
         seconds = time.perf_counter() - began
         watcher.say("comparing the frozen weights' fingerprints")
-        frozen = run.check_frozen()
-    return Result(folder, run.step, seconds, finished, frozen, run.skipped)
+        changed = run.changed()
+    return Result(folder, run.step, seconds, finished, run.frozen, changed, run.skipped)
 
 
 def _check_precision(train: Train, world: World) -> None:

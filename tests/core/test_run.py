@@ -11,6 +11,7 @@ from toys import RECIPE, ToyTask
 
 import magma
 from magma import RecipeError, TrainingError
+from magma.run import Console
 
 pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
 
@@ -37,3 +38,17 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path) -> N
     with pytest.raises(RecipeError, match="toy cannot run on this machine: 1 mistake"):
         magma.run(recipe, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path) -> None:
+    """Something as bad as an in-place update of a weight, once a step."""
+
+    def meddle(model: magma.Magma, _: object) -> None:
+        def add(*_: object) -> None:
+            model.lm.get_parameter("places.weight").data.add_(1.0)
+
+        model.lm.register_forward_hook(add)
+
+    with pytest.raises(TrainingError, match=r"frozen tensors changed in training, the first is lm\.places\.weight"):
+        magma.run(RECIPE, tmp_path, watcher=Console(model=meddle))
+    assert json.loads((tmp_path / "report.json").read_text())["frozen_unchanged"] is False

@@ -36,7 +36,8 @@ def test_it_learns_and_the_frozen_stay(tmp_path: Path) -> None:
     assert len(found) == 150
     assert found[-1] < 0.3 * found[0]
     assert result.finished
-    assert result.frozen == 10
+    assert len(result.frozen) == 10
+    assert result.changed == []
     before, after = magma.assemble(recipe()), magma.load(tmp_path)
     assert all(torch.equal(t, after.frozen_tensors()[n]) for n, t in before.frozen_tensors().items())
     changed = {n for n, t in before.trained_tensors().items() if not torch.equal(t, after.trained_tensors()[n])}
