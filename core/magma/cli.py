@@ -48,7 +48,7 @@ def recipe_run(
 ) -> None:
     """Train a recipe, evaluate it, and leave everything in a folder."""
     several = (nproc > 1 or hostfile is not None) and "RANK" not in os.environ
-    with _screen() as screen:
+    with Screen() as screen:
         screen.say("reading the recipe")
         from .recipe import Recipe
 
@@ -143,7 +143,7 @@ def generate(
     prompt = _pairs(context.args)
     if not prompt:
         raise InputError('the prompt is empty: give --text "..." or an input such as --image FILE')
-    with _screen() as screen:
+    with Screen() as screen:
         screen.say("importing")
         from .checkpoint import load
         from .segments import Media, Text
@@ -184,7 +184,7 @@ def _check_names(model: Magma, names: list[str]) -> None:
 # The screen
 
 
-class _screen:  # noqa: N801  # used as a context manager, in one word
+class Screen:
     """What a person sees of a run: what is being done, the parts, a bar, a table. Only the first process prints.
 
     On a terminal a live line; elsewhere a line whenever there is news, at most every three seconds.
@@ -205,9 +205,11 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
         self.live = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.live.add_task("starting", total=None, news="")
         self.spoke = 0.0
+        self.first: tuple[int, float] | None = None
+        """The first step that was seen, and when."""
         self.began = time.perf_counter()
 
-    def __enter__(self) -> _screen:
+    def __enter__(self) -> Screen:
         self.live.start()
         return self
 
@@ -228,9 +230,7 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
         """This screen as a run's watcher."""
         from .run import Console
 
-        console = Console(say=self.say, step=self._step, model=self._model)
-        console.asked = self._asked  # type: ignore[method-assign]
-        return console
+        return Console(say=self.say, step=self._step, model=self._model, asked=self._asked)
 
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
         if self.live.tasks[0].total != total:
@@ -240,12 +240,12 @@ class _screen:  # noqa: N801  # used as a context manager, in one word
             self._line(f"{what} {done}/{total}  {news}{left()}")
 
     def _step(self, now: Any) -> None:
+        step, moment = self.first = self.first or (now.step, time.perf_counter())
+
         def left() -> str:
-            speed = (now.step - self.first_step) / max(1e-9, time.perf_counter() - self.first_time)
+            speed = (now.step - step) / max(1e-9, time.perf_counter() - moment)
             return f"  ETA {(now.steps - now.step) / max(1e-9, speed):.0f} s"
 
-        if not hasattr(self, "first_step"):
-            self.first_step, self.first_time = now.step, time.perf_counter()
         self._bar("training", now.step, now.steps, f"loss {now.loss:.4f}  {now.samples_per_s:.0f} samples/s", left)
 
     def _asked(self, task: str, done: int, total: int) -> None:

@@ -5,6 +5,7 @@ Core knows the frame; each table with a `use` is checked by the `Config` of the 
 
 from __future__ import annotations
 
+import copy
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -209,7 +210,7 @@ class Recipe(_Table):
         Raises `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
         """
         if isinstance(source, Mapping):
-            origin, raw, folder = "the recipe", dict(source), folder or Path.cwd()
+            origin, raw, folder = "the recipe", copy.deepcopy(dict(source)), folder or Path.cwd()
         else:
             path = find(source)
             origin, raw, folder = str(path), _read(path), folder or path.parent
@@ -239,7 +240,8 @@ class Recipe(_Table):
             raise RecipeError(origin, problems)
         settled = recipe.model_dump(mode="json", exclude_none=True)
         for path, fields in resolved.items():
-            _set(settled, path, fields)
+            holder, key = _place(settled, path)
+            holder[key] = fields
         return cls.model_validate(settled, context=context)
 
     def part(self, path: str) -> tuple[type[Any], Any]:
@@ -417,36 +419,23 @@ def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
         parsed = tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         parsed = value
-    section, _, key = path.partition(".")
-    if section == "train" and key in _OTHER_LENGTH:
-        _forget_other_length(raw, key, {})
+    section, _, field = path.partition(".")
+    if section == "train" and field in _OTHER_LENGTH:
+        _forget_other_length(raw, field, {})
     try:
-        _set(raw, path, parsed, replace=True)
-    except (KeyError, IndexError, ValueError, TypeError):
+        holder, key = _place(raw, path)
+        holder[key] = parsed
+    except (AttributeError, IndexError, ValueError, TypeError):
         problems.append(f"--set {text}: there is no {path} to set")
 
 
-def _set(raw: dict[str, Any], path: str, value: Any, replace: bool = False) -> None:
+def _place(raw: dict[str, Any], path: str) -> tuple[Any, str | int]:
+    """The table or array that holds a dotted path's value, and the key there. Tables on the way are made."""
     *parents, last = path.split(".")
     here: Any = raw
     for key in parents:
-        if isinstance(here, list | tuple):
-            here = here[int(key)]
-        else:
-            if key not in here:
-                here[key] = {}
-            elif isinstance(here[key], dict):
-                here[key] = dict(here[key])
-            elif isinstance(here[key], list | tuple):
-                here[key] = [dict(one) if isinstance(one, dict) else one for one in here[key]]
-            here = here[key]
-    if isinstance(here, list | tuple):
-        target, place = here, int(last)
-        target[place] = value if replace else {**target[place], **value}  # type: ignore[index]
-    elif isinstance(here, dict):
-        here[last] = value if replace or not isinstance(here.get(last), dict) else {**here[last], **value}
-    else:
-        raise TypeError(path)
+        here = here[int(key)] if isinstance(here, list) else here.setdefault(key, {})
+    return here, int(last) if isinstance(here, list) else last
 
 
 # Explaining mistakes

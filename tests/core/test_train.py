@@ -16,7 +16,8 @@ from toys import RECIPE, ToySource
 
 import magma
 from magma import Recipe, TooLong, TrainingError
-from magma.train import Mixture, Progress, Watcher, factor, micro_batches, train
+from magma.mixture import Mixture
+from magma.train import Progress, Watcher, factor, micro_batches, train
 
 pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
 
@@ -185,18 +186,3 @@ def test_micro_batches_divide_the_global_batch() -> None:
         micro_batches(table, 5)
     with pytest.raises(TrainingError, match=r"train.micro_batch_size: given 3; .* divide evenly: 1, 2, 4"):
         micro_batches(table, 3)
-
-
-def test_a_mixture_keeps_its_weights_and_its_place() -> None:
-    def make() -> Mixture:
-        sources = [ToySource(ToySource.Config(length=5), 0), ToySource(ToySource.Config(length=3, text_only=True), 0)]
-        return Mixture(sources, [3.0, 1.0])
-
-    whole, half = make(), make()
-    taken = whole.take(40)
-    assert sum(len(example.segments) == 2 for example in taken) == 10
-    first = half.take(17)
-    state = json.loads(json.dumps(half.state()))
-    again = make()
-    again.restore(state)
-    assert first + again.take(23) == taken
