@@ -193,7 +193,6 @@ def main() -> None:
     train(model, tokenizer, arguments.steps)
     aside = arguments.out.with_name(f".{arguments.out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
-    model.generation_config = None
     model.half().save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     for file in aside.iterdir():
