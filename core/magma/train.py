@@ -5,6 +5,7 @@ A step is one global batch: `batch_size` examples, over all processes and accumu
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -263,15 +264,14 @@ class _Run:
             return []
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """One batch for each accumulation step. Where examples run out, one without targets keeps ranks together."""
+        """One batch for each accumulation step."""
         encoded = self.encode(examples, self.step * self.train.batch_size)
-        batches = []
-        for i in range(self.accumulation):
-            chunk = encoded[i * self.micro : (i + 1) * self.micro]
-            if not chunk:
-                chunk = [Encoded([self.collator.lm.eos], [False], [], "filler")]
-            batches.append(self.collator.pad(chunk))
-        return batches
+        return [self.batch(encoded, i) for i in range(self.accumulation)]
+
+    def batch(self, encoded: Sequence[Encoded], i: int) -> Batch:
+        """The i-th micro-batch; where examples have run out, one without targets, so that ranks do the same."""
+        chunk = encoded[i * self.micro : (i + 1) * self.micro]
+        return self.collator.pad(chunk or [Encoded([self.collator.lm.eos], [False], [], "filler")])
 
     def train_step(self) -> tuple[float, int]:
         """One optimizer step; the mean loss over the global batch, and its examples."""
@@ -309,13 +309,13 @@ class _Run:
         total, targets = 0.0, 0
         for source in self.evaluation:
             mine: list[Encoded] = []
-            for i, (example, _) in enumerate(source.iterate()):
-                if self.train.evaluate_samples is not None and i >= self.train.evaluate_samples:
-                    break
-                if i % self.world.size == self.world.rank:
+            count = 0
+            for example, _ in itertools.islice(source.iterate(), self.train.evaluate_samples):
+                if count % self.world.size == self.world.rank:
                     mine += self.encode_one(example)
-            for at in range(0, len(mine), self.micro):
-                batch = self.collator.pad(mine[at : at + self.micro])
+                count += 1
+            for i in range(math.ceil(math.ceil(count / self.world.size) / self.micro)):
+                batch = self.batch(mine, i)
                 loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))
                 total, targets = total + float(loss), targets + len(batch.labels)
         self.model.train()
