@@ -61,7 +61,7 @@ def run(
     if result.finished:
         draw_losses(out)
         if recipe.tasks:
-            model = checkpoint.load(result.folder, say=watcher.say)
+            model = checkpoint.load(result.folder, device=result.device, say=watcher.say)
             scores = {}
             for i, _ in enumerate(recipe.tasks):
                 part, config = recipe.part(f"tasks.{i}")

@@ -73,8 +73,10 @@ class Result:
     """Fingerprints of the frozen tensors before training."""
     changed: list[str]
     """Frozen tensors whose fingerprints are others after it: none, or something is badly wrong."""
-    skipped: int = 0
+    skipped: int
     """Examples of this process that did not fit."""
+    device: str
+    """Where this process trained."""
 
 
 # Processes
@@ -531,7 +533,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
         seconds = time.perf_counter() - began
         watcher.say("comparing the frozen weights' fingerprints")
         changed = run.changed()
-    return Result(folder, run.step, seconds, finished, run.frozen, changed, run.skipped)
+    return Result(folder, run.step, seconds, finished, run.frozen, changed, run.skipped, world.device)
 
 
 def _check_precision(train: Train, world: World) -> None:
