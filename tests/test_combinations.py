@@ -25,6 +25,8 @@ ENCODERS: dict[str, dict[str, Any]] = {
 PREFIXES: dict[str, dict[str, Any]] = {
     "linear": {"use": "linear", "dropout": 0.1, "layernorm": True},
     "pooled": {"use": "pooled", "length": 2, "layernorm": True},
+    "mlp": {"use": "mlp", "hidden": 24, "dropout": 0.1, "layernorm": True},
+    "transformer": {"use": "transformer", "width": 16, "heads": 2, "layers": 1, "dropout": 0.1, "layernorm": True},
 }
 ADAPTERS: dict[str, dict[str, Any]] = {
     "sequential": {"use": "sequential", "downsample": 4},
@@ -86,7 +88,7 @@ def pairs_of(combination: dict[str, str]) -> set[tuple[str, str, str, str]]:
 
 
 def test_every_shipped_model_part_is_among_them() -> None:
-    shipped = {(e.kind, e.name) for e in installed().entries() if e.kind not in ("data", "task")}
+    shipped = {(e.kind, e.name) for e in installed().entries() if e.kind not in ("data", "head", "task")}
     tables = [("encoder", ENCODERS), ("prefix", PREFIXES), ("adapter", ADAPTERS), ("lm", LMS)]
     assert shipped == {(kind, table["use"]) for kind, tables_ in tables for table in tables_.values()}
 

@@ -22,7 +22,8 @@ from .hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from .assemble import assemble
-    from .checkpoint import load, save
+    from .checkpoint import load, save, save_tensors
+    from .cli import Program
     from .evaluate import evaluate
     from .generate import Decoding
     from .interfaces import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         Encoder,
         Features,
         FrozenLM,
+        Head,
         Layout,
         Module,
         Part,
@@ -51,11 +53,12 @@ if TYPE_CHECKING:
 # Imported at first use: `import magma` is quick, torch is not.
 _HOME = {
     "assemble": ["assemble"],
-    "checkpoint": ["load", "save"],
+    "checkpoint": ["load", "save", "save_tensors"],
+    "cli": ["Program"],
     "evaluate": ["evaluate"],
     "generate": ["Decoding"],
     "interfaces": [
-        *("Adapter", "Cache", "DataSource", "Encoder", "Features", "FrozenLM", "Layout", "Module", "Part"),
+        *("Adapter", "Cache", "DataSource", "Encoder", "Features", "FrozenLM", "Head", "Layout", "Module", "Part"),
         *("PartConfig", "Place", "Prediction", "Prefix", "Question", "State", "Task"),
     ],
     "model": ["Input", "Magma"],
@@ -76,6 +79,7 @@ __all__ = [
     "Example",
     "Features",
     "FrozenLM",
+    "Head",
     "Input",
     "InputError",
     "Layout",
@@ -91,6 +95,7 @@ __all__ = [
     "PluginError",
     "Prediction",
     "Prefix",
+    "Program",
     "Question",
     "Recipe",
     "RecipeError",
@@ -108,6 +113,7 @@ __all__ = [
     "load",
     "run",
     "save",
+    "save_tensors",
 ]
 
 

@@ -47,7 +47,9 @@ def assemble(
             with torch.device("meta"):
                 return part(config, *context)
         module = part(config, *context)
-        if not (trainable and frozen_weights_only):
+        if trainable and frozen_weights_only:
+            module.init_weights()
+        else:
             module.load_weights()
         return module
 
@@ -58,12 +60,13 @@ def assemble(
         for name, table in recipe.inputs.items():
             encoder = build(f"inputs.{name}.encoder", trainable=table.trainable)
             prefix = build(f"inputs.{name}.prefix", encoder.dim, encoder.length, lm.dim, trainable=True)
-            inputs[name] = Input(encoder, prefix, table.trainable)
+            inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
         def maker(place: Place) -> Callable[[], Adapter]:
             return lambda: build(f"adapters.{place}", lm.dim, trainable=True)
 
-        model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters})
+        head = build("head", lm.dim, trainable=True) if recipe.head else None
+        model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters}, head)
     if left := [name for name, p in model.named_parameters() if p.is_meta and not meta]:
         raise PartError(
             f"{len(left)} tensors were never given values, the first is {left[0]}: load_weights missed them"
@@ -86,10 +89,12 @@ def recipe_of(model: Magma, name: str = "model") -> Recipe:
                     "encoder": table(way.encoder),
                     "prefix": table(way.prefix),
                     "trainable": not way.encoder.frozen,
+                    "batchnorm": way.batchnorm,
                 }
                 for key, way in model.ways().items()
             },
             "adapters": {place: table(adapters[0]) for place, adapters in model.lm.adapters.items()},
+            **({"head": table(model.head)} if model.head else {}),
         }
     )
 
@@ -104,4 +109,6 @@ def learning_rates(recipe: Recipe) -> dict[str, float]:
         rates[f"inputs.{name}.prefix"] = float(way.prefix.fields.get("lr", recipe.train.lr))
     for place, adapter in recipe.adapters.items():
         rates[f"adapters.{place}"] = float(adapter.fields.get("lr", recipe.train.lr))
+    if recipe.head:
+        rates["head"] = float(recipe.head.fields.get("lr", recipe.train.lr))
     return rates

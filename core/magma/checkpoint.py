@@ -1,7 +1,8 @@
 """The trained weights and the recipe, nothing else.
 
 A folder: `recipe.toml` (resolved), `trained.safetensors` (what training changes), `manifest.json` (format, parts,
-versions, fingerprints of what training must not change). `state/`, where present, is the trainer's.
+versions, fingerprints of both what is here and what training must not change). `state/`, where present, is the
+trainer's. A folder that brings its own language model holds it at `lm/`; paths inside are relative to the folder.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +27,7 @@ from .model import Magma
 from .recipe import Recipe
 from .registry import installed
 
-FORMAT = 1
+FORMAT = 2
 RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (
     "recipe.toml",
     "trained.safetensors",
@@ -95,8 +96,8 @@ def write(
 ) -> None:
     """The three files, into an existing folder. `tensors` where the model itself holds only a share of them."""
     trained = model.trained_tensors() if tensors is None else tensors
-    save_file({name: t.detach().cpu().contiguous().clone() for name, t in trained.items()}, folder / TRAINED)
-    (folder / RECIPE).write_text(recipe.to_toml(), encoding="utf-8")
+    save_file({name: _own(tensor) for name, tensor in trained.items()}, folder / TRAINED)
+    (folder / RECIPE).write_text(recipe.to_toml(folder), encoding="utf-8")
     manifest = {
         "format": FORMAT,
         "magma": version("magma-multimodal"),
@@ -111,10 +112,60 @@ def write(
             }
             for row in model.summary()
         },
+        "trained": fingerprints(trained),
         "frozen": dict(frozen),
         **notes,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """On the CPU, in one piece, with memory that is its own: what safetensors can write."""
+    plain = tensor.detach().cpu().contiguous()
+    return plain if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size() else plain.clone()
+
+
+def save_tensors(
+    folder: str | Path,
+    recipe: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    bring: Callable[[Path], None] = lambda _: None,
+) -> Magma:
+    """Write a folder that `load` opens from tensors by their names in the model, for who imports a checkpoint.
+
+    `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. The
+    model exists on meta alone, and is returned; tensors are looked up one at a time. Raises `CheckpointError` for
+    names or shapes that are not the model's.
+    """
+    with written_aside(Path(folder)) as aside:
+        bring(aside)
+        checked = Recipe.load(recipe, folder=aside)
+        model = assemble(checked, device="meta", dtype=dtype)
+        trained, frozen = model.trained_tensors(), model.frozen_tensors()
+        found = {name: tuple(tensors[name].shape) for name in tensors}
+        if problems := _misfits({name: tuple(t.shape) for name, t in {**trained, **frozen}.items()}, found):
+            raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n" + problems)
+
+        def cast(name: str) -> Tensor:
+            tensor = tensors[name]
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        prints = {name: fingerprint(cast(name)) for name in sorted(frozen)}
+        write(aside, model, checked, prints, {name: cast(name) for name in trained})
+    return model
+
+
+def _misfits(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> str:
+    """A line for every name or shape of `found` that is not that of `wanted`."""
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {list(found[name])}, the model's is {list(wanted[name])}"
+        for name in wanted.keys() & found.keys()
+        if tuple(found[name]) != tuple(wanted[name])
+    ]
+    return "\n".join(f"  - {problem}" for problem in sorted(problems))
 
 
 def find(folder: str | Path) -> Path:
@@ -177,15 +228,12 @@ def load_trained(model: Magma, folder: Path) -> None:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    problems += [f"{name} is not a trained tensor of this model" for name in found.keys() - wanted.keys()]
-    problems += [
-        f"{name} is {list(found[name].shape)}, the model's is {list(wanted[name].shape)}"
-        for name in wanted.keys() & found.keys()
-        if found[name].shape != wanted[name].shape
-    ]
-    if problems:
-        raise CheckpointError(f"{path} does not fit the model:\n" + "\n".join(f"  - {p}" for p in sorted(problems)))
+    if problems := _misfits({name: t.shape for name, t in wanted.items()}, {n: t.shape for n, t in found.items()}):
+        raise CheckpointError(f"{path} does not fit the model:\n{problems}")
+    if damaged := differing(read_manifest(folder).get("trained", {}), fingerprints(found)):
+        raise CheckpointError(
+            f"{path} is damaged: {len(damaged)} of its tensors are not what was written, the first is {damaged[0]}"
+        )
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(found[name])

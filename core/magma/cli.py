@@ -19,11 +19,26 @@ if TYPE_CHECKING:
     from .model import Magma
     from .run import Console
 
-cli = typer.Typer(name="magma", no_args_is_help=True, add_completion=False)
+
+class Program(typer.Typer):
+    """The `magma` program, to which plugins add commands."""
+
+    def group(self, name: str, about: str = "") -> typer.Typer:
+        """The commands under one word, such as `magma import ...`; it is made where it does not exist yet."""
+        for known in self.registered_groups:
+            if known.name == name and known.typer_instance is not None:
+                return known.typer_instance
+        made = typer.Typer(help=about, no_args_is_help=True)
+        self.add_typer(made, name=name)
+        return made
+
+
+cli = Program(name="magma", no_args_is_help=True, add_completion=False)
 recipes = typer.Typer(help="Run, list and show recipes.", no_args_is_help=True)
 plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
 cli.add_typer(recipes, name="recipe")
 cli.add_typer(plugins, name="plugin")
+export = cli.group("export", "Write models in other formats.")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as train.lr=1e-4.")
@@ -155,6 +170,31 @@ def generate(
     for piece in model.stream(segments, **options, stop=tuple(stop or ()), seed=seed):
         typer.echo(piece, nl=False)
     typer.echo()
+
+
+@export.command("lm")
+def export_lm(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+) -> None:
+    """The untouched language model of a checkpoint, in its own library's format."""
+    refuse_existing(out)
+    with Screen() as screen:
+        screen.say("importing")
+        from .checkpoint import load, written_aside
+
+        model = load(folder, say=screen.say)
+        model.lm.remove_adapters()
+        screen.say(f"writing {out}")
+        with written_aside(out) as aside:
+            model.lm.export(aside)
+    typer.echo(f"the language model is in {out}")
+
+
+def refuse_existing(out: Path) -> None:
+    """Nothing is overwritten."""
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another --out")
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:

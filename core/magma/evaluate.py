@@ -57,7 +57,11 @@ def _answer(model: Magma, task: Task, questions: Sequence[Question], baseline: B
         askable = {i: q for i, q in waiting.items() if q.segments}
         texts: list[str] = []
         if askable:
-            texts = model.generate([q.segments for q in askable.values()], max_tokens=task.max_tokens, stop=task.stop)
+            prompts = [q.segments for q in askable.values()]
+            if model.head is not None:
+                texts = [max(scores, key=scores.__getitem__) for scores in model.classify(prompts)]
+            else:
+                texts = model.generate(prompts, max_tokens=task.max_tokens, stop=task.stop)
         answers = dict(zip(askable, texts, strict=True))
         following = {}
         for i, question in waiting.items():

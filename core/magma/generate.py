@@ -57,29 +57,30 @@ def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = No
 
 
 @torch.no_grad()
-def decode(lm: FrozenLM, embeddings: Tensor, layout: Layout, how: Decoding) -> Iterator[list[str]]:
-    """The text of every row so far, after each token, until all rows have ended.
+def decode(lm: FrozenLM, embeddings: Tensor, layout: Layout, how: Decoding) -> Iterator[list[Answer]]:
+    """Every row's answer so far, after each token, until all rows have ended.
 
     `embeddings` [b, t, d] are right-padded prompts; `layout` scores the last real position of each row. A row ends
     at end-of-text, at a stop string (which is not part of its text), at `max_tokens` or where the context is full.
+    Tokens that the model can score but not read (lm.readable and above) are never chosen.
     """
     rows = embeddings.shape[0]
     generator = None
     if how.seed is not None:
         generator = torch.Generator(embeddings.device).manual_seed(how.seed)
     cache = lm.new_cache()
-    answers = [_Answer(lm, how) for _ in range(rows)]
+    answers = [Answer(lm, how) for _ in range(rows)]
     alive = list(range(rows))
     lengths = layout.lengths
     hidden = lm(embeddings, layout, cache)
     while True:
-        tokens = choose(lm.head(hidden), how, generator)
+        tokens = choose(lm.head(hidden)[:, : lm.readable], how, generator)
         full = (lengths >= lm.context).tolist()
         keep = []
         for i, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
             if answers[row].add(token) and not full[i]:
                 keep.append(i)
-        yield [answer.text for answer in answers]
+        yield answers
         if not keep:
             return
         if len(keep) < len(alive):
@@ -92,35 +93,41 @@ def decode(lm: FrozenLM, embeddings: Tensor, layout: Layout, how: Decoding) -> I
         lengths = lengths + 1
 
 
-class _Answer:
-    """One row's tokens and the text they make."""
+class Answer:
+    """One row's tokens, and the text they make up to a stop string."""
 
     def __init__(self, lm: FrozenLM, how: Decoding) -> None:
         self.lm, self.how = lm, how
         self.tokens: list[int] = []
-        self.text = ""
+        self.end: int | None = None
+        """Where in the text a stop string begins."""
+
+    @property
+    def text(self) -> str:
+        """The tokens decoded, without the stop string that ended them."""
+        return self.lm.decode(self.tokens)[: self.end]
 
     def add(self, token: int) -> bool:
         """Take one more token; False when the answer has ended."""
         if token == self.lm.eos:
             return False
         self.tokens.append(token)
-        text = self.lm.decode(self.tokens)
-        ends = [at for stop in self.how.stop if (at := text.find(stop)) >= 0]
-        if ends:
-            self.text = text[: min(ends)]
-            return False
-        self.text = text
+        if self.how.stop:
+            text = self.lm.decode(self.tokens)
+            ends = [at for stop in self.how.stop if (at := text.find(stop)) >= 0]
+            if ends:
+                self.end = min(ends)
+                return False
         return len(self.tokens) < self.how.max_tokens
 
 
-def continuations(pieces: Iterator[Sequence[str]], stop: Sequence[str]) -> Iterator[str]:
-    """What a stream of one row's growing text adds each time.
+def continuations(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """What a growing text adds each time.
 
     Held back until it is certain: an unfinished character, and an ending that may become a stop string.
     """
     shown, text = 0, ""
-    for (text,) in pieces:
+    for text in pieces:
         held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
         certain = len(text.rstrip("\ufffd")) if text.endswith("\ufffd") else len(text)
         certain = min(certain, len(text) - held)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    import typer
-
+    from .cli import Program
     from .interfaces import Part
 
 PARTS_GROUP = "magma"
@@ -29,10 +28,10 @@ def magma_parts() -> Iterable[type[Part]]:  # type: ignore[empty-body]  # a spec
 
 
 @hookspec
-def magma_commands(cli: typer.Typer) -> None:
+def magma_commands(cli: Program) -> None:
     """Add commands to the `magma` program.
 
     Entry-point group `magma.commands`. Called at every start of the program, so the module must import quickly.
 
-    cli: the program; `cli.command()` and `cli.add_typer()` as typer has them.
+    cli: the program, a typer application; `cli.group("import")` is what to add `magma import ...` to.
     """

@@ -17,6 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from .errors import PartError
+
 if TYPE_CHECKING:
     from .segments import Example, Segment
 
@@ -74,6 +76,9 @@ class Module(Part, nn.Module):
 
     def load_weights(self) -> None:  # optional: a part that starts from scratch has nothing to load
         """Load the pretrained weights that the config names. Called once, never on meta."""
+
+    def init_weights(self) -> None:  # optional: most parts leave nothing on meta
+        """Called in place of `load_weights` where better weights will follow: fills what `__init__` left on meta."""
 
     def freeze(self) -> None:
         """No gradient, and eval mode for good."""
@@ -198,6 +203,25 @@ class Cache(ABC):
         """A cache of these rows [b'] alone: finished ones leave the batch."""
 
 
+class Head(Module):
+    """Takes the place of the language model's own head: hidden states to classes. Built as `Head(config, lm.dim)`.
+
+    It sees the last layer's hidden state of the last token (section 4.1.3 of the paper).
+    """
+
+    kind = "head"
+    classes: tuple[str, ...]
+    """c names, set by `__init__`."""
+
+    @abstractmethod
+    def __init__(self, config: PartConfig, dim: int) -> None:
+        super().__init__(config)
+
+    @abstractmethod
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[m, d] to logits [m, c]."""
+
+
 class FrozenLM(Module):
     """The language model. Its weights never change; adapters may be put around its sublayers."""
 
@@ -210,6 +234,11 @@ class FrozenLM(Module):
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
         self.adapters: dict[Place, list[Adapter]] = {}
+
+    @property
+    def readable(self) -> int:
+        """How many tokens it can read: the first of its vocabulary, those that have a word embedding."""
+        return self.vocab
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -245,6 +274,10 @@ class FrozenLM(Module):
     @abstractmethod
     def head(self, hidden: Tensor) -> Tensor:
         """[m, d] hidden states to logits [m, v]."""
+
+    def export(self, folder: Path) -> None:
+        """Write the bare language model, weights and tokenizer, in its own library's format."""
+        raise PartError(f'lm: "{self.name}" has no format of its own to be written in')
 
     def freeze(self) -> None:
         """Freeze everything but the adapters."""
@@ -338,4 +371,6 @@ class Task(Part):
         return []
 
 
-KINDS: dict[str, type[Part]] = {kind.kind: kind for kind in (Encoder, Prefix, Adapter, FrozenLM, DataSource, Task)}
+KINDS: dict[str, type[Part]] = {
+    kind.kind: kind for kind in (Encoder, Prefix, Adapter, FrozenLM, Head, DataSource, Task)
+}

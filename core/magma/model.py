@@ -9,26 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import InputError, PartError, did_you_mean
-from .generate import Decoding, continuations, decode
-from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Module, Place, Prefix
+from .generate import Answer, Decoding, continuations, decode
+from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
 from .segments import Batch, Collator, Encoded, Example
+
+BatchNormMode = Literal["train", "frozen"]
 
 
 class Input(nn.Module):
     """One way into the language model: an encoder and the prefix behind it."""
 
-    def __init__(self, encoder: Encoder, prefix: Prefix, trainable: bool = True) -> None:
-        """`trainable` speaks of the encoder alone; the prefix always learns."""
+    def __init__(
+        self, encoder: Encoder, prefix: Prefix, trainable: bool = True, batchnorm: BatchNormMode = "train"
+    ) -> None:
+        """`trainable` and `batchnorm` speak of the encoder alone; the prefix always learns.
+
+        batchnorm: "train" normalises by each batch's statistics and averages them; "frozen" by the pretrained ones.
+        """
         super().__init__()
         self.encoder = encoder
         self.prefix = prefix
+        self.batchnorm = batchnorm
         if not trainable:
             encoder.freeze()
 
@@ -38,6 +46,14 @@ class Input(nn.Module):
             features: Features = self.encoder(x)
         out: Features = self.prefix(features)
         return out
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.batchnorm == "frozen":
+            for module in self.encoder.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(False)
+        return self
 
     def extra_repr(self) -> str:
         return f"modality={self.encoder.modality}, frozen={self.encoder.frozen}"
@@ -57,8 +73,8 @@ class Magma(nn.Module):
     """A frozen language model that reads other modalities.
 
     `inputs` maps a name to an `Input`; `adapters` maps "attention" or "mlp" to a function that makes one adapter,
-    called once a block. Parts may come in several precisions: `.to(dtype)` brings them to one. Raises `PartError`
-    where widths do not fit.
+    called once a block. With a `head` the model classifies instead of writing. Parts may come in several
+    precisions: `.to(dtype)` brings them to one. Raises `PartError` where widths do not fit.
     """
 
     def __init__(
@@ -66,9 +82,11 @@ class Magma(nn.Module):
         lm: FrozenLM,
         inputs: Mapping[str, Input] | None = None,
         adapters: Mapping[Place, Callable[[], Adapter]] | None = None,
+        head: Head | None = None,
     ) -> None:
         super().__init__()
         self.lm = lm
+        self.head = head
         self.inputs = nn.ModuleDict(dict(inputs or {}))
         for place, make in (adapters or {}).items():
             if place not in PLACES:
@@ -95,6 +113,10 @@ class Magma(nn.Module):
                     f"inputs.{name}: the prefix gives {list(out.values.shape)}, but its length and the language "
                     f"model's width ask for {list(wanted)}"
                 )
+        if self.head is not None:
+            scores = _on_meta(self.head)(torch.empty(1, self.lm.dim, device="meta"))
+            if tuple(scores.shape) != (1, len(self.head.classes)):
+                raise PartError(f"head: it gives {list(scores.shape)} for {len(self.head.classes)} classes")
 
     def ways(self) -> dict[str, Input]:
         """The inputs by name, typed."""
@@ -103,7 +125,11 @@ class Magma(nn.Module):
     def collator(self, max_length: int | None = None, multiple: int = 1) -> Collator:
         """What turns examples into batches for this model."""
         return Collator(
-            self.lm, {name: (way.encoder, way.prefix) for name, way in self.ways().items()}, max_length, multiple
+            self.lm,
+            {name: (way.encoder, way.prefix) for name, way in self.ways().items()},
+            max_length,
+            multiple,
+            self.head.classes if self.head else (),
         )
 
     @property
@@ -126,9 +152,9 @@ class Magma(nn.Module):
         flat = words.flatten(0, 1)
         for name, way in self.ways().items():
             if name in batch.media:
-                values = way(batch.media[name]).values.flatten(0, 1)
+                values = way(batch.media[name]).values
                 slots = batch.slots[name]
-                flat = flat.index_copy(0, slots.positions, values[slots.sources].to(flat.dtype))
+                flat = flat.index_copy(0, slots.positions, values[slots.media, slots.steps].to(flat.dtype))
             elif torch.is_grad_enabled():
                 blank = way.encoder.stack([way.encoder.blank()]).to(words.device, self._input_dtype(way, words.dtype))
                 was = way.training
@@ -143,7 +169,7 @@ class Magma(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of the targets, summed over them, in float32. Divide by the targets of the global batch."""
-        logits = self.lm.head(self.lm(self.embed(batch), batch.layout))
+        logits = (self.head or self.lm.head)(self.lm(self.embed(batch), batch.layout))
         return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
 
     def loss(self, batch: Batch) -> Tensor:
@@ -155,7 +181,11 @@ class Magma(nn.Module):
 
     @torch.no_grad()
     def logits(self, segments: Sequence[Any]) -> Tensor:
-        """[t, v]: next-token logits at every position of one sequence of segments, media positions included."""
+        """[t, v]: next-token logits at every position of one sequence of segments, media positions included.
+
+        A segment is text, token ids (an integer tensor [n]), a raw medium, or one that is prepared (for images a
+        float tensor [3, h, w]). The mode is the model's own: dropout acts in training mode.
+        """
         batch = self._prompts([segments])
         width = batch.tokens.shape[1]
         batch.layout = type(batch.layout)(
@@ -163,6 +193,16 @@ class Magma(nn.Module):
         )
         out: Tensor = self.lm.head(self.lm(self.embed(batch), batch.layout))
         return out
+
+    @torch.no_grad()
+    def classify(self, prompts: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
+        """The probability of every class of the head, for each prompt: a list of segments as `generate` takes it."""
+        if self.head is None:
+            raise InputError("this model has no [head]: it writes, use generate")
+        with self.evaluating():
+            batch = self._prompts(prompts)
+            scores = self.head(self.lm(self.embed(batch), batch.layout)).float().softmax(-1)
+        return [dict(zip(self.head.classes, row, strict=True)) for row in scores.tolist()]
 
     # Generation
 
@@ -173,16 +213,26 @@ class Magma(nn.Module):
         top_k, top_p, stop, seed.
         """
         many = bool(prompt) and all(isinstance(one, list | tuple) for one in prompt)
-        *_, texts = self._decode(prompt if many else [prompt], _decoding(how))
+        *_, answers = self._decode(prompt if many else [prompt], _decoding(how))
+        texts = [answer.text for answer in answers]
         return texts if many else texts[0]
+
+    def generate_tokens(self, prompt: Sequence[Any], **how: Any) -> Any:
+        """As `generate`, but token ids: a list of ints, or a list of those. No tokenizer is needed without `stop`."""
+        many = bool(prompt) and all(isinstance(one, list | tuple) for one in prompt)
+        *_, answers = self._decode(prompt if many else [prompt], _decoding(how))
+        ids = [list(answer.tokens) for answer in answers]
+        return ids if many else ids[0]
 
     def stream(self, prompt: Sequence[Any], **how: Any) -> Iterator[str]:
         """The same for one prompt, piece by piece as it is written."""
         decoding = _decoding(how)
-        return continuations(self._decode([prompt], decoding), decoding.stop)
+        return continuations((answer.text for (answer,) in self._decode([prompt], decoding)), decoding.stop)
 
     @torch.no_grad()
-    def _decode(self, prompts: Sequence[Sequence[Any]], how: Decoding) -> Iterator[list[str]]:
+    def _decode(self, prompts: Sequence[Sequence[Any]], how: Decoding) -> Iterator[list[Answer]]:
+        if self.head is not None:
+            raise InputError("this model has a [head]: it classifies, use classify")
         with self.evaluating():
             batch = self._prompts(prompts)
             yield from decode(self.lm, self.embed(batch), batch.layout, how)
@@ -217,6 +267,8 @@ class Magma(nn.Module):
             parts[f"inputs.{name}.prefix"] = [way.prefix]
         for place, adapters in self.lm.adapters.items():
             parts[f"adapters.{place}"] = list(adapters)
+        if self.head is not None:
+            parts["head"] = [self.head]
         return parts
 
     def part_parameters(self, path: str) -> list[nn.Parameter]:

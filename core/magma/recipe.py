@@ -48,6 +48,18 @@ def _resolve(value: str, info: ValidationInfo) -> str:
     return value
 
 
+def _relative(value: Any, folder: Path | None) -> Any:
+    """The same tables, with paths inside `folder` as seen from there."""
+    if folder is None:
+        return value
+    if isinstance(value, dict):
+        return {key: _relative(one, folder) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_relative(one, folder) for one in value]
+    inside = isinstance(value, str) and value.startswith(f"{folder.resolve()}{os.sep}")
+    return str(Path(value).relative_to(folder.resolve())) if inside else value
+
+
 LocalPath = Annotated[str, AfterValidator(_resolve)]
 """A config field that is a file or folder; a relative one is made absolute where it is found."""
 Weights = LocalPath
@@ -88,6 +100,8 @@ class InputTable(_Table):
     """Speaks of the encoder alone; the prefix always learns."""
     lr: PositiveFloat | None = None
     """The encoder's learning rate; [train].lr where it is not given."""
+    batchnorm: Literal["train", "frozen"] = "train"
+    """A trained encoder's BatchNorm: batch statistics, averaged for later, or the pretrained ones throughout."""
 
 
 class Data(_Table):
@@ -152,6 +166,8 @@ class Train(_Table):
     """What to do with an example that does not fit even when its text is cut."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations of the loss; 0: at the end alone."""
+    early_stopping: PositiveInt | None = None
+    """End after so many evaluations without a new lowest loss, and keep the checkpoint of the lowest one."""
     evaluate_samples: PositiveInt | None = None
     """Most examples of each evaluation set; all where it is not given."""
     checkpoint_every: int = Field(0, ge=0)
@@ -162,6 +178,8 @@ class Train(_Table):
     def _one_length(self) -> Self:
         if (self.samples is None) == (self.steps is None):
             raise ValueError("give either `samples` or `steps`")
+        if self.early_stopping and not self.evaluate_every:
+            raise ValueError("early_stopping with evaluate_every: the loss has to be watched")
         return self
 
     @property
@@ -196,6 +214,7 @@ class Recipe(_Table):
     init: Init = Init()
     inputs: dict[str, InputTable] = {}
     adapters: dict[Place, Use] = {}
+    head: Use | None = None
     data: Data = Data()
     tasks: tuple[Use, ...] = ()
     train: Train | None = None
@@ -264,9 +283,12 @@ class Recipe(_Table):
             found.append(f"init.checkpoint: given {checkpoint!r}, which is no folder; allowed: a MAGMA folder")
         return found
 
-    def to_toml(self) -> str:
-        """The resolved recipe: everything that was inherited or left to defaults stands in it."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+    def to_toml(self, folder: Path | None = None) -> str:
+        """The resolved recipe: everything that was inherited or left to defaults stands in it.
+
+        Paths inside `folder` are written relative to it.
+        """
+        return tomli_w.dumps(_relative(self.model_dump(mode="json", exclude_none=True), folder))
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -286,6 +308,8 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
                 yield f"inputs.{name}.{kind}", kind, table(way)[kind]
     for place, adapter in table(raw.get("adapters")).items():
         yield f"adapters.{place}", "adapter", adapter
+    if raw.get("head") is not None:
+        yield "head", "head", raw["head"]
     for use in ("train", "evaluation"):
         for i, source in enumerate(array(table(raw.get("data")).get(use))):
             yield f"data.{use}.{i}", "data", source
@@ -294,7 +318,7 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 # Keys of a part's table that the frame reads, not the part.
-_FRAME_KEYS = {"adapters": ("lr",), "data.train": ("weight",), "inputs": ("lr",)}
+_FRAME_KEYS = {"adapters": ("lr",), "data.train": ("weight",), "head": ("lr",), "inputs": ("lr",)}
 
 
 def _own_fields(path: str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -403,10 +427,12 @@ def _same_part(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _remove_switched_off(raw: dict[str, Any]) -> None:
-    """`attention = false` takes out an adapter that the extended recipe has; the same for an input."""
+    """`attention = false` takes out an adapter that the extended recipe has; the same for an input or the head."""
     for key in ("inputs", "adapters"):
         if isinstance(raw.get(key), Mapping):
             raw[key] = {name: table for name, table in raw[key].items() if table is not False}
+    if raw.get("head") is False:
+        del raw["head"]
 
 
 def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:

@@ -51,6 +51,8 @@ class Example:
 
     segments: Sequence[Segment]
     name: str = "example"
+    label: str | None = None
+    """Its class, for a model that classifies."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,10 @@ class Slots:
 
     positions: Tensor
     """[s] flat indices (row * t + column) into the batch."""
-    sources: Tensor
-    """[s] flat indices (medium * k + i) into that input's embeddings."""
+    media: Tensor
+    """[s] which of that input's media in the batch fills the position."""
+    steps: Tensor
+    """[s] which of that medium's embeddings."""
 
 
 @dataclass
@@ -74,6 +78,8 @@ class Encoded:
     media: list[tuple[str, Tensor, int, int]]
     """(input, prepared item, first position, how many positions)."""
     name: str
+    label: int | None = None
+    """Index of its class; None: the model is to say its targets."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -87,7 +93,7 @@ class Batch:
     """[b, t], 0 where a medium or padding stands."""
     layout: Layout
     labels: Tensor
-    """[m] what the scored positions are to predict."""
+    """[m] what the scored positions are to predict: tokens, or classes."""
     media: dict[str, Tensor]
     """input -> its model input [b', ...]; inputs that have none here are absent."""
     slots: dict[str, Slots]
@@ -111,7 +117,7 @@ class Batch:
                 segments=None if layout.segments is None else move(layout.segments),
             ),
             media={name: move(x) for name, x in self.media.items()},
-            slots={name: Slots(move(slot.positions), move(slot.sources)) for name, slot in self.slots.items()},
+            slots={name: Slots(move(s.positions), move(s.media), move(s.steps)) for name, s in self.slots.items()},
         )
 
 
@@ -128,13 +134,16 @@ class Collator:
         inputs: Mapping[str, tuple[Encoder, Prefix]],
         max_length: int | None = None,
         multiple: int = 1,
+        classes: Sequence[str] = (),
     ) -> None:
+        """`classes` are those of a model that classifies: every training example needs one of them as its label."""
         if max_length is not None and max_length > lm.context:
             raise InputError(f"max_length is {max_length}, but the language model's context is {lm.context} tokens")
         self.lm = lm
         self.inputs = inputs
         self.max_length = max_length or lm.context
         self.multiple = multiple
+        self.classes = {name: i for i, name in enumerate(classes)}
 
     def segment(self, value: Any) -> Segment:
         """A raw value of a prompt as a segment: text, token ids, or a medium of the one input that accepts it."""
@@ -159,16 +168,16 @@ class Collator:
         An end-of-text token follows where the last segment is a target, and is a target itself. Text is cut at the
         end; where that would split a medium or leave no target, `TooLong` names the example.
         """
-        result = Encoded([], [], [], example.name)
+        result = Encoded([], [], [], example.name, self._label(example))
         wanted = False
         for segment in example.segments:
             if isinstance(segment, Media):
                 self._add_medium(result, segment, rng)
                 continue
             ids = self.lm.encode(segment.text) if isinstance(segment, Text) else segment.ids.tolist()
-            if isinstance(segment, Tokens) and ids and not 0 <= min(ids) <= max(ids) < self.lm.vocab:
+            if isinstance(segment, Tokens) and ids and not 0 <= min(ids) <= max(ids) < self.lm.readable:
                 raise InputError(
-                    f"{example.name}: token ids must be 0 to {self.lm.vocab - 1}, got {min(ids)} to {max(ids)}"
+                    f"{example.name}: token ids must be 0 to {self.lm.readable - 1}, got {min(ids)} to {max(ids)}"
                 )
             result.tokens += ids
             result.targets += [segment.target] * len(ids)
@@ -179,6 +188,17 @@ class Collator:
             result.tokens.append(self.lm.eos)
             result.targets.append(True)
         return self._cut(result, wanted)
+
+    def _label(self, example: Example) -> int | None:
+        if example.label is None:
+            return None
+        if not self.classes:
+            raise InputError(
+                f"{example.name} has the label {example.label!r}, but this model has no classes: no [head]"
+            )
+        if example.label not in self.classes:
+            raise InputError(f"{example.name}: label {example.label!r}; allowed: {', '.join(self.classes)}")
+        return self.classes[example.label]
 
     def _add_medium(self, result: Encoded, segment: Media, rng: random.Random | None) -> None:
         if segment.name not in self.inputs:
@@ -207,14 +227,14 @@ class Collator:
         return replace(result, tokens=result.tokens[:limit], targets=result.targets[:limit])
 
     def batch(self, examples: Sequence[Example], rng: random.Random | None = None) -> Batch:
-        """A training batch: targets are scored."""
+        """A training batch: targets are scored, or the last position of each row where the model classifies."""
         return self.pad([self.sequence(example, rng) for example in examples])
 
     def pad(self, sequences: Sequence[Encoded], score_last: bool = False) -> Batch:
         """Right-pad to the longest (rounded up to `multiple`).
 
         Scored are the positions before each target, or with `score_last` the last position of every row, whose
-        labels are 0 then.
+        labels are 0 then. Of a model that classifies, the last position of every row that has a label is scored.
         """
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         rows, width = len(sequences), -(-int(lengths.max()) // self.multiple) * self.multiple
@@ -223,9 +243,12 @@ class Collator:
         for row, sequence in enumerate(sequences):
             tokens[row, : len(sequence)] = torch.tensor(sequence.tokens)
             targets[row, : len(sequence)] = torch.tensor(sequence.targets)
+        last = torch.arange(rows) * width + lengths - 1
         if score_last:
-            scored = torch.arange(rows) * width + lengths - 1
-            labels = torch.zeros(rows, dtype=torch.long)
+            scored, labels = last, torch.zeros(rows, dtype=torch.long)
+        elif self.classes:
+            labelled = [row for row, sequence in enumerate(sequences) if sequence.label is not None]
+            scored, labels = last[labelled], torch.tensor([sequences[row].label for row in labelled], dtype=torch.long)
         else:
             targets[:, 0] = False  # nothing stands before the first position that could predict it
             wanted = targets.flatten().nonzero().squeeze(1)
@@ -237,7 +260,7 @@ class Collator:
 
     def _gather(self, sequences: Sequence[Encoded], width: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
         media, slots = {}, {}
-        for name, (encoder, prefix) in self.inputs.items():
+        for name, (encoder, _) in self.inputs.items():
             found = [
                 (item, row * width + start, size)
                 for row, sequence in enumerate(sequences)
@@ -249,8 +272,7 @@ class Collator:
             media[name] = encoder.stack([item for item, _, _ in found])
             slots[name] = Slots(
                 positions=torch.cat([torch.arange(first, first + size) for _, first, size in found]),
-                sources=torch.cat(
-                    [torch.arange(i * prefix.length, i * prefix.length + size) for i, (_, _, size) in enumerate(found)]
-                ),
+                media=torch.arange(len(found)).repeat_interleave(torch.tensor([size for _, _, size in found])),
+                steps=torch.cat([torch.arange(size) for _, _, size in found]),
             )
         return media, slots

@@ -20,6 +20,8 @@ from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place
 from .families import FAMILIES, wrap
 
 BUNDLED = "bundled:"
+_WEIGHTS = "*.safetensors or pytorch_model*.bin"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
@@ -80,7 +82,10 @@ class _Transformers(FrozenLM):
             )
 
     def load_weights(self) -> None:
-        """The weights that the config names in the file's own precision, or random ones in float32."""
+        """The weights that the config names in the file's own precision, or random ones in float32.
+
+        Files are mapped into memory and read when they are used, shard by shard.
+        """
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
@@ -95,7 +100,7 @@ class _Transformers(FrozenLM):
             AutoModelForCausalLM.from_pretrained,
             config=copy.deepcopy(self._architecture),
             dtype="auto",
-            use_safetensors=True,
+            use_safetensors=_has_safetensors(self._weights),
             output_loading_info=True,
         )
         # Buffers of old files may be left over; a weight may not, it would be of a block that is not there.
@@ -120,6 +125,12 @@ class _Transformers(FrozenLM):
                 module._buffers[name] = table.to(now.device)
         return self
 
+    @property
+    def readable(self) -> int:
+        """Rows of the word embedding."""
+        rows: int = self.model.get_input_embeddings().num_embeddings
+        return rows
+
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -127,6 +138,12 @@ class _Transformers(FrozenLM):
         source = self._tokenizer_source or self._weights
         if source is None:
             raise PartError("lm: a model of random weights has no tokenizer; give lm.tokenizer, a hub name or a folder")
+        folder = Path(_location(source))
+        if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+            raise PartError(
+                f"lm: {folder} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}), so that only token ids can be read "
+                "and written; for text put one there, or give lm.tokenizer, a hub name or a folder"
+            )
         return _read("tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained)
 
     def encode(self, text: str) -> list[int]:
@@ -162,6 +179,22 @@ class _Transformers(FrozenLM):
         for undo in reversed(self._undo):
             undo()
         self._undo, self.adapters = [], {}
+
+    def export(self, folder: Path) -> None:
+        """In transformers' format, with the tokenizer where there is one. Missing word embeddings are zeros there."""
+        if self.adapters:
+            raise PartError("lm: adapters are around its sublayers; call remove_adapters() before it is exported")
+        state = self.model.state_dict(keep_vars=True)
+        words = self.model.get_input_embeddings().weight
+        if lacking := self.vocab - len(words):
+            name = next(name for name, tensor in state.items() if tensor is words)
+            state[name] = nn.functional.pad(words.detach(), (0, 0, 0, lacking))
+        self.model.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
+        try:
+            tokenizer = self._tokenizer
+        except PartError:
+            return
+        tokenizer.save_pretrained(folder)
 
     def new_cache(self) -> KeysAndValues:
         """An empty one."""
@@ -241,11 +274,8 @@ class Causal(_Transformers):
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """A folder or a bundled name that is not there."""
-        return [
-            *_missing("weights", config.weights, "config.json", "*.safetensors"),
-            *_missing("tokenizer", config.tokenizer),
-        ]
+        """A folder or a bundled name that is not there, a hub name that cannot be had."""
+        return _lacking(config.weights, config.tokenizer, "config.json", _WEIGHTS)
 
 
 def _end_of_text(architecture: Any) -> int:
@@ -291,6 +321,8 @@ class GPTJ(_Transformers):
         rotary_dim: int = Field(64, ge=2)
         context: int = Field(2048, ge=1)
         vocab: int = Field(50400, ge=1)
+        words: int | None = Field(None, ge=1)
+        """Rows of the word embedding, where it has fewer than the head; in a file the others are padding."""
         eos: int = Field(50256, ge=0)
 
         @model_validator(mode="after")
@@ -299,17 +331,33 @@ class GPTJ(_Transformers):
                 raise ValueError(f"a width ({self.dim}) that the heads ({self.heads}) divide")
             if self.rotary_dim % 2 or self.rotary_dim > self.dim // self.heads:
                 raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, a head's width")
-            if self.eos >= self.vocab:
-                raise ValueError(f"an eos below vocab ({self.vocab})")
+            if self.eos >= (self.words or self.vocab):
+                raise ValueError(f"an eos below {'words' if self.words else 'vocab'} ({self.words or self.vocab})")
             return self
+
+    config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config))
+        if config.words is not None and config.words > self.vocab:
+            raise PartError(f"lm.words: given {config.words}; allowed: at most the head's {self.vocab} rows")
+        self._cut_words()
+
+    def load_weights(self) -> None:
+        """As every model of transformers, then the padding of its word embedding is cut off."""
+        super().load_weights()
+        self._cut_words()
+
+    def _cut_words(self) -> None:
+        if self.config.words is not None:
+            whole = self.model.get_input_embeddings()
+            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.words].clone())
+            whole.num_embeddings = self.config.words
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """A folder or a bundled name that is not there."""
-        return [*_missing("weights", config.weights, "*.safetensors"), *_missing("tokenizer", config.tokenizer)]
+        """A folder or a bundled name that is not there, a hub name that cannot be had."""
+        return _lacking(config.weights, config.tokenizer, _WEIGHTS)
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:
@@ -357,6 +405,12 @@ def _location(source: str) -> str:
     return str(_BUNDLED_FOLDER / source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else source
 
 
+def _is_local(source: str) -> bool:
+    """Is this a folder, going by how it is written, or because there is one?"""
+    path = Path(source)
+    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.is_dir()
+
+
 def _missing(what: str, source: str | None, *files: str) -> list[str]:
     """What keeps `source` from being read, as far as the disk tells: a folder holds each of `files`."""
     if source is None:
@@ -365,12 +419,65 @@ def _missing(what: str, source: str | None, *files: str) -> list[str]:
         known = bundled()
         found = source.removeprefix(BUNDLED) in known
         return [] if found else [f"{what}: given {source!r}; bundled are {', '.join(known) or 'none'}"]
+    if not _is_local(source):
+        return []
     path = Path(source)
-    if path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
-        if not path.is_dir():
-            return [f"{what}: given {source!r}, which is no folder"]
-        return [f"{what}: {source} has no {file}" for file in files if not any(path.glob(file))]
+    if not path.is_dir():
+        return [f"{what}: given {source!r}, which is no folder"]
+    return [
+        f"{what}: {source} has no {wanted}"
+        for wanted in files
+        if not any(found for pattern in wanted.split(" or ") for found in path.glob(pattern))
+    ]
+
+
+def _not_at_hand(what: str, source: str | None, file: str) -> list[str]:
+    """A hub name whose `file` is not in the cache, while the hub cannot be asked."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if source is None or source.startswith(BUNDLED) or _is_local(source):
+        return []
+    if isinstance(try_to_load_from_cache(source, file), str):
+        return []
+    try:
+        _ask_the_hub(source)
+    except OSError as error:
+        return [
+            f"{what}: {source} is not in the cache, and {_first_line(error)}. Get it where there is a network "
+            f"(`hf download {source}`), then give its folder as `{what}`"
+        ]
     return []
+
+
+def _lacking(weights: str | None, tokenizer: str | None, *files: str) -> list[str]:
+    return [
+        *_missing("weights", weights, *files),
+        *_not_at_hand("weights", weights, "config.json"),
+        *_missing("tokenizer", tokenizer),
+        *_not_at_hand("tokenizer", tokenizer, "tokenizer_config.json"),
+    ]
+
+
+def _has_safetensors(source: str) -> bool:
+    """Weights are read as safetensors, unless a folder or a cached hub name has only torch's own format."""
+    folder = Path(_location(source))
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(source, "config.json")
+        if not isinstance(found, str):
+            return _hub_has_safetensors(source)
+        folder = Path(found).parent
+    return any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin"))
+
+
+def _hub_has_safetensors(name: str) -> bool:
+    import huggingface_hub
+
+    try:
+        return any(file.endswith(".safetensors") for file in huggingface_hub.list_repo_files(name))
+    except Exception:  # its HTTP library's own; whoever reads the weights says what is wrong
+        return True
 
 
 def _read(what: str, source: str, load: Callable[..., Any], **how: Any) -> Any:
@@ -397,12 +504,15 @@ def _ask_the_hub(name: str) -> None:
     try:
         huggingface_hub.model_info(name, timeout=10)
     except Exception as error:  # its HTTP library's own, which changes between releases
-        raise OSError(f"the hub says: {error}") from error
+        raise OSError(f"the hub says: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _unreadable(what: str, source: str, error: Exception) -> str:
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return f"lm.{what}: given {source!r}, which cannot be read: {first} {_allowed()}"
+    return f"lm.{what}: given {source!r}, which cannot be read: {_first_line(error)} {_allowed()}"
 
 
 def _allowed() -> str:

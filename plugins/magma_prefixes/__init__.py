@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from magma import Part, hookimpl
 
 from .linear import Linear, Pooled
+from .nonlinear import Mlp, Transformer
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Linear, Pooled]
+    return [Linear, Pooled, Mlp, Transformer]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from magma import Features, PartConfig, Prefix
 
 
-class _Finish(nn.Sequential):
+class Finish(nn.Sequential):
     """Dropout, then LayerNorm, on what a prefix puts out."""
 
     def __init__(self, dim: int, dropout: float, layernorm: bool) -> None:
@@ -34,7 +34,7 @@ class Linear(Prefix):
         super().__init__(config, encoder_dim, encoder_length, dim)
         self.length = encoder_length
         self.projection = nn.Linear(encoder_dim, dim)
-        self.finish = _Finish(dim, config.dropout, config.layernorm)
+        self.finish = Finish(dim, config.dropout, config.layernorm)
 
     def size(self, features: int) -> int:
         """As many as there are features."""
@@ -65,7 +65,7 @@ class Pooled(Prefix):
         self.length = config.length
         self.dim = dim
         self.projection = nn.Linear(encoder_dim, config.length * dim)
-        self.finish = _Finish(dim, config.dropout, config.layernorm)
+        self.finish = Finish(dim, config.dropout, config.layernorm)
 
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, k, d]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from magma import PartConfig, PartError, Weights, did_you_mean
 
-from .image import CLIP_MEAN, CLIP_STD, ImageEncoder, load_network, read_state
+from .image import CLIP_MEAN, CLIP_STD, ImageEncoder, read_state
 
 
 class Clip(ImageEncoder):
@@ -34,6 +34,8 @@ class Clip(ImageEncoder):
         """A tag of open_clip ("openai"), or a file; random where it is not given."""
         image_size: int | None = Field(None, ge=1)
         """Pixels of a side; the model's own where it is not given."""
+        smaller: bool = False
+        """Prepared images may be smaller: for a ResNet of which nobody knows what size it was trained with."""
         layers: int | tuple[int, int, int, int] | None = None
         """Four stages of a ResNet, or the depth of a ViT."""
         width: int | None = Field(None, ge=2)
@@ -62,6 +64,7 @@ class Clip(ImageEncoder):
         vision["image_size"] = size
         quick = bool(settings.get("quick_gelu", False))
         super().__init__(config, lambda: _tower(settings["embed_dim"], vision, quick), size)
+        self.smaller = config.smaller
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
@@ -79,9 +82,10 @@ class Clip(ImageEncoder):
         """The tower's share of a pretrained CLIP."""
         source = self.config.pretrained
         if source is None:
+            self.init_weights()
             return
         path = source if Path(source).is_file() else _download(str(self.config.model), source)
-        load_network(self.network, _visual(read_state(path), self.network), f"clip pretrained {source}")
+        self.fill(_visual(read_state(path), self.network), f"clip pretrained {source}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,21 +33,63 @@ class ImageEncoder(Encoder):
 
     modality = "image"
     image_size: int
+    smaller = False
+    """Prepared tensors may be smaller than `image_size`, where the network takes them."""
     mean: Sequence[float]
     std: Sequence[float]
 
     def __init__(self, config: PartConfig, build: Callable[[], nn.Module], image_size: int) -> None:
-        """`build` makes the network; it is built once more on meta to read its output's shape."""
+        """`build` makes the network. It stays on meta, where its output's shape is read, until it gets weights."""
         super().__init__(config)
         self.image_size = image_size
+        self._build = build
+        with torch.device("meta"):
+            self.network = build()
+        try:
+            self.length, self.dim = self._grid(image_size, image_size)
+        except (RuntimeError, AssertionError) as error:
+            raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
+        self._lengths = {(image_size, image_size): self.length}
+
+    def _grid(self, height: int, width: int) -> tuple[int, int]:
+        """n and e of an image of this size, found on meta."""
         with torch.device("meta"), torch.no_grad():
-            probe = build().eval()
+            _, n, e = self.features(self._build().eval(), torch.empty(1, 3, height, width)).shape
+        return n, e
+
+    def _length(self, height: int, width: int) -> int | None:
+        """n of a prepared image; None where the network cannot take it, or it is larger than `image_size`."""
+        if (height, width) not in self._lengths and not self.smaller:
+            return None
+        if (height, width) not in self._lengths:
             try:
-                grid = self.features(probe, torch.empty(1, 3, image_size, image_size))
-            except RuntimeError as error:
-                raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
-        _, self.length, self.dim = grid.shape
-        self.network = build()
+                self._lengths[height, width] = self._grid(height, width)[0]
+            except (RuntimeError, AssertionError):
+                self._lengths[height, width] = 0
+        length = self._lengths[height, width]
+        return length if 0 < length <= self.length else None
+
+    def init_weights(self) -> None:
+        """Random ones, as the network's library draws them."""
+        self.network = self._build().train(self.training)
+
+    def fill(self, state: dict[str, Tensor], where: str) -> None:
+        """Take a state dict's tensors as they are: every one of the network, each of its shape; more is an error."""
+        wanted = self.network.state_dict()
+        problems = [f"{name} is missing" for name in sorted(wanted.keys() - state.keys())]
+        problems += [f"{name} is not part of this network" for name in sorted(state.keys() - wanted.keys())]
+        problems += [
+            f"{name} is {list(state[name].shape)}, the network's is {list(wanted[name].shape)}"
+            for name in sorted(wanted.keys() & state.keys())
+            if wanted[name].shape != state[name].shape
+        ]
+        if problems:
+            shown = "\n".join(f"  - {problem}" for problem in problems[:8])
+            raise PartError(f"{where}: {len(problems)} tensors do not fit the network:\n{shown}")
+        self.network.load_state_dict(state, assign=True)
+        if any(buffer.is_meta for buffer in self.network.buffers()):  # tables that no file holds
+            self.init_weights()
+            self.network.load_state_dict(state)
 
     @staticmethod
     @abstractmethod
@@ -71,7 +114,10 @@ class ImageEncoder(Encoder):
         """To [3, s, s] float32. `rng` is not used: the paper augments nothing."""
         size = self.image_size
         if isinstance(raw, Tensor) and raw.is_floating_point():
-            if raw.shape != (3, size, size) or not bool(raw.isfinite().all()):
+            fits = raw.shape == (3, size, size) or (
+                raw.ndim == 3 and raw.shape[0] == 3 and self._length(*raw.shape[1:])
+            )
+            if not fits or not bool(raw.isfinite().all()):
                 finite = "" if bool(raw.isfinite().all()) else " with NaN or infinity"
                 raise InputError(
                     f"given a float tensor {list(raw.shape)}{finite}; allowed: {ALLOWED.format(size=size)}"
@@ -87,6 +133,16 @@ class ImageEncoder(Encoder):
         image = image.crop((left, top, left + size, top + size))
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
+
+    def size(self, prepared: Tensor) -> int:
+        """n of this image."""
+        return self._length(*prepared.shape[1:]) or self.length
+
+    def stack(self, items: Sequence[Tensor]) -> Tensor:
+        """[b, 3, h, w], all of one size."""
+        if len(sizes := {tuple(item.shape) for item in items}) > 1:
+            raise InputError(f"prepared images of several sizes in one batch: {', '.join(map(str, sorted(sizes)))}")
+        return torch.stack(list(items))
 
     def blank(self) -> Tensor:
         """[3, s, s] of zeros: the mean colour."""
@@ -116,22 +172,6 @@ def _open(raw: Any, size: int) -> Image.Image:
     return image
 
 
-def load_network(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
-    """Fill a network from a state dict: every tensor of it, each of its shape; more in the file is an error."""
-    wanted = network.state_dict()
-    problems = [f"{name} is missing" for name in sorted(wanted.keys() - state.keys())]
-    problems += [f"{name} is not part of this network" for name in sorted(state.keys() - wanted.keys())]
-    problems += [
-        f"{name} is {list(state[name].shape)}, the network's is {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & state.keys())
-        if wanted[name].shape != state[name].shape
-    ]
-    if problems:
-        shown = "\n".join(f"  - {problem}" for problem in problems[:8])
-        raise PartError(f"{where}: {len(problems)} tensors do not fit the network:\n{shown}")
-    network.load_state_dict(state)
-
-
 def read_state(path: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a torch file; never code."""
     from safetensors import SafetensorError
@@ -140,7 +180,7 @@ def read_state(path: str) -> dict[str, Tensor]:
     try:
         if path.endswith(".safetensors"):
             return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch.load raises whatever its unpickler meets
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise PartError(f"{path} cannot be read: {reason} Allowed: .safetensors, or a torch file of tensors") from (

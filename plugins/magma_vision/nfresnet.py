@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from magma import PartConfig, PartError, Weights, did_you_mean
 
-from .image import ImageEncoder, load_network, read_state
+from .image import ImageEncoder, read_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -70,6 +70,7 @@ class NFResNet(ImageEncoder):
 
         source = self.config.pretrained
         if source is False:
+            self.init_weights()
             return
         if source is True:
             try:
@@ -82,7 +83,7 @@ class NFResNet(ImageEncoder):
                 ) from error
         else:
             state = {n: t for n, t in read_state(str(source)).items() if not n.startswith("head.fc.")}
-        load_network(self.network, state, f"nfresnet pretrained {source}")
+        self.fill(state, f"nfresnet pretrained {source}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:

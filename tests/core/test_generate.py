@@ -58,9 +58,9 @@ def test_stream_adds_up(model: Magma) -> None:
 
 
 def test_stream_holds_back_what_may_become_a_stop() -> None:
-    grown = [["a"], ["ab"], ["abS"], ["abST"], ["abSTx"]]
+    grown = ["a", "ab", "abS", "abST", "abSTx"]
     assert list(continuations(iter(grown), ["STOP"])) == ["a", "b", "STx"]
-    assert list(continuations(iter([["a\ufffd"], ["aé"]]), [])) == ["a", "é"]
+    assert list(continuations(iter(["a\ufffd", "aé"]), [])) == ["a", "é"]
 
 
 def test_the_context_is_never_exceeded(model: Magma) -> None:

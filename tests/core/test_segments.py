@@ -58,7 +58,8 @@ def test_slots_point_at_real_features_alone(collator: Collator) -> None:
     slots = batch.slots["number"]
     width = batch.tokens.shape[1]
     assert slots.positions.tolist() == [0, 1, width + 1]
-    assert slots.sources.tolist() == [0, 1, 4]  # four places a medium
+    assert slots.media.tolist() == [0, 0, 1]
+    assert slots.steps.tolist() == [0, 1, 0]
 
 
 def test_width_is_rounded_up() -> None:
@@ -119,6 +120,6 @@ def test_batches_move_and_cast_media_alone(collator: Collator) -> None:
     moved = batch.to("meta", torch.bfloat16)
     assert moved.media["number"].dtype == torch.bfloat16
     assert moved.tokens.dtype == torch.int64
-    assert {
-        t.device.type for t in (moved.tokens, moved.labels, moved.layout.scored, moved.slots["number"].sources)
-    } == {"meta"}
+    assert {t.device.type for t in (moved.tokens, moved.labels, moved.layout.scored, moved.slots["number"].media)} == {
+        "meta"
+    }

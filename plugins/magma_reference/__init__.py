@@ -1,0 +1,51 @@
+"""The authors' checkpoint format, in and out: `magma import reference` and `magma export reference`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from magma import hookimpl
+
+if TYPE_CHECKING:
+    from magma import Program
+
+
+@hookimpl
+def magma_commands(cli: Program) -> None:
+    """The two commands; torch is loaded when one of them runs."""
+    cli.group("import", "Read models of other formats.").command("reference")(import_reference)
+    cli.group("export").command("reference")(export_reference)
+
+
+def import_reference(
+    file: Annotated[Path, typer.Argument(help="mp_rank_00_model_states.pt, or a state dict in .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Hub name or folder; gpt2 where it can be had.")] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Pixels of a side, for an encoder that is none of CLIP's.")
+    ] = None,
+) -> None:
+    """Make a MAGMA folder of a checkpoint of the authors' code; every size is found in the file."""
+    from .convert import to_folder
+
+    _show(to_folder(file, out, tokenizer, image_size))
+    typer.echo(f"the model is in {out}")
+
+
+def export_reference(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
+    out: Annotated[Path, typer.Option(help="File to write, .pt or .safetensors; it must not exist yet.")],
+) -> None:
+    """Write a checkpoint as the authors' code reads it."""
+    from .convert import to_file
+
+    _show(to_file(folder, out))
+    typer.echo(f"the checkpoint is {out}")
+
+
+def _show(lines: Any) -> None:
+    for line in lines:
+        typer.echo(line)

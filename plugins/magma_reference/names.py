@@ -1,0 +1,246 @@
+"""What the authors' code calls each tensor, and which sizes the tensors of a checkpoint tell.
+
+Axes: d language-model width, c positions of its context, r rotary dimension.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magma import CheckpointError
+
+TOWERS: dict[tuple[tuple[int, ...], int], int] = {
+    ((3, 4, 6, 3), 64): 224,
+    ((3, 4, 23, 3), 64): 224,
+    ((4, 6, 10, 6), 80): 288,
+    ((6, 8, 18, 8), 96): 384,
+    ((3, 15, 36, 10), 128): 448,
+}
+"""Image size of OpenAI's CLIP ResNets by their stages and width: RN50, RN101, RN50x4, RN50x16, RN50x64."""
+BUFFERS = ("bias", "masked_bias", "scale_attn", "sin", "cos")
+"""Tables that each attention of the authors' GPT-J holds; none of them is learned."""
+_ATTENTION = {None: "attn.attention", "sequential": "attn.attn_block.attention", "parallel": "attn.module.attention"}
+_MLP = {None: "mlp", "sequential": "mlp.0", "parallel": "mlp.module"}
+_ADAPTER = {
+    "attention": {"sequential": "attn", "parallel": "attn"},
+    "mlp": {"sequential": "mlp.1", "parallel": "mlp"},
+}
+
+
+@dataclass(frozen=True)
+class Bottleneck:
+    """The adapters at one place of every block."""
+
+    use: str
+    """sequential, or parallel."""
+    downsample: int
+    layernorm: bool
+    learned: bool
+    """The scale is a parameter."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All that a model of the authors' code can differ in."""
+
+    layers: int
+    dim: int
+    heads: int
+    rotary: int
+    context: int
+    vocab: int
+    words: int
+    """Rows of the word embedding; the last is the image token's, the one before it end-of-text."""
+    stages: tuple[int, int, int, int]
+    width: int
+    image_size: int
+    layernorm: bool
+    """Behind the image prefix."""
+    guessed: bool = False
+    """Nothing tells the image size."""
+    adapters: Mapping[str, Bottleneck] = field(default_factory=dict)
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the model, its language model's weights left out."""
+        words = {} if self.words == self.vocab else {"words": self.words}
+        return {
+            "name": "reference",
+            "description": "Imported from a checkpoint of the authors' code",
+            "lm": {
+                "use": "gptj",
+                "layers": self.layers,
+                "dim": self.dim,
+                "heads": self.heads,
+                "rotary_dim": self.rotary,
+                "context": self.context,
+                "vocab": self.vocab,
+                **words,
+                "eos": self.words - 2,
+            },
+            "inputs": {
+                "image": {
+                    "encoder": {
+                        "use": "clip",
+                        "layers": list(self.stages),
+                        "width": self.width,
+                        "image_size": self.image_size,
+                        "smaller": self.guessed,
+                    },
+                    "prefix": {"use": "linear", "layernorm": self.layernorm},
+                }
+            },
+            "adapters": {
+                place: {
+                    "use": adapter.use,
+                    "downsample": adapter.downsample,
+                    "layernorm": adapter.layernorm,
+                    "scale": "learned" if adapter.learned else 1,
+                }
+                for place, adapter in self.adapters.items()
+            },
+        }
+
+    def attention(self, layer: int) -> str:
+        """The path of a block's attention."""
+        adapter = self.adapters.get("attention")
+        return f"lm.transformer.h.{layer}.{_ATTENTION[adapter.use if adapter else None]}"
+
+    def reference(self, name: str) -> str:
+        """What the authors' code calls a tensor of ours."""
+        for ours, theirs in (
+            ("inputs.image.encoder.network.", "image_prefix.enc."),
+            ("inputs.image.prefix.projection.", "image_prefix.proj."),
+            ("inputs.image.prefix.finish.1.", "image_prefix.ln."),
+            ("lm.model.", "lm."),
+        ):
+            if name.startswith(ours):
+                name = theirs + name.removeprefix(ours)
+                break
+        found = re.fullmatch(r"(lm\.transformer\.h\.\d+)\.(attn|mlp)\.(.+)", name)
+        if not found:
+            return name
+        block, short, rest = found.groups()
+        place = "attention" if short == "attn" else "mlp"
+        adapter = self.adapters.get(place)
+        if adapter and rest.startswith("adapter."):
+            return f"{block}.{_ADAPTER[place][adapter.use]}.{_in_adapter(adapter, rest)}"
+        rest = rest.removeprefix("sublayer.").replace("fc_in.", "c_fc.").replace("fc_out.", "c_proj.")
+        return f"{block}.{(_ATTENTION if short == 'attn' else _MLP)[adapter.use if adapter else None]}.{rest}"
+
+    def tables(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The buffers of an attention, without the causal mask `bias`."""
+        frequencies = 1.0 / (10000 ** (torch.arange(0, self.rotary, 2) / self.rotary))
+        angles = torch.arange(self.context)[:, None].float() * frequencies
+        return {
+            "masked_bias": torch.tensor(-1e9).to(dtype),
+            "scale_attn": torch.tensor(float(self.dim // self.heads)).sqrt().to(dtype),
+            "sin": angles.sin().to(dtype),
+            "cos": angles.cos().to(dtype),
+        }
+
+
+def _in_adapter(adapter: Bottleneck, rest: str) -> str:
+    """Our `adapter.down.weight` as a step of their nn.Sequential: an optional LayerNorm, linear, ReLU, linear."""
+    _, step, *kind = rest.split(".")
+    if step == "scale":
+        return "adapter_scale"
+    first = 1 if adapter.layernorm else 0
+    number = {"norm": 0, "down": first, "up": first + 2}[step]
+    return ".".join(["adapter", str(number), *kind])
+
+
+def alias(name: str) -> str | None:
+    """The second name under which the authors' state dict holds the same tensor."""
+    if name == "lm.transformer.wte.weight":
+        return "word_embedding.weight"
+    if name.startswith("lm.transformer.h."):
+        return name.replace("lm.transformer.h.", "transformer.", 1)
+    return None
+
+
+# Sizes from tensors
+
+
+def find_sizes(tensors: Mapping[str, Tensor], image_size: int | None = None) -> Sizes:
+    """Every size, read off the shapes and tables of a state dict. Raises `CheckpointError` for what is not there.
+
+    The convolutions do not tell the image size: it is that of OpenAI's tower of these stages and this width, else
+    `image_size`, else the largest square of at most 224 pixels that leaves half of the context to text.
+    """
+
+    def shape(name: str, axes: int) -> tuple[int, ...]:
+        if name not in tensors:
+            raise CheckpointError(f"this is no checkpoint of the authors' code: it has no tensor {name}")
+        found = tuple(tensors[name].shape)
+        if len(found) != axes or 0 in found:
+            raise CheckpointError(f"{name} is {list(found)}; allowed: {axes} axes, none of them empty")
+        return found
+
+    words, dim = shape("lm.transformer.wte.weight", 2)
+    vocab, _ = shape("lm.lm_head.weight", 2)
+    layers = _count(tensors, r"lm\.transformer\.h\.(\d+)\.")
+    adapters = {
+        place: found for place in ("attention", "mlp") if (found := _adapter(tensors, place, dim, shape)) is not None
+    }
+    attention = adapters.get("attention")
+    path = f"lm.transformer.h.0.{_ATTENTION[attention.use if attention else None]}"
+    context, half = shape(f"{path}.sin", 2)
+    shape(f"{path}.scale_attn", 0)
+    per_head = round(float(tensors[f"{path}.scale_attn"].float()) ** 2)
+    if per_head < 1 or dim % per_head:
+        raise CheckpointError(f"{path}.scale_attn tells heads of width {per_head}, which do not divide {dim}")
+    stages = tuple(_count(tensors, rf"image_prefix\.enc\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    width, *_ = shape("image_prefix.enc.layer1.0.conv1.weight", 4)
+    if words < 3 or words > vocab:
+        raise CheckpointError(f"lm.transformer.wte.weight has {words} rows; allowed: 3 to {vocab}, as lm_head has")
+    return Sizes(
+        layers=layers,
+        dim=dim,
+        heads=dim // per_head,
+        rotary=2 * half,
+        context=context,
+        vocab=vocab,
+        words=words,
+        width=width,
+        stages=(stages[0], stages[1], stages[2], stages[3]),
+        image_size=image_size or TOWERS.get((stages, width)) or _fitting(context),
+        guessed=image_size is None and (stages, width) not in TOWERS,
+        layernorm="image_prefix.ln.weight" in tensors,
+        adapters=adapters,
+    )
+
+
+def _fitting(context: int) -> int:
+    side = max(1, min(7, int((context / 2) ** 0.5)))
+    return 32 * side
+
+
+def _count(names: Iterable[str], pattern: str) -> int:
+    """How many numbers from 0 on the names have where the pattern says."""
+    found = {int(match[1]) for name in names if (match := re.match(pattern, name)) and len(match[1]) < 6}
+    if found != set(range(len(found))) or not found:
+        where = pattern.replace("\\", "").replace("(d+)", "N")
+        raise CheckpointError(f"this is no checkpoint of the authors' code: its {where} are {sorted(found)[:8]}")
+    return len(found)
+
+
+def _adapter(tensors: Mapping[str, Tensor], place: str, dim: int, shape: Any) -> Bottleneck | None:
+    block = "lm.transformer.h.0."
+    for use in ("sequential", "parallel"):
+        path = block + _ADAPTER[place][use]
+        sublayer = block + (_ATTENTION if place == "attention" else _MLP)[use]
+        if not any(name.startswith(f"{sublayer}.") for name in tensors):
+            continue
+        layernorm = f"{path}.adapter.1.weight" in tensors
+        down, _ = shape(f"{path}.adapter.{1 if layernorm else 0}.weight", 2)
+        downsample = dim // down
+        if downsample < 1 or dim // downsample != down:
+            raise CheckpointError(f"{path}: its bottleneck is {down} wide, which is no whole fraction of {dim}")
+        return Bottleneck(use, downsample, layernorm, f"{path}.adapter_scale" in tensors)
+    return None
