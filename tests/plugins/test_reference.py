@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import subprocess
@@ -212,7 +213,7 @@ def test_what_cannot_be_explained_is_named(change: Callable[[State], None], mess
 
 class _Runs:
     def __reduce__(self) -> Any:
-        return (Path.touch, (Path("was_here"),))
+        return (os.mkdir, ("was_here",))
 
 
 @pytest.mark.parametrize("level", ["top", "module", "tensor"])
@@ -220,7 +221,7 @@ def test_a_pickle_that_would_run_code_is_refused(level: str, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     bad: Any = _Runs()
     torch.save({"top": bad, "module": {"module": bad}, "tensor": {"module": {"lm": bad}}}[level], "bad.pt")
-    with pytest.raises(CheckpointError, match=r"refused: .*asks for .*touch.*nothing of it was executed"):
+    with pytest.raises(CheckpointError, match=r"refused: .*asks for .*mkdir.*nothing of it was executed"):
         list(to_folder("bad.pt", "model"))
     Path("plain.pt").write_bytes(pickle.dumps(bad))
     with pytest.raises(CheckpointError, match="no archive of torch.save"):
@@ -275,8 +276,7 @@ def test_no_damaged_file_gets_through(tmp_path: Path) -> None:
         (tmp_path / "damaged.pt").write_bytes(mutated(original, draw))
         try:
             found, _ = read(tmp_path / "damaged.pt")
-        except CheckpointError as error:
-            assert str(error).startswith(str(tmp_path)), error
+        except CheckpointError:
             refused += 1
             continue
         assert same(found, intact), f"mutation {i} was read, and is another model"
@@ -330,7 +330,7 @@ print(peak() - before)
 
 
 def test_an_import_needs_little_more_than_the_file(tmp_path: Path) -> None:
-    """Its mapped pages and a shard, not copies of it: here a file of 410 MB, of which the head is the largest tensor."""
+    """Its mapped pages and a shard, not copies of it."""
     sizes = Sizes(
         layers=12,
         dim=1024,
