@@ -19,6 +19,7 @@ from .errors import (
     did_you_mean,
 )
 from .hookspecs import hookimpl
+from .hub import hub_problem
 
 if TYPE_CHECKING:
     from .assemble import assemble
@@ -110,6 +111,7 @@ __all__ = [
     "did_you_mean",
     "evaluate",
     "hookimpl",
+    "hub_problem",
     "load",
     "run",
     "save",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +15,6 @@ from .errors import InputError, MagmaError
 
 if TYPE_CHECKING:
     from .model import Magma
-    from .run import Console
 
 
 class Program(typer.Typer):
@@ -63,6 +60,8 @@ def recipe_run(
 ) -> None:
     """Train a recipe, evaluate it, and leave everything in a folder."""
     several = (nproc > 1 or hostfile is not None) and "RANK" not in os.environ
+    from .screen import Screen
+
     with Screen() as screen:
         screen.say("reading the recipe")
         from .recipe import Recipe
@@ -84,6 +83,31 @@ def recipe_run(
                 screen.report(report, out, ["magma", *again])
     if several:
         raise typer.Exit(launch([*words, *(["--resume"] if resume else [])], nproc, hostfile))
+
+
+@recipes.command("plan")
+def recipe_plan(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe.")],
+    overrides: Overrides = None,
+    world: Annotated[int, typer.Option(min=1, help="GPUs that share a global batch.")] = 1,
+    micro_batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Examples that a GPU takes at once; repeat it for several.")
+    ] = None,
+    text_tokens: Annotated[int, typer.Option(min=1, help="Assumed length of an example's text.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """What a recipe will cost: parameters, FLOPs, memory, steps. Needs neither data nor weights."""
+    from .plan import plan
+    from .recipe import Recipe
+
+    found = plan(Recipe.load(recipe, overrides or ()), world, micro_batch or (), text_tokens)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+        return
+    from .screen import print_memory, print_plan
+
+    print_plan(found)
+    print_memory(found)
 
 
 @recipes.command("list")
@@ -158,6 +182,8 @@ def generate(
     prompt = _pairs(context.args)
     if not prompt:
         raise InputError('the prompt is empty: give --text "..." or an input such as --image FILE')
+    from .screen import Screen
+
     with Screen() as screen:
         screen.say("importing")
         from .checkpoint import load
@@ -179,6 +205,8 @@ def export_lm(
 ) -> None:
     """The untouched language model of a checkpoint, in its own library's format."""
     refuse_existing(out)
+    from .screen import Screen
+
     with Screen() as screen:
         screen.say("importing")
         from .checkpoint import load, written_aside
@@ -219,114 +247,6 @@ def _check_names(model: Magma, names: list[str]) -> None:
     for name in names:
         if name not in allowed:
             raise InputError(f"--{name}: allowed with this checkpoint: {', '.join('--' + a for a in allowed)}")
-
-
-# The screen
-
-
-class Screen:
-    """What a person sees of a run: what is being done, the parts, a bar, a table. Only the first process prints.
-
-    On a terminal a live line; elsewhere a line whenever there is news, at most every three seconds.
-    """
-
-    QUIET_S = 3.0
-
-    def __init__(self) -> None:
-        from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-        self.active = int(os.environ.get("RANK", 0)) == 0
-        self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
-        columns = (
-            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
-            *(TextColumn("{task.fields[news]}"), TimeRemainingColumn()),
-        )
-        self.live = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task = self.live.add_task("starting", total=None, news="")
-        self.spoke = 0.0
-        self.first: tuple[int, float] | None = None
-        """The first step that was seen, and when."""
-        self.began = time.perf_counter()
-
-    def __enter__(self) -> Screen:
-        self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-    def say(self, text: str) -> None:
-        """What is being done now."""
-        self.live.reset(self.task, description=text, total=None, news="")
-        if not self.console.is_terminal or text.startswith("step"):
-            self._line(text)
-
-    def _line(self, text: str) -> None:
-        self.spoke = time.perf_counter()
-        self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}")
-
-    def watcher(self) -> Console:
-        """This screen as a run's watcher."""
-        from .run import Console
-
-        return Console(say=self.say, step=self._step, model=self._model, asked=self._asked)
-
-    def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
-        if self.live.tasks[0].total != total:
-            self.live.reset(self.task, total=total)
-        self.live.update(self.task, description=what, completed=done, news=f"{done}/{total}  {news}")
-        if not self.console.is_terminal and time.perf_counter() - self.spoke >= self.QUIET_S:
-            self._line(f"{what} {done}/{total}  {news}{left()}")
-
-    def _step(self, now: Any) -> None:
-        step, moment = self.first = self.first or (now.step, time.perf_counter())
-
-        def left() -> str:
-            speed = (now.step - step) / max(1e-9, time.perf_counter() - moment)
-            return f"  ETA {(now.steps - now.step) / max(1e-9, speed):.0f} s"
-
-        self._bar("training", now.step, now.steps, f"loss {now.loss:.4f}  {now.samples_per_s:.0f} samples/s", left)
-
-    def _asked(self, task: str, done: int, total: int) -> None:
-        self._bar(f"asking {task}", done, total, "questions")
-
-    def _model(self, model: Magma, train: Any) -> None:
-        from rich.table import Table
-
-        table = Table("part", "name", "parameters", "trained", box=None, header_style="bold")
-        for column in table.columns[2:]:
-            column.justify = "right"
-        for row in model.summary():
-            table.add_row(row.path, row.name, f"{row.parameters:,}", f"{row.trained:,}" if row.trained else "frozen")
-        self.console.print(table)
-        self.console.print(f"{train.total_steps} steps of {train.batch_size} examples, {train.precision}")
-
-    def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
-        """The table at the end, or how to go on."""
-        import shlex
-
-        from rich.table import Table
-
-        self.live.stop()
-        if not report["finished"]:
-            self.console.print(
-                f"Stopped at step {report['steps']}; nothing is lost. Go on with:\n  {shlex.join(again)}",
-                soft_wrap=True,  # the command has to be copied in one piece
-            )
-            return
-        for name, scores in report.get("tasks", {}).items():
-            table = Table(name.partition(".")[2], *scores, box=None, header_style="bold")
-            for column in table.columns[1:]:
-                column.justify = "right"
-            for figure in scores["model"]:
-                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()))
-            self.console.print(table)
-        self.console.print(
-            f"{report['frozen_tensors']} frozen tensors, before = after: sha256 {report['frozen_fingerprint']}\n"
-            f"{report['steps']} steps in {report['seconds']:.1f} s; everything is in {out}",
-            soft_wrap=True,
-        )
 
 
 def _add_plugin_commands() -> None:

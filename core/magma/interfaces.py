@@ -127,6 +127,10 @@ class Encoder(Module):
     def blank(self) -> Tensor:
         """A prepared item [...] of zeros, the smallest one: stands in where a batch has none."""
 
+    def largest(self) -> Tensor:
+        """A prepared item [...] with `length` features: what a plan is made for."""
+        return self.blank()
+
     def stack(self, items: Sequence[Tensor]) -> Tensor:
         """Prepared items to one model input [b, ...]. Items of unequal size are padded here."""
         return torch.stack(list(items))

@@ -68,6 +68,11 @@ class PartSummary:
     parameters: int
     trained: int
 
+    @property
+    def frozen(self) -> int:
+        """The others."""
+        return self.parameters - self.trained
+
 
 class Magma(nn.Module):
     """A frozen language model that reads other modalities.

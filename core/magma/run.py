@@ -17,6 +17,7 @@ from .errors import RecipeError, TrainingError
 from .evaluate import BASELINES, evaluate
 from .interfaces import Task
 from .model import Magma
+from .plan import Plan, plan
 from .recipe import Recipe
 from .train import METRICS, Result, Watcher, train
 
@@ -26,9 +27,11 @@ LOSS = "loss.png"
 
 @dataclass
 class Console(Watcher):
-    """A watcher that is also told of the evaluation: task, questions answered, questions in all."""
+    """A watcher that is also told what the run will cost, and of the evaluation."""
 
+    plan: Callable[[Plan], None] = lambda _: None
     asked: Callable[[str, int, int], None] = lambda *_: None
+    """Task, questions answered, questions in all."""
 
 
 def run(
@@ -52,6 +55,8 @@ def run(
         raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
     first = int(os.environ.get("RANK", 0)) == 0
     if first:
+        watcher.say("planning")
+        watcher.plan(plan(recipe, int(os.environ.get("WORLD_SIZE", 1))))
         out.mkdir(parents=True, exist_ok=True)
         write_text(out / checkpoint.RECIPE, recipe.to_toml())
     result = train(recipe, out, resume=resume, watcher=watcher)

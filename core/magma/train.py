@@ -31,6 +31,7 @@ from .errors import CheckpointError, TooLong, TrainingError
 from .interfaces import DataSource
 from .mixture import Mixture
 from .model import Magma
+from .plan import micro_batches
 from .recipe import Constant, Recipe, Train
 from .segments import Batch, Collator, Encoded, Example
 
@@ -55,7 +56,6 @@ class Watcher:
 
     say: Callable[[str], None] = lambda _: None
     step: Callable[[Progress], None] = lambda _: None
-    model: Callable[[Magma, Train], None] = lambda *_: None
 
 
 @dataclass
@@ -483,23 +483,6 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def micro_batches(train: Train, processes: int) -> tuple[int, int]:
-    """Examples that one process takes at once, and accumulation steps, for a global batch."""
-    if train.batch_size % processes:
-        raise TrainingError(
-            f"train.batch_size: given {train.batch_size}; allowed with {processes} processes: a multiple of {processes}"
-        )
-    share = train.batch_size // processes
-    micro = train.micro_batch_size or share
-    if share % micro:
-        allowed = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
-        raise TrainingError(
-            f"train.micro_batch_size: given {micro}; allowed, so that {share} examples a process "
-            f"divide evenly: {allowed}"
-        )
-    return micro, share // micro
-
-
 def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher | None = None) -> Result:
     """Train a recipe and leave its checkpoint under `out`.
 
@@ -519,7 +502,6 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
     if recipe.init.checkpoint is not None and not resume:
         watcher.say(f"starting from {recipe.init.checkpoint}")
         checkpoint.load_trained(model, checkpoint.find(recipe.init.checkpoint))
-    watcher.model(model, recipe.train)
     torch.manual_seed(recipe.seed + world.rank)
     run = _Run(recipe, out, world, watcher, model)
     with interruptible() as stopped:

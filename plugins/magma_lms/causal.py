@@ -15,7 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights, did_you_mean
+from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights, did_you_mean, hub_problem
 
 from .families import FAMILIES, wrap
 
@@ -431,24 +431,6 @@ def _missing(what: str, source: str | None, *files: str) -> list[str]:
     ]
 
 
-def _not_at_hand(what: str, source: str | None, file: str) -> list[str]:
-    """A hub name whose `file` is not in the cache, while the hub cannot be asked."""
-    from huggingface_hub import try_to_load_from_cache
-
-    if source is None or source.startswith(BUNDLED) or _is_local(source):
-        return []
-    if isinstance(try_to_load_from_cache(source, file), str):
-        return []
-    try:
-        _ask_the_hub(source)
-    except OSError as error:
-        return [
-            f"{what}: {source} is not in the cache, and {_first_line(error)}. Get it where there is a network "
-            f"(`hf download {source}`), then give its folder as `{what}`"
-        ]
-    return []
-
-
 def _lacking(weights: str | None, tokenizer: str | None, *files: str) -> list[str]:
     return [
         *_missing("weights", weights, *files),
@@ -456,6 +438,14 @@ def _lacking(weights: str | None, tokenizer: str | None, *files: str) -> list[st
         *_missing("tokenizer", tokenizer),
         *_not_at_hand("tokenizer", tokenizer, "tokenizer_config.json"),
     ]
+
+
+def _not_at_hand(what: str, source: str | None, file: str) -> list[str]:
+    """A hub name that cannot be had."""
+    if source is None or source.startswith(BUNDLED) or _is_local(source):
+        return []
+    problem = hub_problem(source, file)
+    return [f"{what}: {problem}"] if problem else []
 
 
 def _has_safetensors(source: str) -> bool:
@@ -491,20 +481,11 @@ def _read(what: str, source: str, load: Callable[..., Any], **how: Any) -> Any:
         try:
             return load(location, local_files_only=True, **how)
         except OSError:
-            _ask_the_hub(location)
+            if problem := hub_problem(location):  # transformers would ask for each file many times over
+                raise OSError(problem) from None
         return load(location, **how)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise PartError(_unreadable(what, source, error)) from error
-
-
-def _ask_the_hub(name: str) -> None:
-    """Once, whether it has this: transformers would ask for each file many times over."""
-    import huggingface_hub
-
-    try:
-        huggingface_hub.model_info(name, timeout=10)
-    except Exception as error:  # its HTTP library's own, which changes between releases
-        raise OSError(f"the hub says: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

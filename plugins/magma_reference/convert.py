@@ -284,11 +284,8 @@ def _put_tokenizer(folder: Path, wanted: str | None, sizes: Sizes) -> str:
     source = wanted or "gpt2"
     logging.set_verbosity_error()
     try:
-        if wanted is None:
-            import huggingface_hub
-
-            if not isinstance(huggingface_hub.try_to_load_from_cache(source, "tokenizer.json"), str):
-                huggingface_hub.model_info(source, timeout=10)
+        if wanted is None and (problem := magma.hub_problem(source, "tokenizer.json")):
+            raise OSError(problem)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the hub's client raises many kinds
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)

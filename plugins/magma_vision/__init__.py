@@ -6,9 +6,10 @@ from magma import Part, hookimpl
 
 from .clip import Clip
 from .nfresnet import NFResNet
+from .timm_grid import Timm
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Clip, NFResNet]
+    return [Clip, NFResNet, Timm]

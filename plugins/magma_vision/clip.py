@@ -9,9 +9,10 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from magma import PartConfig, PartError, Weights, did_you_mean
+from magma import PartConfig, PartError, Weights, did_you_mean, hub_problem
 
 from .image import CLIP_MEAN, CLIP_STD, ImageEncoder, read_state
+from .timm_grid import Grid
 
 
 class Clip(ImageEncoder):
@@ -89,14 +90,16 @@ class Clip(ImageEncoder):
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """A weights file that is not there, or a tag that open_clip does not know."""
+        """A weights file that is not there, a tag that open_clip does not know, or whose weights cannot be had."""
         if config.pretrained is None or Path(config.pretrained).is_file():
             return []
         import open_clip
 
         tags = open_clip.list_pretrained_tags_by_model(config.model or "")
         if config.pretrained in tags:
-            return []
+            where = open_clip.get_pretrained_cfg(config.model, config.pretrained).get("hf_hub", "").rpartition("/")[0]
+            problem = where and hub_problem(where, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+            return [f"pretrained: {problem}"] if problem else []
         return [f"pretrained: given {config.pretrained!r}; allowed: a file, or for {config.model}: {', '.join(tags)}"]
 
 
@@ -139,22 +142,8 @@ def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Modul
     elif isinstance(tower, VisionTransformer):
         tower.attn_pool, tower.proj, tower.ln_post = None, None, nn.Identity()
     else:
-        tower = _TimmGrid(tower.get_submodule("trunk"))
+        tower = Grid(tower.get_submodule("trunk"))
     return tower
-
-
-class _TimmGrid(nn.Module):
-    """A timm network's features before its pooling."""
-
-    def __init__(self, trunk: Any) -> None:
-        super().__init__()
-        trunk.reset_classifier(0, "")
-        self.trunk = trunk
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[b, 3, s, s] to a grid [b, e, h, w], or to tokens [b, n, e] without the leading ones that are no patches."""
-        out: Tensor = self.trunk.forward_features(x)
-        return out if out.ndim == 4 else out[:, self.trunk.num_prefix_tokens :]
 
 
 def _visual(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from magma import PartConfig, PartError, Weights, did_you_mean
+from magma import PartConfig, Weights
 
-from .image import ImageEncoder, read_state
+from .image import ImageEncoder
+from .timm_grid import check_name, timm_problems, timm_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,12 +46,7 @@ class NFResNet(ImageEncoder):
     def __init__(self, config: Config) -> None:
         import timm
 
-        names = timm.list_models(module="nfnet")
-        if config.model not in names:
-            raise PartError(
-                f'nfresnet model: given "{config.model}".{did_you_mean(config.model, names)} '
-                f"Allowed: {', '.join(names)}"
-            )
+        check_name(self.name, config.model, timm.list_models(module="nfnet"))
         size: dict[str, Any] = {}
         if config.layers is not None and config.width is not None:
             width = config.width
@@ -66,28 +61,14 @@ class NFResNet(ImageEncoder):
 
     def load_weights(self) -> None:
         """timm's weights, or a file's."""
-        import timm
-
-        source = self.config.pretrained
-        if source is False:
+        if self.config.pretrained is False:
             self.init_weights()
             return
-        if source is True:
-            try:
-                state = timm.create_model(self.config.model, pretrained=True, num_classes=0).state_dict()
-            except Exception as error:  # the hub's client raises many kinds
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                raise PartError(
-                    f"nfresnet: weights of {self.config.model} cannot be downloaded: {reason} "
-                    "A file of its weights is allowed too"
-                ) from error
-        else:
-            state = {n: t for n, t in read_state(str(source)).items() if not n.startswith("head.fc.")}
-        self.fill(state, f"nfresnet pretrained {source}")
+        state = timm_state(self.name, self.config.model, self.config.pretrained)
+        kept = {name: tensor for name, tensor in state.items() if not name.startswith("head.fc.")}
+        self.fill(kept, f"nfresnet pretrained {self.config.pretrained}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """A weights file that is not there."""
-        if isinstance(config.pretrained, str) and not Path(config.pretrained).is_file():
-            return [f"pretrained: given {config.pretrained!r}; allowed: true, false or a file"]
-        return []
+        """Weights that are not there."""
+        return timm_problems(config.model, config.pretrained)

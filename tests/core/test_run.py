@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toys import RECIPE, ToyTask
 
 import magma
 from magma import RecipeError, TrainingError
-from magma.run import Console
 
 pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
 
@@ -40,15 +40,16 @@ def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
 
 
-def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path) -> None:
+def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something as bad as an in-place update of a weight, once a step."""
 
-    def meddle(model: magma.Magma, _: object) -> None:
-        def add(*_: object) -> None:
-            model.lm.get_parameter("places.weight").data.add_(1.0)
+    def meddled(*args: Any, **how: Any) -> magma.Magma:
+        model = assemble(*args, **how)
+        model.lm.register_forward_hook(lambda lm, *_: lm.get_parameter("places.weight").data.add_(1.0) and None)
+        return model
 
-        model.lm.register_forward_hook(add)
-
+    assemble = magma.assemble
+    monkeypatch.setattr("magma.train.assemble", meddled)
     with pytest.raises(TrainingError, match=r"frozen tensors changed in training, the first is lm\.places\.weight"):
-        magma.run(RECIPE, tmp_path, watcher=Console(model=meddle))
+        magma.run(RECIPE, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["frozen_unchanged"] is False

@@ -1,0 +1,246 @@
+"""What a recipe will cost, found on meta: nothing is downloaded, loaded or computed.
+
+FLOPs and activations are those of the model's own forward and backward pass over one example, counted operation by
+operation on tensors without data; a dimension that does not fit shows itself there.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from .assemble import assemble, learning_rates
+from .errors import PartError, TooLong, TrainingError
+from .model import Magma
+from .recipe import Recipe, Train
+from .segments import Batch, Encoded
+
+TEXT_TOKENS = 20
+"""Assumed length of an example's text; data alone would tell."""
+MICRO_BATCHES = (1, 8, 32, 128)
+OPTIMIZER_BYTES = 12
+"""A parameter's float32 master copy, and the optimizer's two averages."""
+
+
+_EXAMPLES = 2
+"""BatchNorm takes no batch of one."""
+
+
+@dataclass(frozen=True)
+class PartPlan:
+    """One part of the model, all of its copies together."""
+
+    path: str
+    kind: str
+    name: str
+    parameters: int
+    trained: int
+    frozen: int
+    lr: float | None
+    """None: it does not learn."""
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """One medium on its way into the language model."""
+
+    features: int
+    """n, at most."""
+    encoder_dim: int
+    tokens: int
+    """k, at most: positions that it fills."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one GPU, without the allocator's and the kernels' own."""
+
+    stage: int
+    """Of ZeRO."""
+    micro_batch: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None
+    total: int | None
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is, and how its global batch is split."""
+
+    steps: int
+    samples: int
+    batch_size: int
+    micro_batch_size: int
+    accumulation: int
+    stage: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that `magma recipe plan` tells. Sizes in bytes, FLOPs of forward and backward, learning rates at the top."""
+
+    recipe: str
+    precision: str
+    world: int
+    parts: list[PartPlan]
+    totals: dict[str, int]
+    """Parameters by kind, and `parameters`, `trained`, `frozen` of all."""
+    inputs: dict[str, InputPlan]
+    tokens_per_example: dict[str, int]
+    """media, one of each input; text, assumed; total."""
+    flops_per_sample: int | None
+    """None where a part cannot run on meta."""
+    activation_bytes_per_sample: int | None
+    memory: list[Memory]
+    checkpoint_bytes: int
+    state_bytes: int
+    """Beside a checkpoint, to go on from it."""
+    length: Length | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the fields, with those of `length` among them."""
+        found = asdict(self)
+        length = found.pop("length") or {}
+        return {**found, **length}
+
+
+def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text_tokens: int = TEXT_TOKENS) -> Plan:
+    """Assemble a recipe on meta and count. Raises `PartError` where dimensions do not fit.
+
+    `world` GPUs share each global batch; `micro_batches` are those to give the memory of, beside the recipe's own.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # libraries warn of what does not matter without data
+        model = assemble(recipe, device="meta")
+    rates = learning_rates(recipe) if recipe.train else {}
+    parts = [
+        PartPlan(row.path, model.parts()[row.path][0].kind, row.name, row.parameters, row.trained, row.frozen, rate)
+        for row in model.summary()
+        for rate in (rates.get(row.path) if row.trained else None,)
+    ]
+    trained = sum(part.trained for part in parts)
+    totals = {kind: sum(p.parameters for p in parts if p.kind == kind) for kind in dict.fromkeys(p.kind for p in parts)}
+    totals |= {"parameters": sum(part.parameters for part in parts), "trained": trained}
+    totals["frozen"] = totals["parameters"] - trained
+    batch = _example(model, recipe, text_tokens)
+    flops, activations = _measure(model, batch)
+    positions = batch.tokens.shape[1]
+    media = sum(way.prefix.length for way in model.ways().values())
+    length = _length(recipe, world)
+    return Plan(
+        recipe=recipe.name,
+        precision=recipe.train.precision if recipe.train else "fp32",
+        world=world,
+        parts=parts,
+        totals=totals,
+        inputs={
+            name: InputPlan(way.encoder.length, way.encoder.dim, way.prefix.length)
+            for name, way in model.ways().items()
+        },
+        tokens_per_example={"media": media, "text": positions - media, "total": positions},
+        flops_per_sample=flops,
+        activation_bytes_per_sample=activations,
+        memory=_memory(model, totals, world, length, micro_batches, activations) if length else [],
+        checkpoint_bytes=sum(t.numel() * t.element_size() for t in model.trained_tensors().values()),
+        state_bytes=OPTIMIZER_BYTES * trained,
+        length=length,
+    )
+
+
+def micro_batches(train: Train, processes: int) -> tuple[int, int]:
+    """Examples that one process takes at once, and accumulation steps, for a global batch."""
+    if train.batch_size % processes:
+        raise TrainingError(
+            f"train.batch_size: given {train.batch_size}; allowed with {processes} processes: a multiple of {processes}"
+        )
+    share = train.batch_size // processes
+    micro = train.micro_batch_size or share
+    if share % micro:
+        allowed = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        raise TrainingError(
+            f"train.micro_batch_size: given {micro}; allowed, so that {share} examples a process "
+            f"divide evenly: {allowed}"
+        )
+    return micro, share // micro
+
+
+def _length(recipe: Recipe, world: int) -> Length | None:
+    if recipe.train is None:
+        return None
+    train = recipe.train
+    micro, accumulation = micro_batches(train, world)
+    samples = train.samples or train.total_steps * train.batch_size
+    stage = int(recipe.deepspeed.get("zero_optimization", {}).get("stage", 0))
+    return Length(train.total_steps, samples, train.batch_size, micro, accumulation, stage)
+
+
+def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
+    """Twice an example of every input's largest medium and some text, on meta."""
+    collator = model.collator(recipe.train.max_length if recipe.train else None)
+    encoded = Encoded([], [], [], "the planned example", 0 if model.head else None)
+    for name, way in model.ways().items():
+        item = way.encoder.largest()
+        size = way.prefix.size(way.encoder.size(item))
+        encoded.media.append((name, item, len(encoded), size))
+        encoded.tokens += [0] * size
+        encoded.targets += [False] * size
+    media = len(encoded)
+    text = min(text_tokens + (model.head is None), collator.max_length - media)
+    if text < 1:
+        raise TooLong(
+            f"one medium of each input fills {media} positions, and at most {collator.max_length} fit: "
+            "no text would be left"
+        )
+    encoded.tokens += [0] * text
+    encoded.targets += [True] * text
+    return collator.pad([encoded] * _EXAMPLES).to("meta", model.dtype)
+
+
+def _measure(model: Magma, batch: Batch) -> tuple[int | None, int | None]:
+    """FLOPs of forward and backward an example, and the bytes that forward keeps for backward."""
+    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage takes its number
+        return tensor
+
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                loss = model.train()(batch)
+            saved = sum(t.untyped_storage().nbytes() for number, t in kept.items() if number not in own)
+            if loss.requires_grad:
+                loss.backward()
+    except (RuntimeError, ValueError, IndexError) as error:
+        if "meta" in str(error):  # a part asks for a value, and there is none
+            return None, None
+        raise PartError(f"the parts of this recipe do not fit together: {error}") from error
+    return counter.get_total_flops() // _EXAMPLES, saved // _EXAMPLES
+
+
+def _memory(
+    model: Magma, totals: dict[str, int], world: int, length: Length, wanted: Sequence[int], activations: int | None
+) -> list[Memory]:
+    width = model.dtype.itemsize
+    share = length.batch_size // world
+    sizes = sorted({*(wanted or [n for n in MICRO_BATCHES if n <= share]), length.micro_batch_size})
+    rows = []
+    for stage in (1, 2, 3):
+        weights = width * totals["parameters"] // (world if stage == 3 else 1)
+        gradients = width * totals["trained"] // (world if stage >= 2 else 1)
+        optimizer = OPTIMIZER_BYTES * totals["trained"] // world
+        for micro in sizes:
+            moving = None if activations is None else activations * micro
+            total = None if moving is None else weights + gradients + optimizer + moving
+            rows.append(Memory(stage, micro, weights, gradients, optimizer, moving, total))
+    return rows

@@ -1,0 +1,175 @@
+"""What a person sees: the plan of a run, what is being done, a bar, tables of results."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .plan import Plan
+    from .run import Console
+
+
+class Screen:
+    """What a person sees of a run: what is being done, the parts, a bar, a table. Only the first process prints.
+
+    On a terminal a live line; elsewhere a line whenever there is news, at most every three seconds.
+    """
+
+    QUIET_S = 3.0
+
+    def __init__(self) -> None:
+        self.active = int(os.environ.get("RANK", 0)) == 0
+        self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
+        columns = (
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
+            *(TextColumn("{task.fields[news]}"), TimeRemainingColumn()),
+        )
+        self.live = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.live.add_task("starting", total=None, news="")
+        self.spoke = 0.0
+        self.first: tuple[int, float] | None = None
+        """The first step that was seen, and when."""
+        self.began = time.perf_counter()
+
+    def __enter__(self) -> Screen:
+        self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def say(self, text: str) -> None:
+        """What is being done now."""
+        self.live.reset(self.task, description=text, total=None, news="")
+        if not self.console.is_terminal or text.startswith("step"):
+            self._line(text)
+
+    def _line(self, text: str) -> None:
+        self.spoke = time.perf_counter()
+        self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}")
+
+    def watcher(self) -> Console:
+        """This screen as a run's watcher."""
+        from .run import Console
+
+        return Console(say=self.say, step=self._step, plan=self._plan, asked=self._asked)
+
+    def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
+        if self.live.tasks[0].total != total:
+            self.live.reset(self.task, total=total)
+        self.live.update(self.task, description=what, completed=done, news=f"{done}/{total}  {news}")
+        if not self.console.is_terminal and time.perf_counter() - self.spoke >= self.QUIET_S:
+            self._line(f"{what} {done}/{total}  {news}{left()}")
+
+    def _step(self, now: Any) -> None:
+        step, moment = self.first = self.first or (now.step, time.perf_counter())
+
+        def left() -> str:
+            speed = (now.step - step) / max(1e-9, time.perf_counter() - moment)
+            return f"  ETA {(now.steps - now.step) / max(1e-9, speed):.0f} s"
+
+        self._bar("training", now.step, now.steps, f"loss {now.loss:.4f}  {now.samples_per_s:.0f} samples/s", left)
+
+    def _asked(self, task: str, done: int, total: int) -> None:
+        self._bar(f"asking {task}", done, total, "questions")
+
+    def _plan(self, plan: Plan) -> None:
+        print_plan(plan, self.console)
+
+    def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
+        """The table at the end, or how to go on."""
+        self.live.stop()
+        if not report["finished"]:
+            self.console.print(
+                f"Stopped at step {report['steps']}; nothing is lost. Go on with:\n  {shlex.join(again)}",
+                soft_wrap=True,  # the command has to be copied in one piece
+            )
+            return
+        for name, scores in report.get("tasks", {}).items():
+            table = Table(name.partition(".")[2], *scores, box=None, header_style="bold")
+            for column in table.columns[1:]:
+                column.justify = "right"
+            for figure in scores["model"]:
+                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()))
+            self.console.print(table)
+        self.console.print(
+            f"{report['frozen_tensors']} frozen tensors, before = after: sha256 {report['frozen_fingerprint']}\n"
+            f"{report['steps']} steps in {report['seconds']:.1f} s; everything is in {out}",
+            soft_wrap=True,
+        )
+
+
+def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
+    """A table of the parts, and what an example and the run amount to."""
+    console = console or RichConsole(highlight=False)
+    table = Table("part", "name", "parameters", "trained", "learning rate", box=None, header_style="bold")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for part in plan.parts:
+        rate = f"{part.lr:g}" if part.lr else ""
+        trained = f"{part.trained:,}" if part.trained else "frozen"
+        table.add_row(part.path, part.name, f"{part.parameters:,}", trained, rate)
+    table.add_row("all", "", f"{plan.totals['parameters']:,}", f"{plan.totals['trained']:,}", "")
+    console.print(table)
+    tokens = plan.tokens_per_example
+    inputs = " + ".join(f"{way.tokens} {name}" for name, way in plan.inputs.items())
+    line = f"{inputs or '0 media'} + {tokens['text']} text (assumed) = {tokens['total']} tokens an example"
+    if plan.flops_per_sample:
+        line += f"; {_scaled(plan.flops_per_sample, 'FLOP')} a sample"
+    console.print(line, soft_wrap=True)
+    if plan.length:
+        run = plan.length
+        console.print(
+            f"{run.steps:,} steps of {run.batch_size} examples ({run.samples:,} samples), {plan.precision}; "
+            f"a checkpoint {_scaled(plan.checkpoint_bytes, 'B')}, state to go on from {_scaled(plan.state_bytes, 'B')}",
+            soft_wrap=True,
+        )
+
+
+def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
+    """Gigabytes of one GPU, a row for every stage of ZeRO, a column for every micro-batch."""
+    if not plan.memory or not plan.length:
+        return
+    console = console or RichConsole(highlight=False)
+    sizes = sorted({row.micro_batch for row in plan.memory})
+    table = Table("a GPU", "weights", "gradients", "optimizer", box=None, header_style="bold")
+    for size in sizes:
+        table.add_column(f"batch {size}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for stage in (1, 2, 3):
+        rows = {row.micro_batch: row for row in plan.memory if row.stage == stage}
+        static = rows[sizes[0]]
+        name = f"ZeRO {stage}{' *' if stage == plan.length.stage else ''}"
+        table.add_row(
+            name,
+            *(_scaled(value, "B") for value in (static.weights, static.gradients, static.optimizer)),
+            *(_scaled(rows[size].total, "B") for size in sizes),
+        )
+    console.print(table)
+    gpus = "1 GPU" if plan.world == 1 else f"{plan.world} GPUs"
+    console.print(
+        f"{gpus}, {plan.length.accumulation} x {plan.length.micro_batch_size} examples each a step; activations "
+        f"{_scaled(plan.activation_bytes_per_sample, 'B')} an example, all kept; * is what the recipe says",
+        soft_wrap=True,
+    )
+
+
+def _scaled(value: float | None, unit: str) -> str:
+    """Three digits and a decimal prefix: 4.44 TFLOP."""
+    if value is None:
+        return "unknown"
+    prefixes = iter(("", "k", "M", "G", "T"))
+    prefix = next(prefixes)
+    while value >= 999.5:
+        value, prefix = value / 1000, next(prefixes, "P")
+    return f"{value:.3g} {prefix}{unit}"
