@@ -18,6 +18,7 @@ from magma import (
     Example,
     Features,
     FrozenLM,
+    Head,
     InputError,
     Layout,
     Media,
@@ -194,6 +195,22 @@ class ToyAdapter(Adapter):
         return h + self.up(self.down(h).relu())
 
 
+class ToyHead(Head):
+    name = "classes"
+
+    class Config(PartConfig):
+        classes: tuple[str, ...]
+
+    def __init__(self, config: Config, dim: int) -> None:
+        super().__init__(config, dim)
+        self.classes = config.classes
+        self.linear = nn.Linear(dim, len(config.classes))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.linear(hidden)
+        return out
+
+
 class ToySource(DataSource):
     """A number and its name."""
 
@@ -203,6 +220,7 @@ class ToySource(DataSource):
         input: str = "number"
         length: int = 8
         text_only: bool = False
+        labelled: bool = False
 
     def __init__(self, config: Config, seed: int) -> None:
         super().__init__(config, seed)
@@ -215,6 +233,9 @@ class ToySource(DataSource):
             last = i + 1 == self.config.length
             after = {"epoch": state["epoch"] + last, "position": 0 if last else i + 1}
             segments: list[Any] = [] if self.config.text_only else [Media(self.config.input, number)]
+            if self.config.labelled:
+                yield Example(segments, f"counting {i}", label=("even", "odd")[number % 2]), after
+                continue
             yield Example([*segments, Text("is"), Text(f" {WORDS[number]}", target=True)], f"counting {i}"), after
 
 
@@ -236,7 +257,7 @@ class ToyTask(Task):
 
 @hookimpl
 def magma_parts() -> list[type]:
-    return [ToyLM, ToyEncoder, ToyPrefix, ToyAdapter, ToySource, ToyTask]
+    return [ToyLM, ToyEncoder, ToyPrefix, ToyAdapter, ToyHead, ToySource, ToyTask]
 
 
 RECIPE: dict[str, Any] = {

@@ -219,9 +219,17 @@ def load(
     return model.to(device=device, dtype=dtype).eval()
 
 
-def load_trained(model: Magma, folder: Path) -> None:
-    """Fill a model's trained tensors from a checkpoint: exactly those, of exactly those shapes."""
+def load_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> None:
+    """Fill a model's trained tensors from a checkpoint: exactly those, of exactly those shapes.
+
+    With `new_parts`, parts that the checkpoint's model does not have, such as a head, stay as they are.
+    """
     wanted = model.trained_tensors()
+    if new_parts:
+        known = read_manifest(folder)["parts"]
+        new = [m for path, modules in model.parts().items() if path not in known for m in modules]
+        fresh = {id(t) for module in new for t in [*module.parameters(), *module.buffers()]}
+        wanted = {name: tensor for name, tensor in wanted.items() if id(tensor) not in fresh}
     path = folder / TRAINED
     try:
         with safe_open(path, framework="pt") as file:

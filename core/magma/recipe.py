@@ -220,6 +220,12 @@ class Recipe(_Table):
     train: Train | None = None
     deepspeed: dict[str, Any] = {}
 
+    @model_validator(mode="after")
+    def _something_to_watch(self) -> Self:
+        if self.train and self.train.early_stopping and not self.data.evaluation:
+            raise ValueError("train.early_stopping with [[data.evaluation]]: a loss to watch")
+        return self
+
     @classmethod
     def load(
         cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None

@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -178,6 +178,16 @@ def factor(train: Train, step: int) -> float:
 
 
 @dataclass
+class Best:
+    """The lowest evaluation loss of a run that stops early."""
+
+    loss: float
+    step: int
+    waited: int = 0
+    """Evaluations since then."""
+
+
+@dataclass
 class _Run:
     """One process's side of a run."""
 
@@ -190,6 +200,7 @@ class _Run:
     step: int = 0
     skipped: int = 0
     frozen: dict[str, str] = field(default_factory=dict)
+    best: Best | None = None
 
     def __post_init__(self) -> None:
         assert self.recipe.train is not None
@@ -350,7 +361,7 @@ class _Run:
         """A checkpoint with the state to go on from, written aside and renamed."""
         self.watcher.say(f"saving a checkpoint at step {self.step}")
         self.average_buffers()
-        folder = self.out / checkpoint.CHECKPOINTS / f"step-{self.step:08d}"
+        folder = self.folder(self.step)
         aside = folder.with_name(f".{folder.name}.shared")
         tensors = self.whole(self.model.trained_tensors())
         if self.world.rank == 0:
@@ -367,16 +378,47 @@ class _Run:
         save_file(generators, aside / checkpoint.STATE / f"random-{self.world.rank}.safetensors")
         self.world.barrier()
         if self.world.rank == 0:
-            state = {"step": self.step, "processes": self.world.size, "data": self.mixture.state()}
+            state = {
+                "step": self.step,
+                "processes": self.world.size,
+                "data": self.mixture.state(),
+                "best": self.best and asdict(self.best),
+            }
             (aside / checkpoint.STATE / _TRAINER).write_text(json.dumps(state), encoding="utf-8")
             with checkpoint.written_aside(folder) as place:
                 checkpoint.write(place, self.model, self.recipe, self.frozen, tensors, step=self.step)
                 (aside / checkpoint.STATE).rename(place / checkpoint.STATE)
             shutil.rmtree(aside, ignore_errors=True)
             for old in sorted(folder.parent.glob("step-*"))[: -self.train.keep_checkpoints]:
-                shutil.rmtree(old)
+                if not self.best or old != self.folder(self.best.step):
+                    shutil.rmtree(old)
         self.world.barrier()
         return folder
+
+    def folder(self, step: int) -> Path:
+        """The checkpoint of a step."""
+        return self.out / checkpoint.CHECKPOINTS / f"step-{step:08d}"
+
+    def finish(self, finished: bool) -> Path:
+        """The last checkpoint; of a finished run that watches its evaluation loss, the best one: later ones go."""
+        if not (finished and self.best):
+            return self.save()
+        best = self.folder(self.best.step)
+        if self.world.rank == 0:
+            for later in best.parent.glob("step-*"):
+                if later > best:
+                    shutil.rmtree(later)
+        self.world.barrier()
+        return best
+
+    def improves(self, loss: float) -> bool:
+        """Keep book of the evaluation loss, and save what is better than all before; False where it is time to end."""
+        if self.best is None or loss < self.best.loss:
+            self.best = Best(loss, self.step)
+            self.save()
+            return True
+        self.best.waited += 1
+        return self.best.waited < (self.train.early_stopping or math.inf)
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint of this run."""
@@ -399,6 +441,7 @@ class _Run:
             torch.cuda.set_rng_state(generators["device"])
         self.mixture.restore(state["data"])
         self.step = state["step"]
+        self.best = Best(**state["best"]) if state.get("best") else None
 
     def changed(self) -> list[str]:
         """Frozen tensors that are not what they were."""
@@ -424,6 +467,10 @@ class _Run:
                     if value is not None:
                         metrics.write({"step": self.step, "evaluation_loss": value})
                         self.watcher.say(f"step {self.step}: evaluation loss {value:.4f}")
+                        if self.train.early_stopping:
+                            metrics.sync()
+                            if not self.improves(value):
+                                return True
                 (end,) = self.world.sum(float(stopped()))
                 if end and self.step < total:
                     return False
@@ -501,7 +548,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
     model = assemble(recipe, device=world.device, say=watcher.say)
     if recipe.init.checkpoint is not None and not resume:
         watcher.say(f"starting from {recipe.init.checkpoint}")
-        checkpoint.load_trained(model, checkpoint.find(recipe.init.checkpoint))
+        checkpoint.load_trained(model, checkpoint.find(recipe.init.checkpoint), new_parts=True)
     torch.manual_seed(recipe.seed + world.rank)
     run = _Run(recipe, out, world, watcher, model)
     with interruptible() as stopped:
@@ -511,7 +558,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
             watcher.say(f"going on from step {run.step}")
         began = time.perf_counter()
         finished = run.loop(stopped)
-        folder = run.save()
+        folder = run.finish(finished)
         seconds = time.perf_counter() - began
         watcher.say("comparing the frozen weights' fingerprints")
         changed = run.changed()

@@ -45,8 +45,11 @@ def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path, monkeypatch: py
 
     def meddled(*args: Any, **how: Any) -> magma.Magma:
         model = assemble(*args, **how)
-        model.lm.register_forward_hook(lambda lm, *_: lm.get_parameter("places.weight").data.add_(1.0) and None)
+        model.lm.register_forward_hook(add)
         return model
+
+    def add(lm: Any, *_: object) -> None:
+        lm.get_parameter("places.weight").data.add_(1.0)
 
     assemble = magma.assemble
     monkeypatch.setattr("magma.train.assemble", meddled)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from toys import RECIPE, ToySource
 
 import magma
-from magma import Recipe, TooLong, TrainingError
+from magma import Recipe, TooLong, TrainingError, checkpoint
 from magma.mixture import Mixture
 from magma.train import Progress, Watcher, factor, micro_batches, train
 
@@ -186,3 +186,63 @@ def test_micro_batches_divide_the_global_batch() -> None:
         micro_batches(table, 5)
     with pytest.raises(TrainingError, match=r"train.micro_batch_size: given 3; .* divide evenly: 1, 2, 4"):
         micro_batches(table, 3)
+
+
+def rising(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
+    """Evaluations give these losses."""
+    left = iter(values)
+    monkeypatch.setattr("magma.train._Run.evaluate_loss", lambda _: next(left))
+
+
+EARLY = ("train.steps=20", "train.evaluate_every=2", "train.early_stopping=2", "train.checkpoint_every=3")
+
+
+def test_it_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rising(monkeypatch, [3.0, 1.0, 2.0, 1.5, 0.1])
+    evaluated = {**copy.deepcopy(RECIPE["data"]), "evaluation": RECIPE["data"]["train"]}
+    result = train(recipe(EARLY, data=evaluated), tmp_path / "early")
+    assert (result.steps, result.finished, result.folder.name) == (8, True, "step-00000004")
+    assert checkpoint.find(tmp_path / "early") == result.folder
+    assert {path.name for path in result.folder.parent.iterdir()} <= {"step-00000002", "step-00000004"}
+    assert checkpoint.read_manifest(result.folder)["step"] == 4
+
+
+def test_an_early_stop_is_counted_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluated = {**copy.deepcopy(RECIPE["data"]), "evaluation": RECIPE["data"]["train"]}
+    loaded = recipe(EARLY, data=evaluated)
+
+    def stop(now: Progress) -> None:
+        if now.step == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    rising(monkeypatch, [3.0, 1.0, 2.0])
+    assert not train(loaded, tmp_path, watcher=Watcher(step=stop)).finished
+    rising(monkeypatch, [1.5])
+    result = train(loaded, tmp_path, resume=True)
+    assert (result.steps, result.finished, result.folder.name) == (8, True, "step-00000004")
+
+
+def test_early_stopping_needs_something_to_watch() -> None:
+    with pytest.raises(magma.RecipeError, match="early_stopping with evaluate_every"):
+        recipe(("train.early_stopping=2",))
+    data = {"train": RECIPE["data"]["train"]}
+    with pytest.raises(magma.RecipeError, match=r"early_stopping with \[\[data.evaluation\]\]"):
+        recipe(("train.early_stopping=2", "train.evaluate_every=2"), data=data)
+
+
+def test_a_new_head_starts_fresh_on_an_old_checkpoint(tmp_path: Path) -> None:
+    train(recipe(), tmp_path / "first")
+    init = {"checkpoint": str(tmp_path / "first")}
+    with pytest.raises(magma.CheckpointError, match=r"adapters.*is not a tensor of this model|is not a tensor"):
+        train(recipe(init=init, adapters={}), tmp_path / "fewer")
+    head = {"use": "classes", "classes": ["odd", "even"]}
+    data = {"train": [{"use": "counting", "labelled": True}]}
+    result = train(recipe(("train.steps=40", "train.lr=2e-2"), init=init, head=head, data=data), tmp_path / "second")
+    assert result.finished
+    found = losses(tmp_path / "second")
+    assert found[-1] < 0.5 * found[0]
+    model = magma.load(tmp_path / "second")
+    assert [max(p, key=p.__getitem__) for p in model.classify([[3], [2]])] == ["odd", "even"]
+    assert all(sum(p.values()) == pytest.approx(1) for p in model.classify([[3], [2]]))
+    with pytest.raises(magma.InputError, match="it classifies, use classify"):
+        model.generate([3])
