@@ -115,9 +115,11 @@ def recipe_list() -> None:
     """The bundled recipes."""
     import tomllib
 
-    for name, path in _bundled().items():
+    found = _bundled()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
         description = tomllib.loads(path.read_text(encoding="utf-8")).get("description", "")
-        typer.echo(f"{name:24} {description}")
+        typer.echo(f"{name:{width}}  {description}")
 
 
 def _bundled() -> dict[str, Path]:

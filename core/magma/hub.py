@@ -15,8 +15,8 @@ def hub_problem(name: str, *files: str) -> str | None:
     if reason is None:
         return None
     return (
-        f"{name} is not in the cache, and the hub says: {reason} Where there is a network, `hf download {name}` gets "
-        "it; a folder or file of it is allowed too"
+        f"{name} is not in the cache, and the hub says: {reason.rstrip('.')}. Where there is a network, "
+        f"`hf download {name}` gets it; a folder or file of it is allowed too"
     )
 
 

@@ -56,9 +56,11 @@ class _Pairs(DataSource):
         path = Path(config.path)
         if not path.exists():
             source = f"; get it from {config.about}" if config.about else ""
+            rows = f"{config.split or '*'}.jsonl"
             return [
                 f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the "
-                f"working folder{source}, and set `path`, or MAGMA_DATA to the folder that holds it"
+                f"working folder{source}. It is a folder with {rows} and images (docs/recipes.md); set `path` to it, "
+                "or MAGMA_DATA to the folder that holds it"
             ]
         if not _files(config):
             wanted = f"{config.split}.jsonl" if config.split else "*.jsonl"

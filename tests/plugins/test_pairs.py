@@ -130,7 +130,8 @@ def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatc
     gone = Captions.Config(path="cc12m", about="https://example.org/cc12m")
     (problem,) = Captions.problems(gone)
     assert problem.startswith("path: given 'cc12m', which is neither beside the recipe nor in $MAGMA_DATA nor")
-    assert "get it from https://example.org/cc12m, and set `path`, or MAGMA_DATA" in problem
+    assert "get it from https://example.org/cc12m. It is a folder with *.jsonl and images" in problem
+    assert "set `path` to it, or MAGMA_DATA to the folder that holds it" in problem
     assert Captions.problems(Captions.Config(path=str(captions), split="test")) == [
         f"path: {captions} has no test.jsonl and no image_data/"
     ]
