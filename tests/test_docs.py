@@ -113,3 +113,22 @@ def test_every_shipped_part_says_what_it_is() -> None:
     for entry in installed().entries():
         assert inspect.getdoc(entry.part)
         assert entry.part.Config.__doc__ or not entry.part.Config.model_fields, entry.name
+
+
+def test_readmes_plan_is_what_the_program_prints() -> None:
+    (text,) = blocks("text")
+    done = subprocess.run(
+        [sys.executable, "-m", "magma.cli", "recipe", "plan", ROOT / "recipes/magma_long.toml"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    printed = [line.rstrip() for line in done.stdout.splitlines()]
+    assert printed[: len(text.splitlines())] == text.splitlines()
+
+
+def test_every_bundled_recipes_data_is_named_in_the_docs() -> None:
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    for path in (ROOT / "recipes").rglob("*.toml"):
+        for source in Recipe.load(path).data.train:
+            assert "path" not in source.fields or f"`{source.fields['path']}`" in text
