@@ -20,7 +20,7 @@ from magma.registry import installed
 ENCODERS: dict[str, dict[str, Any]] = {
     "clip resnet": {"use": "clip", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
     "clip vit": {"use": "clip", "layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8},
-    "timm": {"use": "timm", "model": "test_vit"},
+    "timm": {"use": "timm", "model": "test_vit", "image_size": 64},
     "nfresnet": {"use": "nfresnet", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
 }
 PREFIXES: dict[str, dict[str, Any]] = {

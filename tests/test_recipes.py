@@ -43,11 +43,7 @@ def test_every_file_is_a_recipe_by_its_name() -> None:
     assert {str(p.relative_to(ROOT / "recipes").with_suffix("")) for p in (ROOT / "recipes").rglob("*.toml")} == set(
         RECIPES
     )
-    for name, path in RECIPES.items():
-        recipe = magma.Recipe.load(path)
-        assert recipe.name == name.replace("/", "_").removeprefix("released_"), name
-        assert recipe.description, name
-        assert len({recipe.name for recipe in map(magma.Recipe.load, RECIPES.values())}) == len(RECIPES)
+    assert len({recipe.name for recipe in map(magma.Recipe.load, RECIPES.values())}) == len(RECIPES)
 
 
 def test_every_recipe_is_assembled_and_run_on_meta(plans: dict[str, Plan]) -> None:

@@ -112,11 +112,22 @@ def write(
             }
             for row in model.summary()
         },
+        "files": _digests(folder),
         "trained": fingerprints(trained),
         "frozen": dict(frozen),
         **notes,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of what else was brought into a folder, weights left out: their tensors have fingerprints."""
+    brought = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".safetensors" and p.name != RECIPE]
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in brought}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "gone"
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -210,6 +221,8 @@ def load(
     own = getattr(torch, str(manifest.get("dtype")), None)
     if not isinstance(own, torch.dtype):
         raise CheckpointError(f"{folder / MANIFEST}: dtype is {manifest.get('dtype')!r}, which torch does not know")
+    if changed := [name for name, digest in manifest.get("files", {}).items() if _digest(folder / name) != digest]:
+        raise CheckpointError(f"{folder}: {', '.join(changed)} is not what was written")
     recipe = Recipe.load(folder / RECIPE)
     model = assemble(recipe, dtype=own, frozen_weights_only=True, say=say)
     load_trained(model, folder)

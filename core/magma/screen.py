@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,7 +111,7 @@ class Screen:
 
 def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
     """A table of the parts, and what an example and the run amount to."""
-    console = console or RichConsole(highlight=False)
+    console = console or _stdout()
     table = Table("part", "name", "parameters", "trained", "learning rate", box=None, header_style="bold")
     for column in table.columns[2:]:
         column.justify = "right"
@@ -139,7 +140,7 @@ def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
     """Gigabytes of one GPU, a row for every stage of ZeRO, a column for every micro-batch."""
     if not plan.memory or not plan.length:
         return
-    console = console or RichConsole(highlight=False)
+    console = console or _stdout()
     sizes = sorted({row.micro_batch for row in plan.memory})
     table = Table("a GPU", "weights", "gradients", "optimizer", box=None, header_style="bold")
     for size in sizes:
@@ -162,6 +163,11 @@ def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
         f"{_scaled(plan.activation_bytes_per_sample, 'B')} an example, all kept; * is what the recipe says",
         soft_wrap=True,
     )
+
+
+def _stdout() -> RichConsole:
+    """A file or a pipe is as wide as a table needs."""
+    return RichConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def _scaled(value: float | None, unit: str) -> str:

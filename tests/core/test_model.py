@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
@@ -94,6 +96,21 @@ def test_frozen_batchnorm_keeps_its_statistics_and_trained_does_not() -> None:
         model(model.collator().batch(EXAMPLES))
         after = model.ways()["number"].encoder.norm.running_mean  # type: ignore[union-attr]
         assert torch.equal(before, after) == (not trainable)
+
+
+def test_a_trained_encoders_batchnorm_may_be_frozen_alone() -> None:
+    recipe = copy.deepcopy(RECIPE)
+    recipe["inputs"]["number"]["batchnorm"] = "frozen"
+    model = magma.assemble(recipe).train()
+    norm = model.ways()["number"].encoder.get_submodule("norm")
+    before = norm.get_buffer("running_mean").clone()
+    model.loss(
+        model.collator().batch([Example([Media("number", n), Text("a", target=True)]) for n in (1, 2)])
+    ).backward()
+    assert torch.equal(norm.get_buffer("running_mean"), before)
+    assert norm.get_parameter("weight").grad is not None
+    assert not norm.training
+    assert model.ways()["number"].encoder.get_submodule("linear").training
 
 
 def test_an_absent_modality_gets_zero_gradients_and_changes_no_buffer() -> None:

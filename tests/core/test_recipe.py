@@ -28,7 +28,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", list(bundled()))
 def test_every_bundled_recipe_is_valid(name: str) -> None:
     loaded = Recipe.load(name)
-    assert loaded.name == name.rpartition("/")[2]
+    assert loaded.name == name.replace("/", "_").removeprefix("released_")
     assert loaded.description
     assert Recipe.load(loaded.model_dump(mode="json", exclude_none=True)) == loaded
 

@@ -136,6 +136,41 @@ def test_a_tokenizer_comes_from_a_folder_with_its_image_token(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "model", "words"]
 
 
+def test_gpt2s_tokenizer_is_taken_where_it_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The release's 50,258 words under a head of 50,400 rows."""
+    sizes = Sizes(
+        layers=1,
+        dim=16,
+        heads=2,
+        rotary=4,
+        context=32,
+        vocab=50_400,
+        words=50_258,
+        stages=(1, 1, 1, 1),
+        width=8,
+        image_size=64,
+        layernorm=True,
+    )
+    model = magma.assemble(sizes.recipe(), dtype=torch.float16)
+    state = {sizes.reference(name): tensor for name, tensor in model.state_dict().items()}
+    tables = {**sizes.tables(torch.float16), "bias": torch.ones(32, 32).tril().bool()[None, None]}
+    torch.save(state | {f"{sizes.attention(0)}.{key}": table for key, table in tables.items()}, tmp_path / "in.pt")
+    monkeypatch.setattr(magma, "hub_problem", lambda *_: "there is no network")
+    *_, said = to_folder(tmp_path / "in.pt", tmp_path / "without")
+    assert said.startswith(
+        "tokenizer: none, gpt2 cannot be had (there is no network); the model reads and writes token"
+    )
+    found = magma.load(tmp_path / "without")
+    assert (found.lm.readable, found.lm.vocab, found.lm.eos) == (50_258, 50_400, 50_256)
+    assert found.logits([torch.tensor([50_257])]).shape == (1, 50_400)
+    words(50_257).save_pretrained(tmp_path / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(magma, "hub_problem", lambda *_: None)
+    *_, said = to_folder(tmp_path / "in.pt", tmp_path / "with")
+    assert said == "tokenizer: gpt2 with <|image|>"
+    assert magma.load(tmp_path / "with").lm.encode("<|image|>") == [50_257]
+
+
 def words(count: int) -> Any:
     """A tokenizer of so many words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -311,7 +346,21 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
             with pytest.raises(magma.MagmaError):
                 magma.load(tmp_path / "model")
         path.write_bytes(original)
+    config = tmp_path / "model/lm/config.json"
+    text = config.read_text()
+    config.write_text(text.replace('"layer_norm_epsilon": 1e-05', '"layer_norm_epsilon": 1e-02'))
+    assert config.read_text() != text
+    with pytest.raises(CheckpointError, match=r"lm/config\.json is not what was written"):
+        magma.load(tmp_path / "model")
+    config.write_text(text)
     assert magma.load(tmp_path / "model").dtype == torch.float16
+
+
+def test_a_folder_may_be_moved(tmp_path: Path) -> None:
+    list(to_folder(HALF, tmp_path / "model"))
+    (tmp_path / "model").rename(tmp_path / "moved")
+    assert 'weights = "lm"' in (tmp_path / "moved/recipe.toml").read_text()
+    assert magma.load(tmp_path / "moved").dtype == torch.float16
 
 
 # Size

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from magma_vision import clip
 from magma_vision.clip import Clip
 from magma_vision.nfresnet import NFResNet
+from magma_vision.timm_grid import Timm
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -207,13 +209,17 @@ def test_configs_that_make_no_sense(fields: dict[str, Any], message: str) -> Non
         Clip.Config(**fields)
 
 
-def test_unknown_names_are_explained() -> None:
+def test_unknown_names_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PartError, match='open_clip has no model "RN50x17".*Did you mean "RN50x1'):
         on_meta(Clip, model="RN50x17")
     with pytest.raises(PartError, match='given "nf_resnet51".*Did you mean "nf_resnet50"'):
         on_meta(NFResNet, model="nf_resnet51")
     assert "for RN50x4: openai" in Clip.problems(Clip.Config(model="RN50x4", pretrained="opennai"))[0]
-    assert Clip.problems(Clip.Config(model="RN50x4", pretrained="openai")) == []
+    monkeypatch.setattr(clip, "hub_problem", lambda name, *_: f"no {name}")
+    openai = Clip.Config(model="RN50x4", pretrained="openai")
+    assert Clip.problems(openai) == ["pretrained: no timm/resnet50x4_clip.openai"]
+    monkeypatch.setattr(clip, "hub_problem", lambda *_: None)
+    assert Clip.problems(openai) == []
 
 
 def test_an_nf_resnet_is_loaded_from_a_file(tmp_path: Path) -> None:
@@ -222,3 +228,42 @@ def test_an_nf_resnet_is_loaded_from_a_file(tmp_path: Path) -> None:
     torch.save(first.network.state_dict(), tmp_path / "nf.pt")
     second = NFResNet.build(**NF, pretrained=str(tmp_path / "nf.pt"))
     assert all(torch.equal(t, second.network.state_dict()[n]) for n, t in first.network.state_dict().items())
+
+
+def test_any_network_of_timm_is_a_grid() -> None:
+    beit = on_meta(Timm, model="beit_large_patch16_224.in22k_ft_in22k")
+    assert (beit.length, beit.dim, beit.image_size, beit.mean) == (196, 1024, 224, (0.5, 0.5, 0.5))
+    resnet = on_meta(Timm, model="resnet18", image_size=96)
+    assert (resnet.length, resnet.dim) == (9, 512)
+    with pytest.raises(PartError, match='timm model: given "resnet19".*Did you mean "resnet1'):
+        on_meta(Timm, model="resnet19")
+
+
+def test_a_network_of_timm_is_loaded_from_a_file_without_its_classifier(tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(3)
+    whole = timm.create_model("test_vit").eval()
+    torch.save(whole.state_dict(), tmp_path / "vit.pt")
+    encoder = Timm.build(model="test_vit", pretrained=str(tmp_path / "vit.pt")).eval()
+    x = torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        expected = whole.forward_features(x)[:, whole.num_prefix_tokens :]
+        assert torch.equal(encoder(x).values, expected)
+    assert Timm.problems(Timm.Config(model="test_vit", pretrained="gone.pt")) == [
+        "pretrained: given 'gone.pt'; allowed: true, false or a file"
+    ]
+
+
+def test_smaller_images_only_where_the_size_is_not_known() -> None:
+    fixed, free = Clip.build(**SMALL), Clip.build(**SMALL, smaller=True)
+    small = torch.zeros(3, 32, 32)
+    with pytest.raises(InputError, match=r"float tensor \[3, 32, 32\]"):
+        fixed.prepare(small)
+    assert free.size(free.prepare(small)) == 1
+    assert free.size(free.prepare(torch.zeros(3, 64, 32))) == 2
+    for wrong in (torch.zeros(3, 96, 96), torch.zeros(3, 0, 32)):
+        with pytest.raises(InputError, match="given a float tensor"):
+            free.prepare(wrong)
+    with pytest.raises(InputError, match="prepared images of several sizes in one batch"):
+        free.stack([small, torch.zeros(3, 64, 64)])
