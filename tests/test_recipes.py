@@ -234,6 +234,25 @@ def test_magma_long_trains_small_from_end_to_end(digits: Path, tmp_path: Path) -
     assert model.generate([tmp_path / "3.png"], max_tokens=4).startswith("A picture of")
 
 
+def test_magma_long_with_small_sizes_and_random_weights(digits: Path) -> None:
+    """No file of weights at all: the same recipe with other numbers."""
+    recipe = magma.Recipe.load(
+        "magma_long",
+        [
+            *("lm.weights=false", "lm.tokenizer=bundled:tiny", "lm.layers=2", "lm.dim=64", "lm.heads=4"),
+            *("lm.rotary_dim=8", "lm.context=64", "lm.vocab=768", "lm.eos=0"),
+            *("inputs.image.encoder.model=false", "inputs.image.encoder.pretrained=false"),
+            *("inputs.image.encoder.layers=[1, 1, 1, 1]", "inputs.image.encoder.width=8"),
+            *("inputs.image.encoder.image_size=64", "train.precision=fp32", "train.batch_size=8", "train.samples=24"),
+            f'data.train=[{{ use = "captions", path = "{digits / "captions"}", split = "train" }}]',
+            f'data.evaluation=[{{ use = "captions", path = "{digits / "captions"}", split = "val", limit = 8 }}]',
+        ],
+    )
+    report = magma.run(recipe, digits / "run")
+    assert report["steps"] == 3
+    assert report["parts"]["lm"]["parameters"] == plan(recipe).totals["lm"] < 300_000
+
+
 def test_the_classification_recipe_trains_small(digits: Path, tmp_path: Path) -> None:
     """SNLI-VE's recipe, from a checkpoint that has no head yet: is the number odd or even?"""
     rows = [json.loads(line) for line in (digits / "captions/train.jsonl").read_text().splitlines()]

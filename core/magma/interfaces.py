@@ -11,10 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from .errors import PartError
@@ -29,9 +29,24 @@ State = dict[str, Any]
 
 
 class PartConfig(BaseModel):
-    """Base of every part's `Config`: frozen, and a key it does not know is an error."""
+    """Base of every part's `Config`: frozen, and a key it does not know is an error.
+
+    TOML has no null: `false` unsets a key whose default is None.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _false_unsets(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        optional = {
+            name
+            for name, field in cls.model_fields.items()
+            if not field.is_required() and field.default is None and bool not in get_args(field.annotation)
+        }
+        return {key: value for key, value in given.items() if value is not False or key not in optional}
 
 
 class Part(ABC):
