@@ -130,7 +130,7 @@ def test_from_parts(golden: Golden) -> None:
 def test_through_the_importer(golden: Golden, level: bool, tmp_path: Path) -> None:
     state = golden.group("state/")
     torch.save({"module": state} if level else state, tmp_path / "model.pt")
-    list(to_folder(tmp_path / "model.pt", tmp_path / "model"))
+    to_folder(tmp_path / "model.pt", tmp_path / "model")
     model = magma.load(tmp_path / "model")
     assert model.dtype == torch.float32
     check_outputs(model, golden)
@@ -144,7 +144,7 @@ def test_the_half_precision_file(tmp_path: Path) -> None:
     sizes = golden.sizes()
     rounded = golden.from_parts()
     rounded.load_state_dict({name: state[sizes.reference(name)].float() for name in rounded.state_dict()})
-    list(to_folder(file, tmp_path / "model"))
+    to_folder(file, tmp_path / "model")
     half = magma.load(tmp_path / "model")
     assert half.dtype == torch.float16
     for name, tensor in half.state_dict().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,7 +31,7 @@ def import_reference(
     """Make a MAGMA folder of a checkpoint of the authors' code; every size is found in the file."""
     from .convert import to_folder
 
-    _show(to_folder(file, out, tokenizer, image_size))
+    typer.echo("\n".join(to_folder(file, out, tokenizer, image_size)))
     typer.echo(f"the model is in {out}")
 
 
@@ -42,10 +42,5 @@ def export_reference(
     """Write a checkpoint as the authors' code reads it."""
     from .convert import to_file
 
-    _show(to_file(folder, out))
+    typer.echo("\n".join(to_file(folder, out)))
     typer.echo(f"the checkpoint is {out}")
-
-
-def _show(lines: Any) -> None:
-    for line in lines:
-        typer.echo(line)

@@ -25,8 +25,8 @@ SHARD = "500MB"
 
 def to_folder(
     file: str | Path, out: str | Path, tokenizer: str | None = None, image_size: int | None = None
-) -> Iterator[str]:
-    """Import a checkpoint; what was found and mapped is told line by line. Raises `CheckpointError`.
+) -> list[str]:
+    """Import a checkpoint; returns what was found and mapped, in lines. Raises `CheckpointError`.
 
     Tensors are mapped into memory, not read at once. `tokenizer` is a hub name or folder; where it is not given,
     GPT-2's is taken if it can be had, and otherwise the model reads and writes token ids alone.
@@ -66,12 +66,10 @@ def to_folder(
         dtype,
         bring,
     )
-    yield from _told(mapped)
-    yield from _told_sizes(sizes, dtype)
-    yield from said
+    return [*_told(mapped), *_told_sizes(sizes, dtype), *said]
 
 
-def to_file(folder: str | Path, out: str | Path) -> Iterator[str]:
+def to_file(folder: str | Path, out: str | Path) -> list[str]:
     """Export a model as the authors' code reads it: a torch file with a `module` level, or plain safetensors.
 
     Raises `CheckpointError` for a model that their code cannot hold.
@@ -102,7 +100,7 @@ def to_file(folder: str | Path, out: str | Path) -> Iterator[str]:
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
-    yield from _told({theirs: ours for ours, theirs in mapped.items()})
+    return list(_told({theirs: ours for ours, theirs in mapped.items()}))
 
 
 # The file
@@ -126,7 +124,12 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{file}: {name!r} is a {type(tensor).__name__}; allowed: tensors by name")
-        if tensor.layout is not torch.strided or not tensor.is_contiguous() or tensor.is_complex():
+        if (
+            tensor.layout is not torch.strided
+            or tensor.is_quantized
+            or tensor.is_complex()
+            or not tensor.is_contiguous()
+        ):
             raise CheckpointError(f"{file}: {name} is not a plain dense tensor")
     return dict(found), {"module": level, "top": top}
 

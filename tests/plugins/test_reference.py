@@ -47,15 +47,15 @@ def same(one: State, other: State) -> bool:
 def test_a_round_trip_is_exact(name: str, suffix: str, tmp_path: Path) -> None:
     state = state_of(name)
     save_file(state, tmp_path / "in.safetensors")
-    list(to_folder(tmp_path / "in.safetensors", tmp_path / "model"))
-    list(to_file(tmp_path / "model", tmp_path / f"out{suffix}"))
+    to_folder(tmp_path / "in.safetensors", tmp_path / "model")
+    to_file(tmp_path / "model", tmp_path / f"out{suffix}")
     back, _ = read(tmp_path / f"out{suffix}")
     assert same(back, state)
 
 
 def test_the_half_precision_file_comes_back_with_its_top_level(tmp_path: Path) -> None:
-    list(to_folder(HALF, tmp_path / "model"))
-    list(to_file(tmp_path / "model", tmp_path / "back.pt"))
+    to_folder(HALF, tmp_path / "model")
+    to_file(tmp_path / "model", tmp_path / "back.pt")
     one, other = (torch.load(path, weights_only=True) for path in (HALF, tmp_path / "back.pt"))
     assert same(one.pop("module"), other.pop("module"))
     assert one == other
@@ -64,7 +64,7 @@ def test_the_half_precision_file_comes_back_with_its_top_level(tmp_path: Path) -
 def test_the_language_model_is_a_transformers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM
 
-    list(to_folder(HALF, tmp_path / "model"))
+    to_folder(HALF, tmp_path / "model")
     run("export", "lm", str(tmp_path / "model"), "--out", str(tmp_path / "lm"), monkeypatch=monkeypatch)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "lm", dtype="auto")
     state, _ = read(HALF)
@@ -80,11 +80,11 @@ def test_the_language_model_is_a_transformers_folder(tmp_path: Path, monkeypatch
 
 def test_a_model_that_was_trained_here_is_exported(tmp_path: Path) -> None:
     """Nothing of a reference file is at hand: the tables are computed."""
-    list(to_folder(HALF, tmp_path / "model"))
+    to_folder(HALF, tmp_path / "model")
     model = magma.load(tmp_path / "model")
     model.lm._weights = None  # type: ignore[assignment]
     magma.save(model, tmp_path / "again")
-    list(to_file(tmp_path / "again", tmp_path / "back.pt"))
+    to_file(tmp_path / "again", tmp_path / "back.pt")
     assert same(
         torch.load(tmp_path / "back.pt", weights_only=True)["module"], torch.load(HALF, weights_only=True)["module"]
     )
@@ -94,9 +94,9 @@ def test_other_models_cannot_be_exported(tmp_path: Path) -> None:
     tiny = {"name": "tiny", "lm": {"use": "gptj", "weights": "bundled:tiny"}}
     magma.save(magma.assemble(tiny), tmp_path / "tiny")
     with pytest.raises(CheckpointError, match="cannot hold this model: its inputs are none"):
-        list(to_file(tmp_path / "tiny", tmp_path / "out.pt"))
+        to_file(tmp_path / "tiny", tmp_path / "out.pt")
     with pytest.raises(CheckpointError, match=r"ends in \.pt or \.safetensors"):
-        list(to_file(tmp_path / "tiny", tmp_path / "out.bin"))
+        to_file(tmp_path / "tiny", tmp_path / "out.bin")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -122,7 +122,7 @@ def test_without_a_tokenizer_text_alone_is_refused(tmp_path: Path) -> None:
 
 def test_a_tokenizer_comes_from_a_folder_with_its_image_token(tmp_path: Path) -> None:
     words(85).save_pretrained(tmp_path / "words")
-    said = list(to_folder(HALF, tmp_path / "model", str(tmp_path / "words")))
+    said = to_folder(HALF, tmp_path / "model", str(tmp_path / "words"))
     assert said[-1] == f"tokenizer: {tmp_path / 'words'} with <|image|>"
     model = magma.load(tmp_path / "model", dtype=torch.float32)
     assert model.lm.encode("w3 w5") == [3, 5]
@@ -130,9 +130,9 @@ def test_a_tokenizer_comes_from_a_folder_with_its_image_token(tmp_path: Path) ->
     assert model.generate(["w3 w5"], max_tokens=4)
     words(40).save_pretrained(tmp_path / "few")
     with pytest.raises(CheckpointError, match="has 41 tokens with <|image|>; allowed: 86"):
-        list(to_folder(HALF, tmp_path / "other", str(tmp_path / "few")))
+        to_folder(HALF, tmp_path / "other", str(tmp_path / "few"))
     with pytest.raises(CheckpointError, match="cannot be had: .*; allowed: a hub name, or a folder with a tokenizer"):
-        list(to_folder(HALF, tmp_path / "other", str(tmp_path / "none")))
+        to_folder(HALF, tmp_path / "other", str(tmp_path / "none"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "model", "words"]
 
 
@@ -203,7 +203,7 @@ def test_the_commands_say_what_they_mapped(
     run("export", "reference", model, "--out", str(tmp_path / "back.pt"), monkeypatch=monkeypatch)
     assert "lm.model.transformer.h.*.mlp.adapter.down.**" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="exists already"):
-        list(to_folder(HALF, model))
+        to_folder(HALF, model)
 
 
 # What is refused
@@ -241,7 +241,7 @@ def test_what_cannot_be_explained_is_named(change: Callable[[State], None], mess
     change(state)
     save_file(state, tmp_path / "in.safetensors")
     with pytest.raises(CheckpointError, match=message):
-        list(to_folder(tmp_path / "in.safetensors", tmp_path / "model"))
+        to_folder(tmp_path / "in.safetensors", tmp_path / "model")
     assert not (tmp_path / "model").exists()
     assert not list(tmp_path.glob(".*"))
 
@@ -257,10 +257,10 @@ def test_a_pickle_that_would_run_code_is_refused(level: str, tmp_path: Path, mon
     bad: Any = _Runs()
     torch.save({"top": bad, "module": {"module": bad}, "tensor": {"module": {"lm": bad}}}[level], "bad.pt")
     with pytest.raises(CheckpointError, match=r"refused: .*asks for .*mkdir.*nothing of it was executed"):
-        list(to_folder("bad.pt", "model"))
+        to_folder("bad.pt", "model")
     Path("plain.pt").write_bytes(pickle.dumps(bad))
     with pytest.raises(CheckpointError, match="no archive of torch.save"):
-        list(to_folder("plain.pt", "model"))
+        to_folder("plain.pt", "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pt", "plain.pt"]
 
 
@@ -278,7 +278,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         "none.pt": "does not exist",
     }.items():
         with pytest.raises(CheckpointError, match=message):
-            list(to_folder(tmp_path / name, tmp_path / "model"))
+            to_folder(tmp_path / name, tmp_path / "model")
 
 
 def mutated(original: bytes, draw: random.Random) -> bytes:
@@ -330,11 +330,11 @@ def test_a_damaged_plain_state_dict_is_refused_or_misses_nothing(tmp_path: Path)
             data if draw.random() < 0.7 else original[: -draw.randrange(1, 999)]
         )
         with pytest.raises(CheckpointError):
-            list(to_folder(tmp_path / "damaged.safetensors", tmp_path / "model"))
+            to_folder(tmp_path / "damaged.safetensors", tmp_path / "model")
 
 
 def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
-    list(to_folder(HALF, tmp_path / "model"))
+    to_folder(HALF, tmp_path / "model")
     draw = random.Random(2)
     for file in ("trained.safetensors", "lm/model.safetensors"):
         path = tmp_path / "model" / file
@@ -357,7 +357,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_may_be_moved(tmp_path: Path) -> None:
-    list(to_folder(HALF, tmp_path / "model"))
+    to_folder(HALF, tmp_path / "model")
     (tmp_path / "model").rename(tmp_path / "moved")
     assert 'weights = "lm"' in (tmp_path / "moved/recipe.toml").read_text()
     assert magma.load(tmp_path / "moved").dtype == torch.float16
@@ -373,7 +373,7 @@ from magma_lms.causal import GPTJ
 import open_clip
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-list(convert.to_folder(sys.argv[1], sys.argv[2]))
+convert.to_folder(sys.argv[1], sys.argv[2])
 print(peak() - before)
 """
 
