@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from magma_lms.causal import Causal
-
-from magma import FrozenLM
+from magma_lms.causal import Causal, Transformers
+from magma_lms.gptj import GPTJ
 
 # hidden_size, num_hidden_layers, num_attention_heads and the like are understood by every family
 SMALL: dict[str, dict[str, Any]] = {
@@ -22,7 +21,9 @@ SMALL: dict[str, dict[str, Any]] = {
     "qwen2": {"intermediate_size": 64, "num_key_value_heads": 2},
     "qwen3": {"intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 8},
 }
-FAMILIES = list(SMALL)
+OURS = "gptj on its own path"
+"""The part `gptj`, which runs the library's tensors through code of its own."""
+FAMILIES = [*SMALL, OURS]
 
 
 def architecture(family: str) -> dict[str, Any]:
@@ -31,12 +32,27 @@ def architecture(family: str) -> dict[str, Any]:
     return {"model_type": family, **sizes, **tokens, **SMALL[family]}
 
 
-def build(family: str, **fields: Any) -> FrozenLM:
+def build(family: str, **fields: Any) -> Transformers:
     torch.manual_seed(0)
-    lm = Causal.build(architecture={**architecture(family), **fields})
+    if family == OURS:
+        sizes = {"layers": 2, "dim": 32, "heads": 4, "rotary_dim": 4, "context": 64, "vocab": 96, "eos": 1}
+        lm: Transformers = GPTJ.build(**{**sizes, **fields})
+    else:
+        lm = Causal.build(architecture={**architecture(family), **fields})
     with torch.no_grad():
         for parameter in lm.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.2)
     lm.freeze()
     return lm
+
+
+def library(lm: Transformers) -> Any:
+    """The library's own model with the same tensors."""
+    if not isinstance(lm, GPTJ):
+        return lm.model
+    from transformers import AutoModelForCausalLM
+
+    theirs = AutoModelForCausalLM.from_config(lm.model.config)
+    theirs.load_state_dict(lm.model.state_dict())
+    return theirs.eval()

@@ -206,6 +206,8 @@ class Layout:
     """[b] real positions in each row; the rest is padding that nothing attends to."""
     scored: Tensor
     """[m] flat indices (row * t + column) of the positions whose hidden states are wanted."""
+    first: int = 0
+    """No column before this one is scored."""
     segments: Tensor | None = None
     """[b, t] which packed example a position belongs to; it attends to its own alone. None: one example a row."""
 

@@ -114,6 +114,7 @@ class Batch:
                 positions=move(layout.positions),
                 lengths=move(layout.lengths),
                 scored=move(layout.scored),
+                first=layout.first,
                 segments=None if layout.segments is None else move(layout.segments),
             ),
             media={name: move(x) for name, x in self.media.items()},
@@ -255,7 +256,8 @@ class Collator:
             scored, labels = wanted - 1, tokens.flatten()[wanted]
         positions = torch.arange(width).expand(rows, width).contiguous()
         media, slots = self._gather(sequences, width)
-        layout = Layout(positions, lengths, scored)
+        first = int((scored % width).min()) if len(scored) else width - 1
+        layout = Layout(positions, lengths, scored, first)
         return Batch(tokens, layout, labels, media, slots, [sequence.name for sequence in sequences])
 
     def _gather(self, sequences: Sequence[Encoded], width: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:

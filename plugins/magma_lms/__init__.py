@@ -4,7 +4,8 @@ from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
-from .causal import GPTJ, Causal
+from .causal import Causal
+from .gptj import GPTJ
 
 
 @hookimpl

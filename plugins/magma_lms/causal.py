@@ -12,17 +12,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights, did_you_mean, hub_problem
+from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights, did_you_mean
 
+from . import files
 from .families import FAMILIES, wrap
-
-BUNDLED = "bundled:"
-_WEIGHTS = "*.safetensors or pytorch_model*.bin"
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
-_BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
 class KeysAndValues(Cache):
@@ -50,8 +46,8 @@ class KeysAndValues(Cache):
         return KeysAndValues(DynamicCache(layers), change(self.valid))
 
 
-class _Transformers(FrozenLM):
-    """What both parts of this file share: any model of a family that the plugin can name."""
+class Transformers(FrozenLM):
+    """Any model of transformers of a family that the plugin can name."""
 
     def __init__(self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any) -> None:
         from transformers import AutoModelForCausalLM
@@ -94,13 +90,13 @@ class _Transformers(FrozenLM):
             self.model = AutoModelForCausalLM.from_config(copy.deepcopy(self._architecture), dtype=torch.float32)
             return
         logging.disable_progress_bar()  # whoever assembles the model says what is going on
-        self.model, report = _read(
+        self.model, report = files.read(
             "weights",
             self._weights,
             AutoModelForCausalLM.from_pretrained,
             config=copy.deepcopy(self._architecture),
             dtype="auto",
-            use_safetensors=_has_safetensors(self._weights),
+            use_safetensors=files.has_safetensors(self._weights),
             output_loading_info=True,
         )
         # Buffers of old files may be left over; a weight may not, it would be of a block that is not there.
@@ -138,13 +134,13 @@ class _Transformers(FrozenLM):
         source = self._tokenizer_source or self._weights
         if source is None:
             raise PartError("lm: a model of random weights has no tokenizer; give lm.tokenizer, a hub name or a folder")
-        folder = Path(_location(source))
-        if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        folder = Path(files.location(source))
+        if folder.is_dir() and not any((folder / file).is_file() for file in files.TOKENIZER_FILES):
             raise PartError(
-                f"lm: {folder} has no tokenizer ({' or '.join(_TOKENIZER_FILES)}), so that only token ids can be read "
-                "and written; for text put one there, or give lm.tokenizer, a hub name or a folder"
+                f"lm: {folder} has no tokenizer ({' or '.join(files.TOKENIZER_FILES)}), so that only token ids can be "
+                "read and written; for text put one there, or give lm.tokenizer, a hub name or a folder"
             )
-        return _read("tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained)
+        return files.read("tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, no special ones added."""
@@ -186,9 +182,9 @@ class _Transformers(FrozenLM):
             raise PartError("lm: adapters are around its sublayers; call remove_adapters() before it is exported")
         state = self.model.state_dict(keep_vars=True)
         words = self.model.get_input_embeddings().weight
-        if lacking := self.vocab - len(words):
+        if padding := self.vocab - len(words):
             name = next(name for name, tensor in state.items() if tensor is words)
-            state[name] = nn.functional.pad(words.detach(), (0, 0, 0, lacking))
+            state[name] = nn.functional.pad(words.detach(), (0, 0, 0, padding))
         self.model.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
         try:
             tokenizer = self._tokenizer
@@ -205,12 +201,15 @@ class _Transformers(FrozenLM):
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place."""
         assert cache is None or isinstance(cache, KeysAndValues)
-        mask, valid = _mask(embeddings, layout, None if cache is None else cache.valid)
+        past = None if cache is None else cache.valid
+        seen = visible(embeddings, layout, past)
         if cache is not None:
-            cache.valid = valid
+            cache.valid = real(embeddings, layout, past)
+        least = torch.finfo(embeddings.dtype).min
+        mask = torch.zeros(seen.shape, dtype=embeddings.dtype, device=embeddings.device).masked_fill_(~seen, least)
         out = self.model.get_submodule(self.family.decoder)(
             inputs_embeds=embeddings,
-            attention_mask=mask,
+            attention_mask=mask[:, None],
             position_ids=layout.positions.clamp(max=self.context - 1),  # padding may lie beyond the context
             past_key_values=None if cache is None else cache.cache,
             use_cache=cache is not None,
@@ -219,27 +218,27 @@ class _Transformers(FrozenLM):
         return hidden.flatten(0, 1)[layout.scored]
 
 
-def _mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What is added to attention scores [b, 1, t, p + t], and which columns are real [b, p + t].
+def real(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+    """Which columns are no padding [b, p + t]."""
+    valid = torch.arange(embeddings.shape[1], device=embeddings.device) < layout.lengths[:, None]
+    return valid if past is None else torch.cat([past, valid], dim=-1)
 
-    Causal, no padding, own segment alone. Padding attends to itself, so that no row is empty.
+
+def visible(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+    """Which columns each position sees [b, t, p + t]: causal, no padding, own segment alone.
+
+    Padding sees itself, so that no row is empty.
     """
     t = embeddings.shape[1]
     columns = torch.arange(t, device=embeddings.device)
-    valid = columns < layout.lengths[:, None]
-    seen = (columns <= columns[:, None]) & valid[:, None]
+    seen = (columns <= columns[:, None]) & (columns < layout.lengths[:, None])[:, None]
     if layout.segments is not None:
         seen = seen & (layout.segments[:, :, None] == layout.segments[:, None])
     seen = seen | (columns == columns[:, None])
-    if past is not None:
-        seen = torch.cat([past[:, None].expand(-1, t, -1), seen], dim=-1)
-        valid = torch.cat([past, valid], dim=-1)
-    least = torch.finfo(embeddings.dtype).min
-    mask = torch.zeros(seen.shape, dtype=embeddings.dtype, device=embeddings.device).masked_fill_(~seen, least)
-    return mask[:, None], valid
+    return seen if past is None else torch.cat([past[:, None].expand(-1, t, -1), seen], dim=-1)
 
 
-class Causal(_Transformers):
+class Causal(Transformers):
     """Any causal language model of transformers whose blocks are known (see `families.py`)."""
 
     name = "causal"
@@ -269,13 +268,13 @@ class Causal(_Transformers):
             architecture = _own_architecture(config.architecture)
         else:
             assert config.weights is not None
-            architecture = _read("weights", config.weights, AutoConfig.from_pretrained)
+            architecture = files.read("weights", config.weights, AutoConfig.from_pretrained)
         super().__init__(config, config.weights, config.tokenizer, architecture)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
-        return _lacking(config.weights, config.tokenizer, "config.json", _WEIGHTS)
+        return files.lacking(config.weights, config.tokenizer, "config.json", files.WEIGHTS)
 
 
 def _end_of_text(architecture: Any) -> int:
@@ -301,201 +300,3 @@ def _own_architecture(fields: dict[str, Any]) -> Any:
         return AutoConfig.for_model(**fields)
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise PartError(f"lm.architecture: no {family} can be built like this: {error}") from error
-
-
-class GPTJ(_Transformers):
-    """GPT-J (Wang and Komatsuzaki 2021), the paper's language model. Sizes default to the 6B model's."""
-
-    name = "gptj"
-
-    class Config(PartConfig):
-        """Sizes count where there is no config.json beside `weights`; without `weights` these are random."""
-
-        weights: Weights | None = None
-        """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
-        tokenizer: Weights | None = None
-        """A hub name or folder; `weights` where it is not given."""
-        layers: int = Field(28, ge=1)
-        dim: int = Field(4096, ge=1)
-        heads: int = Field(16, ge=1)
-        rotary_dim: int = Field(64, ge=2)
-        context: int = Field(2048, ge=1)
-        vocab: int = Field(50400, ge=1)
-        words: int | None = Field(None, ge=1)
-        """Rows of the word embedding, where it has fewer than the head; in a file the others are padding."""
-        eos: int = Field(50256, ge=0)
-
-        @model_validator(mode="after")
-        def _sizes_fit(self) -> Self:
-            if self.dim % self.heads:
-                raise ValueError(f"a width ({self.dim}) that the heads ({self.heads}) divide")
-            if self.rotary_dim % 2 or self.rotary_dim > self.dim // self.heads:
-                raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, a head's width")
-            if self.eos >= (self.words or self.vocab):
-                raise ValueError(f"an eos below {'words' if self.words else 'vocab'} ({self.words or self.vocab})")
-            return self
-
-    config: Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config))
-        if config.words is not None and config.words > self.vocab:
-            raise PartError(f"lm.words: given {config.words}; allowed: at most the head's {self.vocab} rows")
-        self._cut_words()
-
-    def load_weights(self) -> None:
-        """As every model of transformers, then the padding of its word embedding is cut off."""
-        super().load_weights()
-        self._cut_words()
-
-    def _cut_words(self) -> None:
-        if self.config.words is not None:
-            whole = self.model.get_input_embeddings()
-            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.words].clone())
-            whole.num_embeddings = self.config.words
-
-    @classmethod
-    def problems(cls, config: Config) -> list[str]:
-        """A folder or a bundled name that is not there, a hub name that cannot be had."""
-        return _lacking(config.weights, config.tokenizer, _WEIGHTS)
-
-
-def _gptj_architecture(config: GPTJ.Config) -> Any:
-    """config.json beside the weights where it is at hand, else the config's sizes; never a download."""
-    from transformers import GPTJConfig
-
-    if config.weights is not None:
-        location = _location(config.weights)
-        try:
-            found = GPTJConfig.get_config_dict(location, local_files_only=True)[0]
-        except OSError as error:
-            if (Path(location) / "config.json").is_file():  # there, but no JSON
-                raise PartError(_unreadable("weights", config.weights, error)) from error
-            found = {}
-        if found and found.get("model_type") != "gptj":
-            raise PartError(
-                f'lm.weights: {config.weights} holds a "{found.get("model_type")}"; use = "causal" takes it'
-            )
-        if found:
-            end = found.get("eos_token_id")
-            return GPTJConfig.from_dict({**found, "eos_token_id": config.eos if end is None else end})
-    return GPTJConfig(
-        vocab_size=config.vocab,
-        n_positions=config.context,
-        n_embd=config.dim,
-        n_layer=config.layers,
-        n_head=config.heads,
-        rotary_dim=config.rotary_dim,
-        bos_token_id=config.eos,
-        eos_token_id=config.eos,
-        tie_word_embeddings=False,
-    )
-
-
-# Where weights are
-
-
-def bundled() -> list[str]:
-    """Names of the language models that come with this package."""
-    return sorted(path.parent.name for path in _BUNDLED_FOLDER.glob("*/config.json"))
-
-
-def _location(source: str) -> str:
-    """A bundled name as its folder; everything else is for transformers."""
-    return str(_BUNDLED_FOLDER / source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else source
-
-
-def _is_local(source: str) -> bool:
-    """Is this a folder, going by how it is written, or because there is one?"""
-    path = Path(source)
-    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.is_dir()
-
-
-def _missing(what: str, source: str | None, *files: str) -> list[str]:
-    """What keeps `source` from being read, as far as the disk tells: a folder holds each of `files`."""
-    if source is None:
-        return []
-    if source.startswith(BUNDLED):
-        known = bundled()
-        found = source.removeprefix(BUNDLED) in known
-        return [] if found else [f"{what}: given {source!r}; bundled are {', '.join(known) or 'none'}"]
-    if not _is_local(source):
-        return []
-    path = Path(source)
-    if not path.is_dir():
-        return [f"{what}: given {source!r}, which is no folder"]
-    return [
-        f"{what}: {source} has no {wanted}"
-        for wanted in files
-        if not any(found for pattern in wanted.split(" or ") for found in path.glob(pattern))
-    ]
-
-
-def _lacking(weights: str | None, tokenizer: str | None, *files: str) -> list[str]:
-    return [
-        *_missing("weights", weights, *files),
-        *_not_at_hand("weights", weights, "config.json"),
-        *_missing("tokenizer", tokenizer),
-        *_not_at_hand("tokenizer", tokenizer, "tokenizer_config.json"),
-    ]
-
-
-def _not_at_hand(what: str, source: str | None, file: str) -> list[str]:
-    """A hub name that cannot be had."""
-    if source is None or source.startswith(BUNDLED) or _is_local(source):
-        return []
-    problem = hub_problem(source, file)
-    return [f"{what}: {problem}"] if problem else []
-
-
-def _has_safetensors(source: str) -> bool:
-    """Weights are read as safetensors, unless a folder or a cached hub name has only torch's own format."""
-    folder = Path(_location(source))
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(source, "config.json")
-        if not isinstance(found, str):
-            return _hub_has_safetensors(source)
-        folder = Path(found).parent
-    return any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin"))
-
-
-def _hub_has_safetensors(name: str) -> bool:
-    import huggingface_hub
-
-    try:
-        return any(file.endswith(".safetensors") for file in huggingface_hub.list_repo_files(name))
-    except Exception:  # its HTTP library's own; whoever reads the weights says what is wrong
-        return True
-
-
-def _read(what: str, source: str, load: Callable[..., Any], **how: Any) -> Any:
-    """`load` a folder, or a hub name: from the cache, else from the hub."""
-    if problems := _missing(what, source):
-        raise PartError(f"lm.{problems[0]}. {_allowed()}")
-    location = _location(source)
-    try:
-        if Path(location).is_dir():
-            return load(location, **how)
-        try:
-            return load(location, local_files_only=True, **how)
-        except OSError:
-            if problem := hub_problem(location):  # transformers would ask for each file many times over
-                raise OSError(problem) from None
-        return load(location, **how)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise PartError(_unreadable(what, source, error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _unreadable(what: str, source: str, error: Exception) -> str:
-    return f"lm.{what}: given {source!r}, which cannot be read: {_first_line(error)} {_allowed()}"
-
-
-def _allowed() -> str:
-    here = " or ".join(BUNDLED + name for name in bundled()) or "a bundled name"
-    return f"Allowed: a hub name, a folder in transformers' format (config.json, *.safetensors), or {here}"

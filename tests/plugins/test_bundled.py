@@ -13,7 +13,7 @@ import magma_lms
 import pytest
 from magma_lms.bundled.corpus import documents
 from magma_lms.bundled.make_tiny import accuracies
-from magma_lms.causal import GPTJ
+from magma_lms.gptj import GPTJ
 
 FOLDER = Path(magma_lms.__file__).parent / "bundled/tiny"
 

@@ -18,7 +18,7 @@ import json, resource, sys
 import open_clip, torch, transformers
 from transformers import GPTJForCausalLM
 import magma
-from magma_lms.causal import GPTJ
+from magma_lms.gptj import GPTJ
 from magma_vision.clip import Clip
 half = torch.zeros(64, 64, dtype=torch.bfloat16)
 half @ half  # torch's own first-use memory

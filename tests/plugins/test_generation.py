@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, build
+from families import FAMILIES, build, library
+from magma_lms.causal import Transformers
 from PIL import Image
 from torch import Tensor
 
@@ -40,7 +41,8 @@ def by_recomputation(model: Magma, prompt: list[Any], count: int) -> list[int]:
 
 
 def by_transformers(lm: FrozenLM, prompt: Tensor, count: int) -> list[int]:
-    whole = lm.get_submodule("model").generate(  # type: ignore[operator]
+    assert isinstance(lm, Transformers)
+    whole = library(lm).generate(
         prompt[None],
         attention_mask=torch.ones_like(prompt)[None],
         max_new_tokens=count,

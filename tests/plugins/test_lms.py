@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, architecture, build
-from magma_lms.causal import GPTJ, Causal
+from families import FAMILIES, OURS, architecture, build, library
+from magma_lms.causal import Causal, Transformers
+from magma_lms.gptj import GPTJ
 from torch import Tensor, nn
 
-from magma import Adapter, FrozenLM, Layout, PartConfig, PartError
+from magma import Adapter, Layout, PartConfig, PartError
 
 
 class Sum(Adapter):
@@ -37,33 +38,32 @@ def layout(lengths: list[int], width: int, scored: Tensor | None = None, start: 
     return Layout(positions, torch.tensor(lengths), torch.arange(rows * width) if scored is None else scored)
 
 
-def run(lm: FrozenLM, tokens: Tensor, lengths: list[int] | None = None) -> Tensor:
+def run(lm: Transformers, tokens: Tensor, lengths: list[int] | None = None) -> Tensor:
     rows, width = tokens.shape
     found: Tensor = lm.head(lm(lm.embed(tokens), layout(lengths or [width] * rows, width)))
     return found.view(rows, width, -1)
 
 
 @pytest.fixture(params=FAMILIES)
-def lm(request: pytest.FixtureRequest) -> FrozenLM:
+def lm(request: pytest.FixtureRequest) -> Transformers:
     return build(request.param)
 
 
 TOKENS = torch.randint(2, 96, (3, 12), generator=torch.Generator().manual_seed(1))
 
 
-def test_logits_are_the_librarys(lm: FrozenLM) -> None:
-    assert isinstance(lm, Causal)
-    expected = lm.model(input_ids=TOKENS).logits
+def test_logits_are_the_librarys(lm: Transformers) -> None:
+    expected = library(lm)(input_ids=TOKENS).logits
     assert torch.allclose(run(lm, TOKENS), expected, atol=1e-5)
 
 
-def test_scored_positions_alone_come_back(lm: FrozenLM) -> None:
+def test_scored_positions_alone_come_back(lm: Transformers) -> None:
     scored = torch.tensor([3, 20, 35])
     found = lm.head(lm(lm.embed(TOKENS), layout([12] * 3, 12, scored)))
     assert torch.allclose(found, run(lm, TOKENS).flatten(0, 1)[scored], atol=1e-5)
 
 
-def test_padding_changes_nothing_and_is_no_nan(lm: FrozenLM) -> None:
+def test_padding_changes_nothing_and_is_no_nan(lm: Transformers) -> None:
     lengths = [12, 5, 8]
     together = run(lm, TOKENS, lengths)
     assert together.isfinite().all()
@@ -72,7 +72,7 @@ def test_padding_changes_nothing_and_is_no_nan(lm: FrozenLM) -> None:
         assert torch.allclose(together[row, :length], alone, atol=1e-5)
 
 
-def test_packed_examples_do_not_see_each_other(lm: FrozenLM) -> None:
+def test_packed_examples_do_not_see_each_other(lm: Transformers) -> None:
     lengths = [5, 7]
     packed = Layout(
         positions=torch.cat([torch.arange(n) for n in lengths])[None],
@@ -85,7 +85,7 @@ def test_packed_examples_do_not_see_each_other(lm: FrozenLM) -> None:
     assert torch.allclose(found, apart, atol=1e-5)
 
 
-def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: FrozenLM) -> None:
+def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: Transformers) -> None:
     prompts, steps = [4, 7, 2], 4
     cache = lm.new_cache()
     last = torch.tensor(prompts) - 1 + 7 * torch.arange(3)
@@ -99,7 +99,7 @@ def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: FrozenLM) -> None:
         assert torch.allclose(torch.stack([step[i] for step in found]), whole, atol=1e-4)
 
 
-def test_cache_expand_and_select(lm: FrozenLM) -> None:
+def test_cache_expand_and_select(lm: Transformers) -> None:
     cache = lm.new_cache()
     lm(lm.embed(TOKENS[:2, :6]), layout([6, 4], 6), cache)
     many = cache.expand(2).select(torch.tensor([2, 1]))  # of rows 0, 0, 1, 1
@@ -114,7 +114,7 @@ def test_cache_expand_and_select(lm: FrozenLM) -> None:
 
 
 @pytest.mark.parametrize("place", ["attention", "mlp"])
-def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: FrozenLM, place: Any) -> None:
+def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: Transformers, place: Any) -> None:
     before = run(lm, TOKENS)
     names = set(lm.state_dict())
     lm.adapt(place, lambda: Sum(lm.dim))
@@ -133,7 +133,7 @@ def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: FrozenLM, pla
     assert torch.equal(run(lm, TOKENS), before)
 
 
-def test_adapted_decoding_with_a_cache_equals_the_whole(lm: FrozenLM) -> None:
+def test_adapted_decoding_with_a_cache_equals_the_whole(lm: Transformers) -> None:
     lm.adapt("attention", lambda: Sum(lm.dim))
     lm.adapt("mlp", lambda: Sum(lm.dim))
     cache = lm.new_cache()
@@ -142,12 +142,11 @@ def test_adapted_decoding_with_a_cache_equals_the_whole(lm: FrozenLM) -> None:
     assert torch.allclose(last, run(lm, TOKENS)[:, -1], atol=1e-4)
 
 
-def test_a_saved_folder_loads_with_the_same_logits(lm: FrozenLM, tmp_path: Path) -> None:
-    assert isinstance(lm, Causal)
-    lm.model.save_pretrained(tmp_path)
+def test_a_saved_folder_loads_with_the_same_logits(lm: Transformers, tmp_path: Path) -> None:
+    lm.export(tmp_path)
     again = Causal.build(weights=str(tmp_path))
     again.freeze()
-    assert torch.equal(run(again, TOKENS), run(lm, TOKENS))
+    assert torch.allclose(run(again, TOKENS), run(lm, TOKENS), atol=1e-5)
 
 
 def test_half_precision_stays_and_tables_of_positions_do_not(tmp_path: Path) -> None:
@@ -158,7 +157,7 @@ def test_half_precision_stays_and_tables_of_positions_do_not(tmp_path: Path) -> 
     again = GPTJ.build(weights=str(tmp_path))
     assert next(again.parameters()).dtype == torch.float16
     again.to(torch.bfloat16).to(torch.float32)
-    assert torch.equal(again.model.transformer.h[0].attn.embed_positions, table)
+    assert torch.equal(again.model.transformer.turns, table)
 
 
 def test_gptj_6b_on_meta_has_the_papers_parameters() -> None:
@@ -261,7 +260,7 @@ def test_padding_in_a_cache_does_not_push_tokens_out_of_the_window(family: str) 
     assert torch.allclose(last[0], run(lm, TOKENS[1:2, :9])[0, -1], atol=1e-4)
 
 
-def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: FrozenLM) -> None:
+def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: Transformers) -> None:
     lm.adapt("attention", lambda: Sum(lm.dim))
     lm.adapt("mlp", lambda: Sum(lm.dim))
     lm.freeze()
@@ -277,7 +276,7 @@ def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: FrozenLM) -> 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_padding_is_finite_in_half_precision(lm: FrozenLM, dtype: torch.dtype) -> None:
+def test_padding_is_finite_in_half_precision(lm: Transformers, dtype: torch.dtype) -> None:
     whole = run(lm, TOKENS)
     found = run(lm.to(dtype), TOKENS, [12, 5, 8])
     assert found.dtype == dtype
@@ -357,3 +356,24 @@ def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], me
 def test_blocks_of_another_width_than_the_embeddings_are_refused() -> None:
     with pytest.raises(PartError, match="word embeddings are 16 wide and its blocks 32"):
         Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))
+
+
+@pytest.mark.parametrize("place", ["attention", "mlp", "neither"])
+def test_the_last_block_computes_what_is_scored_alone_and_loses_nothing(place: Any) -> None:
+    """The same hidden states and gradients as with all columns, whatever an adapter does to what it is given."""
+    lm = build(OURS)
+    if place != "neither":
+        torch.manual_seed(1)
+        lm.adapt(place, lambda: Sum(32))
+    embeddings = lm.embed(TOKENS).detach().requires_grad_()
+    scored = torch.tensor([7, 9, 12 + 8, 24 + 11])
+    found = []
+    for first in (0, 7):
+        slow = layout([12, 9, 12], 12, scored)
+        hidden = lm(embeddings, Layout(slow.positions, slow.lengths, slow.scored, first))
+        wanted = [embeddings, *(p for adapter in lm.all_adapters() for p in adapter.parameters())]
+        found.append([hidden, *torch.autograd.grad(hidden.square().sum(), wanted)])
+    for slow_one, fast_one in zip(*found, strict=True):
+        assert torch.allclose(slow_one, fast_one, atol=1e-5)
+    if place == "mlp":
+        assert [seen[1] for seen in lm.adapters["mlp"][-1].seen] == [12, 5]  # type: ignore[attr-defined]

@@ -369,7 +369,7 @@ def test_a_folder_may_be_moved(tmp_path: Path) -> None:
 MEASURE = """
 import resource, sys
 import transformers, magma_reference.convert as convert
-from magma_lms.causal import GPTJ
+from magma_lms.gptj import GPTJ
 import open_clip
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

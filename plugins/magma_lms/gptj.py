@@ -1,0 +1,197 @@
+"""GPT-J (Wang and Komatsuzaki 2021) on its hot path: the published weights, a forward pass of our own.
+
+What differs from the library's, and gives the same numbers: attention is one fused kernel and needs no mask where rows
+are padded on the right; sines and cosines are looked up once for all blocks; the activation is one kernel; the last
+block computes what is asked for alone.
+
+Axes: b batch, t tokens, p columns that a cache holds, h heads, r rotary dimension, d width, m scored positions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magma import Cache, Layout, PartConfig, PartError, Weights
+
+from . import files
+from .causal import KeysAndValues, Transformers, real, visible
+from .families import Adapted
+
+
+class Attention(nn.Module):
+    """The library's projections, under their names, with fused attention between them."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = theirs.q_proj, theirs.k_proj, theirs.v_proj
+        self.out_proj = theirs.out_proj
+        self.heads, self.rotary, self.layer = theirs.num_attention_heads, theirs.rotary_dim, theirs.layer_idx
+
+    def forward(
+        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
+    ) -> Tensor:
+        """[b, t, d] to [b, t - first, d]: what the positions from `first` on gather.
+
+        `turns` are the positions' sines and cosines [b, t, 1, r]. `mask` [b, 1, t, p + t] says who sees whom; without
+        one each position sees itself and those before it.
+        """
+        sines, cosines = turns
+        queries = _turned(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
+        keys = _turned(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._heads(self.v_proj(x))))
+        if cache is not None:
+            keys, values = cache.update(keys, values, self.layer)
+        if mask is not None:
+            mask = mask[:, :, first:]
+        elif first:
+            mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[first:]
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+        gathered: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return gathered
+
+    def _heads(self, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        return x.view(b, t, self.heads, d // self.heads)
+
+
+def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
+    """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
+    turning, rest = x[..., :r], x[..., r:]
+    swapped = torch.stack((-turning[..., 1::2], turning[..., ::2]), dim=-1).flatten(-2)
+    return torch.cat([turning * cosines + swapped * sines, rest], dim=-1)
+
+
+class GPTJ(Transformers):
+    """The paper's language model. Sizes default to the 6B model's."""
+
+    name = "gptj"
+
+    class Config(PartConfig):
+        """Sizes count where there is no config.json beside `weights`; without `weights` these are random."""
+
+        weights: Weights | None = None
+        """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
+        tokenizer: Weights | None = None
+        """A hub name or folder; `weights` where it is not given."""
+        layers: int = Field(28, ge=1)
+        dim: int = Field(4096, ge=1)
+        heads: int = Field(16, ge=1)
+        rotary_dim: int = Field(64, ge=2)
+        context: int = Field(2048, ge=1)
+        vocab: int = Field(50400, ge=1)
+        words: int | None = Field(None, ge=1)
+        """Rows of the word embedding, where it has fewer than the head; in a file the others are padding."""
+        eos: int = Field(50256, ge=0)
+
+        @model_validator(mode="after")
+        def _sizes_fit(self) -> Self:
+            if self.dim % self.heads:
+                raise ValueError(f"a width ({self.dim}) that the heads ({self.heads}) divide")
+            if self.rotary_dim % 2 or self.rotary_dim > self.dim // self.heads:
+                raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, a head's width")
+            if self.eos >= (self.words or self.vocab):
+                raise ValueError(f"an eos below {'words' if self.words else 'vocab'} ({self.words or self.vocab})")
+            return self
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config))
+        if config.words is not None and config.words > self.vocab:
+            raise PartError(f"lm.words: given {config.words}; allowed: at most the head's {self.vocab} rows")
+        self._make_ours()
+
+    def load_weights(self) -> None:
+        """As every model of transformers."""
+        super().load_weights()
+        self._make_ours()
+
+    def _make_ours(self) -> None:
+        """Same tensors under the same names; the padding of the word embedding is cut off."""
+        if self.config.words is not None:
+            whole = self.model.get_input_embeddings()
+            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.words].clone())
+            whole.num_embeddings = self.config.words
+        decoder = self.model.transformer
+        decoder.register_buffer("turns", decoder.h[0].attn.embed_positions, persistent=False)
+        for block in decoder.h:
+            block.attn = Attention(block.attn)
+            if self._architecture.activation_function == "gelu_new":
+                block.mlp.act = nn.GELU(approximate="tanh")
+
+    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+        """[b, t, d] to [m, d]; a cache is filled in place. The last block computes what is scored alone."""
+        assert cache is None or isinstance(cache, KeysAndValues)
+        past = None if cache is None else cache.valid
+        mask = None
+        if past is not None or layout.segments is not None:
+            mask = visible(embeddings, layout, past)[:, None]
+        if cache is not None:
+            cache.valid = real(embeddings, layout, past)
+        decoder: Any = self.model.transformer
+        table = decoder.turns[layout.positions.clamp(max=self.context - 1)].to(embeddings.dtype)
+        sines, cosines = (half.repeat_interleave(2, -1)[:, :, None] for half in table.chunk(2, -1))
+        x, first = embeddings, 0
+        for i, block in enumerate(decoder.h):
+            first = layout.first if i + 1 == len(decoder.h) else 0
+            x = _through(block, x, (sines, cosines), mask, None if cache is None else cache.cache, first)
+        hidden: Tensor = decoder.ln_f(x)
+        t = embeddings.shape[1]
+        scored = layout.scored - first * (layout.scored // t + 1)  # [m] into rows that are `first` columns shorter
+        return hidden.flatten(0, 1)[scored]
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        """A folder or a bundled name that is not there, a hub name that cannot be had."""
+        return files.lacking(config.weights, config.tokenizer, files.WEIGHTS)
+
+
+def _through(
+    block: Any, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any, first: int
+) -> Tensor:
+    """One block, [b, t, d] to [b, t - first, d]: attention and feed-forward side by side."""
+    y = block.ln_1(x)
+    if isinstance(block.attn, Adapted):  # its adapter wants to see what it is given and what comes out at one length
+        attended = block.attn(y, turns, mask, cache)[:, first:]
+    else:
+        attended = block.attn(y, turns, mask, cache, first)
+    out: Tensor = attended + block.mlp(y[:, first:]) + x[:, first:]
+    return out
+
+
+def _gptj_architecture(config: GPTJ.Config) -> Any:
+    """config.json beside the weights where it is at hand, else the config's sizes; never a download."""
+    from transformers import GPTJConfig
+
+    if config.weights is not None:
+        where = files.location(config.weights)
+        try:
+            found = GPTJConfig.get_config_dict(where, local_files_only=True)[0]
+        except OSError as error:
+            if (Path(where) / "config.json").is_file():  # there, but no JSON
+                raise PartError(files.unreadable("weights", config.weights, error)) from error
+            found = {}
+        if found and found.get("model_type") != "gptj":
+            raise PartError(
+                f'lm.weights: {config.weights} holds a "{found.get("model_type")}"; use = "causal" takes it'
+            )
+        if found:
+            end = found.get("eos_token_id")
+            return GPTJConfig.from_dict({**found, "eos_token_id": config.eos if end is None else end})
+    return GPTJConfig(
+        vocab_size=config.vocab,
+        n_positions=config.context,
+        n_embd=config.dim,
+        n_layer=config.layers,
+        n_head=config.heads,
+        rotary_dim=config.rotary_dim,
+        bos_token_id=config.eos,
+        eos_token_id=config.eos,
+        tie_word_embeddings=False,
+    )
