@@ -296,6 +296,10 @@ class FrozenLM(Module):
     def head(self, hidden: Tensor) -> Tensor:
         """[m, d] hidden states to logits [m, v]."""
 
+    def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Of hidden states [m, d] and the tokens [m] that follow them: summed, in float32."""
+        return nn.functional.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+
     def export(self, folder: Path) -> None:
         """Write the bare language model, weights and tokenizer, in its own library's format."""
         raise PartError(f'lm: "{self.name}" has no format of its own to be written in')

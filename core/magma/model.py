@@ -174,8 +174,10 @@ class Magma(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of the targets, summed over them, in float32. Divide by the targets of the global batch."""
-        logits = (self.head or self.lm.head)(self.lm(self.embed(batch), batch.layout))
-        return F.cross_entropy(logits.float(), batch.labels, reduction="sum")
+        hidden = self.lm(self.embed(batch), batch.layout)
+        if self.head is None:
+            return self.lm.cross_entropy(hidden, batch.labels)
+        return F.cross_entropy(self.head(hidden).float(), batch.labels, reduction="sum")
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the targets of this batch, in nats (equations 3 and 4)."""

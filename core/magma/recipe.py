@@ -162,6 +162,8 @@ class Train(_Table):
     """token_mean: over the targets of the global batch. micro_batch_mean: the authors' code's mean of means."""
     max_length: PositiveInt | None = None
     """Longest example in positions; the language model's context where it is not given."""
+    packing: PositiveInt | None = None
+    """Positions of a row that several examples share, each seeing itself alone; one example a row without it."""
     too_long: Literal["error", "skip"] = "error"
     """What to do with an example that does not fit even when its text is cut."""
     evaluate_every: int = Field(0, ge=0)

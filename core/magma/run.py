@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,15 +54,19 @@ def run(
     out = Path(out)
     if not resume and (out / checkpoint.CHECKPOINTS).exists():
         raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
-    first = int(os.environ.get("RANK", 0)) == 0
-    if first:
+    if resume and not (out / checkpoint.RECIPE).is_file():
+        raise TrainingError(f"{out} holds no run to go on with: start one without --resume")
+    if int(os.environ.get("RANK", 0)):
+        train(recipe, out, resume=resume, watcher=watcher)
+        return {}
+    with alone(out):
         watcher.say("planning")
         watcher.plan(plan(recipe, int(os.environ.get("WORLD_SIZE", 1))))
-        out.mkdir(parents=True, exist_ok=True)
         write_text(out / checkpoint.RECIPE, recipe.to_toml())
-    result = train(recipe, out, resume=resume, watcher=watcher)
-    if not first:
-        return {}
+        return _report(recipe, out, train(recipe, out, resume=resume, watcher=watcher), watcher)
+
+
+def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict[str, Any]:
     report = _facts(recipe, result)
     if result.finished:
         draw_losses(out)
@@ -82,6 +87,24 @@ def run(
         count, name = len(result.changed), result.changed[0]
         raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
     return report
+
+
+@contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """A run's folder for one run at a time: a killed launcher may leave processes that still write to it."""
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / ".lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TrainingError(f"{out} is being written by another process: wait for it, or end it first") from error
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def check(recipe: Recipe) -> None:

@@ -232,40 +232,67 @@ class Collator:
         return self.pad([self.sequence(example, rng) for example in examples])
 
     def pad(self, sequences: Sequence[Encoded], score_last: bool = False) -> Batch:
-        """Right-pad to the longest (rounded up to `multiple`).
+        """One sequence a row, padded on the right to the longest (rounded up to `multiple`).
 
         Scored are the positions before each target, or with `score_last` the last position of every row, whose
         labels are 0 then. Of a model that classifies, the last position of every row that has a label is scored.
         """
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        rows, width = len(sequences), -(-int(lengths.max()) // self.multiple) * self.multiple
-        tokens = torch.zeros(rows, width, dtype=torch.long)
-        targets = torch.zeros(rows, width, dtype=torch.bool)
-        for row, sequence in enumerate(sequences):
-            tokens[row, : len(sequence)] = torch.tensor(sequence.tokens)
-            targets[row, : len(sequence)] = torch.tensor(sequence.targets)
-        last = torch.arange(rows) * width + lengths - 1
+        return self._rows([[sequence] for sequence in sequences], score_last)
+
+    def pack(self, sequences: Sequence[Encoded], width: int) -> Batch:
+        """Several sequences a row, each of which sees itself alone, in rows of at most `width` positions.
+
+        As many rows as leave the least padding: the longest sequence first, each into the emptiest row. A sequence
+        that is longer than `width` makes the rows longer.
+        """
+        longest_first = sorted(sequences, key=len, reverse=True)
+        width = max(width, len(longest_first[0]))
+        fewest = -(-sum(map(len, sequences)) // width)
+        tries = [_spread(longest_first, count) for count in range(fewest, 2 * fewest + 1)]
+        fitting = [rows for rows in tries if _longest(rows) <= width] or [[[one] for one in longest_first]]
+        return self._rows(min(fitting, key=lambda rows: len(rows) * _longest(rows)))
+
+    def _rows(self, rows: Sequence[Sequence[Encoded]], score_last: bool = False) -> Batch:
+        lengths = torch.tensor([sum(map(len, row)) for row in rows])
+        width = -(-int(lengths.max()) // self.multiple) * self.multiple
+        tokens = torch.zeros(len(rows), width, dtype=torch.long)
+        targets = torch.zeros(len(rows), width, dtype=torch.bool)
+        positions = torch.arange(width).repeat(len(rows), 1)
+        segments = torch.full((len(rows), width), -1)
+        placed: list[tuple[int, Encoded]] = []  # flat index of the first position
+        for i, row in enumerate(rows):
+            start = 0
+            for number, sequence in enumerate(row):
+                here = slice(start, start + len(sequence))
+                tokens[i, here] = torch.tensor(sequence.tokens)
+                targets[i, here] = torch.tensor(sequence.targets)
+                targets[i, start] = False  # nothing stands before the first position that could predict it
+                positions[i, here] = torch.arange(len(sequence))
+                segments[i, here] = number
+                placed.append((i * width + start, sequence))
+                start += len(sequence)
+        last = torch.tensor([start + len(sequence) - 1 for start, sequence in placed])
         if score_last:
-            scored, labels = last, torch.zeros(rows, dtype=torch.long)
+            scored, labels = last, torch.zeros(len(last), dtype=torch.long)
         elif self.classes:
-            labelled = [row for row, sequence in enumerate(sequences) if sequence.label is not None]
-            scored, labels = last[labelled], torch.tensor([sequences[row].label for row in labelled], dtype=torch.long)
+            labelled = [i for i, (_, sequence) in enumerate(placed) if sequence.label is not None]
+            scored = last[labelled]
+            labels = torch.tensor([placed[i][1].label for i in labelled], dtype=torch.long)
         else:
-            targets[:, 0] = False  # nothing stands before the first position that could predict it
             wanted = targets.flatten().nonzero().squeeze(1)
             scored, labels = wanted - 1, tokens.flatten()[wanted]
-        positions = torch.arange(width).expand(rows, width).contiguous()
-        media, slots = self._gather(sequences, width)
         first = int((scored % width).min()) if len(scored) else width - 1
-        layout = Layout(positions, lengths, scored, first)
-        return Batch(tokens, layout, labels, media, slots, [sequence.name for sequence in sequences])
+        packed = any(len(row) > 1 for row in rows)
+        layout = Layout(positions, lengths, scored, first, segments if packed else None)
+        media, slots = self._gather(placed)
+        return Batch(tokens, layout, labels, media, slots, [sequence.name for _, sequence in placed])
 
-    def _gather(self, sequences: Sequence[Encoded], width: int) -> tuple[dict[str, Tensor], dict[str, Slots]]:
+    def _gather(self, placed: Sequence[tuple[int, Encoded]]) -> tuple[dict[str, Tensor], dict[str, Slots]]:
         media, slots = {}, {}
         for name, (encoder, _) in self.inputs.items():
             found = [
-                (item, row * width + start, size)
-                for row, sequence in enumerate(sequences)
+                (item, begins + start, size)
+                for begins, sequence in placed
                 for owner, item, start, size in sequence.media
                 if owner == name
             ]
@@ -278,3 +305,18 @@ class Collator:
                 steps=torch.cat([torch.arange(size) for _, _, size in found]),
             )
         return media, slots
+
+
+def _spread(longest_first: Sequence[Encoded], count: int) -> list[list[Encoded]]:
+    """Sequences over so many rows, about equally full."""
+    rows: list[list[Encoded]] = [[] for _ in range(min(count, len(longest_first)))]
+    filled = [0] * len(rows)
+    for sequence in longest_first:
+        emptiest = filled.index(min(filled))
+        rows[emptiest].append(sequence)
+        filled[emptiest] += len(sequence)
+    return rows
+
+
+def _longest(rows: Sequence[Sequence[Encoded]]) -> int:
+    return max(sum(map(len, row)) for row in rows)

@@ -158,6 +158,14 @@ def _sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
     return sources, weights
 
 
+def by_length(encoded: Sequence[Encoded]) -> list[Encoded]:
+    """Examples of about one length beside each other, so that little of a micro-batch is padding.
+
+    The global batch is the same, and with it a loss over its targets.
+    """
+    return sorted(encoded, key=len)
+
+
 # Learning rate
 
 
@@ -201,12 +209,14 @@ class _Run:
     skipped: int = 0
     frozen: dict[str, str] = field(default_factory=dict)
     best: Best | None = None
+    saved: Path | None = None
+    """The checkpoint of this very state."""
 
     def __post_init__(self) -> None:
         assert self.recipe.train is not None
         self.train: Train = self.recipe.train
         self.micro, self.accumulation = micro_batches(self.train, self.world.size)
-        self.collator: Collator = self.model.collator(self.train.max_length)
+        self.collator: Collator = self.model.collator(self.train.max_length, 8 if self.world.device != "cpu" else 1)
         self.mixture = Mixture(*_sources(self.recipe, "train"))
         self.evaluation, _ = _sources(self.recipe, "evaluation")
 
@@ -278,13 +288,15 @@ class _Run:
 
     def batches(self, examples: Sequence[Example]) -> list[Batch]:
         """One batch for each accumulation step."""
-        encoded = self.encode(examples, self.step * self.train.batch_size)
+        encoded = by_length(self.encode(examples, self.step * self.train.batch_size))
         return [self.batch(encoded, i) for i in range(self.accumulation)]
 
     def batch(self, encoded: Sequence[Encoded], i: int) -> Batch:
         """The i-th micro-batch; where examples have run out, one without targets, so that ranks do the same."""
         chunk = encoded[i * self.micro : (i + 1) * self.micro]
-        return self.collator.pad(chunk or [Encoded([self.collator.lm.eos], [False], [], "filler")])
+        chunk = chunk or [Encoded([self.collator.lm.eos], [False], [], "filler")]
+        packing = self.train.packing
+        return self.collator.pack(chunk, packing) if packing else self.collator.pad(chunk)
 
     def train_step(self) -> tuple[float, int]:
         """One optimizer step; the mean loss over the global batch, and its examples."""
@@ -393,6 +405,7 @@ class _Run:
                 if not self.best or old != self.folder(self.best.step):
                     shutil.rmtree(old)
         self.world.barrier()
+        self.saved = folder
         return folder
 
     def folder(self, step: int) -> Path:
@@ -402,7 +415,7 @@ class _Run:
     def finish(self, finished: bool) -> Path:
         """The last checkpoint; of a finished run that watches its evaluation loss, the best one: later ones go."""
         if not (finished and self.best):
-            return self.save()
+            return self.saved if self.saved == self.folder(self.step) else self.save()
         best = self.folder(self.best.step)
         if self.world.rank == 0:
             for later in best.parent.glob("step-*"):
@@ -442,6 +455,7 @@ class _Run:
         self.mixture.restore(state["data"])
         self.step = state["step"]
         self.best = Best(**state["best"]) if state.get("best") else None
+        self.saved = folder
 
     def changed(self) -> list[str]:
         """Frozen tensors that are not what they were."""
@@ -494,7 +508,7 @@ class _Metrics:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if step and path.is_file():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= step]
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         aside = path.with_name(f".{path.name}.partial")
         aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         aside.rename(path)
@@ -516,6 +530,14 @@ class _Metrics:
         """Everything so far is on disk."""
         if self.file:
             os.fsync(self.file.fileno())
+
+
+def _step_of(line: str) -> float:
+    """The step of a row; a line that a sudden end cut short belongs to none."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
 
 
 @contextmanager
@@ -554,8 +576,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
     with interruptible() as stopped:
         run.start()
         if resume:
-            run.resume(checkpoint.find(out))
-            watcher.say(f"going on from step {run.step}")
+            _resume(run)
         began = time.perf_counter()
         finished = run.loop(stopped)
         folder = run.finish(finished)
@@ -563,6 +584,18 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
         watcher.say("comparing the frozen weights' fingerprints")
         changed = run.changed()
     return Result(folder, run.step, seconds, finished, run.frozen, changed, run.skipped, world.device)
+
+
+def _resume(run: _Run) -> None:
+    """From the newest checkpoint; from the start where the run ended before it wrote one."""
+    folder = run.out / checkpoint.CHECKPOINTS
+    if run.world.rank == 0:
+        for left in folder.glob(".*"):  # what a sudden end left half-written
+            shutil.rmtree(left, ignore_errors=True)
+    run.world.barrier()
+    if any(folder.glob("step-*")):
+        run.resume(checkpoint.find(run.out))
+    run.watcher.say(f"going on from step {run.step}")
 
 
 def _check_precision(train: Train, world: World) -> None:

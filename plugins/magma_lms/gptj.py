@@ -67,6 +67,44 @@ def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
     return torch.cat([turning * cosines + swapped * sines, rest], dim=-1)
 
 
+class Head(nn.Module):
+    """The library's head, under its names, and the loss behind it in one step.
+
+    The head is frozen, so that the loss's gradient is known as soon as the logits are: [m, d] of it are kept for the
+    backward pass, and none of the logits [m, v].
+    """
+
+    def __init__(self, theirs: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = theirs.weight, theirs.bias
+
+    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
+        """[m, d] to logits [m, v]; with labels [m] to their cross-entropy, summed, in float32."""
+        if labels is None:
+            return F.linear(hidden, self.weight, self.bias)
+        loss: Tensor = _Loss.apply(hidden, self.weight, self.bias, labels)
+        return loss
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+        logits = F.linear(hidden, weight, bias).float()
+        total = logits.logsumexp(-1, keepdim=True)
+        wanted = labels[:, None]
+        loss = (total - logits.gather(1, wanted)).sum()
+        if ctx.needs_input_grad[0]:
+            chances = logits.sub_(total).exp_()
+            chances.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=chances.dtype))
+            ctx.save_for_backward(chances.to(weight.dtype) @ weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (kept,) = ctx.saved_tensors
+        return kept * gradient.to(kept.dtype), None, None, None
+
+
 class GPTJ(Transformers):
     """The paper's language model. Sizes default to the 6B model's."""
 
@@ -118,12 +156,18 @@ class GPTJ(Transformers):
             whole = self.model.get_input_embeddings()
             whole.weight = nn.Parameter(whole.weight.detach()[: self.config.words].clone())
             whole.num_embeddings = self.config.words
+        self.model.lm_head = Head(self.model.lm_head)
         decoder = self.model.transformer
         decoder.register_buffer("turns", decoder.h[0].attn.embed_positions, persistent=False)
         for block in decoder.h:
             block.attn = Attention(block.attn)
             if self._architecture.activation_function == "gelu_new":
                 block.mlp.act = nn.GELU(approximate="tanh")
+
+    def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """[m, d] and [m] to the sum in float32."""
+        loss: Tensor = self.model.lm_head(hidden, labels)
+        return loss
 
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place. The last block computes what is scored alone."""

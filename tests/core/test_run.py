@@ -56,3 +56,40 @@ def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path, monkeypatch: py
     with pytest.raises(TrainingError, match=r"frozen tensors changed in training, the first is lm\.places\.weight"):
         magma.run(RECIPE, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["frozen_unchanged"] is False
+
+
+def test_a_folder_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
+    from magma.run import alone
+
+    with alone(tmp_path / "run"), pytest.raises(TrainingError, match="is being written by another process"):
+        magma.run(RECIPE, tmp_path / "run")
+    magma.run(RECIPE, tmp_path / "run")
+    assert not (tmp_path / "run/.lock").exists()
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="holds no run to go on with"):
+        magma.run(RECIPE, tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+    whole = magma.run(RECIPE, tmp_path / "whole")
+    (tmp_path / "run/checkpoints/.step-00000003.shared").mkdir(parents=True)
+    (tmp_path / "run/recipe.toml").write_text((tmp_path / "whole/recipe.toml").read_text())
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "lo')
+    report = magma.run(RECIPE, tmp_path / "run", resume=True)
+    assert report["steps"] == whole["steps"]
+    ends = [tmp_path / run / "checkpoints/step-00000006/trained.safetensors" for run in ("whole", "run")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000006"]
+
+
+def test_a_finished_run_is_resumed_without_writing_its_checkpoint_again(tmp_path: Path) -> None:
+    magma.run(RECIPE, tmp_path)
+    file = tmp_path / "checkpoints/step-00000006/trained.safetensors"
+    before = file.stat().st_mtime_ns
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 7, "los')
+    report = magma.run(RECIPE, tmp_path, resume=True)
+    assert report["finished"]
+    assert file.stat().st_mtime_ns == before
+    assert (tmp_path / "metrics.jsonl").read_text() == rows

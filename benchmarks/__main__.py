@@ -1,0 +1,290 @@
+"""Run the tables: peers interleaved in one process, median and range over the rounds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from magma import Magma
+
+from . import peers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a table."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None
+    low: float
+    """Of the rounds."""
+    high: float
+
+
+Step = Callable[[], object]
+
+
+def rounds(steps: dict[str, Step], count: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round, one after another; a round before them is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(count + 1):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if i:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def faster(name: str, times: dict[str, list[float]], slow: str, fast: str, target: float | None) -> Row:
+    """How many times as fast, round by round."""
+    ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
+    return Row(name, statistics.median(ratios), "x", target, min(ratios), max(ratios))
+
+
+def training_step(loss: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Step:
+    """Forward, backward, Adam."""
+    optimizer = torch.optim.Adam(parameters, lr=1e-5, foreach=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def _peers(vocab: int, batch: int = 4) -> tuple[Magma, dict[str, Callable[[], Tensor]]]:
+    """The losses of all three, on the same examples."""
+    model = peers.build(vocab=vocab).train()
+    data = peers.examples(batch, vocab)
+    media = torch.stack([example.segments[0].value for example in data])  # type: ignore[union-attr]
+    captions = [example.segments[1].ids for example in data]  # type: ignore[union-attr]
+    published, by_hand = peers.Published(model), peers.ByHand(model)
+    return model, {
+        "published": lambda: published(media, captions),
+        "transformers": lambda: by_hand(media, captions),
+        "ours": lambda: peers.ours(model, data),
+        "published, padded to 178": lambda: _shorter(published, media, captions, 178),
+    }
+
+
+def _shorter(published: peers.Published, media: Tensor, captions: list[Tensor], width: int) -> Tensor:
+    """The published algorithm on a shorter context: what its padding alone costs."""
+    lm: Any = published.model.lm
+    whole, lm.context = lm.context, width
+    try:
+        loss: Tensor = published(media, captions)
+        return loss
+    finally:
+        lm.context = whole
+
+
+def train_vs_published(count: int) -> list[Row]:
+    """d 384, 4 layers, batch 4, 144 media positions, captions of 8 to 33 tokens; vocabulary 512."""
+    model, losses = _peers(vocab=512)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    names = ("published", "published, padded to 178", "ours")
+    times = rounds({name: training_step(losses[name], trained) for name in names}, count)
+    return [
+        faster("train_vs_published", times, "published", "ours", 100),
+        faster("train_vs_published: its padding alone", times, "published", "published, padded to 178", None),
+        faster("train_vs_published: all else", times, "published, padded to 178", "ours", None),
+    ]
+
+
+def train_vs_transformers(count: int) -> list[Row]:
+    """The same, against the library by hand, with a small and with GPT-2's vocabulary."""
+    found = []
+    for vocab, target in ((512, 1.5), (50_258, 3.5)):
+        model, losses = _peers(vocab)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        times = rounds({name: training_step(losses[name], trained) for name in ("transformers", "ours")}, count)
+        found.append(faster(f"train_vs_transformers, {vocab:,} words", times, "transformers", "ours", target))
+    return found
+
+
+def labels(count: int) -> list[Row]:
+    """Batch 8: labels of captions padded to 2,048, token by token, against all at once on as long as they are."""
+    data = peers.examples(8, 512)
+    captions = [example.segments[1].ids for example in data]  # type: ignore[union-attr]
+    filled = peers.padded(captions, 2048, 510)
+    dense = filled[:, : 144 + max(map(len, captions)) + 1]
+    slow, quick = peers.labels_by_loop(filled, 144, 510), labels_at_once(dense, 144, 510)
+    assert torch.equal(slow[:, : quick.shape[1]], quick)
+    assert bool((slow[:, quick.shape[1] :] == peers.IGNORED).all())
+    loop, whole = (lambda: peers.labels_by_loop(filled, 144, 510)), (lambda: labels_at_once(dense, 144, 510))
+    times = rounds({"loop": loop, "at once": lambda: [whole() for _ in range(20)]}, count)
+    times["at once"] = [t / 20 for t in times["at once"]]
+    return [faster("labels", times, "loop", "at once", 200)]
+
+
+def labels_at_once(captions: Tensor, media: int, eos: int) -> Tensor:
+    """What `peers.labels_by_loop` gives, for all rows together."""
+    text = captions[:, : captions.shape[1] - media]
+    ended = (text == eos).cumsum(1) - (text == eos).long() > 0
+    return torch.nn.functional.pad(text.masked_fill(ended, peers.IGNORED), (media, 0), value=peers.IGNORED)
+
+
+def token_efficiency(count: int) -> list[Row]:
+    """Useful tokens of all: lognormal captions (mean 26, deviation 21), batch 256 in micro-batches of 64."""
+    from magma.train import by_length
+
+    model = peers.build(vocab=512, layers=1)
+    collator = model.collator(multiple=8)
+    ways: dict[str, list[Any]] = {
+        "packed in rows of 1,024": [],
+        "padded, as they come": [],
+        "padded, by length": [],
+    }
+    for seed in range(count):
+        draw = torch.Generator().manual_seed(seed)
+        spread = torch.log(torch.tensor(1 + (21 / 26) ** 2)).sqrt()
+        centre = torch.log(torch.tensor(26.0)) - spread**2 / 2
+        lengths = torch.exp(centre + spread * torch.randn(256, generator=draw)).round().clamp(1, 400).int().tolist()
+        made = [
+            collator.sequence(
+                peers.Example([peers.Media("grid", torch.zeros(144, 288)), peers.Tokens(torch.zeros(n).long(), True)])
+            )
+            for n in lengths
+        ]
+        useful = sum(map(len, made))
+        ways["packed in rows of 1,024"].append([collator.pack(made[i : i + 64], 1024) for i in range(0, 256, 64)])
+        ways["padded, as they come"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
+        made = by_length(made)
+        ways["padded, by length"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
+        for found in ways.values():
+            found[-1] = useful / sum(batch.tokens.numel() for batch in found[-1])
+    rows = []
+    for way, found in ways.items():
+        name, target = ("token_efficiency", 0.97) if "packed" in way else (f"token_efficiency: {way}", None)
+        rows.append(Row(name, statistics.median(found), "useful", target, min(found), max(found)))
+    return rows
+
+
+def plugin_overhead(count: int) -> list[Row]:
+    """A model through recipe and registry against the same one wired by hand: equal operators, and time."""
+    from magma_adapters.bottleneck import Sequential
+    from magma_lms.gptj import GPTJ
+    from magma_prefixes.linear import Linear
+    from magma_vision.clip import Clip
+
+    import magma
+
+    tower: dict[str, Any] = {"layers": [1, 1, 1, 1], "width": 16, "image_size": 64}
+    recipe = {
+        "name": "both",
+        "lm": {"use": "gptj", "weights": "bundled:tiny"},
+        "inputs": {"image": {"encoder": {"use": "clip", **tower}, "prefix": {"use": "linear", "layernorm": True}}},
+        "adapters": {"mlp": {"use": "sequential", "downsample": 8}},
+    }
+    through = magma.assemble(recipe)
+    lm, encoder = GPTJ.build(weights="bundled:tiny"), Clip.build(**tower)
+    prefix = Linear.build(encoder.dim, encoder.length, lm.dim, layernorm=True)
+    by_hand = Magma(
+        lm, {"image": magma.Input(encoder, prefix)}, {"mlp": lambda: Sequential.build(lm.dim, downsample=8)}
+    ).float()
+    by_hand.load_state_dict(through.state_dict())
+    images = torch.randn(16, 3, 64, 64)
+    data = [peers.Example([peers.Media("image", image), magma.Text("A picture", target=True)]) for image in images]
+
+    def step(model: Magma) -> Step:
+        trained = [p for p in model.parameters() if p.requires_grad]
+        return training_step(lambda: model.loss(model.collator().batch(data)), trained)
+
+    steps = {"registry": step(through.train()), "by hand": step(by_hand.train())}
+    traces = {}
+    for name, one in steps.items():
+        one()
+        with _Operators() as seen:
+            one()
+        traces[name] = seen.names
+    if traces["registry"] != traces["by hand"]:
+        raise AssertionError("the registry's model runs other operators than the one wired by hand")
+    times = rounds(steps, max(count, 15))
+    return [faster("plugin_overhead (time; at most)", times, "registry", "by hand", 1.10)]
+
+
+class _Operators(TorchDispatchMode):
+    """The names of all operators that run, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def checkpoint_size(_: int) -> list[Row]:
+    """The 6B recipe on paper: every tensor of the published file in half precision, against our checkpoint."""
+    import magma
+    from magma.plan import plan
+
+    found = plan(magma.Recipe.load("released/magma_v1"))
+    ratio = 2 * found.totals["parameters"] / found.checkpoint_bytes
+    return [Row("checkpoint_size", ratio, "x smaller", 16, ratio, ratio)]
+
+
+TABLES: dict[str, Callable[[int], list[Row]]] = {
+    function.__name__: function
+    for function in (
+        train_vs_published,
+        train_vs_transformers,
+        token_efficiency,
+        labels,
+        plugin_overhead,
+        checkpoint_size,
+    )
+}
+
+
+def machine() -> dict[str, Any]:
+    """What it ran on."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": platform.machine(),
+        "cores": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "magma-multimodal")},
+    }
+
+
+def main() -> None:
+    """Print the table, and write it where --json says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=list(TABLES), metavar="NAME", help=", ".join(TABLES))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--rounds", type=int, default=5)
+    chosen = parser.parse_args()
+    rows: list[Row] = []
+    for name in chosen.only or TABLES:
+        for row in TABLES[name](chosen.rounds):
+            rows.append(row)
+            target = "" if row.target is None else f"  target {row.target:g}"
+            print(f"{row.name:44} {row.value:8.3g} {row.unit:10} ({row.low:.3g} to {row.high:.3g}){target}", flush=True)
+    if chosen.json:
+        aside = chosen.json.with_name(f".{chosen.json.name}.partial")
+        aside.write_text(json.dumps({**machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
+        aside.replace(chosen.json)
+
+
+if __name__ == "__main__":
+    main()

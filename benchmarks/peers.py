@@ -1,0 +1,251 @@
+"""Three ways to train the same model on the same examples: the published algorithm, transformers by hand, and ours.
+
+All share one set of tensors, so that a test can hold them to the same loss and gradients. Axes: b batch, t tokens,
+k media positions, d width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+import magma
+from magma import Example, Features, Magma, Media, PartConfig, Tokens
+
+IGNORED = -100
+
+
+class Grid(magma.Encoder):
+    """Features that were computed before [k, e]: what is compared is the language model's side."""
+
+    name = "grid"
+    modality = "grid"
+
+    class Config(PartConfig):
+        """As a CLIP RN50x16 at 384 pixels: 144 features; narrower, as the language model is."""
+
+        dim: int = 288
+        length: int = 144
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.dim, self.length = config.dim, config.length
+
+    def accepts(self, raw: Any) -> bool:
+        """A tensor [k, e]."""
+        return isinstance(raw, Tensor) and raw.ndim == 2
+
+    def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
+        """As it is."""
+        return raw  # type: ignore[no-any-return]
+
+    def blank(self) -> Tensor:
+        """Zeros."""
+        return torch.zeros(self.length, self.dim)
+
+    def forward(self, x: Tensor) -> Features:
+        """[b, k, e], the same."""
+        return Features(x)
+
+
+def build(dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048) -> Magma:
+    """The workload's model through instances: GPT-J of this size, adapters 8/8 of the paper."""
+    from magma_adapters.bottleneck import Sequential
+    from magma_lms.gptj import GPTJ
+    from magma_prefixes.linear import Linear
+
+    torch.manual_seed(0)
+    lm = GPTJ.build(
+        layers=layers,
+        dim=dim,
+        heads=6,
+        rotary_dim=min(32, dim // 6),
+        context=context,
+        vocab=vocab,
+        eos=vocab - 2,
+        weights=None,
+    )
+    grid = Grid(Grid.Config())
+    prefix = Linear.build(grid.dim, grid.length, dim, layernorm=True)
+    return Magma(
+        lm,
+        {"grid": magma.Input(grid, prefix)},
+        {place: lambda: Sequential.build(dim, downsample=8) for place in ("attention", "mlp")},
+    )
+
+
+def examples(count: int, vocab: int, seed: int = 0, shortest: int = 8, longest: int = 33) -> list[Example]:
+    """Captions of 8 to 33 tokens behind a grid of features."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(shortest, longest + 1, (count,), generator=draw).tolist()
+    return [
+        Example(
+            [
+                Media("grid", torch.randn(144, 288, generator=draw)),
+                Tokens(torch.randint(0, vocab - 2, (length,), generator=draw), target=True),
+            ]
+        )
+        for length in lengths
+    ]
+
+
+def ours(model: Magma, batch: Sequence[Example]) -> Tensor:
+    """Mean loss over the targets."""
+    return model.loss(model.collator().batch(batch))
+
+
+# The published algorithm
+
+
+def padded(captions: Sequence[Tensor], width: int, eos: int) -> Tensor:
+    """Captions [b, width], filled up with end-of-text."""
+    out = torch.full((len(captions), width), eos)
+    for row, caption in enumerate(captions):
+        out[row, : len(caption)] = caption
+    return out
+
+
+def labels_by_loop(captions: Tensor, media: int, eos: int) -> Tensor:
+    """[b, t]: the caption up to its first end-of-text behind `media` ignored positions, token by token."""
+    labels = torch.cat([torch.full((len(captions), media), IGNORED), captions[:, : captions.shape[1] - media]], dim=1)
+    for row in labels:
+        for at, token in enumerate(row):
+            if token == eos:
+                row[at + 1 :] = IGNORED
+                break
+    return labels
+
+
+class Published(nn.Module):
+    """Captions padded to the context, eager attention with a mask of the whole context, the head at all positions."""
+
+    def __init__(self, model: Magma, checkpointing: bool = True) -> None:
+        super().__init__()
+        self.model, self.checkpointing = model, checkpointing
+        context = model.lm.context
+        self.register_buffer("mask", torch.ones(context, context, dtype=torch.bool).tril()[None, None])
+
+    def logits(self, prefix: Tensor, captions: Tensor) -> Tensor:
+        """[b, k, d] and [b, context] to [b, context, v]."""
+        lm: Any = self.model.lm
+        decoder = lm.model.transformer
+        words = lm.embed(captions)[:, : captions.shape[1] - prefix.shape[1]]
+        x = torch.cat([prefix, words], dim=1)
+        for block in decoder.h:
+            x = checkpoint(self._block, block, x, use_reentrant=False) if self.checkpointing else self._block(block, x)
+        out: Tensor = lm.model.lm_head(decoder.ln_f(x))
+        return out
+
+    def _block(self, block: Any, x: Tensor) -> Tensor:
+        y = block.ln_1(x)
+        attention, mlp = block.attn, block.mlp
+        attended = _adapted(attention, y, lambda h: self._attention(getattr(attention, "sublayer", attention), h))
+        fed = _adapted(mlp, y, lambda h: self._feed(getattr(mlp, "sublayer", mlp), h))
+        return attended + fed + x
+
+    def _attention(self, attention: Any, x: Tensor) -> Tensor:
+        b, t, d = x.shape
+        heads = attention.heads
+        query, key, value = (
+            p(x).view(b, t, heads, d // heads) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        sine, cosine = self.model.lm.model.transformer.turns[:t].chunk(2, -1)  # type: ignore[union-attr, operator]
+        query, key = (_rotated(part, sine, cosine, attention.rotary) for part in (query, key))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        weights = query @ key.transpose(-1, -2) / (d // heads) ** 0.5
+        weights = weights.masked_fill(~self.mask[:, :, :t, :t], torch.finfo(weights.dtype).min)  # type: ignore[index]
+        weights = weights.softmax(-1)
+        out: Tensor = attention.out_proj((weights @ value).transpose(1, 2).reshape(b, t, d))
+        return out
+
+    def _feed(self, mlp: Any, x: Tensor) -> Tensor:
+        h = mlp.fc_in(x)
+        h = 0.5 * h * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (h + 0.044715 * h**3)))
+        out: Tensor = mlp.fc_out(h)
+        return out
+
+    def forward(self, media: Tensor, captions: Sequence[Tensor]) -> Tensor:
+        """Mean loss over the targets."""
+        (way,) = self.model.ways().values()
+        eos = self.model.lm.eos
+        filled = padded(captions, self.model.lm.context, eos)
+        prefix = way(media).values
+        labels = labels_by_loop(filled, prefix.shape[1], eos)
+        logits = self.logits(prefix, filled)
+        return F.cross_entropy(
+            logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED
+        )
+
+
+def _adapted(module: Any, x: Tensor, sublayer: Any) -> Tensor:
+    return module.adapter(x, sublayer) if hasattr(module, "adapter") else sublayer(x)
+
+
+def _rotated(x: Tensor, sine: Tensor, cosine: Tensor, r: int) -> Tensor:
+    """Neighbouring dimensions as pairs, [b, t, h, d / h]."""
+    sine, cosine = (half.repeat_interleave(2, -1)[None, :, None] for half in (sine, cosine))
+    turning, rest = x[..., :r], x[..., r:]
+    swapped = torch.stack((-turning[..., 1::2], turning[..., ::2]), dim=-1).flatten(-2)
+    return torch.cat([turning * cosine + swapped * sine, rest], dim=-1)
+
+
+# transformers by hand
+
+
+class ByHand(nn.Module):
+    """What a user would write: the library's GPT-J, dynamic padding, adapters behind its sublayers, its own loss."""
+
+    def __init__(self, model: Magma) -> None:
+        super().__init__()
+        from transformers import AutoModelForCausalLM
+
+        mine: Any = model.lm
+        adapters = {place: list(made) for place, made in mine.adapters.items()}
+        wrapped = mine.model.state_dict()
+        state = {n.replace("sublayer.", ""): t for n, t in wrapped.items() if ".adapter." not in n}
+        self.lm = AutoModelForCausalLM.from_config(mine.model.config)
+        self.lm.load_state_dict(state)
+        self.lm.requires_grad_(False).eval()
+        for i, block in enumerate(self.lm.transformer.h):
+            if "attention" in adapters:
+                block.attn = _Behind(block.attn, adapters["attention"][i])
+            if "mlp" in adapters:
+                block.mlp = _Behind(block.mlp, adapters["mlp"][i])
+        (way,) = model.ways().values()
+        self.way = way
+        self.eos = mine.eos
+
+    def forward(self, media: Tensor, captions: Sequence[Tensor]) -> Tensor:
+        """Mean loss over the targets."""
+        prefix = self.way(media).values
+        b, k, _ = prefix.shape
+        width = max(len(caption) for caption in captions) + 1
+        tokens = padded(captions, width, self.eos)
+        lengths = torch.tensor([len(caption) + 1 for caption in captions])
+        real = torch.arange(width) < lengths[:, None]
+        x = torch.cat([prefix, self.lm.transformer.wte(tokens)], dim=1)
+        labels = torch.cat([torch.full((b, k), IGNORED), tokens.masked_fill(~real, IGNORED)], dim=1)
+        seen = torch.cat([torch.ones(b, k, dtype=torch.bool), real], dim=1).long()
+        loss: Tensor = self.lm(inputs_embeds=x, attention_mask=seen, labels=labels, use_cache=False).loss
+        return loss
+
+
+class _Behind(nn.Module):
+    """A sequential adapter around a module of the library."""
+
+    def __init__(self, module: nn.Module, adapter: Any) -> None:
+        super().__init__()
+        self.module, self.adapter = module, adapter
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module gives, its first output adapted."""
+        out = self.module(*args, **kwargs)
+        first = out[0] if isinstance(out, tuple) else out
+        adapted = first + self.adapter.bottleneck(first)
+        return (adapted, *out[1:]) if isinstance(out, tuple) else adapted

@@ -1,0 +1,89 @@
+"""A run that is killed at any moment goes on from its last checkpoint and ends with the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+KILLS = int(os.environ.get("MAGMA_TEST_KILLS", "30"))
+SMALL = {
+    "train.steps": 600,
+    "train.batch_size": 8,
+    "train.checkpoint_every": 3,
+    "train.evaluate_every": 150,
+    "train.evaluate_samples": 8,
+    "tasks": "[]",
+}
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Two processes under a launcher."""
+    sets = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "magma.cli", "recipe", "run", "quickstart", "--out", str(out), "--nproc", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with (out.parent / f"{out.name}.log").open("ab") as log:
+        return subprocess.Popen([*command, *sets, *more], env=environment, stdout=log, stderr=log)
+
+
+def of_run(out: Path) -> list[int]:
+    """Every process of a run, the launcher first: its workers have sessions of their own."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = entry.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(out).encode() in words:
+            found.append(int(entry.parent.name))
+    return sorted(found)
+
+
+def kill(processes: list[int]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_killed_thirty_times_and_the_same_to_the_byte(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert start(whole).wait() == 0
+    kills = 0
+    process = start(parts)
+    while kills < KILLS:
+        time.sleep(draw.uniform(4, 16))
+        if process.poll() is not None:  # it was done before it was killed
+            assert process.returncode == 0, (tmp_path / "parts.log").read_text()[-3000:]
+            break
+        running = of_run(parts)
+        if draw.random() < 0.3:  # one alone, and the others a moment later
+            kill([draw.choice(running)])
+            time.sleep(draw.uniform(0, 1))
+        kill(of_run(parts))
+        process.wait()
+        while of_run(parts):
+            time.sleep(0.05)
+        kills += 1
+        process = start(parts, *(["--resume"] if (parts / "recipe.toml").exists() else []))
+    assert process.wait() == 0, (tmp_path / "parts.log").read_text()[-3000:]
+    assert kills >= min(KILLS, 20)
+    for run in (whole, parts):
+        assert json.loads((run / "report.json").read_text())["frozen_unchanged"] is True
+    ends = [run / "checkpoints/step-00000600/trained.safetensors" for run in (whole, parts)]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, parts)]
+    for found in rows:
+        for row in found:
+            row.pop("samples_per_s", None)
+    assert rows[0] == rows[1]
+    assert not list((parts / "checkpoints").glob(".*"))
