@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -132,3 +133,13 @@ def test_every_bundled_recipes_data_is_named_in_the_docs() -> None:
     for path in (ROOT / "recipes").rglob("*.toml"):
         for source in Recipe.load(path).data.train:
             assert "path" not in source.fields or f"`{source.fields['path']}`" in text
+
+
+def test_performance_says_what_was_measured() -> None:
+    text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
+    (file,) = set(re.findall(r"benchmarks/results/[\w.-]+\.json", text))
+    for row in json.loads((ROOT / file).read_text())["rows"]:
+        figures = [f"{row[key]:.3g}" for key in ("value", "low", "high")]
+        found = [line for line in text.splitlines() if line.startswith("|") and figures[0] in line]
+        assert found, row["name"]
+        assert row["low"] == row["high"] or any(f"{figures[1]} to {figures[2]}" in line for line in found), row["name"]
