@@ -76,9 +76,9 @@ def test_magma_long(plans: dict[str, Plan]) -> None:
     rates = {part.path: part.lr for part in found.parts}
     assert rates["inputs.image.encoder"] == 2e-6
     assert rates["inputs.image.prefix"] == rates["adapters.mlp"] == 8e-4
-    # docs/performance.md's arithmetic: 144 + 20 + end-of-text, 4.42 TFLOP
+    # 144 + 20 + end-of-text: 4.42 TFLOP by hand, less what the last block need not compute
     assert found.tokens_per_example == {"media": 144, "text": 21, "total": 165}
-    assert found.flops_per_sample == pytest.approx(4.42e12, rel=0.01)
+    assert 0.975 * 4.42e12 < found.flops_per_sample < 4.42e12  # type: ignore[operator]
     assert found.checkpoint_bytes == pytest.approx(2 * found.totals["trained"], rel=1e-3)
 
 
@@ -166,7 +166,7 @@ def test_a_plan_needs_neither_data_nor_weights(tmp_path: Path) -> None:
     assert found["world"] == 8
     shown = program("recipe", "plan", "magma_long", home=tmp_path).stdout
     assert " ".join(shown.split()).count("lm gptj 6,050,882,784 frozen") == 1
-    assert "144 image + 21 text (assumed) = 165 tokens an example; 4.44 TFLOP a sample" in shown
+    assert "144 image + 21 text (assumed) = 165 tokens an example; 4.36 TFLOP a sample" in shown
     assert "29,688 steps of 256 examples (7,600,000 samples), bf16" in shown
     assert "ZeRO 2 *" in shown
 
