@@ -370,7 +370,9 @@ class _Run:
         return found
 
     def save(self) -> Path:
-        """A checkpoint with the state to go on from, written aside and renamed."""
+        """A checkpoint with the state to go on from, written aside and renamed; nothing where this step has one."""
+        if self.saved == self.folder(self.step):
+            return self.saved
         self.watcher.say(f"saving a checkpoint at step {self.step}")
         self.average_buffers()
         folder = self.folder(self.step)
@@ -415,7 +417,7 @@ class _Run:
     def finish(self, finished: bool) -> Path:
         """The last checkpoint; of a finished run that watches its evaluation loss, the best one: later ones go."""
         if not (finished and self.best):
-            return self.saved if self.saved == self.folder(self.step) else self.save()
+            return self.save()
         best = self.folder(self.best.step)
         if self.world.rank == 0:
             for later in best.parent.glob("step-*"):
