@@ -20,9 +20,9 @@ from .interfaces import Task
 from .model import Magma
 from .plan import Plan, plan
 from .recipe import Recipe
-from .train import METRICS, Result, Watcher, train
+from .runs import REPORT, draw
+from .train import Result, Watcher, train
 
-REPORT = "report.json"
 LOSS = "loss.png"
 
 
@@ -69,7 +69,7 @@ def run(
 def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict[str, Any]:
     report = _facts(recipe, result)
     if result.finished:
-        draw_losses(out)
+        draw([out], out / LOSS)
         if recipe.tasks:
             model = checkpoint.load(result.folder, device=result.device, say=watcher.say)
             scores = {}
@@ -146,29 +146,6 @@ def write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.partial")
     aside.write_text(text, encoding="utf-8")
     aside.replace(path)
-
-
-def draw_losses(out: Path) -> Path:
-    """loss.png from metrics.jsonl: the loss of every step, and of every evaluation, against the step."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    rows = [json.loads(line) for line in (out / METRICS).read_text(encoding="utf-8").splitlines()]
-    figure, ax = plt.subplots(figsize=(7, 4))
-    for key, style in (("loss", "-"), ("evaluation_loss", "o-")):
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            ax.plot(*zip(*points, strict=True), style, label=key.replace("_", " "), linewidth=1, markersize=4)
-    ax.set(xlabel="step", ylabel="cross-entropy per target token (nats)", yscale="log")
-    ax.grid(alpha=0.3)
-    ax.legend()
-    figure.tight_layout()
-    path = out / LOSS
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return path
 
 
 def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None = None) -> int:

@@ -165,6 +165,14 @@ def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
     )
 
 
+def print_columns(heads: list[str], rows: list[list[str]]) -> None:
+    """A table of text."""
+    table = Table(*heads, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    _stdout().print(table)
+
+
 def _stdout() -> RichConsole:
     """A file or a pipe is as wide as a table needs."""
     return RichConsole(highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -1,0 +1,125 @@
+"""What a run's folder tells, finished or still running: its curves, its figures, and two runs side by side."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .errors import InputError
+from .train import METRICS
+
+REPORT = "report.json"
+RECENT = 50
+"""Steps that a speed is taken over."""
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; one that is being written at this moment is left out."""
+    path = folder / METRICS
+    if not path.is_file():
+        raise InputError(f"{folder} has no {METRICS}; allowed: the folder of a run that has begun")
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def figures(folder: Path) -> dict[str, str]:
+    """Name to figure, as a table shows them: how far it is, losses, speed, scores."""
+    rows = metrics(folder)
+    recipe = _toml(folder)
+    train = recipe.get("train", {})
+    steps = [row for row in rows if "loss" in row]
+    evaluated = [row for row in rows if "evaluation_loss" in row]
+    total = train.get("steps") or -(-train.get("samples", 0) // max(1, train.get("batch_size", 1)))
+    report_path = folder / REPORT
+    report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.is_file() else {}
+    found = {
+        "recipe": str(recipe.get("name", "")),
+        "state": "finished" if report.get("finished") else "stopped" if report else "running, or killed",
+        "steps": f"{steps[-1]['step'] if steps else 0:,} of {total:,}",
+        "examples": f"{sum(row.get('samples', 0) for row in steps):,}",
+    }
+    if steps:
+        recent = steps[-RECENT:]
+        seconds = sum(row["samples"] / row["samples_per_s"] for row in recent)
+        found["loss"] = f"{steps[-1]['loss']:.4f}"
+        found["examples a second"] = f"{sum(row['samples'] for row in recent) / max(seconds, 1e-9):.1f}"
+        found |= {f"learning rate, {part}": f"{rate:.3g}" for part, rate in steps[-1].get("lr", {}).items()}
+    if evaluated:
+        best = min(evaluated, key=lambda row: row["evaluation_loss"])
+        found["evaluation loss"] = f"{evaluated[-1]['evaluation_loss']:.4f}"
+        found["lowest evaluation loss"] = f"{best['evaluation_loss']:.4f} at step {best['step']:,}"
+    for task, scores in report.get("tasks", {}).items():
+        found |= {f"{task.partition('.')[2]}: {name}": f"{value:.3f}" for name, value in scores["model"].items()}
+    return found
+
+
+def differences(one: Path, other: Path) -> dict[str, tuple[str, str]]:
+    """Dotted keys of the two recipes whose values differ; "" where a recipe has no such key."""
+    flat = [dict(_flat(_toml(folder))) for folder in (one, other)]
+    keys = [key for key in {**flat[0], **flat[1]} if flat[0].get(key) != flat[1].get(key)]
+    return {key: (str(flat[0].get(key, "")), str(flat[1].get(key, ""))) for key in keys}
+
+
+def _toml(folder: Path) -> dict[str, Any]:
+    path = folder / checkpoint.RECIPE
+    if not path.is_file():
+        raise InputError(f"{folder} has no {checkpoint.RECIPE}; allowed: the folder of a run")
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [pair for key, one in value.items() for pair in _flat(one, f"{path}.{key}" if path else str(key))]
+    if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        return [pair for i, one in enumerate(value) for pair in _flat(one, f"{path}.{i}")]
+    return [(path, value)]
+
+
+def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
+    """A PNG of the losses of every step and every evaluation; with `rates`, of the learning rates below."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1 + rates, figsize=(7, 4 + 3 * rates), squeeze=False, sharex=True)
+    losses, *below = axes[:, 0]
+    for i, folder in enumerate(folders):
+        rows = metrics(folder)
+        whose = f"{folder.name}: " if len(folders) > 1 else ""
+        for key, style in (("loss", "-"), ("evaluation_loss", "o-")):
+            points = [(row["step"], row[key]) for row in rows if key in row]
+            if points:
+                label = whose + key.replace("_", " ")
+                color = None if len(folders) == 1 else f"C{i}"
+                alpha = 0.4 if len(folders) > 1 and key == "loss" else 1.0
+                losses.plot(
+                    *zip(*points, strict=True), style, label=label, color=color, alpha=alpha, linewidth=1, markersize=4
+                )
+        for ax in below:
+            for part in next((row["lr"] for row in rows if "lr" in row), {}):
+                points = [(row["step"], row["lr"][part]) for row in rows if "lr" in row]
+                ax.plot(*zip(*points, strict=True), label=whose + part, linewidth=1)
+    losses.set(ylabel="cross-entropy per target token (nats)", yscale="log")
+    for ax in below:
+        ax.set(ylabel="learning rate", yscale="log")
+    for ax in axes[:, 0]:
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    axes[-1, 0].set_xlabel("step")
+    axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
+    figure.tight_layout()
+    aside = path.with_name(f".{path.name}.partial")
+    figure.savefig(aside, dpi=100, format="png")
+    aside.replace(path)
+    plt.close(figure)
+    return path
