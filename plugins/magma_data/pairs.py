@@ -7,13 +7,15 @@ of the authors' code: `images/`, and in `image_data/` one JSON file an image.
 from __future__ import annotations
 
 import json
+import os
 import random
 from abc import abstractmethod
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +32,7 @@ class _Config(PartConfig):
     path: LocalPath
     """A folder, or one JSONL file."""
     split: str | None = None
-    """Reads `SPLIT.jsonl` of the folder alone; all its JSONL files where it is not given."""
+    """Reads `SPLIT.jsonl` of the folder alone; all its rows where it is not given."""
     input: str = "image"
     """The model's input that sees the images."""
     shuffle: bool = True
@@ -45,6 +47,7 @@ class _Pairs(DataSource):
     """An index of where each row stands, a few bytes a row; rows are read when their turn comes."""
 
     config: _Config
+    _other_layout: ClassVar[str] = ""
 
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
@@ -62,14 +65,13 @@ class _Pairs(DataSource):
                 f"working folder{source}. It is a folder with {rows} and images (docs/recipes.md); set `path` to it, "
                 "or MAGMA_DATA to the folder that holds it"
             ]
-        if not _files(config):
-            wanted = f"{config.split}.jsonl" if config.split else "*.jsonl"
-            return [f"path: {path} has no {wanted}{cls._other_layout()}"]
-        return []
-
-    @classmethod
-    def _other_layout(cls) -> str:
-        return ""
+        if _files(config):
+            return []
+        if config.split is None:
+            return [f"path: {path} has no *.jsonl{cls._other_layout}"]
+        whole = f"; its {IMAGE_DATA}/ has no splits: `split = false` reads all of it"
+        hint = whole if cls._other_layout and (path / IMAGE_DATA).is_dir() else ""
+        return [f"path: {path} has no {config.split}.jsonl{hint}"]
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
         """One pass, shuffled by seed and pass unless the config says otherwise."""
@@ -80,7 +82,7 @@ class _Pairs(DataSource):
             count = min(count, self.config.limit)
         order: NDArray[np.int64] = np.arange(count)
         if self.config.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(count)
+            order = np.random.default_rng([self.seed % 2**64, epoch]).permutation(count)
         for position in range(state["position"], count):
             row = int(order[position])
             last = position + 1 == count
@@ -91,14 +93,16 @@ class _Pairs(DataSource):
     def rows(self) -> _Rows:
         """Every row of the files, found in one reading."""
         files = _files(self.config)
+        if not files:
+            raise InputError("; ".join(self.problems(self.config)))
         return _Folder(Path(self.config.path), files) if files[:1] == [IMAGE_DATA] else _Lines(files)
 
     def _example(self, i: int, draw: random.Random) -> Example:
         where, folder, row = self.rows.read(i)
         get = _Row(where, row)
-        image = PurePosixPath(get.text("image"))
+        image = PurePosixPath(get.text(self.rows.image_key))
         if image.is_absolute() or ".." in image.parts:
-            raise InputError(f'{where}: image: given "{image}"; allowed: a path inside {folder}')
+            raise InputError(f'{where}: {self.rows.image_key}: given "{image}"; allowed: a path inside {folder}')
         return self.example(Media(self.config.input, folder / image), get, draw if self.config.shuffle else None)
 
     @abstractmethod
@@ -114,9 +118,7 @@ class Captions(_Pairs):
     class Config(_Config):
         """No prompt stands between image and caption, as in the paper (equation 3)."""
 
-    @classmethod
-    def _other_layout(cls) -> str:
-        return f" and no {IMAGE_DATA}/"
+    _other_layout = f" and no {IMAGE_DATA}/"
 
     def example(self, medium: Media, row: _Row, draw: random.Random | None) -> Example:
         """The caption is the target."""
@@ -184,12 +186,15 @@ class _Row:
         values = self.fields[several]
         if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
             raise InputError(f"{self.where}: {several}: given {values!r}; allowed: a list of texts")
+        values = [value.strip() for value in values]
         chosen: str = draw.choice(values) if draw else Counter(values).most_common(1)[0][0]
-        return chosen.strip()
+        return chosen
 
 
 class _Lines:
-    """The lines of JSONL files, by where they begin."""
+    """The lines of JSONL files, by where they begin and which they are."""
+
+    image_key = "image"
 
     def __init__(self, files: list[str]) -> None:
         self.files = [Path(file) for file in files]
@@ -204,45 +209,43 @@ class _Lines:
         """(name for errors, folder of its image, fields)."""
         number = int(np.searchsorted(self.ends, i, side="right"))
         file = self.files[number]
-        line = i - (int(self.ends[number - 1]) if number else 0) + 1
+        start, line = map(int, self.starts[i])
         with file.open("rb") as opened:
-            opened.seek(int(self.starts[i]))
+            opened.seek(start)
             raw = opened.readline()
-        where = f"{file} row {line}"
+        where = f"{file} line {line}"
         return where, file.parent, _parse(where, raw)
 
 
 def _line_starts(file: Path) -> NDArray[np.int64]:
-    """Where each line that is not blank begins."""
-    starts, at = [], 0
-    pieces = []
+    """[n, 2]: where each line that is not blank begins, and its number."""
+    starts = array("q")
+    at = 0
     with file.open("rb") as opened:
-        for line in opened:
+        for number, line in enumerate(opened, 1):
             if line.strip():
-                starts.append(at)
+                starts.extend((at, number))
             at += len(line)
-            if len(starts) == 1 << 16:
-                pieces.append(np.array(starts, dtype=np.int64))
-                starts = []
-    return np.concatenate([*pieces, np.array(starts, dtype=np.int64)])
+    return np.array(starts, dtype=np.int64).reshape(-1, 2)
 
 
 class _Folder:
     """The authors' layout: a JSON file an image, with `image_path` and `captions`."""
 
+    image_key = "image_path"
+
     def __init__(self, folder: Path, _: list[str]) -> None:
         self.folder = folder
         names = sorted(str(p.relative_to(folder / IMAGE_DATA)) for p in (folder / IMAGE_DATA).rglob("*.json"))
-        self.names = np.array([name.encode() for name in names])
+        self.names = np.array([os.fsencode(name) for name in names])
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, i: int) -> tuple[str, Path, Any]:
         """As `_Lines.read`."""
-        file = self.folder / IMAGE_DATA / self.names[i].decode()
-        fields = _parse(str(file), file.read_bytes())
-        return str(file), self.folder, {**fields, "image": fields.get("image_path")}
+        file = self.folder / IMAGE_DATA / os.fsdecode(self.names[i])
+        return str(file), self.folder, _parse(str(file), file.read_bytes())
 
 
 _Rows = _Lines | _Folder
@@ -263,7 +266,10 @@ def _files(config: _Config) -> list[str]:
     path = Path(config.path)
     if path.is_file():
         return [str(path)]
-    found = sorted(str(file) for file in path.glob(f"{config.split or '*'}.jsonl"))
+    if config.split is not None:
+        chosen = path / f"{config.split}.jsonl"
+        return [str(chosen)] if chosen.is_file() else []
+    found = sorted(str(file) for file in path.glob("*.jsonl"))
     if not found and isinstance(config, Captions.Config) and (path / IMAGE_DATA).is_dir():
         return [IMAGE_DATA]
     return found

@@ -25,6 +25,10 @@ def source(part: type[_Pairs], path: Path, seed: int = 0, **fields: Any) -> _Pai
     return part(part.Config(path=str(path), **fields), seed)  # type: ignore[call-arg]
 
 
+def at(epoch: int) -> State:
+    return {"epoch": epoch, "position": 0}
+
+
 def said(example: Example) -> list[str]:
     return [segment.text for segment in example.segments if isinstance(segment, Text)]
 
@@ -52,7 +56,7 @@ def test_a_caption_is_the_target_behind_its_image(captions: Path) -> None:
     medium, text = example.segments
     assert medium == Media("image", captions / "images/0.png")
     assert text == Text("a validation", target=True)
-    assert example.name == f"{captions / 'val.jsonl'} row 1"
+    assert example.name == f"{captions / 'val.jsonl'} line 1"
     assert len(list(source(Captions, captions).iterate())) == 8
     assert len(list(source(Captions, captions / "train.jsonl", limit=3).iterate())) == 3
 
@@ -68,7 +72,10 @@ def test_it_goes_on_from_any_row(captions: Path, shuffle: bool) -> None:
     first, second = ([name for name, _, _ in whole[at : at + 7]] for at in (0, 7))
     assert sorted(first) == sorted(second)
     assert (first == second) is (not shuffle)
-    assert several(source(Captions, captions, seed=1, split="train"), 7) != whole[:7]
+    for seed in (1, -1):
+        other = several(source(Captions, captions, seed=seed, split="train"), 7)
+        assert [name for name, _, _ in other] != first
+        assert sorted(texts for _, texts, _ in other) != sorted(texts for _, texts, _ in whole[:7])
 
 
 def test_a_pass_draws_one_of_several_texts(captions: Path) -> None:
@@ -84,13 +91,24 @@ def test_questions_and_answers(tmp_path: Path) -> None:
     assert example.segments[1:] == [Text("Q: What {is}? A:"), Text(" two", target=True)]
     ((example, _),) = source(Vqa, tmp_path, shuffle=False, template="{question} Answer:").iterate()
     assert said(example)[0] == "What {is}? Answer:"
+    drawn = {said(example)[1] for epoch in range(40) for example, _ in source(Vqa, tmp_path).iterate(at(epoch))}
+    assert drawn == {" one", " two"}
+
+
+def test_the_most_frequent_answer_and_the_first_of_equals(tmp_path: Path) -> None:
+    for answers, most in ((["b", "a", "a ", "c"], " a"), (["b", "a", "a", "b"], " b")):
+        write(tmp_path, "q.jsonl", [{"image": "0.png", "question": "Q?", "answers": answers}])
+        ((example, _),) = source(Vqa, tmp_path, shuffle=False).iterate()
+        assert said(example)[1] == most
 
 
 def test_labels(tmp_path: Path) -> None:
     write(tmp_path, "l.jsonl", [{"image": "0.png", "text": "It rains.", "label": "neutral"}])
     ((example, _),) = source(Labelled, tmp_path).iterate()
     assert example.label == "neutral"
-    assert example.segments[1] == Text("It rains.")
+    assert example.segments[1:] == [Text("It rains.")]
+    ((example, _),) = source(Labelled, tmp_path, template="Claim: {text}").iterate()
+    assert said(example) == ["Claim: It rains."]
 
 
 def test_the_authors_folders(tmp_path: Path) -> None:
@@ -106,17 +124,46 @@ def test_the_authors_folders(tmp_path: Path) -> None:
         assert isinstance(medium, Media)
         assert medium.value.is_file()
     assert Vqa.problems(Vqa.Config(path=str(tmp_path))) == [f"path: {tmp_path} has no *.jsonl"]
+    assert Vqa.problems(Vqa.Config(path=str(tmp_path), split="val")) == [f"path: {tmp_path} has no val.jsonl"]
+    assert Captions.problems(Captions.Config(path=str(tmp_path))) == []
+    write(tmp_path / "image_data/0", "0.json", [{"captions": ["a"]}])
+    with pytest.raises(InputError, match="image_data/0/0.json: image_path: given None; allowed: text"):
+        list(source(Captions, tmp_path).iterate())
+
+
+def test_the_authors_folders_have_no_splits(tmp_path: Path) -> None:
+    """Else a recipe's train and val would be the same rows."""
+    write(tmp_path / "image_data", "0.json", [{"image_path": "images/0.jpg", "captions": ["a"]}])
+    (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="val"))
+    assert problem == (
+        f"path: {tmp_path} has no val.jsonl; its image_data/ has no splits: `split = false` reads all of it"
+    )
+    with pytest.raises(InputError, match="has no val.jsonl"):
+        list(source(Captions, tmp_path, split="val").iterate())
+    assert len(list(Captions(Captions.Config(path=str(tmp_path), split=False), 0).iterate())) == 1
+
+
+def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
+    row = {"image": "0.png", "caption": "a"}
+    write(tmp_path, "a.jsonl", ["", row, " ", {**row, "caption": "b"}])
+    write(tmp_path, "b.jsonl", ["", row])
+    found = [(example.name, said(example)) for example, _ in source(Captions, tmp_path, shuffle=False).iterate()]
+    assert found == [
+        (f"{tmp_path / 'a.jsonl'} line 2", ["a"]),
+        (f"{tmp_path / 'a.jsonl'} line 4", ["b"]),
+        (f"{tmp_path / 'b.jsonl'} line 2", ["a"]),
+    ]
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{broken", "row 1: no JSON"),
-        ("[1]", "row 1: given a list; allowed: a JSON object"),
-        ({"caption": "a"}, "row 1: image: given None; allowed: text"),
-        ({"image": "a.png", "caption": " "}, "row 1: caption: given ' '; allowed: text"),
-        ({"image": "a.png", "captions": []}, r"row 1: captions: given \[\]; allowed: a list of texts"),
-        ({"image": "../a.png", "caption": "a"}, 'row 1: image: given "../a.png"; allowed: a path inside'),
+        ("{broken", "line 1: no JSON"),
+        ("[1]", "line 1: given a list; allowed: a JSON object"),
+        ({"caption": "a"}, "line 1: image: given None; allowed: text"),
+        ({"image": "a.png", "caption": " "}, "line 1: caption: given ' '; allowed: text"),
+        ({"image": "a.png", "captions": []}, r"line 1: captions: given \[\]; allowed: a list of texts"),
+        ({"image": "../a.png", "caption": "a"}, 'line 1: image: given "../a.png"; allowed: a path inside'),
         ({"image": "/etc/a.png", "caption": "a"}, "allowed: a path inside"),
     ],
 )
@@ -133,7 +180,10 @@ def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatc
     assert "get it from https://example.org/cc12m. It is a folder with *.jsonl and images" in problem
     assert "set `path` to it, or MAGMA_DATA to the folder that holds it" in problem
     assert Captions.problems(Captions.Config(path=str(captions), split="test")) == [
-        f"path: {captions} has no test.jsonl and no image_data/"
+        f"path: {captions} has no test.jsonl"
+    ]
+    assert Captions.problems(Captions.Config(path=str(tmp_path))) == [
+        f"path: {tmp_path} has no *.jsonl and no image_data/"
     ]
     monkeypatch.setenv("MAGMA_DATA", str(tmp_path))
     recipe = magma.Recipe.load(
@@ -144,7 +194,7 @@ def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatc
 
 
 def test_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
-    """Eight bytes a row, and as much again while they are gathered."""
+    """Sixteen bytes a row, and as much again while they are gathered."""
     row = json.dumps({"image": "0.png", "caption": "a caption of some length, so that texts would be seen"}) + "\n"
     (tmp_path / "c.jsonl").write_text(row * 200_000)
     pairs = source(Captions, tmp_path)
