@@ -16,7 +16,7 @@ import pytest
 
 KILLS = int(os.environ.get("MAGMA_TEST_KILLS", "30"))
 SMALL = {
-    "train.steps": 600,
+    "train.steps": 400,
     "train.batch_size": 8,
     "train.checkpoint_every": 3,
     "train.evaluate_every": 150,
@@ -53,18 +53,36 @@ def kill(processes: list[int]) -> None:
             os.kill(process, signal.SIGKILL)
 
 
+def steps_of(out: Path) -> int:
+    """Steps that a run has written down."""
+    path = out / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def await_steps(process: subprocess.Popen[bytes], out: Path, more: int) -> None:
+    """Until the run has written so many more steps than now: the moment is the run's own, however fast the machine."""
+    wanted = steps_of(out) + more
+    while steps_of(out) < wanted and process.poll() is None:
+        time.sleep(0.002)
+
+
 @pytest.mark.slow
 def test_killed_thirty_times_and_the_same_to_the_byte(tmp_path: Path) -> None:
     draw = random.Random(0)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert start(whole).wait() == 0
-    kills = 0
+    began = time.monotonic()
+    process = start(whole)
+    await_steps(process, whole, 1)
+    to_first_step = time.monotonic() - began
+    assert process.wait() == 0
     process = start(parts)
-    while kills < KILLS:
-        time.sleep(draw.uniform(4, 16))
-        if process.poll() is not None:  # it was done before it was killed
-            assert process.returncode == 0, (tmp_path / "parts.log").read_text()[-3000:]
-            break
+    for kills in range(1, KILLS + 1):
+        if draw.random() < 0.3:  # while it starts, or in its first steps
+            time.sleep(draw.uniform(0.2, 1.1) * to_first_step)
+        else:  # in its steps, checkpoints and evaluations
+            await_steps(process, parts, draw.randint(1, 12))
+            time.sleep(draw.uniform(0, 0.1))
+        assert process.poll() is None, (kills, (tmp_path / "parts.log").read_text()[-3000:])
         running = of_run(parts)
         if draw.random() < 0.3:  # one alone, and the others a moment later
             kill([draw.choice(running)])
@@ -73,13 +91,11 @@ def test_killed_thirty_times_and_the_same_to_the_byte(tmp_path: Path) -> None:
         process.wait()
         while of_run(parts):
             time.sleep(0.05)
-        kills += 1
         process = start(parts, *(["--resume"] if (parts / "recipe.toml").exists() else []))
     assert process.wait() == 0, (tmp_path / "parts.log").read_text()[-3000:]
-    assert kills >= min(KILLS, 20)
     for run in (whole, parts):
         assert json.loads((run / "report.json").read_text())["frozen_unchanged"] is True
-    ends = [run / "checkpoints/step-00000600/trained.safetensors" for run in (whole, parts)]
+    ends = [run / "checkpoints/step-00000400/trained.safetensors" for run in (whole, parts)]
     assert ends[0].read_bytes() == ends[1].read_bytes()
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, parts)]
     for found in rows:
