@@ -143,7 +143,7 @@ def labels_at_once(captions: Tensor, media: int, eos: int) -> Tensor:
 
 def token_efficiency(count: int) -> list[Row]:
     """Useful tokens of all: lognormal captions (mean 26, deviation 21), batch 256 in micro-batches of 64."""
-    from magma.train import by_length
+    from magma.feed import by_length
 
     model = peers.build(vocab=512, layers=1)
     collator = model.collator(multiple=8)

@@ -20,13 +20,14 @@ def assemble(
     source: Recipe | str | Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = "cpu",
     dtype: torch.dtype | None = None,
     frozen_weights_only: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> Magma:
     """Build the model of a recipe: a file, a bundled name, a dict or a `Recipe`.
 
+    Without a `device` weights stay where loading left them, in their own precision (those of a file are mapped).
     `dtype` is that of `train.precision` where it is not given, float32 without a `[train]` table. On device "meta"
     nothing is loaded. `frozen_weights_only` leaves the pretrained weights of trainable parts out, for who has
     better ones. Equal recipes give equal weights: the random generator is seeded for the duration and put back.
@@ -35,7 +36,7 @@ def assemble(
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
     if dtype is None:
         dtype = DTYPES[recipe.train.precision] if recipe.train else torch.float32
-    meta = torch.device(device).type == "meta"
+    meta = device is not None and torch.device(device).type == "meta"
     said: set[str] = set()
 
     def build(path: str, *context: Any, trainable: bool = False) -> Any:
@@ -71,7 +72,7 @@ def assemble(
         raise PartError(
             f"{len(left)} tensors were never given values, the first is {left[0]}: load_weights missed them"
         )
-    return model.to(device=device, dtype=dtype)
+    return model if device is None else model.to(device=device, dtype=dtype)
 
 
 def recipe_of(model: Magma, name: str = "model") -> Recipe:

@@ -233,9 +233,17 @@ def load(
 
 
 def load_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> None:
-    """Fill a model's trained tensors from a checkpoint: exactly those, of exactly those shapes.
+    """Fill a model's trained tensors from a checkpoint, as `read_trained` finds them."""
+    wanted = model.trained_tensors()
+    with torch.no_grad():
+        for name, tensor in read_trained(model, folder, new_parts=new_parts).items():
+            wanted[name].copy_(tensor)
 
-    With `new_parts`, parts that the checkpoint's model does not have, such as a head, stay as they are.
+
+def read_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> dict[str, Tensor]:
+    """A checkpoint's tensors: exactly the model's trained ones, of exactly those shapes, undamaged.
+
+    With `new_parts`, parts that the checkpoint's model does not have, such as a head, are not asked for.
     """
     wanted = model.trained_tensors()
     if new_parts:
@@ -249,15 +257,18 @@ def load_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> None
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if problems := _misfits({name: t.shape for name, t in wanted.items()}, {n: t.shape for n, t in found.items()}):
+    if problems := _misfits({name: _shape(t) for name, t in wanted.items()}, {n: t.shape for n, t in found.items()}):
         raise CheckpointError(f"{path} does not fit the model:\n{problems}")
     if damaged := differing(read_manifest(folder).get("trained", {}), fingerprints(found)):
         raise CheckpointError(
             f"{path} is damaged: {len(damaged)} of its tensors are not what was written, the first is {damaged[0]}"
         )
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            tensor.copy_(found[name])
+    return found
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    """Also of a parameter that ZeRO-3 has partitioned."""
+    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

@@ -261,6 +261,11 @@ class FrozenLM(Module):
         """How many tokens it can read: the first of its vocabulary, those that have a word embedding."""
         return self.vocab
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its blocks, the first one first: what can be recomputed or compiled one by one. None are named by default."""
+        return ()
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Text to token ids, no special token added."""

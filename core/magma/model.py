@@ -93,6 +93,8 @@ class Magma(nn.Module):
         self.lm = lm
         self.head = head
         self.inputs = nn.ModuleDict(dict(inputs or {}))
+        self.lockstep = False
+        """Run every input for every batch also where nothing is learnt: other processes may have media for it."""
         for place, make in (adapters or {}).items():
             if place not in PLACES:
                 raise PartError(f'adapters are put on {" or ".join(PLACES)}, not on "{place}"')
@@ -150,8 +152,8 @@ class Magma(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """[b, t, d]: word embeddings, with every medium's embeddings written into its slots.
 
-        Each input runs exactly once. In training one that this batch lacks runs on a blank, with no weight in the
-        result and no buffer changed, so that all ranks do the same collectives.
+        Each input runs exactly once. In training, or in `lockstep`, one that this batch lacks runs on a blank, with no
+        weight in the result and no buffer changed, so that all ranks do the same collectives.
         """
         words = self.lm.embed(batch.tokens)
         flat = words.flatten(0, 1)
@@ -160,7 +162,7 @@ class Magma(nn.Module):
                 values = way(batch.media[name]).values
                 slots = batch.slots[name]
                 flat = flat.index_copy(0, slots.positions, values[slots.media, slots.steps].to(flat.dtype))
-            elif torch.is_grad_enabled():
+            elif self.lockstep or torch.is_grad_enabled():
                 blank = way.encoder.stack([way.encoder.blank()]).to(words.device, self._input_dtype(way, words.dtype))
                 was = way.training
                 way.eval()  # BatchNorm's statistics stay as they are

@@ -7,18 +7,19 @@ operation on tensors without data; a dimension that does not fit shows itself th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .assemble import assemble, learning_rates
 from .errors import PartError, TooLong, TrainingError
-from .model import Magma
+from .model import Input, Magma
 from .recipe import Recipe, Train
+from .recompute import recompute
 from .segments import Batch, Encoded
 
 TEXT_TOKENS = 20
@@ -84,6 +85,19 @@ class Length:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """FLOPs of training on a batch: a token's in the language model, a medium's on its way there."""
+
+    per_token: float
+    """At the planned example's length, of which attention's share depends a little."""
+    per_medium: dict[str, float]
+
+    def flops(self, tokens: float, media: Mapping[str, float]) -> float:
+        """Forward and backward, for so many positions and so many media of each input."""
+        return self.per_token * tokens + sum(self.per_medium[name] * count for name, count in media.items())
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that `magma recipe plan` tells. Sizes in bytes, FLOPs of forward and backward, learning rates at the top."""
 
@@ -98,6 +112,7 @@ class Plan:
     """media, one of each input; text, assumed; total."""
     flops_per_sample: int | None
     """None where a part cannot run on meta."""
+    costs: Costs | None
     activation_bytes_per_sample: int | None
     memory: list[Memory]
     checkpoint_bytes: int
@@ -131,8 +146,14 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     totals |= {"parameters": sum(part.parameters for part in parts), "trained": trained}
     totals["frozen"] = totals["parameters"] - trained
     batch = _example(model, recipe, text_tokens)
-    flops, activations = _measure(model, batch)
+    kept_inputs = recompute(model, recipe.train.activation_checkpointing) if recipe.train else []
+    flops, activations = _measure(model, lambda: model(batch), kept_inputs)
     positions = batch.tokens.shape[1]
+    costs = None
+    if flops is not None:
+        found = {name: _measure(model, _alone(way, batch.media[name]))[0] for name, way in model.ways().items()}
+        per_medium = {name: float(count or 0) for name, count in found.items()}
+        costs = Costs((flops - sum(per_medium.values())) / positions, per_medium)
     media = sum(way.prefix.length for way in model.ways().values())
     length = _length(recipe, world)
     return Plan(
@@ -147,6 +168,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         },
         tokens_per_example={"media": media, "text": positions - media, "total": positions},
         flops_per_sample=flops,
+        costs=costs,
         activation_bytes_per_sample=activations,
         memory=_memory(model, totals, world, length, micro_batches, activations) if length else [],
         checkpoint_bytes=sum(t.numel() * t.element_size() for t in model.trained_tensors().values()),
@@ -204,8 +226,18 @@ def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
     return collator.pad([encoded] * _EXAMPLES).to("meta", model.dtype)
 
 
-def _measure(model: Magma, batch: Batch) -> tuple[int | None, int | None]:
-    """FLOPs of forward and backward an example, and the bytes that forward keeps for backward."""
+def _alone(way: Input, x: Tensor) -> Callable[[], Tensor]:
+    """One input's share of the work."""
+    return lambda: way(x).values.sum()
+
+
+def _measure(
+    model: Magma, run: Callable[[], Tensor], kept_inputs: Sequence[nn.Module] = ()
+) -> tuple[int | None, int | None]:
+    """FLOPs of forward and backward an example, and the bytes that forward keeps for backward.
+
+    `kept_inputs` are modules that keep what they are given, and no more.
+    """
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, Tensor] = {}
 
@@ -213,14 +245,18 @@ def _measure(model: Magma, batch: Batch) -> tuple[int | None, int | None]:
         kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage takes its number
         return tensor
 
+    for module in kept_inputs:
+        module.register_forward_pre_hook(lambda _, given: (keep(given[0]), None)[1])
     counter = FlopCounterMode(display=False)
     try:
         with counter:
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                loss = model.train()(batch)
+                model.train()
+                loss = run()
             saved = sum(t.untyped_storage().nbytes() for number, t in kept.items() if number not in own)
             if loss.requires_grad:
-                loss.backward()
+                torch.autograd.backward(loss)
+            model.zero_grad()
     except (RuntimeError, ValueError, IndexError) as error:
         if "meta" in str(error):  # a part asks for a value, and there is none
             return None, None

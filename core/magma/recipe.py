@@ -175,6 +175,16 @@ class Train(_Table):
     checkpoint_every: int = Field(0, ge=0)
     """Steps between checkpoints; 0: at the end alone."""
     keep_checkpoints: PositiveInt = 2
+    spike_factor: float | None = Field(None, gt=1)
+    """A step whose loss is more than so many times that of late is skipped; without it, one that is not finite."""
+    max_skipped_steps: PositiveInt = 20
+    """So many skipped steps in a row end the run, with a checkpoint."""
+    activation_checkpointing: Literal["none", "encoder", "lm", "all"] = "none"
+    """Parts that run a second time in the backward pass instead of keeping their activations."""
+    compile: bool = False
+    """Compile the language model's blocks with torch.compile: minutes at the start."""
+    workers: int | None = Field(None, ge=0)
+    """Processes that decode and collate ahead of each training process; where there is a GPU, up to 8 by default."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -61,9 +61,11 @@ def run(
         return {}
     with alone(out):
         watcher.say("planning")
-        watcher.plan(plan(recipe, int(os.environ.get("WORLD_SIZE", 1))))
+        planned = plan(recipe, int(os.environ.get("WORLD_SIZE", 1)))
+        watcher.plan(planned)
         write_text(out / checkpoint.RECIPE, recipe.to_toml())
-        return _report(recipe, out, train(recipe, out, resume=resume, watcher=watcher), watcher)
+        result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs)
+        return _report(recipe, out, result, watcher)
 
 
 def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def alone(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     path = out / ".lock"
     with path.open("w") as lock:
+        os.register_at_fork(after_in_child=lock.close)  # a worker that outlives its trainer does not hold the lock
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -125,6 +128,8 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "frozen_tensors": len(result.frozen),
         "frozen_fingerprint": checkpoint.digest(result.frozen),
         "skipped_examples": result.skipped,
+        "skipped_steps": result.skipped_steps,
+        "peak_memory_bytes": result.memory,
         "parts": manifest["parts"],
         "checkpoint": str(result.folder),
     }

@@ -6,7 +6,7 @@ Axes: b batch, t tokens (media positions included), m scored positions, s media 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,10 +101,13 @@ class Batch:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """On another device; floating media in `dtype`."""
+        return self._each(lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=True))
 
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
+    def pin_memory(self) -> Batch:
+        """In memory that a GPU can copy from while it computes."""
+        return self._each(Tensor.pin_memory)
 
+    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         layout = self.layout
         return replace(
             self,

@@ -1,21 +1,17 @@
-"""The trainer: DeepSpeed around any assembled model. The only file that imports deepspeed.
+"""The training loop: steps, evaluations, checkpoints, and going on after an end of any kind.
 
 A step is one global batch: `batch_size` examples, over all processes and accumulation steps.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import logging
 import math
 import os
-import random
 import shutil
 import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,17 +23,22 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .assemble import DTYPES, assemble, learning_rates
-from .errors import CheckpointError, TooLong, TrainingError
+from .engine import Engine, World, join, stage
+from .errors import CheckpointError, TrainingError
+from .feed import Feed, Share
 from .interfaces import DataSource
 from .mixture import Mixture
 from .model import Magma
-from .plan import micro_batches
+from .plan import Costs, micro_batches
 from .recipe import Constant, Recipe, Train
-from .segments import Batch, Collator, Encoded, Example
+from .recompute import blocks, recompute
+from .segments import Batch
 
 METRICS = "metrics.jsonl"
-_TAG = "deepspeed"
 _TRAINER = "trainer.json"
+_OPTIMIZER = "optimizer.safetensors"
+_SMOOTH = 0.98
+"""Share of the old value in the average loss that a spike is measured by."""
 
 
 @dataclass
@@ -47,7 +48,19 @@ class Progress:
     step: int
     steps: int
     loss: float
+    """Mean over the global batch's targets, in nats."""
+    rates: dict[str, float]
+    """Learning rate of each part."""
     samples_per_s: float
+    tokens_per_s: float
+    """Without padding."""
+    flops_per_s: float | None
+    """Of one process, padding included; None where a plan could not count them."""
+    useful_flops_per_s: float | None
+    """Without padding."""
+    memory: int
+    """The most bytes this process has held."""
+    skipped: bool
 
 
 @dataclass
@@ -74,58 +87,13 @@ class Result:
     changed: list[str]
     """Frozen tensors whose fingerprints are others after it: none, or something is badly wrong."""
     skipped: int
-    """Examples of this process that did not fit."""
+    """Examples that did not fit."""
+    skipped_steps: int
+    """Steps whose loss or gradient was not finite, or whose loss was a spike."""
+    memory: int
+    """The most bytes this process has held."""
     device: str
     """Where this process trained."""
-
-
-# Processes
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all of them."""
-
-    rank: int = 0
-    size: int = 1
-    device: str = "cpu"
-
-    def sum(self, *values: float) -> list[float]:
-        """Each value, summed over the processes."""
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
-
-    def barrier(self) -> None:
-        """Wait for all."""
-        if self.size > 1:
-            torch.distributed.barrier()
-
-
-def join() -> World:
-    """Join the processes that a launcher started, or be the only one."""
-    with _quiet():
-        import deepspeed
-        from deepspeed.accelerator import get_accelerator
-
-        accelerator = get_accelerator()
-    backend = accelerator.communication_backend_name()
-    if accelerator.device_name() == "cpu":
-        # It is compiled at the first use, for minutes and only where there is a compiler; results are the same.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if accelerator.device_name() != "cpu":
-        accelerator.set_device(local)
-    if "RANK" not in os.environ and not torch.distributed.is_initialized():
-        # alone: no port, and nothing in the environment that a child of this process would take for its own
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, but not in its __all__
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
 @contextmanager
@@ -146,9 +114,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
             signal.signal(number, old)
 
 
-# Data
-
-
 def _sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
     sources, weights = [], []
     for i, table in enumerate(getattr(recipe.data, use)):
@@ -156,17 +121,6 @@ def _sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
         sources.append(part(config, recipe.seed))
         weights.append(float(table.fields.get("weight", 1.0)))
     return sources, weights
-
-
-def by_length(encoded: Sequence[Encoded]) -> list[Encoded]:
-    """Examples of about one length beside each other, so that little of a micro-batch is padding.
-
-    The global batch is the same, and with it a loss over its targets.
-    """
-    return sorted(encoded, key=len)
-
-
-# Learning rate
 
 
 def factor(train: Train, step: int) -> float:
@@ -196,131 +150,132 @@ class Best:
 
 
 @dataclass
+class State:
+    """Where a run stands, weights, optimizer and generators apart. JSON."""
+
+    step: int = 0
+    applied: int = 0
+    """Steps that changed the weights; the others were skipped."""
+    skipped_in_a_row: int = 0
+    average: float | None = None
+    """The loss of late."""
+    skipped_examples: int = 0
+    processes: int = 1
+    data: dict[str, Any] = field(default_factory=dict)
+    scale: dict[str, float] = field(default_factory=dict)
+    best: Best | None = None
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        """From the file of a checkpoint. Raises `CheckpointError`."""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**found, "best": found["best"] and Best(**found["best"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path.parents[1]} has no state to go on from: {error}") from error
+
+
 class _Run:
     """One process's side of a run."""
 
-    recipe: Recipe
-    out: Path
-    world: World
-    watcher: Watcher
-    model: Magma
-    engine: Any = None
-    step: int = 0
-    skipped: int = 0
-    frozen: dict[str, str] = field(default_factory=dict)
-    best: Best | None = None
-    saved: Path | None = None
-    """The checkpoint of this very state."""
+    def __init__(
+        self, recipe: Recipe, out: Path, world: World, watcher: Watcher, model: Magma, costs: Costs | None
+    ) -> None:
+        assert recipe.train is not None
+        self.recipe, self.out, self.world, self.watcher, self.model = recipe, out, world, watcher, model
+        self.costs = costs
+        self.train: Train = recipe.train
+        self.state = State(processes=world.size)
+        self.saved: Path | None = None  # the checkpoint of this very state
+        gpu = world.device != "cpu"
+        batches = micro_batches(self.train, world.size)
+        self.feed = Feed(
+            recipe,
+            model.collator(self.train.max_length, 8 if gpu else 1),
+            world.rank,
+            world.size,
+            *batches,
+            workers=_workers(self.train, gpu),
+            pin=gpu,
+        )
+        self.mixture = Mixture(*_sources(recipe, "train"))
+        self.evaluation, _ = _sources(recipe, "evaluation")
+        model.lockstep = world.size > 1
+        self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
+        self.frozen = self.fingerprints()
 
-    def __post_init__(self) -> None:
-        assert self.recipe.train is not None
-        self.train: Train = self.recipe.train
-        self.micro, self.accumulation = micro_batches(self.train, self.world.size)
-        self.collator: Collator = self.model.collator(self.train.max_length, 8 if self.world.device != "cpu" else 1)
-        self.mixture = Mixture(*_sources(self.recipe, "train"))
-        self.evaluation, _ = _sources(self.recipe, "evaluation")
+    def fingerprints(self) -> dict[str, str]:
+        """Of everything that no step may change."""
+        return {name: checkpoint.fingerprint(t) for name, t in self.engine.whole(self.model.frozen_tensors())}
 
-    # Set-up
+    # Steps
 
-    def start(self) -> None:
-        """Wrap the model in a DeepSpeed engine."""
-        import deepspeed
-
-        rates = learning_rates(self.recipe)
-        groups = [
-            {"params": [p for p in self.model.part_parameters(path) if p.requires_grad], "lr": rate, "name": path}
-            for path, rate in rates.items()
+    def step(self, share: Share) -> dict[str, Any]:
+        """One optimizer step; its row of the metrics."""
+        began = time.perf_counter()
+        rates = self.engine.rates(factor(self.train, self.state.step))
+        device, dtype = self.world.device, DTYPES[self.train.precision]
+        sizes = [
+            sum(counts)
+            for counts in zip(*(_sizes(batch, list(self.feed.collator.inputs)) for batch in share.batches), strict=True)
         ]
-        groups = [group for group in groups if group["params"]]
-        if not groups:
-            raise TrainingError("nothing to train: no input and no adapter has a trainable parameter")
-        declared = {id(p) for group in groups for p in group["params"]}  # type: ignore[attr-defined]
-        stray = [name for name, p in self.model.named_parameters() if p.requires_grad and id(p) not in declared]
-        if stray:
-            raise TrainingError(
-                f"{len(stray)} trainable parameters belong to no declared part, the first is {stray[0]}"
-            )
-        self.frozen = checkpoint.fingerprints(self.model.frozen_tensors())
-        wanted = self.train.optimizer
-        make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam
-        optimizer = make(groups, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay, foreach=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(self.train, step))
-        with _quiet():
-            self.engine, *_ = deepspeed.initialize(
-                model=self.model,
-                optimizer=optimizer,
-                lr_scheduler=schedule,
-                config=self._config(),
-                dist_init_required=False,
-            )
-
-    def _config(self) -> dict[str, Any]:
-        return {
-            "train_batch_size": self.micro * self.accumulation * self.world.size,
-            "train_micro_batch_size_per_gpu": self.micro,
-            "gradient_accumulation_steps": self.accumulation,
-            "gradient_clipping": self.train.gradient_clipping,
-            "bf16": {"enabled": self.train.precision == "bf16"},
-            "fp16": {"enabled": self.train.precision == "fp16"},
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 10**9,
-            **self.recipe.deepspeed,
-        }
-
-    # One step
-
-    def encode(self, examples: Sequence[Example], first: int) -> list[Encoded]:
-        """This process's share of a global batch whose first example is the run's `first`-th."""
-        encoded: list[Encoded] = []
-        for i in range(self.world.rank, len(examples), self.world.size):
-            encoded += self.encode_one(examples[i], random.Random(f"{self.recipe.seed} {first + i}"))
-        return encoded
-
-    def encode_one(self, example: Example, rng: random.Random | None = None) -> list[Encoded]:
-        """One example, or none where it does not fit and the recipe says to skip those."""
-        try:
-            return [self.collator.sequence(example, rng)]
-        except TooLong:
-            if self.train.too_long == "error":
-                raise
-            self.skipped += rng is not None
-            return []
-
-    def batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """One batch for each accumulation step."""
-        encoded = by_length(self.encode(examples, self.step * self.train.batch_size))
-        return [self.batch(encoded, i) for i in range(self.accumulation)]
-
-    def batch(self, encoded: Sequence[Encoded], i: int) -> Batch:
-        """The i-th micro-batch; where examples have run out, one without targets, so that ranks do the same."""
-        chunk = encoded[i * self.micro : (i + 1) * self.micro]
-        chunk = chunk or [Encoded([self.collator.lm.eos], [False], [], "filler")]
-        packing = self.train.packing
-        return self.collator.pack(chunk, packing) if packing else self.collator.pad(chunk)
-
-    def train_step(self) -> tuple[float, int]:
-        """One optimizer step; the mean loss over the global batch, and its examples."""
-        count = self.train.batch_size
-        if self.train.samples is not None:
-            count = min(count, self.train.samples - self.step * count)
-        batches = self.batches(self.mixture.take(count))
-        (targets,) = self.world.sum(sum(len(batch.labels) for batch in batches))
+        targets, skipped, *sizes = self.world.sum(
+            sum(len(batch.labels) for batch in share.batches), share.skipped, *sizes
+        )
         if not targets:
-            raise TrainingError(f"step {self.step + 1}: none of its {count} examples has a target token")
-        total = 0.0
-        for batch in batches:
-            loss = self.engine(batch.to(self.world.device, DTYPES[self.train.precision]))
+            raise TrainingError(f"step {self.state.step + 1}: none of its {share.samples} examples has a target token")
+        total, applied = 0.0, False
+        for i, batch in enumerate(share.batches):
+            loss = self.engine(batch.to(device, dtype))
             total += float(loss.detach())
             # DeepSpeed divides by the accumulation steps and averages over the processes.
             if self.train.loss == "token_mean":
-                loss = loss * (self.accumulation * self.world.size / targets)
+                loss = loss * (len(share.batches) * self.world.size / targets)
             else:
                 loss = loss / max(1, len(batch.labels))
-            self.engine.backward(loss)
-            self.engine.step()
-        self.step += 1
-        (total,) = self.world.sum(total)
-        return total / targets, count
+            if i + 1 == len(share.batches):
+                (total,) = self.world.sum(total)
+                if not self._sane(total / targets):
+                    loss = loss * math.nan  # a gradient that is not finite changes nothing
+            applied = self.engine.backward(loss)
+        self._count(total / targets, share, int(skipped), applied)
+        took = time.perf_counter() - began
+        return {
+            "step": self.state.step,
+            "loss": total / targets if math.isfinite(total) else None,
+            "gradient_norm": self.engine.norm if math.isfinite(self.engine.norm) else None,
+            "lr": rates,
+            "samples": share.samples,
+            **({} if applied else {"skipped": True}),
+            "samples_per_s": share.samples / took,
+            **self._speeds(sizes, took),
+        }
+
+    def _sane(self, loss: float) -> bool:
+        """Is this step's loss one to learn from?"""
+        average, limit = self.state.average, self.train.spike_factor
+        return math.isfinite(loss) and not (limit and average is not None and loss > limit * average)
+
+    def _count(self, loss: float, share: Share, skipped: int, applied: bool) -> None:
+        """Keep book of a step."""
+        state = self.state
+        state.step += 1
+        state.data = share.state
+        state.skipped_examples += skipped
+        state.applied += applied
+        state.skipped_in_a_row = 0 if applied else state.skipped_in_a_row + 1
+        if applied:
+            state.average = loss if state.average is None else _SMOOTH * state.average + (1 - _SMOOTH) * loss
+
+    def _speeds(self, sizes: Sequence[float], took: float) -> dict[str, float]:
+        """Tokens, and FLOPs of each process, a second; `sizes` are those of `_sizes`."""
+        useful, positions, *media = sizes
+        found = {"tokens_per_s": useful / took}
+        if self.costs:
+            for name, tokens in (("flops_per_s", positions), ("useful_flops_per_s", useful)):
+                counted = self.costs.flops(tokens, dict(zip(self.feed.collator.inputs, media, strict=True)))
+                found[name] = counted / took / self.world.size
+        return found
 
     # Beside the steps
 
@@ -333,14 +288,7 @@ class _Run:
         self.model.eval()
         total, targets = 0.0, 0
         for source in self.evaluation:
-            mine: list[Encoded] = []
-            count = 0
-            for example, _ in itertools.islice(source.iterate(), self.train.evaluate_samples):
-                if count % self.world.size == self.world.rank:
-                    mine += self.encode_one(example)
-                count += 1
-            for i in range(math.ceil(math.ceil(count / self.world.size) / self.micro)):
-                batch = self.batch(mine, i)
+            for batch in self.feed.evaluation(source):
                 loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))
                 total, targets = total + float(loss), targets + len(batch.labels)
         self.model.train()
@@ -356,59 +304,56 @@ class _Run:
                 torch.distributed.all_reduce(tensor)
                 tensor /= self.world.size
 
-    def whole(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors in full on every process, also those that ZeRO-3 has partitioned."""
-        import deepspeed
-        from deepspeed.runtime.zero.partition_parameters import is_zero_param
-
-        if not any(is_zero_param(t) for t in tensors.values()):
-            return tensors
-        found = {}
-        for name, tensor in tensors.items():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=is_zero_param(tensor)):
-                found[name] = tensor.detach().cpu().clone()
-        return found
-
     def save(self) -> Path:
         """A checkpoint with the state to go on from, written aside and renamed; nothing where this step has one."""
-        if self.saved == self.folder(self.step):
-            return self.saved
-        self.watcher.say(f"saving a checkpoint at step {self.step}")
+        folder = self.folder(self.state.step)
+        if self.saved == folder:
+            return folder
+        self.watcher.say(f"saving a checkpoint at step {self.state.step}")
         self.average_buffers()
-        folder = self.folder(self.step)
-        aside = folder.with_name(f".{folder.name}.shared")
-        tensors = self.whole(self.model.trained_tensors())
+        tensors = {name: t.detach().cpu() for name, t in self.engine.whole(self.model.trained_tensors())}
+        optimizer = self.engine.state(self.state.applied)
+        generators = self._generators()
+        problem = ""
         if self.world.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
-            (aside / checkpoint.STATE).mkdir(parents=True)
-        self.world.barrier()
-        with _quiet():
-            self.engine.save_checkpoint(
-                str(aside / checkpoint.STATE), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+            try:
+                self._write(folder, tensors, {_OPTIMIZER: optimizer, "random.safetensors": generators})
+            except Exception as error:  # the disk is full, or no longer there: all processes have to know
+                problem = f"{type(error).__name__}: {error}"
+        (failed,) = self.world.sum(bool(problem))
+        if failed:
+            last = f"{self.saved} is the last good one" if self.saved else "there is none yet"
+            raise CheckpointError(
+                f"{folder} could not be written, and is gone{': ' + problem if problem else ''}; {last}: "
+                "make room, then go on with --resume"
             )
-        generators = {"cpu": torch.get_rng_state()}
-        if self.world.device != "cpu":
-            generators["device"] = torch.cuda.get_rng_state()
-        save_file(generators, aside / checkpoint.STATE / f"random-{self.world.rank}.safetensors")
-        self.world.barrier()
-        if self.world.rank == 0:
-            state = {
-                "step": self.step,
-                "processes": self.world.size,
-                "data": self.mixture.state(),
-                "best": self.best and asdict(self.best),
-            }
-            (aside / checkpoint.STATE / _TRAINER).write_text(json.dumps(state), encoding="utf-8")
-            with checkpoint.written_aside(folder) as place:
-                checkpoint.write(place, self.model, self.recipe, self.frozen, tensors, step=self.step)
-                (aside / checkpoint.STATE).rename(place / checkpoint.STATE)
-            shutil.rmtree(aside, ignore_errors=True)
-            for old in sorted(folder.parent.glob("step-*"))[: -self.train.keep_checkpoints]:
-                if not self.best or old != self.folder(self.best.step):
-                    shutil.rmtree(old)
-        self.world.barrier()
         self.saved = folder
         return folder
+
+    def _write(self, folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        with checkpoint.written_aside(folder) as place:
+            checkpoint.write(place, self.model, self.recipe, self.frozen, tensors, step=self.state.step)
+            (place / checkpoint.STATE).mkdir()
+            for name, found in state.items():
+                save_file(dict(found), place / checkpoint.STATE / name)
+            self.state.scale = self.engine.scale
+            text = json.dumps(asdict(self.state))
+            (place / checkpoint.STATE / _TRAINER).write_text(text, encoding="utf-8")
+        for old in sorted(folder.parent.glob("step-*"))[: -self.train.keep_checkpoints]:
+            if not self.state.best or old != self.folder(self.state.best.step):
+                shutil.rmtree(old)
+
+    def _generators(self) -> dict[str, Tensor]:
+        """The random generators of every process, by rank."""
+        own = [torch.get_rng_state()]
+        if self.world.device != "cpu":
+            own.append(torch.cuda.get_rng_state())
+        found: list[Any] = [own]
+        if self.world.size > 1:
+            found = [None] * self.world.size
+            torch.distributed.all_gather_object(found, own)
+        kinds = ("cpu", "device")
+        return {f"{kinds[i]}.{rank}": t for rank, one in enumerate(found) for i, t in enumerate(one)}
 
     def folder(self, step: int) -> Path:
         """The checkpoint of a step."""
@@ -416,9 +361,9 @@ class _Run:
 
     def finish(self, finished: bool) -> Path:
         """The last checkpoint; of a finished run that watches its evaluation loss, the best one: later ones go."""
-        if not (finished and self.best):
+        if not (finished and self.state.best):
             return self.save()
-        best = self.folder(self.best.step)
+        best = self.folder(self.state.best.step)
         if self.world.rank == 0:
             for later in best.parent.glob("step-*"):
                 if later > best:
@@ -428,76 +373,99 @@ class _Run:
 
     def improves(self, loss: float) -> bool:
         """Keep book of the evaluation loss, and save what is better than all before; False where it is time to end."""
-        if self.best is None or loss < self.best.loss:
-            self.best = Best(loss, self.step)
+        best = self.state.best
+        if best is None or loss < best.loss:
+            self.state.best = Best(loss, self.state.step)
             self.save()
             return True
-        self.best.waited += 1
-        return self.best.waited < (self.train.early_stopping or math.inf)
+        best.waited += 1
+        return best.waited < (self.train.early_stopping or math.inf)
 
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint of this run."""
-        state_folder = folder / checkpoint.STATE
-        try:
-            state = json.loads((state_folder / _TRAINER).read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder} has no state to go on from: {error}") from error
-        if state["processes"] != self.world.size:
-            raise CheckpointError(
-                f"{folder} was written by {state['processes']} processes and this run has {self.world.size}: "
-                f"resume with --nproc {state['processes']}, or start another run with --set init.checkpoint={folder}"
-            )
-        checkpoint.load_trained(self.model, folder)
-        with _quiet():
-            self.engine.load_checkpoint(str(state_folder), tag=_TAG, load_module_strict=False)
-        generators = load_file(state_folder / f"random-{self.world.rank}.safetensors")
-        torch.set_rng_state(generators["cpu"])
-        if "device" in generators:
-            torch.cuda.set_rng_state(generators["device"])
-        self.mixture.restore(state["data"])
-        self.step = state["step"]
-        self.best = Best(**state["best"]) if state.get("best") else None
-        self.saved = folder
-
-    def changed(self) -> list[str]:
-        """Frozen tensors that are not what they were."""
-        return checkpoint.differing(self.frozen, checkpoint.fingerprints(self.whole(self.model.frozen_tensors())))
+        """Go on from a checkpoint of this run, with as many processes as it had or another number."""
+        place = folder / checkpoint.STATE
+        state = State.read(place / _TRAINER)
+        tensors = checkpoint.read_trained(self.model, folder)
+        self.engine.load(tensors, load_file(place / _OPTIMIZER), state.applied)
+        generators = load_file(place / "random.safetensors")
+        if f"cpu.{self.world.rank}" in generators:
+            torch.set_rng_state(generators[f"cpu.{self.world.rank}"])
+        if self.world.device != "cpu" and f"device.{self.world.rank}" in generators:
+            torch.cuda.set_rng_state(generators[f"device.{self.world.rank}"])
+        if state.processes != self.world.size:
+            self.watcher.say(f"{folder} was written by {state.processes} processes, and {self.world.size} go on")
+        self.engine.scale = state.scale
+        self.mixture.restore(state.data)
+        state.processes = self.world.size
+        self.state, self.saved = state, folder
 
     def loop(self, stopped: Callable[[], bool]) -> bool:
         """Train to the end, or until all agree to stop; True where the end was reached."""
         total = self.train.total_steps
-        with _Metrics(self.out / METRICS, self.world.rank == 0, self.step) as metrics:
+        with _Metrics(self.out / METRICS, self.world.rank == 0, self.state.step) as metrics:
             self.model.train()
-            while self.step < total:
-                began = time.perf_counter()
-                rates = self._rates()
-                loss, samples = self.train_step()
-                took = time.perf_counter() - began
-                metrics.write(
-                    {"step": self.step, "loss": loss, "lr": rates, "samples": samples, "samples_per_s": samples / took}
-                )
-                self.watcher.step(Progress(self.step, total, loss, samples / took))
-                every = self.train.evaluate_every
-                if self.step == total or (every and self.step % every == 0):
+            for share in self.feed.training(self.mixture, self.state.step):
+                row = self.step(share)
+                metrics.write(row)
+                self._tell(row)
+                self._stop_where_nothing_is_learnt()
+                step, every = self.state.step, self.train.evaluate_every
+                if step == total or (every and step % every == 0):
                     value = self.evaluate_loss()
                     if value is not None:
-                        metrics.write({"step": self.step, "evaluation_loss": value})
-                        self.watcher.say(f"step {self.step}: evaluation loss {value:.4f}")
+                        metrics.write({"step": step, "evaluation_loss": value})
+                        self.watcher.say(f"step {step}: evaluation loss {value:.4f}")
                         if self.train.early_stopping:
                             metrics.sync()
                             if not self.improves(value):
                                 return True
                 (end,) = self.world.sum(float(stopped()))
-                if end and self.step < total:
+                if end and step < total:
                     return False
                 every = self.train.checkpoint_every
-                if every and self.step % every == 0 and self.step < total:
+                if every and step % every == 0 and step < total:
                     metrics.sync()
                     self.save()
         return True
 
-    def _rates(self) -> dict[str, float]:
-        return {group["name"]: group["lr"] for group in self.engine.optimizer.param_groups}
+    def _stop_where_nothing_is_learnt(self) -> None:
+        count = self.state.skipped_in_a_row
+        if count >= self.train.max_skipped_steps:
+            folder = self.save()
+            raise TrainingError(
+                f"step {self.state.step}: the last {count} steps were skipped, their loss or gradient not finite or a "
+                f"spike (train.max_skipped_steps is {self.train.max_skipped_steps}); the weights from before them are "
+                f"in {folder}. Lower train.lr or set train.gradient_clipping, and look at the data"
+            )
+
+    def _tell(self, row: Mapping[str, Any]) -> None:
+        told = Progress(
+            step=row["step"],
+            steps=self.train.total_steps,
+            loss=math.nan if row["loss"] is None else row["loss"],
+            rates=row["lr"],
+            samples_per_s=row["samples_per_s"],
+            tokens_per_s=row["tokens_per_s"],
+            flops_per_s=row.get("flops_per_s"),
+            useful_flops_per_s=row.get("useful_flops_per_s"),
+            memory=self.world.memory(),
+            skipped="skipped" in row,
+        )
+        self.watcher.step(told)
+
+
+def _sizes(batch: Batch, inputs: Sequence[str]) -> list[int]:
+    """Positions without padding, all positions, and media of each input."""
+    media = [len(batch.media[name]) if name in batch.media else 0 for name in inputs]
+    return [int(batch.layout.lengths.sum()), batch.tokens.numel(), *media]
+
+
+def _workers(train: Train, gpu: bool) -> int:
+    """Processes that prepare batches; where a GPU waits for them, this process's share of the cores, up to 8."""
+    if train.workers is not None:
+        return train.workers
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, share - 1)) if gpu else 0
 
 
 class _Metrics:
@@ -542,23 +510,18 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed warns about itself, and says on a CPU that it found no GPU."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher | None = None) -> Result:
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    costs: Costs | None = None,
+) -> Result:
     """Train a recipe and leave its checkpoint under `out`.
 
-    One process, or one of several that a launcher started. Raises `TrainingError`, `CheckpointError` or what a part
-    raises; a signal saves a checkpoint and returns.
+    One process, or one of several that a launcher started; `costs` are a plan's, to tell FLOPs a second. Raises
+    `TrainingError`, `CheckpointError` or what a part raises; a signal saves a checkpoint and returns.
     """
     watcher = watcher or Watcher()
     if recipe.train is None:
@@ -569,14 +532,18 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
     world = join()
     _check_precision(recipe.train, world)
     micro_batches(recipe.train, world.size)
-    model = assemble(recipe, device=world.device, say=watcher.say)
+    partitioned = stage(recipe.train, recipe.deepspeed) == 3  # then each weight moves when its turn comes
+    model = assemble(recipe, device=None if partitioned else world.device, say=watcher.say)
     if recipe.init.checkpoint is not None and not resume:
         watcher.say(f"starting from {recipe.init.checkpoint}")
         checkpoint.load_trained(model, checkpoint.find(recipe.init.checkpoint), new_parts=True)
+    recompute(model, recipe.train.activation_checkpointing)
+    if recipe.train.compile:
+        for block in blocks(model, "train.compile"):
+            block.compile(dynamic=True)
     torch.manual_seed(recipe.seed + world.rank)
-    run = _Run(recipe, out, world, watcher, model)
     with interruptible() as stopped:
-        run.start()
+        run = _Run(recipe, out, world, watcher, model, costs)
         if resume:
             _resume(run)
         began = time.perf_counter()
@@ -584,8 +551,20 @@ def train(recipe: Recipe, out: Path, *, resume: bool = False, watcher: Watcher |
         folder = run.finish(finished)
         seconds = time.perf_counter() - began
         watcher.say("comparing the frozen weights' fingerprints")
-        changed = run.changed()
-    return Result(folder, run.step, seconds, finished, run.frozen, changed, run.skipped, world.device)
+        changed = checkpoint.differing(run.frozen, run.fingerprints())
+    state = run.state
+    return Result(
+        folder=folder,
+        steps=state.step,
+        seconds=seconds,
+        finished=finished,
+        frozen=run.frozen,
+        changed=changed,
+        skipped=state.skipped_examples,
+        skipped_steps=state.step - state.applied,
+        memory=world.memory(),
+        device=world.device,
+    )
 
 
 def _resume(run: _Run) -> None:
@@ -597,7 +576,7 @@ def _resume(run: _Run) -> None:
     run.world.barrier()
     if any(folder.glob("step-*")):
         run.resume(checkpoint.find(run.out))
-    run.watcher.say(f"going on from step {run.step}")
+    run.watcher.say(f"going on from step {run.state.step}")
 
 
 def _check_precision(train: Train, world: World) -> None:

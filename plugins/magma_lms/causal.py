@@ -127,6 +127,11 @@ class Transformers(FrozenLM):
         rows: int = self.model.get_input_embeddings().num_embeddings
         return rows
 
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """Its layers."""
+        return list(self.model.get_submodule(self.family.blocks).children())
+
     @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
@@ -165,9 +170,9 @@ class Transformers(FrozenLM):
         """An adapter around every block's attention or feed-forward."""
         if place in self.adapters:
             raise PartError(f"adapters.{place}: this language model has adapters there already")
-        blocks: nn.ModuleList = self.model.get_submodule(self.family.blocks)
-        made = [make() for _ in blocks]
-        self._undo += [wrap(block, self.family, place, adapter) for block, adapter in zip(blocks, made, strict=True)]
+        made = [make() for _ in self.blocks]
+        pairs = zip(self.blocks, made, strict=True)
+        self._undo += [wrap(block, self.family, place, adapter) for block, adapter in pairs]
         self.adapters[place] = made
 
     def remove_adapters(self) -> None:

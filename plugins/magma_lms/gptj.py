@@ -67,6 +67,26 @@ def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
     return torch.cat([turning * cosines + swapped * sines, rest], dim=-1)
 
 
+class Block(nn.Module):
+    """The library's block, under its names: attention and feed-forward side by side."""
+
+    def __init__(self, theirs: Any) -> None:
+        super().__init__()
+        self.ln_1, self.attn, self.mlp = theirs.ln_1, Attention(theirs.attn), theirs.mlp
+
+    def forward(
+        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
+    ) -> Tensor:
+        """[b, t, d] to [b, t - first, d]."""
+        y = self.ln_1(x)
+        if isinstance(self.attn, Adapted):  # its adapter wants to see what it is given and what comes out at one length
+            attended = self.attn(y, turns, mask, cache)[:, first:]
+        else:
+            attended = self.attn(y, turns, mask, cache, first)
+        out: Tensor = attended + self.mlp(y[:, first:]) + x[:, first:]
+        return out
+
+
 class Head(nn.Module):
     """The library's head, under its names, and the loss behind it in one step.
 
@@ -159,8 +179,8 @@ class GPTJ(Transformers):
         self.model.lm_head = Head(self.model.lm_head)
         decoder = self.model.transformer
         decoder.register_buffer("turns", decoder.h[0].attn.embed_positions, persistent=False)
+        decoder.h = nn.ModuleList(Block(theirs) for theirs in decoder.h)
         for block in decoder.h:
-            block.attn = Attention(block.attn)
             if self._architecture.activation_function == "gelu_new":
                 block.mlp.act = nn.GELU(approximate="tanh")
 
@@ -184,7 +204,7 @@ class GPTJ(Transformers):
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):
             first = layout.first if i + 1 == len(decoder.h) else 0
-            x = _through(block, x, (sines, cosines), mask, None if cache is None else cache.cache, first)
+            x = block(x, (sines, cosines), mask, None if cache is None else cache.cache, first)
         hidden: Tensor = decoder.ln_f(x)
         t = embeddings.shape[1]
         scored = layout.scored - first * (layout.scored // t + 1)  # [m] into rows that are `first` columns shorter
@@ -194,19 +214,6 @@ class GPTJ(Transformers):
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
         return files.lacking(config.weights, config.tokenizer, files.WEIGHTS)
-
-
-def _through(
-    block: Any, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any, first: int
-) -> Tensor:
-    """One block, [b, t, d] to [b, t - first, d]: attention and feed-forward side by side."""
-    y = block.ln_1(x)
-    if isinstance(block.attn, Adapted):  # its adapter wants to see what it is given and what comes out at one length
-        attended = block.attn(y, turns, mask, cache)[:, first:]
-    else:
-        attended = block.attn(y, turns, mask, cache, first)
-    out: Tensor = attended + block.mlp(y[:, first:]) + x[:, first:]
-    return out
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:

@@ -17,7 +17,8 @@ from toys import RECIPE, ToySource
 import magma
 from magma import Recipe, TooLong, TrainingError, checkpoint
 from magma.mixture import Mixture
-from magma.train import Progress, Watcher, factor, micro_batches, train
+from magma.plan import micro_batches
+from magma.train import Progress, Watcher, factor, train
 
 pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
 

@@ -1,0 +1,339 @@
+"""DeepSpeed around a model: processes, the optimizer's step, and its state. The only file that imports deepspeed.
+
+ZeRO partitions optimizer states, gradients or weights over the processes. What is given or taken here is whole, under
+the model's own names, whatever the stage and however many processes: a run goes on with another number of either.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .assemble import DTYPES
+from .errors import TrainingError
+from .model import Magma
+from .recipe import Train
+
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""What Adam keeps of every parameter, by torch's names."""
+MASTER = "master"
+"""The float32 copy of a parameter that is trained in half precision."""
+_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them."""
+
+    rank: int = 0
+    size: int = 1
+    device: str = "cpu"
+
+    def sum(self, *values: float) -> list[float]:
+        """Each value, summed over the processes."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return [float(value) for value in tensor.tolist()]
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.size > 1:
+            torch.distributed.barrier()
+
+    def memory(self) -> int:
+        """The most bytes this process has held: of its GPU, of main memory without one."""
+        if self.device != "cpu":
+            return int(torch.cuda.max_memory_allocated())
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def join() -> World:
+    """Join the processes that a launcher started, or be the only one."""
+    with _quiet():
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator
+
+        accelerator = get_accelerator()
+    backend = accelerator.communication_backend_name()
+    if accelerator.device_name() == "cpu":
+        # It is compiled at the first use, for minutes and only where there is a compiler; results are the same.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local)
+    if "RANK" not in os.environ and not torch.distributed.is_initialized():
+        # alone: no port, and nothing in the environment that a child of this process would take for its own
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, but not in its __all__
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+
+
+def stage(train: Train, config: Mapping[str, Any]) -> int:
+    """The stage of ZeRO that a run gets.
+
+    Half precision needs float32 copies of what is trained, and these are kept by stage 1 and above.
+    """
+    return max(int(config.get("zero_optimization", {}).get("stage", 0)), int(train.precision != "fp32"))
+
+
+class Engine:
+    """A model and its optimizer, in one of several processes.
+
+    `rates` gives each part's highest learning rate. Raises `TrainingError` where nothing would be learnt.
+    """
+
+    def __init__(
+        self,
+        model: Magma,
+        rates: Mapping[str, float],
+        train: Train,
+        config: Mapping[str, Any],
+        batches: tuple[int, int],
+        world: World,
+    ) -> None:
+        """`config` is DeepSpeed's own, without what [train] owns; `batches` are micro-batch size and accumulation."""
+        import deepspeed
+
+        self.model, self.world, self.train = model, world, train
+        self.stage = stage(train, config)
+        micro, accumulation = batches
+        groups = _groups(model, rates)
+        full = {
+            "train_batch_size": micro * accumulation * world.size,
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": train.gradient_clipping,
+            "bf16": {"enabled": train.precision == "bf16"},
+            "fp16": {"enabled": train.precision == "fp16"},
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 10**9,
+            **config,
+            "zero_optimization": {**config.get("zero_optimization", {}), "stage": self.stage},
+        }
+        wanted = train.optimizer
+        make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam
+        with _quiet():
+            if self.stage == 3:
+                _partition(model, full, DTYPES[train.precision], world.device)
+            optimizer = make(groups, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay, fused=True)
+            self._engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=full, dist_init_required=False
+            )
+        deep: Any = self._engine.optimizer
+        self._zero: Any = deep if self.stage else None
+        self._adam: Any = deep.optimizer if self.stage else deep
+        self.highest = {group["name"]: group["lr"] for group in self._groups}
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.norm = math.nan
+        """Of the last step's gradient, before it was clipped."""
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = self._engine.optimizer.param_groups
+        return groups
+
+    # Steps
+
+    def rates(self, factor: float) -> dict[str, float]:
+        """Set every part's learning rate to this fraction of its highest, and tell them."""
+        for group in self._groups:
+            group["lr"] = self.highest[group["name"]] * factor
+        return {group["name"]: group["lr"] for group in self._groups}
+
+    def __call__(self, batch: Any) -> Tensor:
+        loss: Tensor = self._engine(batch)
+        return loss
+
+    def backward(self, loss: Tensor) -> bool:
+        """Gradients of one micro-batch, and after the last one a step; False where there was none to take.
+
+        A gradient that is not finite changes nothing: weights and optimizer stay as they are.
+        """
+        self._engine.backward(loss)
+        last = self._engine.is_gradient_accumulation_boundary()
+        if last and not self.stage:
+            gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+            self.norm = float(nn.utils.get_total_norm(gradients))
+            if not math.isfinite(self.norm):
+                for p in self.trained.values():
+                    p.grad = None  # what torch's optimizers pass over
+                self._engine.step()
+                return False
+        self._engine.step()
+        if last and self.stage:
+            self.norm = float(self._engine.get_global_grad_norm() or math.nan)
+            return not self._zero.overflow
+        return True
+
+    # Whole tensors
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor in full, one after the other, on every process."""
+        if self.stage < 3:
+            yield from tensors.items()
+            return
+        import deepspeed
+        from deepspeed.runtime.zero.partition_parameters import is_zero_param
+
+        for name, tensor in tensors.items():
+            if is_zero_param(tensor):
+                with deepspeed.zero.GatheredParameters([tensor]):
+                    yield name, tensor.detach().clone()
+            else:
+                yield name, tensor
+
+    @torch.no_grad()
+    def state(self, applied: int) -> dict[str, Tensor]:
+        """What the optimizer has gathered in `applied` steps, by parameter: averages, and float32 copies."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        if applied:
+            self._link()
+        found = {}
+        for name, p in self.trained.items():
+            if self.train.precision != "fp32":
+                found[f"{name}.{MASTER}"] = safe_get_full_fp32_param(p).cpu()
+            for key in AVERAGES if applied else ():
+                value = safe_get_full_optimizer_state(p, key) if self.stage else self._adam.state[p][key]
+                found[f"{name}.{key}"] = value.detach().cpu()
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], applied: int) -> None:
+        """Go on from trained tensors and a `state`; every process gives the same whole ones."""
+        import deepspeed
+
+        own = self.model.trained_tensors()
+        for name, value in tensors.items():
+            if self.stage == 3 and name in self.trained:
+                with deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0):
+                    if self.world.rank == 0:
+                        own[name].copy_(value)
+            else:
+                own[name].copy_(value)
+        if applied:
+            self._make_averages(applied)
+        for name, p in self.trained.items():
+            if self.stage:
+                self._put(p, state.get(f"{name}.{MASTER}", tensors[name]).float(), None)
+            for key in AVERAGES if applied else ():
+                self._put(p, state[f"{name}.{key}"], key)
+
+    def _make_averages(self, applied: int) -> None:
+        """Adam makes them in its first step: here before it, to be filled, with the count of steps so far."""
+        kept = [flat for _, flat in self._flat()] if self.stage else self.trained.values()
+        for p in kept:
+            self._adam.state[p] = {
+                "step": torch.tensor(float(applied), device=p.device),
+                **{key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in AVERAGES},
+            }
+        self._link()
+
+    def _flat(self) -> list[tuple[list[nn.Parameter], Tensor]]:
+        """ZeRO's groups of parameters, each with its flat float32 share."""
+        zero = self._zero
+        if self.stage == 3:
+            return list(zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True))
+        if hasattr(zero, "bf16_groups"):
+            return list(zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True))
+        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
+
+    def _link(self) -> None:
+        """Tell parameters where their averages are: DeepSpeed does so before every group has made its own."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self.stage in (1, 2):
+            for parameters, flat in self._flat():
+                lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
+
+    def _put(self, p: nn.Parameter, value: Tensor, key: str | None) -> None:
+        """A whole float32 tensor into one parameter's average, or its float32 copy without a key."""
+        from deepspeed import utils
+
+        value = value.to(self.world.device)
+        if not self.stage:
+            assert key is not None
+            self._adam.state[p][key].copy_(value)
+        elif self.stage < 3 and key is None:
+            utils.safe_set_full_fp32_param(p, value)
+        elif self.stage < 3:
+            utils.safe_set_full_optimizer_state(p, value, key)
+        else:  # the last share is padded, which DeepSpeed's own function for whole tensors forgets
+            share = p.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed's
+            padded = F.pad(value.flatten(), (0, share * self.world.size - value.numel()))
+            own = padded.narrow(0, share * self.world.rank, share)
+            if key is None:
+                utils.safe_set_local_fp32_param(p, own)
+            else:
+                utils.safe_set_local_optimizer_state(p, own, key)
+
+    @property
+    def scale(self) -> dict[str, float]:
+        """Where the loss scaler of half precision stands; JSON."""
+        scaler = getattr(self._zero, "loss_scaler", None)
+        return {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)}
+
+    @scale.setter
+    def scale(self, found: Mapping[str, float]) -> None:
+        for key, value in found.items():
+            setattr(self._zero.loss_scaler, key, value)
+
+
+def _groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One parameter group a part that learns."""
+    groups = [
+        {"params": [p for p in model.part_parameters(path) if p.requires_grad], "lr": rate, "name": path}
+        for path, rate in rates.items()
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise TrainingError("nothing to train: no input and no adapter has a trainable parameter")
+    declared = {id(p) for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    stray = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in declared]
+    if stray:
+        raise TrainingError(f"{len(stray)} trainable parameters belong to no declared part, the first is {stray[0]}")
+    return groups
+
+
+def _partition(model: Magma, config: Mapping[str, Any], dtype: torch.dtype, device: str) -> None:
+    """Every parameter to its shares, one at a time: of weights that are mapped from a file, nobody holds the whole."""
+    import deepspeed
+
+    for module in model.modules():
+        parameters = list(module.parameters(recurse=False))
+        for p in parameters:
+            p.data = p.data.to(device, dtype)
+        if parameters:
+            alone = nn.Module()
+            alone.held = nn.ParameterList(parameters)
+            deepspeed.zero.Init(module=alone, config_dict_or_path=dict(config), dtype=dtype)
+    model.to(device=device, dtype=dtype)  # the buffers
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DeepSpeed warns about itself, and says on a CPU that it found no GPU."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)

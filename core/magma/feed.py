@@ -1,0 +1,177 @@
+"""Examples on their way to the model: drawn in order, decoded and collated ahead of it by worker processes."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import MagmaError, TooLong
+from .interfaces import DataSource
+from .mixture import Mixture
+from .recipe import Recipe
+from .segments import Batch, Collator, Encoded, Example
+
+T = TypeVar("T")
+AHEAD = 2
+"""Steps that each worker prepares before they are asked for."""
+
+
+@dataclass
+class Share:
+    """One process's share of a global batch."""
+
+    batches: list[Batch]
+    """One for each accumulation step."""
+    samples: int
+    """Examples of the global batch."""
+    skipped: int
+    """Those of this share that did not fit."""
+    state: dict[str, Any]
+    """Where the mixture stands behind this step; JSON."""
+
+    def pin_memory(self) -> Share:
+        """In memory that a GPU copies from while it computes."""
+        self.batches = [batch.pin_memory() for batch in self.batches]
+        return self
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What one of `size` processes computes on: a global batch is dealt out among them, one example each in turn."""
+
+    recipe: Recipe
+    collator: Collator
+    rank: int
+    size: int
+    micro: int
+    accumulation: int
+    workers: int
+    pin: bool
+
+    def __post_init__(self) -> None:
+        assert self.recipe.train is not None
+
+    @property
+    def _train(self) -> Any:
+        return self.recipe.train
+
+    def training(self, mixture: Mixture, step: int) -> Iterator[Share]:
+        """The shares of the steps behind `step`, to the end of the run."""
+
+        def work() -> Iterator[tuple[list[tuple[int, Example]], int, dict[str, Any]]]:
+            for first in range(step * self._train.batch_size, self._samples, self._train.batch_size):
+                examples = mixture.take(min(self._train.batch_size, self._samples - first))
+                yield self._mine(examples, first), len(examples), mixture.state()
+
+        def share(given: tuple[list[tuple[int, Example]], int, dict[str, Any]]) -> Share:
+            mine, samples, state = given
+            encoded = [self.encode(example, random.Random(f"{self.recipe.seed} {i}")) for i, example in mine]
+            fitting = by_length([one for one in encoded if one is not None])
+            chunks = [fitting[i * self.micro : (i + 1) * self.micro] for i in range(self.accumulation)]
+            return Share([self.batch(chunk) for chunk in chunks], samples, encoded.count(None), state)
+
+        return _ahead(work(), share, self.workers, self.pin)
+
+    @property
+    def _samples(self) -> int:
+        samples: int = self._train.samples or self._train.total_steps * self._train.batch_size
+        return samples
+
+    def evaluation(self, source: DataSource) -> Iterator[Batch]:
+        """A pass over a source, as many batches on every process."""
+
+        def work() -> Iterator[list[tuple[int, Example]]]:
+            examples = (example for example, _ in itertools.islice(source.iterate(), self._train.evaluate_samples))
+            while chunk := list(itertools.islice(examples, self.micro * self.size)):
+                yield self._mine(chunk, 0)
+
+        def batch(mine: list[tuple[int, Example]]) -> Batch:
+            encoded = [self.encode(example) for _, example in mine]
+            return self.batch([one for one in encoded if one is not None])
+
+        return _ahead(work(), batch, self.workers, self.pin)
+
+    def _mine(self, examples: Sequence[Example], first: int) -> list[tuple[int, Example]]:
+        """This process's of some examples, each with its number in the run; `first` is that of the first."""
+        return [(first + i, examples[i]) for i in range(self.rank, len(examples), self.size)]
+
+    def encode(self, example: Example, rng: random.Random | None = None) -> Encoded | None:
+        """One example; None where it does not fit and the recipe says to skip those."""
+        try:
+            return self.collator.sequence(example, rng)
+        except TooLong:
+            if self._train.too_long == "error":
+                raise
+            return None
+
+    def batch(self, encoded: Sequence[Encoded]) -> Batch:
+        """A micro-batch; of no examples one without targets, so that all processes do the same."""
+        encoded = encoded or [Encoded([self.collator.lm.eos], [False], [], "filler")]
+        packing = self._train.packing
+        return self.collator.pack(encoded, packing) if packing else self.collator.pad(encoded)
+
+
+def by_length(encoded: Sequence[Encoded]) -> list[Encoded]:
+    """Examples of about one length beside each other, so that little of a micro-batch is padding.
+
+    The global batch is the same, and with it a loss over its targets.
+    """
+    return sorted(encoded, key=len)
+
+
+# Workers
+
+
+class _Work:
+    """A function as the map that torch's DataLoader reads: an index is the work itself."""
+
+    def __init__(self, do: Callable[[Any], Any]) -> None:
+        self.do = do
+
+    def __getitem__(self, work: Any) -> Any:
+        try:
+            return self.do(work)
+        except MagmaError as error:  # DataLoader would wrap it in a worker's traceback
+            return error
+
+
+class _Order:
+    """Work in order, as a sampler."""
+
+    def __init__(self, work: Iterable[Any]) -> None:
+        self.work = work
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.work)
+
+
+def _deaf(_: int) -> None:
+    """Ctrl-C and SIGTERM are for the trainer, which saves and then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _ahead(work: Iterable[Any], do: Callable[[Any], T], workers: int, pin: bool) -> Iterator[T]:
+    """`do` of each, in order, up to `AHEAD` for each worker before it is asked for; no worker: when it is."""
+    import torch
+    from torch.utils.data import DataLoader
+
+    loader: Any = DataLoader(
+        _Work(do),  # type: ignore[arg-type]  # a map from work, not from numbers
+        batch_size=None,
+        sampler=_Order(work),
+        num_workers=workers,
+        prefetch_factor=AHEAD if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_deaf if workers else None,
+        multiprocessing_context="fork" if workers else None,
+        generator=torch.Generator(),  # the training's own generator is left alone
+    )
+    for done in loader:
+        if isinstance(done, MagmaError):
+            raise done
+        yield done

@@ -1,0 +1,65 @@
+"""Activation checkpointing: modules that keep their input alone and run a second time in the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from .errors import PartError
+from .model import Magma
+
+Which = Literal["none", "encoder", "lm", "all"]
+
+
+def recompute(model: Magma, which: Which) -> list[nn.Module]:
+    """Make encoders, the language model's blocks or both keep their inputs alone; those modules.
+
+    Losses and gradients stay what they are. Raises `PartError` for a language model that names no blocks.
+    """
+    modules: list[nn.Module] = []
+    if which in ("encoder", "all"):
+        modules += [way.encoder for way in model.ways().values()]
+    if which in ("lm", "all"):
+        modules += blocks(model, "train.activation_checkpointing")
+    for module in modules:
+        _twice(module)
+    return modules
+
+
+def blocks(model: Magma, wanted_by: str) -> list[nn.Module]:
+    """The language model's blocks. Raises `PartError` where it names none."""
+    if not (found := list(model.lm.blocks)):
+        raise PartError(f'{wanted_by}: the language model "{model.lm.name}" does not name its blocks')
+    return found
+
+
+def _twice(module: nn.Module) -> None:
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        contexts = lambda: (nullcontext(), _still(module))  # noqa: E731
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+
+    module.forward = run
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """BatchNorm has seen this batch already: its averages stay as they are."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count

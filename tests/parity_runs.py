@@ -1,0 +1,90 @@
+"""Training runs that are to come out alike, for `test_parity.py`: started under a launcher, one after the other.
+
+Two inputs that take turns, and text alone: in every micro-step the processes hold other modalities, in training and
+in evaluation. BatchNorm is frozen, nothing is random but the weights at the start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import traceback
+from dataclasses import replace
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+STEPS, HALF = 20, 10
+
+
+def recipe(stage: int, **changes: Any) -> dict[str, Any]:
+    """Batches of four with one example a micro-batch."""
+    way = {
+        "encoder": {"use": "fingers"},
+        "prefix": {"use": "mlp", "hidden": 20, "dropout": 0.0, "layernorm": True},
+        "batchnorm": "frozen",
+        "lr": 3e-3,
+    }
+    sources = [
+        {"use": "counting", "input": "seen"},
+        {"use": "counting", "input": "heard", "length": 7},
+        {"use": "counting", "text_only": True, "length": 3},
+    ]
+    return {
+        "name": "parity",
+        "lm": {"use": "gptj", "weights": "bundled:tiny"},
+        "inputs": {"seen": way, "heard": way},
+        "adapters": {
+            "attention": {"use": "sequential", "downsample": 8, "lr": 2e-3},
+            "mlp": {"use": "parallel", "downsample": 8, "scale": "learned"},
+        },
+        "data": {"train": sources, "evaluation": sources},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 4,
+            "micro_batch_size": 1,
+            "lr": 5e-3,
+            "warmup_steps": 3,
+            "precision": "fp32",
+            "gradient_clipping": 1.0,
+            "evaluate_every": HALF,
+            **changes,
+        },
+        "deepspeed": {"zero_optimization": {"stage": stage}},
+    }
+
+
+def main(folder: Path) -> None:
+    """Every job of `jobs.json`: a recipe, a folder, and whether to stop half-way, to resume, or to copy first."""
+    from magma import Recipe, checkpoint, registry
+    from magma import recipe as recipe_module
+    from magma.train import Progress, Watcher, train
+
+    both = registry.Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
+    for module in (recipe_module, checkpoint, registry):
+        module.installed = lambda: both  # type: ignore[attr-defined]
+    rank = int(os.environ.get("RANK", 0))
+
+    def halfway(now: Progress) -> None:
+        if now.step == HALF:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for job in json.loads((folder / "jobs.json").read_text()):
+        out = folder / job["out"]
+        if job.get("copy") and rank == 0:
+            shutil.copytree(folder / job["copy"], out)
+        watcher = Watcher(step=halfway) if job.get("stop") else Watcher()
+        result = train(Recipe.load(job["recipe"]), out, resume=bool(job.get("copy")), watcher=watcher)
+        if rank == 0:
+            (out / "result.json").write_text(json.dumps(replace(result, folder=str(result.folder)).__dict__))
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]))
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)

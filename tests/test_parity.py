@@ -1,0 +1,187 @@
+"""The same run, whatever the stage of ZeRO, the number of processes, and wherever it was interrupted.
+
+`pytest tests/test_parity.py -s` prints the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity_runs import HALF, STEPS, recipe
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+Rows = list[dict[str, Any]]
+STAGES = (0, 1, 2, 3)
+PROCESSES = (1, 2)
+FAST = {"activation_checkpointing": "all", "workers": 1}
+
+
+def launch(folder: Path, processes: int, jobs: list[dict[str, Any]]) -> None:
+    """Train all jobs, in so many processes; in the folder's name each has its own."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(
+        [sys.executable, *command, str(Path(__file__).with_name("parity_runs.py")), str(folder)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,  # a rank that waits for another one for ever
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def name(stage: int, processes: int, kind: str) -> str:
+    return f"stage{stage}-of{processes}-{kind}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All runs; the ones that change the number of processes after those that they go on from."""
+    folder = tmp_path_factory.mktemp("parity")
+    for processes in PROCESSES:
+        jobs: list[dict[str, Any]] = []
+        for stage in STAGES:
+            whole, half, resumed = (name(stage, processes, kind) for kind in ("whole", "half", "resumed"))
+            jobs += [
+                {"out": whole, "recipe": recipe(stage)},
+                {"out": half, "recipe": recipe(stage), "stop": True},
+                {"out": resumed, "recipe": recipe(stage), "copy": half},
+            ]
+        for stage in STAGES[1:]:
+            jobs += [
+                {"out": name(stage, processes, "bf16"), "recipe": recipe(stage, precision="bf16")},
+                {"out": name(stage, processes, "bf16-half"), "recipe": recipe(stage, precision="bf16"), "stop": True},
+                {
+                    "out": name(stage, processes, "bf16-resumed"),
+                    "recipe": recipe(stage, precision="bf16"),
+                    "copy": name(stage, processes, "bf16-half"),
+                },
+            ]
+        jobs += [{"out": name(stage, processes, "fast"), "recipe": recipe(stage, **FAST)} for stage in (2, 3)]
+        if processes == 2:
+            jobs += [
+                {"out": name(stage, 2, "from 1"), "recipe": recipe(stage), "copy": name(stage, 1, "half")}
+                for stage in STAGES
+            ]
+        launch(folder, processes, jobs)
+    jobs = [
+        {"out": name(stage, 1, "from 2"), "recipe": recipe(stage), "copy": name(stage, 2, "half")} for stage in STAGES
+    ]
+    # another stage at the same time
+    jobs += [{"out": "stage1-of1-from-3", "recipe": recipe(1), "copy": name(3, 2, "half")}]
+    launch(folder, 1, jobs)
+    return folder
+
+
+def rows(runs: Path, run: str) -> Rows:
+    return [json.loads(line) for line in (runs / run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(runs: Path, run: str) -> list[float]:
+    """Of the steps, and of the evaluations at the end."""
+    found = rows(runs, run)
+    return [r["loss"] for r in found if "loss" in r] + [r["evaluation_loss"] for r in found if "evaluation_loss" in r]
+
+
+def norms(runs: Path, run: str) -> list[float]:
+    return [row["gradient_norm"] for row in rows(runs, run) if "gradient_norm" in row]
+
+
+def trained(runs: Path, run: str) -> dict[str, torch.Tensor]:
+    return load_file(runs / run / f"checkpoints/step-{STEPS:08d}/trained.safetensors")
+
+
+def far(one: list[float], other: list[float]) -> float:
+    """The largest relative difference."""
+    return max(abs(a - b) / abs(b) for a, b in zip(one, other, strict=True))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(t, other[n]) for n, t in one.items())
+
+
+def test_losses_and_gradients_are_those_of_one_process(runs: Path) -> None:
+    """1 process against 2, stages 0 to 3, resumed or not, on the same or another number of processes."""
+    plain = name(0, 1, "whole")
+    expected, gradients = losses(runs, plain), norms(runs, plain)
+    assert len(expected) == STEPS + 2
+    assert expected[STEPS - 1] < 0.5 * expected[0]
+    print("\nstage  processes  run        loss: largest relative difference  of the gradient's norm")
+    for stage in STAGES:
+        for processes in PROCESSES:
+            for kind in ("whole", "resumed", f"from {3 - processes}"):
+                run = name(stage, processes, kind)
+                loss, gradient = far(losses(runs, run), expected), far(norms(runs, run), gradients)
+                print(f"{stage:5}  {processes:9}  {kind:9}  {loss:34.1e}  {gradient:22.1e}")
+                assert loss < 1e-5, run
+                assert gradient < 1e-4, run
+    assert far(losses(runs, "stage1-of1-from-3"), expected) < 1e-5
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_an_interruption_leaves_no_trace(runs: Path, processes: int) -> None:
+    """The same bits at the end, in float32 and in bf16."""
+    for stage in STAGES:
+        for whole, resumed in (("whole", "resumed"), ("bf16", "bf16-resumed"))[: 1 + (stage > 0)]:
+            ends = [name(stage, processes, kind) for kind in (whole, resumed)]
+            assert losses(runs, ends[1]) == losses(runs, ends[0]), ends
+            assert same(*(trained(runs, run) for run in ends)), ends
+            states = [runs / run / f"checkpoints/step-{STEPS:08d}/state/optimizer.safetensors" for run in ends]
+            assert same(*(load_file(path) for path in states)), ends
+            halves = [json.loads((runs / run / "result.json").read_text()) for run in ends]
+            assert all(half["changed"] == [] and half["steps"] == STEPS for half in halves)
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_bf16_is_the_same_in_all_stages(runs: Path, processes: int) -> None:
+    ends = [name(stage, processes, "bf16") for stage in STAGES[1:]]
+    assert all(far(losses(runs, run), losses(runs, ends[0])) < 0.02 for run in ends)
+    assert losses(runs, ends[0])[STEPS - 1] < 0.5 * losses(runs, ends[0])[0]
+
+
+@pytest.mark.parametrize("processes", PROCESSES)
+def test_recomputed_and_prepared_by_workers_it_is_the_same(runs: Path, processes: int) -> None:
+    for stage in (2, 3):
+        assert far(losses(runs, name(stage, processes, "fast")), losses(runs, name(0, 1, "whole"))) < 1e-5
+
+
+def test_each_part_keeps_its_learning_rate_on_other_processes(runs: Path) -> None:
+    rates = [row["lr"] for row in rows(runs, name(0, 1, "whole")) if "lr" in row]
+    assert len(set(rates[HALF].values())) == 3
+    for stage in STAGES:
+        for processes in PROCESSES:
+            run = name(stage, processes, f"from {3 - processes}")
+            assert [row["lr"] for row in rows(runs, run) if "lr" in row] == rates
+
+
+def test_a_checkpoint_of_zero_3_is_as_any_other(runs: Path) -> None:
+    """The same tensors under the same names, whole: nothing of DeepSpeed in it, and `magma.load` needs none."""
+    plain, partitioned = trained(runs, name(0, 1, "whole")), trained(runs, name(3, 2, "whole"))
+    assert {n: t.shape for n, t in partitioned.items()} == {n: t.shape for n, t in plain.items()}
+    assert all(torch.allclose(t, plain[n], atol=1e-4) for n, t in partitioned.items())
+    half = runs / name(3, 2, "half") / f"checkpoints/step-{HALF:08d}"
+    last = runs / name(3, 2, "whole") / f"checkpoints/step-{STEPS:08d}"
+    files = [sorted(str(p.relative_to(at)) for p in at.rglob("*") if p.is_file()) for at in (half, last)]
+    assert files[0] == files[1]
+    code = (
+        "import sys; sys.modules['deepspeed'] = None\n"
+        "from importlib.metadata import EntryPoint, entry_points\n"
+        "import magma\nfrom magma import checkpoint, recipe, registry\n"
+        "both = registry.Registry([*entry_points(group='magma'), EntryPoint('toys', 'toys', 'magma')])\n"
+        "recipe.installed = checkpoint.installed = registry.installed = lambda: both\n"
+        f"print(magma.load({str(last)!r}).generate(['is'], max_tokens=3) is not None)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
