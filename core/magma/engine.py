@@ -28,6 +28,20 @@ AVERAGES = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter, by torch's names."""
 MASTER = "master"
 """The float32 copy of a parameter that is trained in half precision."""
+PEAKS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "V100": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
+"""Dense half-precision FLOPs a second, from the makers' datasheets, by what is in a GPU's name."""
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -51,6 +65,14 @@ class World:
         """Wait for all."""
         if self.size > 1:
             torch.distributed.barrier()
+
+    @property
+    def peak(self) -> float | None:
+        """FLOPs a second of this GPU in half precision by its datasheet; None where it is not known here."""
+        if self.device == "cpu":
+            return None
+        model = torch.cuda.get_device_name()
+        return next((peak for part, peak in PEAKS.items() if part in model), None)
 
     def memory(self) -> int:
         """The most bytes this process has held: of its GPU, of main memory without one."""
@@ -119,7 +141,7 @@ class Engine:
             "train_batch_size": micro * accumulation * world.size,
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": train.gradient_clipping,
+            "gradient_clipping": train.gradient_clipping if self.stage else 0.0,  # below, where the norm is known
             "bf16": {"enabled": train.precision == "bf16"},
             "fp16": {"enabled": train.precision == "fp16"},
             "zero_allow_untested_optimizer": True,
@@ -170,12 +192,15 @@ class Engine:
         last = self._engine.is_gradient_accumulation_boundary()
         if last and not self.stage:
             gradients = [p.grad for p in self.trained.values() if p.grad is not None]
-            self.norm = float(nn.utils.get_total_norm(gradients))
+            norm = nn.utils.get_total_norm(gradients)
+            self.norm = float(norm)
             if not math.isfinite(self.norm):
                 for p in self.trained.values():
                     p.grad = None  # what torch's optimizers pass over
                 self._engine.step()
                 return False
+            if self.train.gradient_clipping:
+                nn.utils.clip_grads_with_norm_(self.trained.values(), self.train.gradient_clipping, norm)
         self._engine.step()
         if last and self.stage:
             self.norm = float(self._engine.get_global_grad_norm() or math.nan)

@@ -50,8 +50,13 @@ def figures(folder: Path) -> dict[str, str]:
     if steps:
         recent = steps[-RECENT:]
         seconds = sum(row["samples"] / row["samples_per_s"] for row in recent)
-        found["loss"] = f"{steps[-1]['loss']:.4f}"
+        found["loss"] = "not finite" if steps[-1]["loss"] is None else f"{steps[-1]['loss']:.4f}"
         found["examples a second"] = f"{sum(row['samples'] for row in recent) / max(seconds, 1e-9):.1f}"
+        for key, what, unit in (("tokens_per_s", "useful tokens a second", 1), ("flops_per_s", "TFLOP/s", 1e12)):
+            if values := [row[key] for row in recent if key in row]:
+                found[what] = f"{sum(values) / len(values) / unit:,.4g}"
+        if skipped := sum("skipped" in row for row in steps):
+            found["skipped steps"] = f"{skipped:,}"
         found |= {f"learning rate, {part}": f"{rate:.3g}" for part, rate in steps[-1].get("lr", {}).items()}
     if evaluated:
         best = min(evaluated, key=lambda row: row["evaluation_loss"])
@@ -97,7 +102,7 @@ def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
         rows = metrics(folder)
         whose = f"{folder.name}: " if len(folders) > 1 else ""
         for key, style in (("loss", "-"), ("evaluation_loss", "o-")):
-            points = [(row["step"], row[key]) for row in rows if key in row]
+            points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
                 label = whose + key.replace("_", " ")
                 color = None if len(folders) == 1 else f"C{i}"

@@ -78,7 +78,7 @@ class Screen:
             speed = (now.step - step) / max(1e-9, time.perf_counter() - moment)
             return f"  ETA {(now.steps - now.step) / max(1e-9, speed):.0f} s"
 
-        self._bar("training", now.step, now.steps, f"loss {now.loss:.4f}  {now.samples_per_s:.0f} samples/s", left)
+        self._bar("training", now.step, now.steps, _news(now), left)
 
     def _asked(self, task: str, done: int, total: int) -> None:
         self._bar(f"asking {task}", done, total, "questions")
@@ -107,6 +107,24 @@ class Screen:
             f"{report['steps']} steps in {report['seconds']:.1f} s; everything is in {out}",
             soft_wrap=True,
         )
+
+
+def _news(now: Any) -> str:
+    """A step in one line: loss, learning rates, speed, how well the GPU is used, memory."""
+    rates = sorted(set(now.rates.values()))
+    lowest, highest = f"{rates[0]:.2g}", f"{rates[-1]:.2g}"
+    words = [
+        f"loss {now.loss:.4f}{' (skipped)' if now.skipped else ''}",
+        f"lr {lowest}" if lowest == highest else f"lr {lowest} to {highest}",
+        f"{now.samples_per_s:.4g} samples/s",
+        f"{now.tokens_per_s:,.0f} tokens/s",
+    ]
+    if now.flops_per_s is not None:
+        words.append(f"{_scaled(now.flops_per_s, 'FLOP')}/s")
+        if now.peak_flops_per_s is not None:
+            plain, useful = (x / now.peak_flops_per_s for x in (now.flops_per_s, now.useful_flops_per_s))
+            words.append(f"MFU {plain:.0%}, useful {useful:.0%}")
+    return "  ".join([*words, _scaled(now.memory, "B")])
 
 
 def print_plan(plan: Plan, console: RichConsole | None = None) -> None:

@@ -58,6 +58,8 @@ class Progress:
     """Of one process, padding included; None where a plan could not count them."""
     useful_flops_per_s: float | None
     """Without padding."""
+    peak_flops_per_s: float | None
+    """What this process's GPU could do in half precision; None where that is not known, or not what it computes in."""
     memory: int
     """The most bytes this process has held."""
     skipped: bool
@@ -225,6 +227,8 @@ class _Run:
         if not targets:
             raise TrainingError(f"step {self.state.step + 1}: none of its {share.samples} examples has a target token")
         total, applied = 0.0, False
+        buffers = [t for t in self.model.trained_tensors().values() if not isinstance(t, nn.Parameter)]
+        before = [t.clone() for t in buffers]
         for i, batch in enumerate(share.batches):
             loss = self.engine(batch.to(device, dtype))
             total += float(loss.detach())
@@ -238,6 +242,9 @@ class _Run:
                 if not self._sane(total / targets):
                     loss = loss * math.nan  # a gradient that is not finite changes nothing
             applied = self.engine.backward(loss)
+        if not applied:  # BatchNorm has averaged what nobody learns from
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
         self._count(total / targets, share, int(skipped), applied)
         took = time.perf_counter() - began
         return {
@@ -448,6 +455,7 @@ class _Run:
             tokens_per_s=row["tokens_per_s"],
             flops_per_s=row.get("flops_per_s"),
             useful_flops_per_s=row.get("useful_flops_per_s"),
+            peak_flops_per_s=self.world.peak if self.train.precision != "fp32" else None,
             memory=self.world.memory(),
             skipped="skipped" in row,
         )
@@ -494,7 +502,12 @@ class _Metrics:
     def write(self, row: dict[str, Any]) -> None:
         """One line."""
         if self.file:
-            self.file.write(json.dumps(row) + "\n")
+            try:
+                self.file.write(json.dumps(row) + "\n")
+            except OSError as error:
+                raise TrainingError(
+                    f"{self.file.name} could not be written: {error}; make room, then go on with --resume"
+                ) from error
 
     def sync(self) -> None:
         """Everything so far is on disk."""

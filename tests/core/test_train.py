@@ -6,18 +6,19 @@ import copy
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import RECIPE, ToySource
+from toys import RECIPE, ToyAdapter, ToySource
 
 import magma
 from magma import Recipe, TooLong, TrainingError, checkpoint
 from magma.mixture import Mixture
-from magma.plan import micro_batches
+from magma.plan import Costs, micro_batches
 from magma.train import Progress, Watcher, factor, train
 
 pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
@@ -247,3 +248,136 @@ def test_a_new_head_starts_fresh_on_an_old_checkpoint(tmp_path: Path) -> None:
     assert all(sum(p.values()) == pytest.approx(1) for p in model.classify([[3], [2]]))
     with pytest.raises(magma.InputError, match="it classifies, use classify"):
         model.generate([3])
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def meddle(monkeypatch: pytest.MonkeyPatch, steps: set[int], change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change what the adapter gives, in these forward passes (counted from 1: steps, until the evaluation)."""
+    calls = iter(range(1, 10**6))
+    plain = ToyAdapter.forward
+
+    def forward(self: ToyAdapter, x: torch.Tensor, sublayer: Any) -> torch.Tensor:
+        y = plain(self, x, sublayer)
+        return change(y) if self.training and next(calls) in steps else y
+
+    monkeypatch.setattr(ToyAdapter, "forward", forward)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("micro", [4, 2])
+def test_a_step_that_is_not_finite_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, micro: int
+) -> None:
+    """Neither the weights, nor the optimizer, nor BatchNorm's averages; the run goes on as if it had not been."""
+    changes = (f"train.micro_batch_size={micro}", "train.gradient_clipping=1.0", "train.checkpoint_every=1")
+    loaded = recipe((*changes, "train.keep_checkpoints=9"), deepspeed={"zero_optimization": {"stage": stage}})
+    first = 1 + 8 // micro  # the third step's first micro-batch
+    meddle(monkeypatch, {first}, lambda y: y * float("nan"))
+    result = train(loaded, tmp_path)
+    assert (result.steps, result.skipped_steps, result.changed) == (6, 1, [])
+    rows = [row for row in rows_of(tmp_path) if "loss" in row]
+    assert [row.get("skipped", False) for row in rows] == [False, False, True, False, False, False]
+    assert rows[2]["loss"] is None
+    assert all(row["loss"] > 0 for i, row in enumerate(rows) if i != 2)
+    folders = [tmp_path / f"checkpoints/step-0000000{step}" for step in (2, 3, 4)]
+    weights = [load_file(folder / "trained.safetensors") for folder in folders]
+    states = [load_file(folder / "state/optimizer.safetensors") for folder in folders]
+    for kept in (weights, states):
+        assert all(torch.equal(t, kept[1][n]) for n, t in kept[0].items())
+        assert not all(torch.equal(t, kept[2][n]) for n, t in kept[1].items())
+
+
+def test_a_spike_is_skipped_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    meddle(monkeypatch, {4}, lambda y: 1000 * y)
+    assert train(recipe(), tmp_path / "learnt").skipped_steps == 0
+    meddle(monkeypatch, {4}, lambda y: 1000 * y)
+    assert train(recipe(("train.spike_factor=3",)), tmp_path / "skipped").skipped_steps == 1
+    ends = [losses(tmp_path / run) for run in ("learnt", "skipped")]
+    assert ends[0][:4] == ends[1][:4]
+    assert ends[0][3] > 3 * ends[0][2]
+    assert ends[0][4] != ends[1][4]
+    with pytest.raises(magma.RecipeError, match=r"train\.spike_factor: given 0\.5; allowed: .*greater than 1"):
+        recipe(("train.spike_factor=0.5",))
+
+
+def test_a_run_that_learns_nothing_any_more_ends_with_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("train.steps=20", "train.max_skipped_steps=3")
+    meddle(monkeypatch, set(range(5, 100)), lambda y: y / 0)
+    with pytest.raises(TrainingError, match=r"step 7: the last 3 steps were skipped.*max_skipped_steps is 3"):
+        train(recipe(changes), tmp_path)
+    monkeypatch.undo()
+    assert magma.checkpoint.find(tmp_path).name == "step-00000007"
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    """Files may grow to so many bytes, as on a disk that is full: the last good checkpoint stays, and goes on."""
+    import resource
+
+    changes = ("train.steps=8", "train.checkpoint_every=2")
+    train(recipe(changes), tmp_path / "whole")
+
+    def fill(now: Progress) -> None:
+        if now.step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2500, resource.RLIM_INFINITY))
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(
+            magma.CheckpointError, match=r"step-00000004 could not be written.*step-00000002 is the last"
+        ):
+            train(recipe(changes), tmp_path / "full", watcher=Watcher(step=fill))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in (tmp_path / "full/checkpoints").iterdir()] == ["step-00000002"]
+    assert train(recipe(changes), tmp_path / "full", resume=True).steps == 8
+    ends = [tmp_path / run / "checkpoints/step-00000008/trained.safetensors" for run in ("whole", "full")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+    assert losses(tmp_path / "full") == losses(tmp_path / "whole")
+
+
+def test_workers_prepare_the_same_batches(tmp_path: Path) -> None:
+    changes = ("train.steps=5", "train.evaluate_every=2")
+    train(recipe(changes), tmp_path / "none")
+    train(recipe((*changes, "train.workers=2")), tmp_path / "two")
+    assert losses(tmp_path / "two") == losses(tmp_path / "none")
+    kept = [
+        {k: v for k, v in row.items() if not k.endswith("_per_s")}
+        for run in ("none", "two")
+        for row in rows_of(tmp_path / run)
+    ]
+    assert kept[: len(kept) // 2] == kept[len(kept) // 2 :]
+    with pytest.raises(TooLong, match="counting 0 needs") as caught:
+        train(recipe(("train.max_length=2", "train.workers=1")), tmp_path / "long")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_an_interruption_with_workers_ahead_loses_no_example(tmp_path: Path) -> None:
+    changes = ("train.steps=8", "train.workers=2")
+
+    def stop(now: Progress) -> None:
+        if now.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    train(recipe(("train.steps=8",)), tmp_path / "whole")
+    assert train(recipe(changes), tmp_path / "parts", watcher=Watcher(step=stop)).steps == 3
+    assert train(recipe(changes), tmp_path / "parts", resume=True).steps == 8
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_a_step_tells_speed_rates_and_memory(tmp_path: Path) -> None:
+    told: list[Progress] = []
+    costs = Costs(100.0, {"number": 7.0})
+    train(recipe(), tmp_path, watcher=Watcher(step=told.append), costs=costs)
+    assert [now.step for now in told] == [1, 2, 3, 4, 5, 6]
+    assert all(now.memory > 2**20 and not now.skipped for now in told)
+    assert all(now.flops_per_s is not None and now.useful_flops_per_s is not None for now in told)
+    first = told[0]  # four numbers of 2 + 3 + 4 + 5 positions, their names and ends, in four rows of the longest
+    useful = [now.samples_per_s / 4 * (100 * now.tokens_per_s / now.samples_per_s * 4 + 7 * 4) for now in told]
+    assert [now.useful_flops_per_s for now in told] == pytest.approx(useful)
+    assert (first.flops_per_s or 0) > (first.useful_flops_per_s or 0)
+    assert all(now.tokens_per_s > 4 * now.samples_per_s for now in told)
