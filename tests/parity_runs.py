@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
@@ -53,7 +54,8 @@ def recipe(stage: int, **changes: Any) -> dict[str, Any]:
             "evaluate_every": HALF,
             **changes,
         },
-        "deepspeed": {"zero_optimization": {"stage": stage}},
+        # a threshold of 0: also what is small is partitioned
+        "deepspeed": {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
     }
 
 
@@ -72,12 +74,30 @@ def main(folder: Path) -> None:
         if now.step == HALF:
             os.kill(os.getpid(), signal.SIGINT)
 
+    def anonymous() -> int:
+        """Bytes of this process that no file stands behind."""
+        found = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+        return 1024 * int(found.split()[1])
+
     for job in json.loads((folder / "jobs.json").read_text()):
         out = folder / job["out"]
         if job.get("copy") and rank == 0:
             shutil.copytree(folder / job["copy"], out)
         watcher = Watcher(step=halfway) if job.get("stop") else Watcher()
+        before = most = anonymous()
+        done = threading.Event()
+
+        def watch(done: threading.Event = done) -> None:
+            nonlocal most
+            while not done.wait(0.003):
+                most = max(most, anonymous())
+
+        watching = threading.Thread(target=watch)
+        watching.start()
         result = train(Recipe.load(job["recipe"]), out, resume=bool(job.get("copy")), watcher=watcher)
+        done.set()
+        watching.join()
+        (out / f"memory-{rank}").write_text(str(most - before))
         if rank == 0:
             (out / "result.json").write_text(json.dumps(replace(result, folder=str(result.folder)).__dict__))
 

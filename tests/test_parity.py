@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ def launch(folder: Path, processes: int, jobs: list[dict[str, Any]]) -> None:
     (folder / "jobs.json").write_text(json.dumps(jobs))
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment |= {"MALLOC_MMAP_THRESHOLD_": "65536"}  # memory that is free again is given back: one test looks at it
     done = subprocess.run(
         [sys.executable, *command, str(Path(__file__).with_name("parity_runs.py")), str(folder)],
         env=environment,
@@ -185,3 +187,33 @@ def test_a_checkpoint_of_zero_3_is_as_any_other(runs: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
+
+
+def test_of_a_model_that_zero_3_partitions_nobody_holds_the_whole(tmp_path: Path) -> None:
+    """Memory that no file stands behind, at its highest, from assembly to the last step."""
+    from magma_lms.gptj import GPTJ
+
+    sizes = {"dim": 1280, "layers": 10, "heads": 10, "rotary_dim": 32, "vocab": 768, "eos": 0, "context": 64}
+    lm = GPTJ.build(**sizes).to(torch.bfloat16)
+    size = sum(t.numel() * t.element_size() for t in lm.parameters())
+    lm.export(tmp_path / "lm")
+    del lm
+    jobs = []
+    for stage in (2, 3):
+        job = recipe(stage, precision="bf16", steps=1, evaluate_every=0)
+        job["lm"] = {"use": "gptj", "weights": str(tmp_path / "lm"), "tokenizer": "bundled:tiny"}
+        job["adapters"] = {}
+        small = {"stage3_max_live_parameters": 10**6, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        job["deepspeed"]["zero_optimization"] |= small
+        jobs.append({"out": f"stage{stage}", "recipe": job})
+    warm = {"out": "warm", "recipe": recipe(3, precision="bf16", steps=1, evaluate_every=0)}  # whatever is imported
+    for job in jobs:
+        launch(tmp_path, 2, [warm, job])
+        shutil.rmtree(tmp_path / "warm")
+    held = {
+        stage: max(int((tmp_path / f"stage{stage}/memory-{rank}").read_text()) / size for rank in range(2))
+        for stage in (2, 3)
+    }
+    print(f"\na rank's own memory, in language models of {size / 2**20:.0f} MiB: {held}")
+    assert held[2] > 0.9
+    assert held[3] < 0.75

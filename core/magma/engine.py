@@ -153,7 +153,7 @@ class Engine:
         make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam
         with _quiet():
             if self.stage == 3:
-                _partition(model, full, DTYPES[train.precision], world.device)
+                _partition(model, full, DTYPES[train.precision], world)
             optimizer = make(groups, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay, fused=True)
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=full, dist_init_required=False
@@ -337,19 +337,20 @@ def _groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     return groups
 
 
-def _partition(model: Magma, config: Mapping[str, Any], dtype: torch.dtype, device: str) -> None:
+def _partition(model: Magma, config: Mapping[str, Any], dtype: torch.dtype, world: World) -> None:
     """Every parameter to its shares, one at a time: of weights that are mapped from a file, nobody holds the whole."""
     import deepspeed
 
     for module in model.modules():
         parameters = list(module.parameters(recurse=False))
         for p in parameters:
-            p.data = p.data.to(device, dtype)
+            p.data = p.data.to(world.device, dtype, copy=True)  # DeepSpeed writes to it, and a mapped page would stay
         if parameters:
             alone = nn.Module()
             alone.held = nn.ParameterList(parameters)
             deepspeed.zero.Init(module=alone, config_dict_or_path=dict(config), dtype=dtype)
-    model.to(device=device, dtype=dtype)  # the buffers
+            world.barrier()  # nobody runs ahead: what it sends would pile up with the others
+    model.to(device=world.device, dtype=dtype)  # the buffers
 
 
 @contextmanager

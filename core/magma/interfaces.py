@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -105,9 +105,8 @@ class Module(Part, nn.Module):
         return super().train(mode and not self.frozen)
 
 
-@dataclass
-class Features:
-    """What flows from encoder to prefix to language model."""
+class Features(NamedTuple):
+    """What flows from encoder to prefix to language model. A tuple: ZeRO-3 looks for tensors in those."""
 
     values: Tensor
     """[b, n, e] from an encoder, [b, k, d] from a prefix."""
