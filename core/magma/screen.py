@@ -56,7 +56,7 @@ class Screen:
 
     def _line(self, text: str) -> None:
         self.spoke = time.perf_counter()
-        self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}")
+        self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}", soft_wrap=True)
 
     def watcher(self) -> Console:
         """This screen as a run's watcher."""

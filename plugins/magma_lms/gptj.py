@@ -38,8 +38,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]: what the positions from `first` on gather.
 
-        `turns` are the positions' sines and cosines [b, t, 1, r]. `mask` [b, 1, t, p + t] says who sees whom; without
-        one each position sees itself and those before it.
+        `turns` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom;
+        without one each position sees itself and those before it.
         """
         sines, cosines = turns
         queries = _turned(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
@@ -62,9 +62,36 @@ class Attention(nn.Module):
 
 def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
     """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
-    turning, rest = x[..., :r], x[..., r:]
-    swapped = torch.stack((-turning[..., 1::2], turning[..., ::2]), dim=-1).flatten(-2)
-    return torch.cat([turning * cosines + swapped * sines, rest], dim=-1)
+    if torch.compiler.is_compiling():  # it writes that loop itself
+        even, odd = x[..., 0:r:2], x[..., 1:r:2]
+        pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
+        return torch.cat([pairs.flatten(-2), x[..., r:]], dim=-1)
+    out: Tensor = _Turn.apply(x, sines, cosines, r)
+    return out
+
+
+class _Turn(torch.autograd.Function):
+    """A rotation, whose gradient is rotated back: no part of it is kept, none is summed up from slices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
+        ctx.save_for_backward(sines, cosines)
+        ctx.r = r
+        return _rotate(x, sines, cosines, r)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        sines, cosines = ctx.saved_tensors
+        return _rotate(gradient, -sines, cosines, ctx.r), None, None, None
+
+
+def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
+    out = torch.empty_like(x)
+    out[..., r:] = x[..., r:]
+    even, odd = x[..., 0:r:2], x[..., 1:r:2]
+    torch.mul(even, cosines, out=out[..., 0:r:2]).addcmul_(odd, sines, value=-1)
+    torch.mul(odd, cosines, out=out[..., 1:r:2]).addcmul_(even, sines)
+    return out
 
 
 class Block(nn.Module):
@@ -79,12 +106,35 @@ class Block(nn.Module):
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]."""
         y = self.ln_1(x)
-        if isinstance(self.attn, Adapted):  # its adapter wants to see what it is given and what comes out at one length
-            attended = self.attn(y, turns, mask, cache)[:, first:]
-        else:
-            attended = self.attn(y, turns, mask, cache, first)
-        out: Tensor = attended + self.mlp(y[:, first:]) + x[:, first:]
+        late = y[:, first:]
+        out: Tensor = self._attended(y, late, turns, mask, cache, first) + self.mlp(late) + x[:, first:]
         return out
+
+    def _attended(
+        self, y: Tensor, late: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any, first: int
+    ) -> Tensor:
+        """[b, t - first, d]. An adapter mixes no positions: it needs the late ones alone, attention sees all.
+
+        But for one that changes what its sublayer is given.
+        """
+        attention = self.attn
+        if not isinstance(attention, Adapted):
+            found: Tensor = attention(y, turns, mask, cache, first)
+            return found
+        changed = False
+
+        def sublayer(h: Tensor) -> Tensor:
+            nonlocal changed
+            changed = h is not late
+            out: Tensor = h if changed else attention.sublayer(y, turns, mask, cache, first)
+            return out
+
+        if first:
+            adapted: Tensor = attention.adapter(late, sublayer)
+            if not changed:
+                return adapted
+        whole: Tensor = attention(y, turns, mask, cache)
+        return whole[:, first:]
 
 
 class Head(nn.Module):
@@ -200,7 +250,7 @@ class GPTJ(Transformers):
             cache.valid = real(embeddings, layout, past)
         decoder: Any = self.model.transformer
         table = decoder.turns[layout.positions.clamp(max=self.context - 1)].to(embeddings.dtype)
-        sines, cosines = (half.repeat_interleave(2, -1)[:, :, None] for half in table.chunk(2, -1))
+        sines, cosines = table[:, :, None].chunk(2, -1)
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):
             first = layout.first if i + 1 == len(decoder.h) else 0
