@@ -32,6 +32,15 @@ class Sum(Adapter):
         return h + self.linear(h)
 
 
+class Beside(Sum):
+    """Leaves the sublayer's input alone, and uses it too."""
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        h = sublayer(x)
+        self.seen.append((*x.shape, *h.shape))
+        return h + self.linear(h) + self.linear(x).relu()
+
+
 def layout(lengths: list[int], width: int, scored: Tensor | None = None, start: Tensor | None = None) -> Layout:
     rows = len(lengths)
     positions = torch.arange(width).repeat(rows, 1) + (0 if start is None else start[:, None])
@@ -358,13 +367,14 @@ def test_blocks_of_another_width_than_the_embeddings_are_refused() -> None:
         Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))
 
 
+@pytest.mark.parametrize("adapter", [Sum, Beside])
 @pytest.mark.parametrize("place", ["attention", "mlp", "neither"])
-def test_the_last_block_computes_what_is_scored_alone_and_loses_nothing(place: Any) -> None:
+def test_the_last_block_computes_what_is_scored_alone_and_loses_nothing(place: Any, adapter: type[Sum]) -> None:
     """The same hidden states and gradients as with all columns, whatever an adapter does to what it is given."""
     lm = build(OURS)
     if place != "neither":
         torch.manual_seed(1)
-        lm.adapt(place, lambda: Sum(32))
+        lm.adapt(place, lambda: adapter(32))
     embeddings = lm.embed(TOKENS).detach().requires_grad_()
     scored = torch.tensor([7, 9, 12 + 8, 24 + 11])
     found = []
@@ -375,5 +385,5 @@ def test_the_last_block_computes_what_is_scored_alone_and_loses_nothing(place: A
         found.append([hidden, *torch.autograd.grad(hidden.square().sum(), wanted)])
     for slow_one, fast_one in zip(*found, strict=True):
         assert torch.allclose(slow_one, fast_one, atol=1e-5)
-    if place == "mlp":
-        assert [seen[1] for seen in lm.adapters["mlp"][-1].seen] == [12, 5]  # type: ignore[attr-defined]
+    if place == "mlp" or (place == "attention" and adapter is Beside):
+        assert [seen[1] for seen in lm.adapters[place][-1].seen] == [12, 5]  # type: ignore[attr-defined]

@@ -267,3 +267,18 @@ def test_smaller_images_only_where_the_size_is_not_known() -> None:
             free.prepare(wrong)
     with pytest.raises(InputError, match="prepared images of several sizes in one batch"):
         free.stack([small, torch.zeros(3, 64, 64)])
+
+
+@pytest.mark.parametrize(("part", "fields"), [(Clip, SMALL), (Clip, VIT), (NFResNet, NF)])
+def test_channels_last_gives_the_same_features_and_gradients(part: type[Encoder], fields: Any) -> None:
+    torch.manual_seed(0)
+    encoder = part.build(**fields).train()
+    x = torch.randn(3, 3, 64, 64)
+    found = []
+    for images in (x, x.contiguous(memory_format=torch.channels_last)):
+        encoder.zero_grad()
+        values = encoder(images).values
+        values.square().mean().backward()
+        found.append([values, *(p.grad for p in encoder.parameters() if p.grad is not None)])
+    assert len(found[0]) > 10
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(*found, strict=True))
