@@ -6,9 +6,8 @@ import argparse
 import json
 import platform
 import statistics
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -20,41 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Magma
 
-from . import peers
-
-
-@dataclass(frozen=True)
-class Row:
-    """One figure of a table."""
-
-    name: str
-    value: float
-    unit: str
-    target: float | None
-    low: float
-    """Of the rounds."""
-    high: float
-
-
-Step = Callable[[], object]
-
-
-def rounds(steps: dict[str, Step], count: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, one after another; a round before them is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for i in range(count + 1):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if i:
-                times[name].append(time.perf_counter() - began)
-    return times
-
-
-def faster(name: str, times: dict[str, list[float]], slow: str, fast: str, target: float | None) -> Row:
-    """How many times as fast, round by round."""
-    ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
-    return Row(name, statistics.median(ratios), "x", target, min(ratios), max(ratios))
+from . import gpu, peers
+from .rows import Row, Step, faster, rounds
 
 
 def training_step(loss: Callable[[], Tensor], parameters: list[nn.Parameter], fused: bool = False) -> Step:
@@ -244,6 +210,9 @@ def checkpoint_size(_: int) -> list[Row]:
     return [Row("checkpoint_size", ratio, "x smaller", 16, ratio, ratio)]
 
 
+GPU_TABLES: dict[str, Callable[[int], list[Row]]] = {
+    function.__name__: function for function in (gpu.train_bf16, gpu.decode, gpu.captions, gpu.input_stall)
+}
 TABLES: dict[str, Callable[[int], list[Row]]] = {
     function.__name__: function
     for function in (
@@ -271,14 +240,15 @@ def machine() -> dict[str, Any]:
 
 def main() -> None:
     """Print the table, and write it where --json says."""
+    known = {**TABLES, **GPU_TABLES}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(TABLES), metavar="NAME", help=", ".join(TABLES))
+    parser.add_argument("--only", nargs="+", choices=list(known), metavar="NAME", help=", ".join(known))
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
     rows: list[Row] = []
-    for name in chosen.only or TABLES:
-        for row in TABLES[name](chosen.rounds):
+    for name in chosen.only or (known if torch.cuda.is_available() else TABLES):
+        for row in known[name](chosen.rounds):
             rows.append(row)
             target = "" if row.target is None else f"  target {row.target:g}"
             print(f"{row.name:44} {row.value:8.3g} {row.unit:10} ({row.low:.3g} to {row.high:.3g}){target}", flush=True)

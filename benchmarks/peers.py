@@ -176,8 +176,8 @@ class Published(nn.Module):
         eos = self.model.lm.eos
         filled = padded(captions, self.model.lm.context, eos)
         prefix = way(media).values
-        labels = labels_by_loop(filled, prefix.shape[1], eos)
-        logits = self.logits(prefix, filled)
+        labels = labels_by_loop(filled, prefix.shape[1], eos).to(media.device)
+        logits = self.logits(prefix, filled.to(media.device))
         return F.cross_entropy(
             logits[:, :-1].reshape(-1, logits.shape[-1]), labels[:, 1:].reshape(-1), ignore_index=IGNORED
         )
@@ -209,10 +209,12 @@ class ByHand(nn.Module):
         adapters = {place: list(made) for place, made in mine.adapters.items()}
         wrapped = mine.model.state_dict()
         state = {n.replace("sublayer.", ""): t for n, t in wrapped.items() if ".adapter." not in n}
-        self.lm = AutoModelForCausalLM.from_config(mine.model.config)
-        self.lm.load_state_dict(state)
+        with torch.device("meta"):
+            self.lm = AutoModelForCausalLM.from_config(mine.model.config)
+        self.lm.load_state_dict(state, assign=True)
         self.lm.requires_grad_(False).eval()
         for i, block in enumerate(self.lm.transformer.h):
+            block.attn.embed_positions = mine.model.transformer.turns  # no weight, and still on meta
             if "attention" in adapters:
                 block.attn = _Behind(block.attn, adapters["attention"][i])
             if "mlp" in adapters:
@@ -226,12 +228,12 @@ class ByHand(nn.Module):
         prefix = self.way(media).values
         b, k, _ = prefix.shape
         width = max(len(caption) for caption in captions) + 1
-        tokens = padded(captions, width, self.eos)
-        lengths = torch.tensor([len(caption) + 1 for caption in captions])
-        real = torch.arange(width) < lengths[:, None]
+        tokens = padded(captions, width, self.eos).to(media.device)
+        lengths = torch.tensor([len(caption) + 1 for caption in captions], device=media.device)
+        real = torch.arange(width, device=media.device) < lengths[:, None]
         x = torch.cat([prefix, self.lm.transformer.wte(tokens)], dim=1)
-        labels = torch.cat([torch.full((b, k), IGNORED), tokens.masked_fill(~real, IGNORED)], dim=1)
-        seen = torch.cat([torch.ones(b, k, dtype=torch.bool), real], dim=1).long()
+        labels = torch.cat([tokens.new_full((b, k), IGNORED), tokens.masked_fill(~real, IGNORED)], dim=1)
+        seen = torch.cat([real.new_ones(b, k), real], dim=1).long()
         loss: Tensor = self.lm(inputs_embeds=x, attention_mask=seen, labels=labels, use_cache=False).loss
         return loss
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from golden_files import NAMES, TEXT, Golden
 
-from benchmarks import peers
-from benchmarks.__main__ import TABLES, labels_at_once
+from benchmarks import gpu, peers
+from benchmarks.__main__ import GPU_TABLES, TABLES, labels_at_once
 from magma import Magma
 
 ROOT = Path(__file__).parents[1]
@@ -92,4 +92,42 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
 
 
 def test_every_table_says_what_it_measures() -> None:
-    assert all(table.__doc__ for table in TABLES.values())
+    assert all(table.__doc__ for table in (*TABLES.values(), *GPU_TABLES.values()))
+
+
+SMALL = gpu.Work(
+    overrides=(
+        *("lm.layers=2", "lm.dim=64", "lm.heads=4", "lm.rotary_dim=8", "lm.vocab=300", "lm.eos=299", "lm.context=96"),
+        *("inputs.image.encoder={ use = 'clip', layers = [1, 1, 1, 1], width = 8, image_size = 64 }",),
+        "train.precision='fp32'",
+    ),
+    device="cpu",
+    batch=4,
+    micro=2,
+    published=2,
+    by_hand=2,
+    decode=(1, 2),
+    new_tokens=3,
+    captions=4,
+    photo=(80, 60),
+    pace=400.0,
+    steps=4,
+)
+
+
+@pytest.mark.parametrize("name", list(GPU_TABLES))
+def test_the_gpu_tables_run_at_small_sizes(name: str) -> None:
+    rows = GPU_TABLES[name](1, SMALL)  # type: ignore[call-arg]
+    assert rows
+    assert all(0 <= row.low <= row.value <= row.high and row.target for row in rows)
+
+
+def test_the_gpu_tables_peers_train_the_same_model() -> None:
+    """On one example each, where padding and the mean over targets are the same."""
+    model = gpu.build(SMALL).eval()
+    (example,) = gpu.examples(model, 1)
+    media, caption = example.segments[0].value[None], [example.segments[1].ids]  # type: ignore[union-attr]
+    mine = gradients(model, peers.ours(model, [example]))
+    for theirs in (peers.Published(model)(media, caption), peers.ByHand(model)(media, caption)):
+        for one, other in zip(mine, gradients(model, theirs), strict=True):
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)

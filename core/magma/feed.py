@@ -74,7 +74,7 @@ class Feed:
             chunks = [fitting[i * self.micro : (i + 1) * self.micro] for i in range(self.accumulation)]
             return Share([self.batch(chunk) for chunk in chunks], samples, encoded.count(None), state)
 
-        return _ahead(work(), share, self.workers, self.pin)
+        return ahead(work(), share, self.workers, self.pin)
 
     @property
     def _samples(self) -> int:
@@ -93,7 +93,7 @@ class Feed:
             encoded = [self.encode(example) for _, example in mine]
             return self.batch([one for one in encoded if one is not None])
 
-        return _ahead(work(), batch, self.workers, self.pin)
+        return ahead(work(), batch, self.workers, self.pin)
 
     def _mine(self, examples: Sequence[Example], first: int) -> list[tuple[int, Example]]:
         """This process's of some examples, each with its number in the run; `first` is that of the first."""
@@ -155,7 +155,7 @@ def _deaf(_: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _ahead(work: Iterable[Any], do: Callable[[Any], T], workers: int, pin: bool) -> Iterator[T]:
+def ahead(work: Iterable[Any], do: Callable[[Any], T], workers: int, pin: bool) -> Iterator[T]:
     """`do` of each, in order, up to `AHEAD` for each worker before it is asked for; no worker: when it is."""
     import torch
     from torch.utils.data import DataLoader

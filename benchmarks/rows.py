@@ -1,0 +1,42 @@
+"""What a table is made of: rows, and peers that take turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of a table."""
+
+    name: str
+    value: float
+    unit: str
+    target: float | None
+    low: float
+    """Of the rounds."""
+    high: float
+
+
+Step = Callable[[], object]
+
+
+def rounds(steps: dict[str, Step], count: int) -> dict[str, list[float]]:
+    """Seconds of each step in each round, one after another; a round before them is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(count + 1):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if i:
+                times[name].append(time.perf_counter() - began)
+    return times
+
+
+def faster(name: str, times: dict[str, list[float]], slow: str, fast: str, target: float | None) -> Row:
+    """How many times as fast, round by round."""
+    ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
+    return Row(name, statistics.median(ratios), "x", target, min(ratios), max(ratios))
