@@ -160,11 +160,13 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
         logits = F.linear(hidden, weight, bias).float()
-        total = logits.logsumexp(-1, keepdim=True)
         wanted = labels[:, None]
-        loss = (total - logits.gather(1, wanted)).sum()
+        said, highest = logits.gather(1, wanted), logits.amax(-1, keepdim=True)
+        powers = logits.sub_(highest).exp_()  # in place throughout: at GPT-2's vocabulary fresh memory costs a third
+        total = powers.sum(-1, keepdim=True)
+        loss = (highest + total.log() - said).sum()
         if ctx.needs_input_grad[0]:
-            chances = logits.sub_(total).exp_()
+            chances = powers.div_(total)
             chances.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=chances.dtype))
             ctx.save_for_backward(chances.to(weight.dtype) @ weight)
         return loss
