@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Magma
+from magma.engine import keep_freed_memory
 
 from . import gpu, peers
 from .rows import Row, Step, faster, rounds
@@ -246,6 +247,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as a training run does, for all peers
     rows: list[Row] = []
     for name in chosen.only or (known if torch.cuda.is_available() else TABLES):
         for row in known[name](chosen.rounds):
