@@ -55,6 +55,8 @@ def figures(folder: Path) -> dict[str, str]:
         for key, what, unit in (("tokens_per_s", "useful tokens a second", 1), ("flops_per_s", "TFLOP/s", 1e12)):
             if values := [row[key] for row in recent if key in row]:
                 found[what] = f"{sum(values) / len(values) / unit:,.4g}"
+        if (waited := sum(row.get("waited_s", 0.0) for row in recent)) and seconds:
+            found["waiting for input"] = f"{waited / seconds:.1%}"
         if skipped := sum("skipped" in row for row in steps):
             found["skipped steps"] = f"{skipped:,}"
         found |= {f"learning rate, {part}": f"{rate:.3g}" for part, rate in steps[-1].get("lr", {}).items()}

@@ -6,17 +6,29 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
+from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from .plan import Plan
     from .run import Console
+
+
+class _Bar(Progress):
+    """A bar, and below it the news: on one line they are too long for most terminals."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields.get("news"):
+                yield Text(f"  {task.fields['news']}", style="dim")
 
 
 class Screen:
@@ -31,11 +43,11 @@ class Screen:
         self.active = int(os.environ.get("RANK", 0)) == 0
         self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
         columns = (
-            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn()),
-            *(TextColumn("{task.fields[news]}"), TimeRemainingColumn()),
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}")),
+            TimeRemainingColumn(),
         )
-        self.live = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self.task = self.live.add_task("starting", total=None, news="")
+        self.live = _Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self.task = self.live.add_task("starting", total=None, news="", count="")
         self.spoke = 0.0
         self.first: tuple[int, float] | None = None
         """The first step that was seen, and when."""
@@ -50,7 +62,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """What is being done now."""
-        self.live.reset(self.task, description=text, total=None, news="")
+        self.live.reset(self.task, description=text, total=None, news="", count="")
         if not self.console.is_terminal or text.startswith("step"):
             self._line(text)
 
@@ -67,7 +79,7 @@ class Screen:
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
         if self.live.tasks[0].total != total:
             self.live.reset(self.task, total=total)
-        self.live.update(self.task, description=what, completed=done, news=f"{done}/{total}  {news}")
+        self.live.update(self.task, description=what, completed=done, count=f"{done:,}/{total:,}", news=news)
         if not self.console.is_terminal and time.perf_counter() - self.spoke >= self.QUIET_S:
             self._line(f"{what} {done}/{total}  {news}{left()}")
 

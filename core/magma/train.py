@@ -205,6 +205,7 @@ class _Run:
         model.lockstep = world.size > 1
         self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
         self.frozen = self.fingerprints()
+        self.buffers = [t for t in model.trained_tensors().values() if not isinstance(t, nn.Parameter)]
 
     def fingerprints(self) -> dict[str, str]:
         """Of everything that no step may change."""
@@ -212,9 +213,9 @@ class _Run:
 
     # Steps
 
-    def step(self, share: Share) -> dict[str, Any]:
-        """One optimizer step; its row of the metrics."""
-        began = time.perf_counter()
+    def step(self, share: Share, began: float) -> dict[str, Any]:
+        """One optimizer step; its row of the metrics. `began` is when its input was asked for."""
+        waited = time.perf_counter() - began
         rates = self.engine.rates(factor(self.train, self.state.step))
         device, dtype = self.world.device, DTYPES[self.train.precision]
         sizes = [
@@ -226,25 +227,23 @@ class _Run:
         )
         if not targets:
             raise TrainingError(f"step {self.state.step + 1}: none of its {share.samples} examples has a target token")
-        total, applied = 0.0, False
-        buffers = [t for t in self.model.trained_tensors().values() if not isinstance(t, nn.Parameter)]
-        before = [t.clone() for t in buffers]
+        summed, applied = torch.zeros((), dtype=torch.float64, device=device), False
+        before = [t.clone() for t in self.buffers]
         for i, batch in enumerate(share.batches):
             loss = self.engine(batch.to(device, dtype))
-            total += float(loss.detach())
+            summed += loss.detach()
             # DeepSpeed divides by the accumulation steps and averages over the processes.
             if self.train.loss == "token_mean":
                 loss = loss * (len(share.batches) * self.world.size / targets)
             else:
                 loss = loss / max(1, len(batch.labels))
-            if i + 1 == len(share.batches):
-                (total,) = self.world.sum(total)
-                if not self._sane(total / targets):
-                    loss = loss * math.nan  # a gradient that is not finite changes nothing
+            if i + 1 == len(share.batches) and self._is_spike(summed, targets):
+                loss = loss * math.nan  # a gradient that is not finite changes nothing
             applied = self.engine.backward(loss)
         if not applied:  # BatchNorm has averaged what nobody learns from
-            for buffer, old in zip(buffers, before, strict=True):
+            for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
+        (total,) = self.world.sum(float(summed))
         self._count(total / targets, share, int(skipped), applied)
         took = time.perf_counter() - began
         return {
@@ -254,14 +253,17 @@ class _Run:
             "lr": rates,
             "samples": share.samples,
             **({} if applied else {"skipped": True}),
+            "waited_s": waited,
             "samples_per_s": share.samples / took,
             **self._speeds(sizes, took),
         }
 
-    def _sane(self, loss: float) -> bool:
-        """Is this step's loss one to learn from?"""
+    def _is_spike(self, summed: Tensor, targets: float) -> bool:
+        """Is this loss, summed over this process's targets, too far above those of late? All processes agree."""
         average, limit = self.state.average, self.train.spike_factor
-        return math.isfinite(loss) and not (limit and average is not None and loss > limit * average)
+        if limit is None or average is None:
+            return False  # without waiting for the GPU
+        return self.world.sum(float(summed))[0] / targets > limit * average
 
     def _count(self, loss: float, share: Share, skipped: int, applied: bool) -> None:
         """Keep book of a step."""
@@ -411,8 +413,9 @@ class _Run:
         total = self.train.total_steps
         with _Metrics(self.out / METRICS, self.world.rank == 0, self.state.step) as metrics:
             self.model.train()
-            for share in self.feed.training(self.mixture, self.state.step):
-                row = self.step(share)
+            shares = self.feed.training(self.mixture, self.state.step)
+            while share := self._next(shares):
+                row = self.step(*share)
                 metrics.write(row)
                 self._tell(row)
                 self._stop_where_nothing_is_learnt()
@@ -434,6 +437,12 @@ class _Run:
                     metrics.sync()
                     self.save()
         return True
+
+    def _next(self, shares: Iterator[Share]) -> tuple[Share, float] | None:
+        """The input of a step, and when it was asked for."""
+        began = time.perf_counter()
+        share = next(shares, None)
+        return None if share is None else (share, began)
 
     def _stop_where_nothing_is_learnt(self) -> None:
         count = self.state.skipped_in_a_row

@@ -346,7 +346,7 @@ def test_workers_prepare_the_same_batches(tmp_path: Path) -> None:
     train(recipe((*changes, "train.workers=2")), tmp_path / "two")
     assert losses(tmp_path / "two") == losses(tmp_path / "none")
     kept = [
-        {k: v for k, v in row.items() if not k.endswith("_per_s")}
+        {k: v for k, v in row.items() if not k.endswith("_s")}
         for run in ("none", "two")
         for row in rows_of(tmp_path / run)
     ]
