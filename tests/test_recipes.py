@@ -166,7 +166,7 @@ def test_a_plan_needs_neither_data_nor_weights(tmp_path: Path) -> None:
     assert found["world"] == 8
     shown = program("recipe", "plan", "magma_long", home=tmp_path).stdout
     assert " ".join(shown.split()).count("lm gptj 6,050,882,784 frozen") == 1
-    assert "144 image + 21 text (assumed) = 165 tokens an example; 4.36 TFLOP a sample" in shown
+    assert "144 image + 21 text (assumed) = 165 tokens an example; 4.34 TFLOP a sample" in shown
     assert "29,688 steps of 256 examples (7,600,000 samples), bf16" in shown
     assert "ZeRO 2 *" in shown
 

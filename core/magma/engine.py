@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from .assemble import DTYPES
 from .errors import TrainingError
 from .model import Magma
+from .plan import zero_stage
 from .recipe import Train
 
 AVERAGES = ("exp_avg", "exp_avg_sq")
@@ -123,14 +124,6 @@ def join() -> World:
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
 
 
-def stage(train: Train, config: Mapping[str, Any]) -> int:
-    """The stage of ZeRO that a run gets.
-
-    Half precision needs float32 copies of what is trained, and these are kept by stage 1 and above.
-    """
-    return max(int(config.get("zero_optimization", {}).get("stage", 0)), int(train.precision != "fp32"))
-
-
 class Engine:
     """A model and its optimizer, in one of several processes.
 
@@ -150,7 +143,7 @@ class Engine:
         import deepspeed
 
         self.model, self.world, self.train = model, world, train
-        self.stage = stage(train, config)
+        self.stage = zero_stage(train, config)
         micro, accumulation = batches
         groups = _groups(model, rates)
         full = {
@@ -219,7 +212,8 @@ class Engine:
                 nn.utils.clip_grads_with_norm_(self.trained.values(), self.train.gradient_clipping, norm)
         self._engine.step()
         if last and self.stage:
-            self.norm = float(self._engine.get_global_grad_norm() or math.nan)
+            norm = self._engine.get_global_grad_norm()
+            self.norm = math.nan if norm is None else float(norm)
             return not self._zero.overflow
         return True
 
@@ -242,25 +236,31 @@ class Engine:
 
     @torch.no_grad()
     def state(self, applied: int) -> dict[str, Tensor]:
-        """What the optimizer has gathered in `applied` steps, by parameter: averages, and float32 copies."""
+        """What the optimizer has gathered in `applied` steps, by parameter: averages, and float32 copies.
+
+        All processes take part; the first one gets it, the others nothing.
+        """
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if applied:
             self._link()
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, p in self.trained.items():
+            whole = {}
             if self.train.precision != "fp32":
-                found[f"{name}.{MASTER}"] = safe_get_full_fp32_param(p).cpu()
+                whole[MASTER] = safe_get_full_fp32_param(p)
             for key in AVERAGES if applied else ():
-                value = safe_get_full_optimizer_state(p, key) if self.stage else self._adam.state[p][key]
-                found[f"{name}.{key}"] = value.detach().cpu()
+                whole[key] = safe_get_full_optimizer_state(p, key) if self.stage else self._adam.state[p][key]
+            if self.world.rank == 0:
+                found |= {f"{name}.{key}": value.detach().cpu() for key, value in whole.items()}
         return found
 
     @torch.no_grad()
-    def load(self, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], applied: int) -> None:
-        """Go on from trained tensors and a `state`; every process gives the same whole ones."""
+    def load(self, tensors: Mapping[str, Tensor], state: Any, applied: int) -> None:
+        """Go on from trained tensors and a `state` in an open safetensors file; every process gives the same ones."""
         import deepspeed
 
+        known = set(state.keys())
         own = self.model.trained_tensors()
         for name, value in tensors.items():
             if self.stage == 3 and name in self.trained:
@@ -273,9 +273,10 @@ class Engine:
             self._make_averages(applied)
         for name, p in self.trained.items():
             if self.stage:
-                self._put(p, state.get(f"{name}.{MASTER}", tensors[name]).float(), None)
+                master = f"{name}.{MASTER}"
+                self._put(p, state.get_tensor(master) if master in known else tensors[name].float(), None)
             for key in AVERAGES if applied else ():
-                self._put(p, state[f"{name}.{key}"], key)
+                self._put(p, state.get_tensor(f"{name}.{key}"), key)
 
     def _make_averages(self, applied: int) -> None:
         """Adam makes them in its first step: here before it, to be filled, with the count of steps so far."""

@@ -7,12 +7,14 @@ operation on tensors without data; a dimension that does not fit shows itself th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from .assemble import assemble, learning_rates
@@ -194,13 +196,21 @@ def micro_batches(train: Train, processes: int) -> tuple[int, int]:
     return micro, share // micro
 
 
+def zero_stage(train: Train, config: Mapping[str, Any]) -> int:
+    """The stage of ZeRO that a run with these tables gets.
+
+    Half precision needs float32 copies of what is trained, and these are kept by stage 1 and above.
+    """
+    return max(int(config.get("zero_optimization", {}).get("stage", 0)), int(train.precision != "fp32"))
+
+
 def _length(recipe: Recipe, world: int) -> Length | None:
     if recipe.train is None:
         return None
     train = recipe.train
     micro, accumulation = micro_batches(train, world)
     samples = train.samples or train.total_steps * train.batch_size
-    stage = int(recipe.deepspeed.get("zero_optimization", {}).get("stage", 0))
+    stage = zero_stage(train, recipe.deepspeed)
     return Length(train.total_steps, samples, train.batch_size, micro, accumulation, stage)
 
 
@@ -231,6 +241,38 @@ def _alone(way: Input, x: Tensor) -> Callable[[], Tensor]:
     return lambda: way(x).values.sum()
 
 
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    """Attention as a GPU computes it: queries, keys, values and what comes out are kept, no scores.
+
+    Without it the unfused operations would be counted, which is what runs on meta.
+    """
+    plain = F.scaled_dot_product_attention
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention
+
+    def fused(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **more: Any,
+    ) -> Tensor:
+        if more.get("enable_gqa"):
+            out: Tensor = plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        else:
+            out = kernel(query, key, value, dropout_p, is_causal, scale=scale)[0]
+        return out
+
+    setattr(F, "scaled_dot_product_attention", fused)  # noqa: B010  # mypy holds an assignment to its whole signature
+    try:
+        yield
+    finally:
+        setattr(F, "scaled_dot_product_attention", plain)  # noqa: B010
+
+
 def _measure(
     model: Magma, run: Callable[[], Tensor], kept_inputs: Sequence[nn.Module] = ()
 ) -> tuple[int | None, int | None]:
@@ -249,7 +291,7 @@ def _measure(
         module.register_forward_pre_hook(lambda _, given: (keep(given[0]), None)[1])
     counter = FlopCounterMode(display=False)
     try:
-        with counter:
+        with counter, _fused_attention():
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 model.train()
                 loss = run()

@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from . import checkpoint
 from .assemble import DTYPES, assemble, learning_rates
-from .engine import Engine, World, join, stage
+from .engine import Engine, World, join
 from .errors import CheckpointError, TrainingError
 from .feed import Feed, Share
 from .interfaces import DataSource
 from .mixture import Mixture
 from .model import Magma
-from .plan import Costs, micro_batches
+from .plan import Costs, micro_batches, zero_stage
 from .recipe import Constant, Recipe, Train
 from .recompute import blocks, recompute
 from .segments import Batch
@@ -37,6 +38,7 @@ from .segments import Batch
 METRICS = "metrics.jsonl"
 _TRAINER = "trainer.json"
 _OPTIMIZER = "optimizer.safetensors"
+_RANDOM = "random.safetensors"
 _SMOOTH = 0.98
 """Share of the old value in the average loss that a spike is measured by."""
 
@@ -320,13 +322,16 @@ class _Run:
             return folder
         self.watcher.say(f"saving a checkpoint at step {self.state.step}")
         self.average_buffers()
-        tensors = {name: t.detach().cpu() for name, t in self.engine.whole(self.model.trained_tensors())}
+        tensors = {}
+        for name, tensor in self.engine.whole(self.model.trained_tensors()):
+            if self.world.rank == 0:
+                tensors[name] = tensor.detach().cpu()
         optimizer = self.engine.state(self.state.applied)
         generators = self._generators()
         problem = ""
         if self.world.rank == 0:
             try:
-                self._write(folder, tensors, {_OPTIMIZER: optimizer, "random.safetensors": generators})
+                self._write(folder, tensors, {_OPTIMIZER: optimizer, _RANDOM: generators})
             except Exception as error:  # the disk is full, or no longer there: all processes have to know
                 problem = f"{type(error).__name__}: {error}"
         (failed,) = self.world.sum(bool(problem))
@@ -395,8 +400,12 @@ class _Run:
         place = folder / checkpoint.STATE
         state = State.read(place / _TRAINER)
         tensors = checkpoint.read_trained(self.model, folder)
-        self.engine.load(tensors, load_file(place / _OPTIMIZER), state.applied)
-        generators = load_file(place / "random.safetensors")
+        try:
+            with safe_open(place / _OPTIMIZER, framework="pt") as optimizer:
+                self.engine.load(tensors, optimizer, state.applied)
+            generators = load_file(place / _RANDOM)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} has no state to go on from: {error}") from error
         if f"cpu.{self.world.rank}" in generators:
             torch.set_rng_state(generators[f"cpu.{self.world.rank}"])
         if self.world.device != "cpu" and f"device.{self.world.rank}" in generators:
@@ -554,7 +563,7 @@ def train(
     world = join()
     _check_precision(recipe.train, world)
     micro_batches(recipe.train, world.size)
-    partitioned = stage(recipe.train, recipe.deepspeed) == 3  # then each weight moves when its turn comes
+    partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # then each weight moves when its turn comes
     model = assemble(recipe, device=None if partitioned else world.device, say=watcher.say)
     if recipe.init.checkpoint is not None and not resume:
         watcher.say(f"starting from {recipe.init.checkpoint}")

@@ -381,3 +381,14 @@ def test_a_step_tells_speed_rates_and_memory(tmp_path: Path) -> None:
     assert [now.useful_flops_per_s for now in told] == pytest.approx(useful)
     assert (first.flops_per_s or 0) > (first.useful_flops_per_s or 0)
     assert all(now.tokens_per_s > 4 * now.samples_per_s for now in told)
+
+
+def test_a_checkpoint_without_its_state_is_no_place_to_go_on_from(tmp_path: Path) -> None:
+    train(recipe(), tmp_path)
+    state = tmp_path / "checkpoints/step-00000006/state"
+    (state / "optimizer.safetensors").write_bytes(b"cut short")
+    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from: .*header"):
+        train(recipe(), tmp_path, resume=True)
+    (state / "trainer.json").write_text('{"step": 6')
+    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from"):
+        train(recipe(), tmp_path, resume=True)
