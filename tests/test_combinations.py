@@ -21,6 +21,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "clip resnet": {"use": "clip", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
     "clip vit": {"use": "clip", "layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8},
     "timm": {"use": "timm", "model": "test_vit", "image_size": 64},
+    "spectrogram": {"use": "spectrogram", "rate": 8000, "seconds": 0.3, "bands": 16, "width": 16, "heads": 2},
     "nfresnet": {"use": "nfresnet", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
 }
 PREFIXES: dict[str, dict[str, Any]] = {
@@ -99,16 +100,16 @@ def test_any_combination(combination: dict[str, str], tmp_path: Path) -> None:
     recipe = {
         "name": "any",
         "lm": LMS[combination["lm"]],
-        "inputs": {"image": {"encoder": ENCODERS[combination["encoder"]], "prefix": PREFIXES[combination["prefix"]]}},
+        "inputs": {"medium": {"encoder": ENCODERS[combination["encoder"]], "prefix": PREFIXES[combination["prefix"]]}},
         "adapters": dict.fromkeys(PLACES[combination["place"]], ADAPTERS[combination["adapter"]]),
     }
     model = magma.assemble(recipe).train()
     check_shapes(model)
     draw = np.random.default_rng(0)
-    images = [draw.integers(0, 256, (16, 16), dtype=np.uint8) for _ in range(3)]
-    examples = [
-        Example([Media("image", image), Text("A picture of"), Text(" a seven.", target=True)]) for image in images
-    ]
+    raw: list[Any] = [draw.integers(0, 256, (16, 16), dtype=np.uint8) for _ in range(3)]
+    if model.ways()["medium"].encoder.modality == "audio":
+        raw = [(draw.standard_normal(length), 8000) for length in (2400, 300, 1111)]
+    examples = [Example([Media("medium", one), Text("A picture of"), Text(" a seven.", target=True)]) for one in raw]
     batch = model.collator().batch(examples)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -125,7 +126,7 @@ def test_any_combination(combination: dict[str, str], tmp_path: Path) -> None:
     model.eval()
     magma.save(model, tmp_path / "model", None)
     loaded = magma.load(tmp_path / "model")
-    prompt = [images[0], "A picture of"]
+    prompt = [raw[0], "A picture of"]
     assert torch.equal(loaded.logits(prompt), model.logits(prompt))
 
 
@@ -134,7 +135,7 @@ def check_shapes(model: Magma) -> None:
 
     @jaxtyped(typechecker=beartype)
     def widths_and_lengths(
-        x: Float[Tensor, "b 3 s s"],
+        x: Float[Tensor, "b ..."],
         features: Float[Tensor, "b n e"],
         embeddings: Float[Tensor, "b k d"],
         adapted: Float[Tensor, "b k d"],
@@ -143,8 +144,8 @@ def check_shapes(model: Magma) -> None:
         assert x.shape[0] == adapted.shape[0]
         return [features.shape[1], features.shape[2], embeddings.shape[1], embeddings.shape[2], logits.shape[1]]
 
-    way = model.ways()["image"]
-    x = torch.stack([way.encoder.blank()] * 2)
+    way = model.ways()["medium"]
+    x = way.encoder.stack([way.encoder.largest()] * 2)
     features = way.encoder(x)
     embeddings = way.prefix(Features(features.values)).values
     adapted = model.lm.all_adapters()[0](embeddings, torch.sin)

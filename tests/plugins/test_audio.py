@@ -1,0 +1,186 @@
+"""Sound: what is heard of files and waveforms, and the encoder from scratch."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from magma_audio.sound import PADDING
+from magma_audio.spectrogram import Spectrogram
+
+import magma
+from magma import Example, InputError, Magma, Media, Text
+
+SMALL: dict[str, Any] = {"rate": 8000, "seconds": 2.0, "bands": 16, "width": 16, "heads": 2}
+
+
+def tone(rate: int = 8000, seconds: float = 0.5, pitch: float = 440.0) -> np.ndarray:
+    time = np.arange(int(rate * seconds)) / rate
+    return (0.5 * np.sin(2 * np.pi * pitch * time)).astype(np.float32)
+
+
+def encoder(**fields: Any) -> Spectrogram:
+    torch.manual_seed(0)
+    return Spectrogram.build(**{**SMALL, **fields}).eval()
+
+
+def written(folder: Path, kind: str, rate: int, channels: int, subtype: str | None = None) -> Path:
+    path = folder / f"tone.{kind}"
+    wave = np.stack([tone(rate)] * channels, axis=1)
+    soundfile.write(path, wave, rate, subtype=subtype)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+@pytest.mark.parametrize(("kind", "subtype"), [("wav", "PCM_16"), ("wav", "FLOAT"), ("flac", None), ("ogg", None)])
+def test_files_of_every_kind_are_heard_alike(
+    tmp_path: Path, kind: str, subtype: str | None, rate: int, channels: int
+) -> None:
+    heard = encoder().hear(written(tmp_path, kind, rate, channels, subtype))
+    expected = torch.from_numpy(tone(8000))
+    assert heard.shape == expected.shape
+    inside = slice(200, -200)  # a resampler's and a codec's edges
+    assert (heard - expected)[inside].abs().max() < (0.05 if kind == "ogg" else 0.01)
+
+
+def test_mp3_bytes_and_waveforms_are_heard(tmp_path: Path) -> None:
+    path = written(tmp_path, "mp3", 44100, 2)
+    one, other = encoder().hear(path), encoder().hear(path.read_bytes())
+    assert torch.equal(one, other)
+    plain = torch.from_numpy(tone())
+    assert torch.equal(encoder().hear((plain, 8000)), plain)
+    assert torch.equal(encoder().hear((torch.stack([plain, -plain, plain]), 8000)), plain / 3)
+    whole = (plain * 32768).round().to(torch.int16)
+    assert torch.allclose(encoder().hear((whole.numpy(), 8000)), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ((np.zeros(800, np.float32), 8000), "a waveform: it is silent"),
+        ((np.zeros(0, np.float32), 8000), "a waveform: it is empty"),
+        ((np.full(800, np.nan, np.float32), 8000), "a waveform: its samples are not all finite"),
+        ((tone(seconds=2.1), 8000), r"a waveform: it lasts 2\.10 s; allowed: at most 2 s"),
+        ((tone(), 100), "a waveform: given 100 samples a second; allowed: 4,000 to 192,000"),
+        ((tone().reshape(-1, 1), 8000), r"a waveform: given a waveform \[4000, 1\]; allowed: \[s\], or \[c, s\]"),
+        ((tone().astype(np.uint8), 8000), "given a waveform of torch.uint8; allowed"),
+        (b"RIFF and no more", "16 bytes of audio: it cannot be read as audio"),
+        (Path("gone.wav"), "gone.wav: no such file"),
+        (17, "given a value of type int; allowed: an audio file"),
+        (torch.zeros(3, 5), r"given a tensor \[3, 5\]; allowed: log-mel frames \[f, 16\], at most 201"),
+        (torch.full((3, 16), np.nan), "given log-mel frames that are not all finite"),
+    ],
+)
+def test_what_cannot_be_heard_is_said(raw: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encoder().prepare(raw)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.flac"
+    path.write_bytes(written(tmp_path, "flac", 8000, 1).read_bytes()[:50])
+    with pytest.raises(InputError, match=r"broken\.flac: it cannot be read as audio"):
+        encoder().prepare(path)
+
+
+def test_it_takes_what_sounds_and_nothing_else() -> None:
+    part = encoder()
+    assert all(part.accepts(raw) for raw in (Path("a.WAV"), b"...", (tone(), 8000), (torch.zeros(3), 8000.0)))
+    assert not any(part.accepts(raw) for raw in (Path("a.png"), "a.wav", tone(), (8000, tone()), 3, None))
+
+
+@pytest.mark.parametrize("samples", [1, 7, 79, 80, 81, 4000, 15999, 16000])
+def test_its_size_is_what_it_gives(samples: int) -> None:
+    part = encoder()
+    prepared = part.prepare((torch.randn(samples, generator=torch.Generator().manual_seed(1)), 8000))
+    features = part(part.stack([prepared]))
+    assert features.values.shape == (1, part.size(prepared), part.dim)
+    assert features.lengths is not None
+    assert features.lengths.tolist() == [part.size(prepared)]
+    assert part.size(prepared) <= part.length
+    assert len(prepared) <= len(part.largest()) == 201
+    assert part.size(part.largest()) == part.length == 26
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_padding_changes_nothing(dtype: torch.dtype) -> None:
+    """Whatever else is in a batch: every recording gives what it gives alone, and zeros behind."""
+    part = encoder().to(dtype)
+    draw = torch.Generator().manual_seed(0)
+    items = [part.prepare((torch.randn(n, generator=draw), 8000)) for n in (300, 5000, 16000, 2111)]
+    stacked = part.stack(items)
+    assert bool((stacked[0, len(items[0]) :] == PADDING).all())
+    together = part(stacked.to(dtype))
+    for i, item in enumerate(items):
+        alone = part(part.stack([item]).to(dtype)).values[0]
+        n = part.size(item)
+        assert together.lengths[i] == n
+        assert torch.allclose(
+            together.values[i, :n].float(), alone.float(), atol=1e-5 if dtype == torch.float32 else 0.1
+        )
+        assert not together.values[i, n:].any()
+
+
+def test_all_of_it_learns_and_none_of_it_is_random() -> None:
+    part = encoder(dropout=0.1).train()
+    x = part.stack([part.prepare((tone(pitch=pitch), 8000)) for pitch in (220.0, 440.0)])
+    part(x).values.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+    part.eval()
+    assert torch.equal(part(x).values, part(x).values)
+
+
+def test_spec_augment_blots_out_in_training_alone() -> None:
+    part = encoder(spec_augment=True)
+    raw = (tone(), 8000)
+    plain = part.prepare(raw)
+    one, same, other = (part.prepare(raw, random.Random(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert one.shape == plain.shape
+    assert 0 < (one == 0).float().mean() < 0.7
+    assert torch.equal(one[one != 0], plain[one != 0])
+    assert torch.equal(encoder().prepare(raw, random.Random(1)), plain)
+
+
+def test_a_language_model_hears_recordings_of_unequal_length(tmp_path: Path) -> None:
+    recipe = {
+        "name": "hearing",
+        "lm": {"use": "gptj", "weights": "bundled:tiny"},
+        "inputs": {"audio": {"encoder": {"use": "spectrogram", **SMALL}, "prefix": {"use": "linear"}}},
+    }
+    model: Magma = magma.assemble(recipe)
+    files = []
+    for i, seconds in enumerate((0.2, 1.1)):
+        files.append(tmp_path / f"{i}.wav")
+        soundfile.write(files[-1], tone(seconds=seconds, pitch=300 + 200 * i), 8000)
+    batch = model.collator().batch([Example([Media("audio", f), Text(" seven", target=True)]) for f in files])
+    loss = model.train().loss(batch)
+    loss.backward()
+    grads = [p.grad for p in model.ways()["audio"].encoder.parameters()]
+    assert all(g is not None and bool(g.isfinite().all()) for g in grads)
+    assert model.generate([files[0], "A"], max_tokens=2) == model.generate([files[0].read_bytes(), "A"], max_tokens=2)
+    magma.save(model, tmp_path / "saved")
+    again = magma.load(tmp_path / "saved")
+    assert torch.equal(again.logits([files[1], "A"]), model.eval().logits([files[1], "A"]))
+
+
+def test_real_recordings_are_heard() -> None:
+    folder = Path(os.environ.get("MAGMA_DATA", "../shared/data")) / "fsdd"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there: set MAGMA_DATA to the folder that holds the Free Spoken Digit Dataset")
+    part = encoder(seconds=3.0)
+    files = sorted(folder.glob("*_0.wav"))
+    assert len(files) == 60
+    prepared = [part.prepare(path) for path in files]
+    assert all(abs(float(item.mean())) < 1e-4 and abs(float(item.std()) - 1) < 1e-3 for item in prepared)
+    assert bool(part(part.stack(prepared)).values.isfinite().all())
+    assert io.BytesIO(files[0].read_bytes()).getbuffer().nbytes > 1000
