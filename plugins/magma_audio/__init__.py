@@ -1,13 +1,14 @@
-"""Audio encoders."""
+"""Audio: encoders, and spoken digits."""
 
 from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
+from .digits import SpokenDigits, SpokenDigitsTask
 from .spectrogram import Spectrogram
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Spectrogram]
+    return [Spectrogram, SpokenDigits, SpokenDigitsTask]
