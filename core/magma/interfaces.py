@@ -185,6 +185,8 @@ class Adapter(Module):
     """
 
     kind = "adapter"
+    keeps_input: ClassVar[bool] = False
+    """Does `forward` give the sublayer x itself, once? Then what nobody reads need not be computed."""
 
     @abstractmethod
     def __init__(self, config: PartConfig, dim: int) -> None:

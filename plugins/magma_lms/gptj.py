@@ -115,24 +115,17 @@ class Block(nn.Module):
     ) -> Tensor:
         """[b, t - first, d]. An adapter mixes no positions: it needs the late ones alone, attention sees all.
 
-        But for one that changes what its sublayer is given.
+        But for one that changes what its sublayer is given. Which way it goes, no batch decides: under ZeRO-3 all
+        processes run the same modules.
         """
         attention = self.attn
+        found: Tensor
         if not isinstance(attention, Adapted):
-            found: Tensor = attention(y, turns, mask, cache, first)
+            found = attention(y, turns, mask, cache, first)
             return found
-        changed = False
-
-        def sublayer(h: Tensor) -> Tensor:
-            nonlocal changed
-            changed = h is not late
-            out: Tensor = h if changed else attention.sublayer(y, turns, mask, cache, first)
-            return out
-
-        if first:
-            adapted: Tensor = attention.adapter(late, sublayer)
-            if not changed:
-                return adapted
+        if attention.adapter.keeps_input:
+            found = attention.adapter(late, lambda _: attention.sublayer(y, turns, mask, cache, first))
+            return found
         whole: Tensor = attention(y, turns, mask, cache)
         return whole[:, first:]
 

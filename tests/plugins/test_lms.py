@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class Sum(Adapter):
 
 class Beside(Sum):
     """Leaves the sublayer's input alone, and uses it too."""
+
+    keeps_input = True
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         h = sublayer(x)
@@ -365,6 +368,26 @@ def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], me
 def test_blocks_of_another_width_than_the_embeddings_are_refused() -> None:
     with pytest.raises(PartError, match="word embeddings are 16 wide and its blocks 32"):
         Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))
+
+
+@pytest.mark.parametrize("adapter", [None, Sum, Beside])
+def test_the_same_modules_run_whatever_a_batch_holds(adapter: type[Sum] | None) -> None:
+    """Where each process has a part of every weight, all of them have to ask for the same one at the same time."""
+    lm = build(OURS)
+    if adapter:
+        for place in ("attention", "mlp"):
+            lm.adapt(place, lambda: adapter(32))
+    ran: list[str] = []
+    for name, module in lm.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    orders = []
+    everything = layout([12, 9, 12], 12, torch.tensor([7, 9, 12 + 8, 24 + 11]))
+    for first in (0, 7):
+        ran.clear()
+        lm(lm.embed(TOKENS), replace(everything, first=first))
+        orders.append(list(ran))
+    assert orders[0] == orders[1]
+    assert len(orders[0]) > 20
 
 
 @pytest.mark.parametrize("adapter", [Sum, Beside])
