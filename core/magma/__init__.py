@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Question,
         State,
         Task,
+        Trial,
     )
     from .model import Input, Magma
     from .recipe import LocalPath, Recipe, Weights
@@ -60,7 +61,7 @@ _HOME = {
     "generate": ["Decoding"],
     "interfaces": [
         *("Adapter", "Cache", "DataSource", "Encoder", "Features", "FrozenLM", "Head", "Layout", "Module", "Part"),
-        *("PartConfig", "Place", "Prediction", "Prefix", "Question", "State", "Task"),
+        *("PartConfig", "Place", "Prediction", "Prefix", "Question", "State", "Task", "Trial"),
     ],
     "model": ["Input", "Magma"],
     "recipe": ["LocalPath", "Recipe", "Weights"],
@@ -106,6 +107,7 @@ __all__ = [
     "Tokens",
     "TooLong",
     "TrainingError",
+    "Trial",
     "Weights",
     "assemble",
     "did_you_mean",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args
@@ -49,6 +49,18 @@ class PartConfig(BaseModel):
         return {key: value for key, value in given.items() if value is not False or key not in optional}
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a part is tried with by `magma plugin check` and `magma.testing`."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of a small configuration."""
+    good: Sequence[Any] = ()
+    """Raw inputs of an encoder: two or more that differ."""
+    bad: Sequence[Any] = ()
+    """Raw inputs that an encoder refuses."""
+
+
 class Part(ABC):
     """Something a recipe can name.
 
@@ -65,6 +77,11 @@ class Part(ABC):
     def problems(cls, config: Any) -> list[str]:
         """What is missing on this machine before `config` can be used (files, packages), without loading anything."""
         return []
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """What to try this part with; files that it needs are written into `folder`. By default: no field set."""
+        return Trial()
 
 
 class Module(Part, nn.Module):

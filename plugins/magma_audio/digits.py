@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
 from collections import defaultdict
@@ -11,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
-from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text
+from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "Q: Which number is this? A:"
@@ -52,6 +54,16 @@ def _missing(path: str) -> list[str]:
     ]
 
 
+def _trial(folder: Path) -> Trial:
+    """A recording of two digits by two speakers in each split."""
+    import soundfile
+
+    noise = np.random.default_rng(0).normal(scale=0.1, size=800)
+    for digit, speaker, take in itertools.product((3, 8), ("ann", "bob"), (0, HELD_OUT)):
+        soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", noise, 8_000)
+    return Trial({"path": str(folder)})
+
+
 class SpokenDigits(DataSource):
     """A recording and the digit's name."""
 
@@ -78,6 +90,11 @@ class SpokenDigits(DataSource):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
         self.seed = seed
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Eight recordings of noise."""
+        return _trial(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
@@ -123,6 +140,11 @@ class SpokenDigitsTask(Task):
 
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Eight recordings of noise."""
+        return _trial(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:

@@ -76,6 +76,19 @@ class AudioEncoder(Encoder):
         """The shortest item."""
 
 
+def recordings_for_trial(folder: Path, seconds: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What an encoder of at least `seconds` hears, and what it refuses: for its `trial`."""
+    import soundfile
+
+    t = np.arange(int(8_000 * seconds)) / 8_000
+    tone = (0.3 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)
+    soundfile.write(folder / "tone.wav", tone, 8_000)
+    (folder / "text.wav").write_text("no sound")
+    good = (folder / "tone.wav", (tone[: len(tone) // 2], 8_000), (np.stack([tone, tone[::-1]]), 16_000))
+    bad = (folder / "none.wav", folder / "text.wav", (tone[:0], 8_000), (0 * tone, 8_000), (tone * np.nan, 8_000))
+    return good, bad
+
+
 def _decoded(raw: Any) -> tuple[Tensor, int, str]:
     """float32 waveform [s] or [c, s], samples a second, and how errors speak of it."""
     if isinstance(raw, tuple) and len(raw) == 2:

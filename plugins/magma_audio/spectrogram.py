@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Features, InputError, PartConfig
+from magma import Features, InputError, PartConfig, Trial
 
-from .sound import PADDING, AudioEncoder
+from .sound import PADDING, AudioEncoder, recordings_for_trial
 
 FLOOR = 1e-6
 """Added to a mel band's energy before its logarithm."""
@@ -82,6 +83,12 @@ class Spectrogram(AudioEncoder):
         for _ in range(self.config.convolutions):
             frames = (frames + 1) // 2
         return frames
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Two thirds of a second at most."""
+        small = {"rate": 8000, "seconds": 0.6, "bands": 16, "width": 16, "heads": 2}
+        return Trial(small, *recordings_for_trial(folder, 0.5))
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """To log-mel frames [f, m]; a tensor of that shape is taken as it is."""

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Text
+from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Text, Trial
 
 IMAGE_DATA = "image_data"
 
@@ -52,6 +52,18 @@ class _Pairs(DataSource):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
         self.seed = seed
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Six rows about three images."""
+        from PIL import Image
+
+        for i in range(3):
+            Image.new("RGB", (8, 8), (80 * i, 0, 0)).save(folder / f"{i}.png")
+        said = {"caption": "red", "question": "How red?", "answer": "very", "text": "It is red.", "label": "true"}
+        rows = [{"image": f"{i % 3}.png", **{key: f"{text} {i}" for key, text in said.items()}} for i in range(6)]
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return Trial({"path": str(folder)})
 
     @classmethod
     def problems(cls, config: _Config) -> list[str]:

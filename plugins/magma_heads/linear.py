@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from magma import Head, PartConfig
+from magma import Head, PartConfig, Trial
 
 
 class LinearHead(Head):
@@ -29,6 +31,11 @@ class LinearHead(Head):
         super().__init__(config, dim)
         self.classes = config.classes
         self.projection = nn.Linear(dim, len(config.classes))
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Three classes."""
+        return Trial({"classes": ("entailment", "neutral", "contradiction")})
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[m, d] to [m, c]."""

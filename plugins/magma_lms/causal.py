@@ -15,7 +15,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Weights, did_you_mean
+from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Trial, Weights, did_you_mean
 
 from . import files
 from .families import FAMILIES, wrap
@@ -280,6 +280,13 @@ class Causal(Transformers):
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
         return files.lacking(config.weights, config.tokenizer, "config.json", files.WEIGHTS)
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """A small GPT-2."""
+        sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+        vocabulary = {"vocab_size": 768, "bos_token_id": 0, "eos_token_id": 0}
+        return Trial({"architecture": {"model_type": "gpt2", **sizes, **vocabulary}, "tokenizer": "bundled:tiny"})
 
 
 def _end_of_text(architecture: Any) -> int:

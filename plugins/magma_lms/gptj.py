@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Cache, Layout, PartConfig, PartError, Weights
+from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
 
 from . import files
 from .causal import KeysAndValues, Transformers, real, visible
@@ -254,6 +254,11 @@ class GPTJ(Transformers):
         t = embeddings.shape[1]
         scored = layout.scored - first * (layout.scored // t + 1)  # [m] into rows that are `first` columns shorter
         return hidden.flatten(0, 1)[scored]
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """The bundled one."""
+        return Trial({"weights": "bundled:tiny"})
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class Clip(ImageEncoder):
 
     name = "clip"
     mean, std = CLIP_MEAN, CLIP_STD
+    small: ClassVar[Mapping[str, Any]] = {"layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8}
 
     class Config(PartConfig):
         """`model` as open_clip names it, or a size of one's own: `layers`, `width` and `image_size`."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from magma import Encoder, Features, InputError, PartConfig, PartError
+from magma import Encoder, Features, InputError, PartConfig, PartError, Trial
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -35,6 +35,8 @@ class ImageEncoder(Encoder):
     image_size: int
     smaller = False
     """Prepared tensors may be smaller than `image_size`, where the network takes them."""
+    small: ClassVar[Mapping[str, Any]]
+    """The fields of a small one, for its `trial`."""
     mean: Sequence[float]
     std: Sequence[float]
 
@@ -50,6 +52,18 @@ class ImageEncoder(Encoder):
         except (RuntimeError, AssertionError) as error:
             raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
         self._lengths = {(image_size, image_size): self.length}
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """The encoder's own small configuration, with images of any shape."""
+        colours = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
+        photo, drawing = (colours // 29 % 256).astype(np.uint8), (colours[..., 0] // 7 % 256).astype(np.uint8)
+        written = folder / "photo.png"
+        Image.fromarray(photo).save(written)
+        cut = folder / "cut.png"
+        cut.write_bytes(written.read_bytes()[:60])
+        good = (written, Image.fromarray(photo[:, :30]), drawing)
+        return Trial(cls.small, good, (folder / "none.png", cut, photo[:0]))
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         """n and e of an image of this size, found on meta."""
@@ -156,8 +170,8 @@ def _open(raw: Any, size: int) -> Image.Image:
         image = raw
     elif isinstance(raw, str | Path):
         try:
-            image = Image.open(raw)
-            image.load()
+            with Image.open(raw) as image:
+                image.load()
         except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, ValueError) as error:
             raise InputError(f"{raw} cannot be read as an image: {error}") from error
     elif (

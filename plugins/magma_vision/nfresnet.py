@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ class NFResNet(ImageEncoder):
 
     name = "nfresnet"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+    small: ClassVar[Mapping[str, Any]] = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64}
 
     class Config(PartConfig):
         """`model` as timm names it; `layers` and `width` change its size."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ class Timm(ImageEncoder):
     """A network of timm: the grid of a convolutional one row by row, or a ViT's patch tokens, [b, n, e]."""
 
     name = "timm"
+    small: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
 
     class Config(PartConfig):
         """`model` as timm names it, with the tag of its weights where there are several."""
