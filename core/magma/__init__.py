@@ -18,7 +18,7 @@ from .errors import (
     TrainingError,
     did_you_mean,
 )
-from .hookspecs import hookimpl
+from .hookspecs import API_VERSION, hookimpl
 from .hub import hub_problem
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ _HOME = {
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
+    "API_VERSION",
     "Adapter",
     "Batch",
     "Cache",

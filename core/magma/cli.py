@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import hookspecs
-from .errors import InputError, MagmaError
+from .errors import InputError, MagmaError, PluginError
 
 if TYPE_CHECKING:
     from .model import Magma
@@ -179,23 +179,72 @@ def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="For progra
     from .registry import installed
 
     registry = installed()
+    broken = [plugin for plugin in registry.plugins if plugin.problem]
     if as_json:
-        parts = [
-            {"kind": e.kind, "name": e.name, "distribution": e.plugin.distribution, "version": e.plugin.version}
-            for e in registry.entries()
-        ]
-        broken = [
-            {"plugin": p.name, "distribution": p.distribution, "version": p.version, "problem": p.problem}
-            for p in registry.plugins
-            if p.problem
-        ]
-        typer.echo(json.dumps({"parts": parts, "broken": broken}, indent=1))
+        told: dict[str, Any] = {
+            "parts": [
+                {
+                    "kind": e.kind,
+                    "name": e.name,
+                    "distribution": e.plugin.distribution,
+                    "version": e.plugin.version,
+                    "status": registry.status(e),
+                }
+                for e in registry.entries()
+            ],
+            "broken": [
+                {"plugin": p.name, "distribution": p.distribution, "version": p.version, "problem": p.problem}
+                for p in broken
+            ],
+        }
+        typer.echo(json.dumps(told, indent=1))
         return
-    for entry in registry.entries():
-        typer.echo(f"{entry.kind:9} {entry.name:14} {entry.plugin}")
-    for plugin in registry.plugins:
-        if plugin.problem:
-            typer.echo(f"broken    {plugin.name:14} {plugin}: {plugin.problem}")
+    rows = [("kind", "name", "distribution", "version", "status")]
+    rows += [(e.kind, e.name, e.plugin.distribution, e.plugin.version, registry.status(e)) for e in registry.entries()]
+    rows += [("-", p.name, p.distribution, p.version, f"broken: {p.problem}") for p in broken]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+
+
+@plugins.command("new")
+def plugin_new(
+    name: Annotated[str, typer.Argument(help="What recipes will call the part.")],
+    kind: Annotated[str, typer.Option(help="encoder, prefix, adapter, lm, head, data or task.")],
+    out: Annotated[Path, typer.Option(help="Where the folder magma-NAME is made.")] = Path(),
+) -> None:
+    """Write a package with one working part and its tests, to begin with."""
+    from .scaffold import new_plugin
+
+    folder = new_plugin(name, kind, out)
+    for file in sorted(folder.iterdir()):
+        typer.echo(file)
+    typer.echo(f"next: pip install -e '{folder}[test]', then: magma plugin check {name}")
+
+
+@plugins.command("check")
+def plugin_check(
+    name: Annotated[str, typer.Argument(help="A part, or a plugin or distribution, whose parts are all checked.")],
+    kind: Annotated[str | None, typer.Option(help="Of several parts of one name, the ones of this kind.")] = None,
+) -> None:
+    """Run the conformance kit over installed parts. Exit status 1 where one breaks a promise."""
+    from .registry import installed
+
+    found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
+    if not found:
+        raise PluginError(f'plugin check: "{name}" is no {kind}')
+    from .testing import examine
+
+    faults = 0
+    for entry in found:
+        findings = examine(entry.part)
+        broken = [one for one in findings if one.problem]
+        faults += len(broken)
+        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} hold")
+        for one in findings:
+            typer.echo(f"  {'FAULT' if one.problem else 'ok   '} {one.check}: {one.problem or one.promise}")
+    if faults:
+        raise typer.Exit(1)
 
 
 @cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -213,11 +262,11 @@ def generate(
     """Continue a prompt of --text and of the checkpoint's inputs, in the order given.
 
     Each input of the checkpoint is an option of its own that takes a file:
-    magma generate runs/quickstart --image seven.png --text "A picture of"
+    magma generate FOLDER --text "Q: " --INPUT FILE --text " A:"
     """
     prompt = _pairs(context.args)
     if not prompt:
-        raise InputError('the prompt is empty: give --text "..." or an input such as --image FILE')
+        raise InputError('the prompt is empty: give --text "..." or an input of the checkpoint, --INPUT FILE')
     from .screen import Screen
 
     with Screen() as screen:
@@ -262,7 +311,7 @@ def refuse_existing(out: Path) -> None:
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
-    """`--image a.png --text "b" --image=c.png` in its order."""
+    """`--scan a.txt --text "b" --scan=c.txt` in its order."""
     pairs = []
     left = iter(arguments)
     for word in left:

@@ -45,6 +45,6 @@ class TrainingError(MagmaError):
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """` Did you mean "clip"?` for the closest of `known`, or nothing."""
+    """` Did you mean "linear"?` for the closest of `known`, or nothing."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f' Did you mean "{close[0]}"?' if close else ""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 PARTS_GROUP = "magma"
 COMMANDS_GROUP = "magma.commands"
 
+API_VERSION = 1
+"""Of the interfaces that a plugin sees. A plugin's module may state the one that it was written for as MAGMA_API."""
+
 hookspec = pluggy.HookspecMarker("magma")
 hookimpl = pluggy.HookimplMarker("magma")
 

@@ -98,7 +98,7 @@ class Module(Part, nn.Module):
 
     @classmethod
     def build(cls, *context: Any, **fields: Any) -> Self:
-        """A ready instance from config fields, weights loaded: `Clip.build(model="RN50x4", pretrained="openai")`.
+        """A ready instance from config fields, weights loaded: `Lidar.build(width=32)`.
 
         `context` are the sizes that the class takes after its config, such as a prefix's three.
         """
@@ -136,7 +136,7 @@ class Encoder(Module):
 
     kind = "encoder"
     modality: ClassVar[str]
-    """What it reads: "image", "audio", ..."""
+    """What it reads, in one word: "lidar"."""
     dim: int
     """e, set by `__init__`."""
     length: int
@@ -235,7 +235,7 @@ class Cache(ABC):
 
     @abstractmethod
     def expand(self, repeats: int) -> Cache:
-        """A cache in which each row stands `repeats` times in a row: one image, many questions."""
+        """A cache in which each row stands `repeats` times in a row: one medium, many questions."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> Cache:

@@ -192,8 +192,8 @@ class Magma(nn.Module):
     def logits(self, segments: Sequence[Any]) -> Tensor:
         """[t, v]: next-token logits at every position of one sequence of segments, media positions included.
 
-        A segment is text, token ids (an integer tensor [n]), a raw medium, or one that is prepared (for images a
-        float tensor [3, h, w]). The mode is the model's own: dropout acts in training mode.
+        A segment is text, token ids (an integer tensor [n]), a raw medium, or one that is prepared (as its
+        encoder gives it). The mode is the model's own: dropout acts in training mode.
         """
         batch = self._prompts([segments])
         width = batch.tokens.shape[1]
@@ -216,7 +216,7 @@ class Magma(nn.Module):
     # Generation
 
     def generate(self, prompt: Sequence[Any], **how: Any) -> Any:
-        """Continue a prompt: `model.generate([image, "A picture of"])` gives a string.
+        """Continue a prompt: `model.generate([scan, "The obstacle is"])` gives a string.
 
         A list of prompts gives a list of strings. `how` are the fields of `Decoding`: max_tokens, temperature,
         top_k, top_p, stop, seed.
@@ -251,7 +251,7 @@ class Magma(nn.Module):
         encoded: list[Encoded] = []
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-                raise InputError(f'a prompt is a list such as [image, "A picture of"], not a {type(prompt).__name__}')
+                raise InputError(f'a prompt is a list such as [medium, "text"], not a {type(prompt).__name__}')
             name = "the prompt" if len(prompts) == 1 else f"prompt {i}"
             encoded.append(collator.sequence(Example([collator.segment(value) for value in prompt], name)))
         return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
@@ -269,7 +269,7 @@ class Magma(nn.Module):
     # What is trained
 
     def parts(self) -> dict[str, list[Module]]:
-        """Every part by its path in a recipe: `lm`, `inputs.image.encoder`, `adapters.mlp` (one a block), ..."""
+        """Every part by its path in a recipe: `lm`, `inputs.NAME.encoder`, `adapters.mlp` (one a block), ..."""
         parts: dict[str, list[Module]] = {"lm": [self.lm]}
         for name, way in self.ways().items():
             parts[f"inputs.{name}.encoder"] = [way.encoder]

@@ -282,7 +282,7 @@ class Recipe(_Table):
         return cls.model_validate(settled, context=context)
 
     def part(self, path: str) -> tuple[type[Any], Any]:
-        """The class and the config of the part at a path such as `inputs.image.encoder` or `data.train.0`."""
+        """The class and the config of the part at a path such as `inputs.NAME.encoder` or `data.train.0`."""
         for found, kind, table in part_tables(self.model_dump()):
             if found == path:
                 part = installed().find(kind, table["use"]).part

@@ -53,10 +53,12 @@ class Registry:
         manager = pluggy.PluginManager("magma")
         manager.add_hookspecs(hookspecs)
         try:
-            manager.register(point.load())
+            module = point.load()
+            _check_version(getattr(module, "MAGMA_API", hookspecs.API_VERSION))
+            manager.register(module)
             found = [part for parts in manager.hook.magma_parts() for part in parts]
             entries = [Entry(_kind_of(part), part.name, part, plugin) for part in found]
-        except Exception as error:  # whatever a stranger's module does, it does to itself alone
+        except (Exception, SystemExit) as error:  # whatever a stranger's module does, it does to itself alone
             cause = f"{type(error).__name__}: {error}"
             self.plugins.append(Plugin(plugin.name, plugin.distribution, plugin.version, cause))
             return
@@ -68,6 +70,31 @@ class Registry:
         """Every part, by kind and name."""
         return [entry for key in sorted(self._entries) for entry in self._entries[key]]
 
+    def status(self, entry: Entry) -> str:
+        """ "ok", or who else brings a part of this kind and name: neither can then be used."""
+        others = [str(other.plugin) for other in self._entries[entry.kind, entry.name] if other is not entry]
+        return f"clash: also brought by {' and '.join(others)}" if others else "ok"
+
+    def called(self, name: str) -> list[Entry]:
+        """The parts of this name, or else those of the plugin or distribution of this name.
+
+        Raises `PluginError` where there are none, or the plugin is broken.
+        """
+        found = [entry for entry in self.entries() if entry.name == name]
+        if not found:
+            for plugin in self.plugins:
+                if plugin.problem and name in (plugin.name, plugin.distribution):
+                    raise PluginError(f"{plugin} ({plugin.name}) is broken: {plugin.problem}")
+            found = [e for e in self.entries() if name in (e.plugin.name, e.plugin.distribution)]
+        if not found:
+            known = [e.name for e in self.entries()] + [p.name for p in self.plugins]
+            hint = did_you_mean(name, known) or " `magma plugin list` names what is installed."
+            raise PluginError(f'no part and no plugin is called "{name}".{hint}{self._broken()}')
+        return found
+
+    def _broken(self) -> str:
+        return "".join(f"\n    broken: {p} ({p.name}): {p.problem}" for p in self.plugins if p.problem)
+
     def find(self, kind: str, name: str) -> Entry:
         """The part, or a `PluginError` that says what is installed."""
         found = self._entries.get((kind, name), [])
@@ -78,9 +105,9 @@ class Registry:
             raise PluginError(f'{kind} "{name}" is brought by {owners}: uninstall one')
         known = {entry.name: entry for entry in self.entries() if entry.kind == kind}
         installed = ", ".join(f"{entry.name} ({entry.plugin})" for entry in known.values()) or "none"
-        broken = "".join(f"\n    broken: {p} ({p.name}): {p.problem}" for p in self.plugins if p.problem)
         what = "data source" if kind == "data" else kind
-        raise PluginError(f'no {what} is called "{name}".{did_you_mean(name, known)} Installed: {installed}.{broken}')
+        hint = did_you_mean(name, known)
+        raise PluginError(f'no {what} is called "{name}".{hint} Installed: {installed}.{self._broken()}')
 
 
 @functools.cache
@@ -91,6 +118,15 @@ def installed() -> Registry:
 
 def _origin(point: EntryPoint) -> tuple[str, str]:
     return (point.dist.name, point.dist.version) if point.dist else ("unknown", "0")
+
+
+def _check_version(stated: object) -> None:
+    if not isinstance(stated, int):
+        raise TypeError(f"MAGMA_API is {stated!r}; allowed: a whole number")
+    if stated > hookspecs.API_VERSION:
+        raise PluginError(
+            f"it is made for version {stated} of the plugin API, this MAGMA has {hookspecs.API_VERSION}: upgrade magma"
+        )
 
 
 def _kind_of(part: type[Part]) -> str:

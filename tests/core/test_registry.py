@@ -55,6 +55,10 @@ def test_broken_plugins_disable_only_themselves(monkeypatch: pytest.MonkeyPatch,
     found = registry(
         monkeypatch,
         tmp_path,
+        bad_quit="raise SystemExit(3)",
+        bad_newer=GOOD.format(name="newer") + "\nMAGMA_API = 99",
+        bad_version=GOOD.format(name="odd") + "\nMAGMA_API = '1'",
+        known=GOOD.format(name="known") + "\nMAGMA_API = 1",
         bad_import="import a_library_that_is_not_there",
         bad_exit="raise RuntimeError('at import')",
         bad_parts="import magma\n@magma.hookimpl\ndef magma_parts(): return [int]",
@@ -63,7 +67,12 @@ def test_broken_plugins_disable_only_themselves(monkeypatch: pytest.MonkeyPatch,
     )
     assert found.find("encoder", "ears").name == "ears"
     problems = {plugin.name: plugin.problem for plugin in found.plugins if plugin.problem}
-    assert set(problems) == {"bad_import", "bad_exit", "bad_parts", "bad_abstract"}
+    broken = {"bad_import", "bad_exit", "bad_parts", "bad_abstract", "bad_quit", "bad_newer", "bad_version"}
+    assert set(problems) == broken
+    assert found.find("encoder", "known").name == "known"
+    assert "made for version 99 of the plugin API, this MAGMA has 1" in problems["bad_newer"]
+    assert "MAGMA_API is '1'; allowed: a whole number" in problems["bad_version"]
+    assert "SystemExit: 3" in problems["bad_quit"]
     assert "a_library_that_is_not_there" in problems["bad_import"]
     assert "is not a subclass of Encoder" in problems["bad_parts"]
     assert "Ears is abstract: it lacks blank" in problems["bad_abstract"]
@@ -76,6 +85,19 @@ def test_two_plugins_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch, 
     found = registry(monkeypatch, tmp_path, one=text, two=text)
     with pytest.raises(PluginError, match='encoder "ears" is brought by unknown 0 and unknown 0'):
         found.find("encoder", "ears")
+    assert {found.status(entry) for entry in found.entries()} == {"clash: also brought by unknown 0"}
+    assert installed().status(installed().find("encoder", "clip")) == "ok"
+
+
+def test_parts_are_called_by_their_name_or_by_who_brings_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = registry(monkeypatch, tmp_path, hearing=GOOD.format(name="ears"), seeing="raise RuntimeError('no')")
+    for name in ("ears", "hearing"):
+        assert [entry.name for entry in found.called(name)] == ["ears"]
+    with pytest.raises(PluginError, match="is broken: RuntimeError: no"):
+        found.called("seeing")
+    with pytest.raises(PluginError, match='no part and no plugin is called "earz". Did you mean "ears"'):
+        found.called("earz")
+    assert {entry.kind for entry in installed().called("linear")} == {"prefix", "head"}
 
 
 def test_importing_magma_imports_nothing_heavy() -> None:

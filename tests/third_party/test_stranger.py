@@ -55,7 +55,13 @@ def magma(environment: dict[str, str], *arguments: str) -> subprocess.CompletedP
 
 def test_it_is_listed_with_its_distribution(stranger: dict[str, str]) -> None:
     parts = json.loads(magma(stranger, "plugin", "list", "--json").stdout)["parts"]
-    assert {"kind": "encoder", "name": "lidar", "distribution": "magma-lidar", "version": "0.3"} in parts
+    assert {
+        "kind": "encoder",
+        "name": "lidar",
+        "distribution": "magma-lidar",
+        "version": "0.3",
+        "status": "ok",
+    } in parts
 
 
 def test_it_trains_beside_images_and_generates(stranger: dict[str, str], tmp_path: Path) -> None:
@@ -93,3 +99,87 @@ def test_help_is_quick_though_the_stranger_imports_torch(stranger: dict[str, str
         assert magma(stranger, "--help").returncode == 0
         times.append(time.perf_counter() - began)
     assert min(times) < 0.5, times
+
+
+FIRST_HOUR = """
+name = "ranges"
+lm = {{ use = "gptj", weights = "bundled:tiny" }}
+
+[inputs.lidar]
+encoder = {{ use = "lidar", width = 16 }}
+prefix = {{ use = "linear", layernorm = true }}
+
+[adapters.mlp]
+use = "sequential"
+
+[[data.train]]
+use = "ranges"
+input = "lidar"
+
+[[tasks]]
+use = "farthest"
+input = "lidar"
+limit = 10
+
+[train]
+steps = 40
+batch_size = 16
+lr = 3e-3
+"""
+
+
+@pytest.mark.slow
+def test_the_first_hour_new_check_test_train(tmp_path: Path) -> None:
+    """What `magma plugin new` writes works as it is: installed, checked, tested, and in a recipe."""
+    site, packages = tmp_path / "site", tmp_path / "packages"
+    kinds = {"lidar": "encoder", "ranges": "data", "farthest": "task", "soft": "prefix", "low_rank": "adapter"}
+    kinds |= {"verdict": "head", "bytes_lm": "lm"}
+    for name, kind in kinds.items():
+        made = magma(dict(os.environ), "plugin", "new", name, "--kind", kind, "--out", str(packages))
+        assert made.returncode == 0, made.stderr
+    again = magma(dict(os.environ), "plugin", "new", "lidar", "--kind", "encoder", "--out", str(packages))
+    assert again.returncode == 2
+    assert "magma-lidar is there already" in again.stderr
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+    ]
+    subprocess.run([*pip, *map(str, sorted(packages.iterdir()))], check=True)
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "2"}
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(packages)]
+    own = subprocess.run(tests, env=environment, capture_output=True, text=True, check=False, cwd=packages)
+    assert own.returncode == 0, own.stdout
+    assert " 90 passed" in f" {own.stdout.splitlines()[-1]}"
+    checked = magma(environment, "plugin", "check", "lidar")
+    assert checked.returncode == 0, checked.stdout
+    assert "encoder lidar (magma-lidar 0.1.0): 18 of 18 hold" in checked.stdout
+    recipe = tmp_path / "ranges.toml"
+    recipe.write_text(FIRST_HOUR.format())
+    done = magma(environment, "recipe", "run", str(recipe), "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_a_part_that_breaks_a_promise_fails_the_check(tmp_path: Path) -> None:
+    """With the name of the promise, and exit status 1."""
+    made = magma(dict(os.environ), "plugin", "new", "lidar", "--kind", "encoder", "--out", str(tmp_path / "packages"))
+    assert made.returncode == 0, made.stderr
+    code = tmp_path / "packages/magma-lidar/magma_lidar.py"
+    code.write_text(
+        code.read_text().replace("return magma.Features(self", "return magma.Features(0.5 + x.add_(1).sum() + self")
+    )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(tmp_path / "site"), str(code.parent)], check=True)
+    checked = magma({**os.environ, "PYTHONPATH": str(tmp_path / "site")}, "plugin", "check", "lidar")
+    assert checked.returncode == 1
+    assert "FAULT input_unchanged: `forward` changed its input in place" in checked.stdout
+    assert "FAULT rows_do_not_mix" in checked.stdout

@@ -1,0 +1,180 @@
+"""The language model newname. Axes: b batch, t tokens, p positions of a cache, d width, h heads, m scored positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import magma
+
+MAGMA_API = 1
+"""The version of MAGMA's plugin API that this was written for."""
+BYTES = 256
+"""Tokens are bytes; this one ends a text."""
+
+
+class KeysAndValues(magma.Cache):
+    """A pair [b, p, d] of each block, and which positions are real [b, p]."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, tuple[Tensor, Tensor]] = {}
+        self.real: Tensor | None = None
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> KeysAndValues:
+        made = KeysAndValues()
+        made.blocks = {i: (change(keys), change(values)) for i, (keys, values) in self.blocks.items()}
+        made.real = None if self.real is None else change(self.real)
+        return made
+
+    def expand(self, repeats: int) -> KeysAndValues:
+        """Each row `repeats` times in a row."""
+        return self._map(lambda t: t.repeat_interleave(repeats, 0))
+
+    def select(self, rows: Tensor) -> KeysAndValues:
+        """These rows alone."""
+        return self._map(lambda t: t[rows])
+
+
+class Attention(nn.Module):
+    """Causal attention."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor, cache: KeysAndValues | None, block: int) -> Tensor:
+        """[b, t, d]; `mask` [b, 1, t, p] says who sees whom."""
+        queries, keys, values = self.qkv(x).chunk(3, -1)
+        if cache is not None:
+            if block in cache.blocks:
+                keys, values = (torch.cat(pair, 1) for pair in zip(cache.blocks[block], (keys, values), strict=True))
+            cache.blocks[block] = keys, values
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (queries, keys, values))
+        found: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        return found
+
+
+class Adapted(nn.Module):
+    """A sublayer inside its adapter."""
+
+    def __init__(self, sublayer: nn.Module, adapter: magma.Adapter) -> None:
+        super().__init__()
+        self.sublayer, self.adapter = sublayer, adapter
+
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """[b, t, d]."""
+        found: Tensor = self.adapter(x, lambda h: self.sublayer(h, *context))
+        return found
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each behind a LayerNorm."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention: nn.Module = Attention(dim, heads)
+        self.mlp: nn.Module = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor, *context: Any) -> Tensor:
+        """[b, t, d]."""
+        x = x + self.attention(self.ln_1(x), *context)
+        found: Tensor = x + self.mlp(self.ln_2(x))
+        return found
+
+
+class NewPart(magma.FrozenLM):
+    """A small transformer over bytes, with random weights: put a trained one in `load_weights`."""
+
+    name = "newname"
+
+    class Config(magma.PartConfig):
+        """Its sizes."""
+
+        width: int = Field(32, ge=2)
+        layers: int = Field(2, ge=1)
+        heads: int = Field(4, ge=1)
+        context: int = Field(128, ge=1)
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.dim, self.context, self.vocab, self.eos = config.width, config.context, BYTES + 1, BYTES
+        self.words, self.places = nn.Embedding(self.vocab, self.dim), nn.Embedding(config.context, self.dim)
+        self.layers = nn.ModuleList(Block(self.dim, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(self.dim)
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """First one first."""
+        return list(self.layers)
+
+    def encode(self, text: str) -> list[int]:
+        """UTF-8."""
+        return list(text.encode())
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """UTF-8; what is none is shown as such."""
+        return bytes(token for token in tokens if token < BYTES).decode(errors="replace")
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[b, t] to [b, t, d]."""
+        found: Tensor = self.words(tokens)
+        return found
+
+    def adapt(self, place: magma.Place, make: Callable[[], magma.Adapter]) -> None:
+        """One around the sublayer of each block."""
+        if place in self.adapters:
+            raise magma.PartError(f"{place} is adapted already")
+        self.adapters[place] = []
+        for block in self.layers:
+            adapter = make()
+            setattr(block, place, Adapted(getattr(block, place), adapter))
+            self.adapters[place].append(adapter)
+
+    def remove_adapters(self) -> None:
+        """The sublayers as they were."""
+        for place in self.adapters:
+            for block in self.layers:
+                setattr(block, place, getattr(block, place).sublayer)
+        self.adapters = {}
+
+    def new_cache(self) -> KeysAndValues:
+        """An empty one."""
+        return KeysAndValues()
+
+    def forward(self, embeddings: Tensor, layout: magma.Layout, cache: magma.Cache | None = None) -> Tensor:
+        """[b, t, d] to [m, d]."""
+        t = embeddings.shape[1]
+        columns = torch.arange(t, device=embeddings.device)
+        real = columns < layout.lengths[:, None]
+        mask = (columns <= columns[:, None]) & real[:, None]  # [b, t, t]
+        if layout.segments is not None:  # packed examples do not see each other
+            mask = mask & (layout.segments[:, None] == layout.segments[..., None])
+        if isinstance(cache, KeysAndValues):
+            if cache.real is not None:
+                mask = torch.cat([cache.real[:, None].expand(-1, t, -1), mask], -1)
+                real = torch.cat([cache.real, real], -1)
+            cache.real = real
+        mask = (mask | ~mask.any(-1, keepdim=True))[:, None]  # padding sees all: nothing is divided by zero
+        x = embeddings + self.places(layout.positions)
+        for i, block in enumerate(self.layers):
+            x = block(x, mask, cache, i)
+        found: Tensor = self.norm(x).flatten(0, 1)[layout.scored]
+        return found
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """[m, d] to [m, v], with the word embeddings."""
+        return hidden @ self.words.weight.T
+
+
+@magma.hookimpl
+def magma_parts() -> Iterable[type[magma.Part]]:
+    """The parts of this package."""
+    return [NewPart]
