@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import runpy
 import subprocess
 import sys
 import types
@@ -92,6 +93,15 @@ def test_every_hook_and_argument_is_documented() -> None:
             assert f"`{argument}`" in row
             assert f"{argument}:" in inspect.getdoc(hook)  # type: ignore[operator]
     assert all(f"| `{kind}` | `magma.{base.__name__}`" in text for kind, base in KINDS.items())
+
+
+def test_the_plugin_guide_says_what_the_code_does() -> None:
+    made = runpy.run_path(str(ROOT / "docs/plugins.py"))
+    text = made["PAGE"].read_text(encoding="utf-8")
+    assert made["page"](text) == text, "`python docs/plugins.py` writes what the code says into docs/plugins.md"
+    lines = len((ROOT / "examples/magma-timeseries/magma_timeseries.py").read_text().splitlines())
+    assert f"one file of {lines} lines" in " ".join(text.split())
+    assert lines <= 60
 
 
 def test_every_recipe_key_is_documented() -> None:

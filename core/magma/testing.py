@@ -46,7 +46,8 @@ TEXT = "The answer is seven, and so on."
 MANY = 40
 """Examples or questions that are looked at."""
 Check = Callable[["Subject"], None]
-_CHECKS: list[tuple[type[Part], Check]] = []
+ALL: list[tuple[type[Part], Check]] = []
+"""Every check, with the kind of part that it is for."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ class _Sublayer:
 
 def checks(part: type[Part]) -> list[Check]:
     """Those that apply to a part, in the order in which they run."""
-    return [check for kind, check in _CHECKS if issubclass(part, kind)]
+    return [check for kind, check in ALL if issubclass(part, kind)]
 
 
 def examine(part: type[Part], trial: Trial | None = None) -> list[Finding]:
@@ -225,7 +226,7 @@ def _another(values: Tensor) -> Tensor:
 
 def _check(kind: type[Part]) -> Callable[[Check], Check]:
     def add(check: Check) -> Check:
-        _CHECKS.append((kind, check))
+        ALL.append((kind, check))
         return check
 
     return add
@@ -581,7 +582,7 @@ def padding_and_future_are_not_seen(subject: Subject) -> None:
 
 @_check(FrozenLM)
 def cache_changes_nothing(subject: Subject) -> None:
-    """Positions one by one through a cache, also an expanded or selected one, are those of one pass."""
+    """A step behind a cache, also one that was expanded or of which rows were selected, is that of one pass."""
     lm = subject.make()
     (given,) = subject.inputs(lm)
     width = given.shape[1]
@@ -592,7 +593,12 @@ def cache_changes_nothing(subject: Subject) -> None:
         last = replace(_layout(2, 1), positions=torch.full((2, 1), width - 1))
         swapped = torch.tensor([1, 0])
         found = lm(given[swapped, -1:], last, cache.select(swapped))
-    _same(found[swapped], whole[:, -1], "a cached step", 1e-3)
+        twice = cache.expand(2)
+        rows = torch.tensor([0, 0, 1, 1])
+        more = replace(_layout(4, 1), positions=torch.full((4, 1), width - 1))
+        expanded = lm(given[rows, -1:], more, twice)
+    _same(found[swapped], whole[:, -1], "a step with the rows of a cache selected", 1e-3)
+    _same(expanded, whole[rows, -1], "a step with an expanded cache", 1e-3)
 
 
 @_check(FrozenLM)

@@ -415,6 +415,15 @@ class Keeps(Causal):
         self.adapters = {}
 
 
+class Repeats(Causal):
+    """Expands a cache as a whole, not row by row."""
+
+    def new_cache(self) -> magma.Cache:
+        cache = super().new_cache()
+        cache.expand = lambda n: cache.select(torch.arange(2).repeat(n))  # type: ignore[method-assign]
+        return cache
+
+
 class Thaws(Causal):
     """Freezes nothing."""
 
@@ -454,6 +463,7 @@ FAULTS: dict[type[magma.Part], str] = {
     Blind: "right_answers_score",
     Causeless: "padding_and_future_are_not_seen",
     Keeps: "adapters_come_and_go",
+    Repeats: "cache_changes_nothing",
     Thaws: "frozen_for_good",
 }
 

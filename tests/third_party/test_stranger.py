@@ -128,6 +128,15 @@ lr = 3e-3
 """
 
 
+def test_the_example_is_installed_and_keeps_its_promises(tmp_path: Path) -> None:
+    shutil.copytree(HERE.parents[1] / "examples/magma-timeseries", tmp_path / "magma-timeseries")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(tmp_path / "site"), str(tmp_path / "magma-timeseries")], check=True)
+    checked = magma({**os.environ, "PYTHONPATH": str(tmp_path / "site")}, "plugin", "check", "magma-timeseries")
+    assert checked.returncode == 0, checked.stdout
+    assert "encoder timeseries (magma-timeseries 0.1.0): 18 of 18 hold" in checked.stdout
+
+
 @pytest.mark.slow
 def test_the_first_hour_new_check_test_train(tmp_path: Path) -> None:
     """What `magma plugin new` writes works as it is: installed, checked, tested, and in a recipe."""
