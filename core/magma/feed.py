@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import MagmaError, TooLong
+from .errors import InputError, MagmaError, TooLong
 from .interfaces import DataSource
 from .mixture import Mixture
 from .recipe import Recipe
@@ -100,13 +100,16 @@ class Feed:
         return [(first + i, examples[i]) for i in range(self.rank, len(examples), self.size)]
 
     def encode(self, example: Example, rng: random.Random | None = None) -> Encoded | None:
-        """One example; None where it does not fit and the recipe says to skip those."""
+        """One example; None where it does not fit or cannot be read, and the recipe says to skip those."""
         try:
             return self.collator.sequence(example, rng)
         except TooLong:
             if self._train.too_long == "error":
                 raise
-            return None
+        except InputError:
+            if self._train.unreadable == "error":
+                raise
+        return None
 
     def batch(self, encoded: Sequence[Encoded]) -> Batch:
         """A micro-batch; of no examples one without targets, so that all processes do the same."""

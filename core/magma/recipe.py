@@ -166,6 +166,8 @@ class Train(_Table):
     """Positions of a row that several examples share, each seeing itself alone; one example a row without it."""
     too_long: Literal["error", "skip"] = "error"
     """What to do with an example that does not fit even when its text is cut."""
+    unreadable: Literal["error", "skip"] = "error"
+    """What to do with an example that its input cannot read; skipped ones are counted in the report."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations of the loss; 0: at the end alone."""
     early_stopping: PositiveInt | None = None

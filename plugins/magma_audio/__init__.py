@@ -1,14 +1,13 @@
-"""Audio: encoders, and spoken digits."""
+"""Encoders of audio."""
 
 from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
-from .digits import SpokenDigits, SpokenDigitsTask
 from .spectrogram import Spectrogram
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Spectrogram, SpokenDigits, SpokenDigitsTask]
+    return [Spectrogram]

@@ -5,10 +5,17 @@ from collections.abc import Iterable
 from magma import Part, hookimpl
 
 from .digits import Digits, DigitsTask
+from .paired import SameNumber, SameNumberTask
 from .pairs import Captions, Labelled, Vqa
+from .spoken import SpokenDigits, SpokenDigitsTask
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Captions, Digits, DigitsTask, Labelled, Vqa]
+    return [
+        *(Captions, Labelled, Vqa),
+        *(Digits, DigitsTask),
+        *(SpokenDigits, SpokenDigitsTask),
+        *(SameNumber, SameNumberTask),
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import RECIPE, ToyAdapter, ToySource
+from toys import RECIPE, ToyAdapter, ToyEncoder, ToySource
 
 import magma
-from magma import Recipe, TooLong, TrainingError, checkpoint
+from magma import InputError, Recipe, TooLong, TrainingError, checkpoint
 from magma.mixture import Mixture
 from magma.plan import Costs, micro_batches
 from magma.train import Progress, Watcher, factor, train
@@ -177,6 +178,22 @@ def test_examples_that_do_not_fit_are_skipped_and_counted(tmp_path: Path) -> Non
     # a number n fills n + 1 positions and "is" two: of every four examples one has a target among the first four
     result = train(recipe(("train.max_length=4", "train.too_long=skip", "inputs.number.trainable=false")), tmp_path)
     assert result.skipped == 18
+
+
+def test_examples_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ToyEncoder.prepare
+
+    def prepare(self: ToyEncoder, raw: Any, rng: random.Random | None = None) -> torch.Tensor:
+        if raw == 3:
+            raise InputError("given 3; it is torn")
+        return plain(self, raw, rng)
+
+    monkeypatch.setattr(ToyEncoder, "prepare", prepare)
+    with pytest.raises(InputError, match="it is torn"):
+        train(recipe(), tmp_path / "ends")
+    result = train(recipe(("train.unreadable=skip",)), tmp_path / "goes on")
+    assert 0 < result.skipped < result.steps * 4
+    assert result.finished
 
 
 def test_micro_batches_divide_the_global_batch() -> None:

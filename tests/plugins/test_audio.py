@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from magma_audio.digits import SpokenDigits, SpokenDigitsTask
 from magma_audio.sound import PADDING
 from magma_audio.spectrogram import Spectrogram
+from magma_data.spoken import SpokenDigits, SpokenDigitsTask
 
 import magma
 from magma import Example, InputError, Magma, Media, Prediction, Text

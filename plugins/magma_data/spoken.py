@@ -45,7 +45,8 @@ def recordings(folder: Path, split: Split) -> tuple[Recording, ...]:
     return tuple(found)
 
 
-def _missing(path: str) -> list[str]:
+def missing(path: str) -> list[str]:
+    """What is said where a folder lacks the recordings of a split."""
     if recordings(Path(path), "train") and recordings(Path(path), "test"):
         return []
     return [
@@ -54,7 +55,7 @@ def _missing(path: str) -> list[str]:
     ]
 
 
-def _trial(folder: Path) -> Trial:
+def recordings_for_trial(folder: Path) -> Trial:
     """A recording of two digits by two speakers in each split."""
     import soundfile
 
@@ -94,12 +95,12 @@ class SpokenDigits(DataSource):
     @classmethod
     def trial(cls, folder: Path) -> Trial:
         """Eight recordings of noise."""
-        return _trial(folder)
+        return recordings_for_trial(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Recordings that are not there."""
-        return _missing(config.path)
+        return missing(config.path)
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
         """One pass; the training split in an order of its own each time."""
@@ -144,12 +145,12 @@ class SpokenDigitsTask(Task):
     @classmethod
     def trial(cls, folder: Path) -> Trial:
         """Eight recordings of noise."""
-        return _trial(folder)
+        return recordings_for_trial(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Recordings that are not there."""
-        return _missing(config.path)
+        return missing(config.path)
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Every recording of a split behind `shots` others of the training split, with their answers."""
