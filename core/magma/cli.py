@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import hookspecs
-from .errors import InputError, MagmaError, PluginError
+from .errors import InputError, MagmaError, PluginError, TrainingError
 
 if TYPE_CHECKING:
     from .model import Magma
@@ -84,6 +84,33 @@ def recipe_run(
                 screen.report(report, out, ["magma", *again])
     if several:
         raise typer.Exit(launch([*words, *(["--resume"] if resume else [])], nproc, hostfile))
+
+
+@recipes.command("matrix")
+def recipe_matrix(
+    sources: Annotated[list[str], typer.Argument(metavar="RECIPES...", help="TOML files, or names of bundled ones.")],
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/matrix"),
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeat it for several; 0 by default.")] = None,
+    overrides: Overrides = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes of each run on this machine, one a GPU.")] = 1,
+) -> None:
+    """Run a family of recipes, one after another, and print one table. What has finished is not run again."""
+    from .matrix import TABLE, cells, run_matrix, table, write_table
+    from .screen import print_columns
+
+    changes = overrides or []
+    plan = cells(sources, out, seeds or [0], changes)
+    several = ["--nproc", str(nproc)] if nproc > 1 else []
+    failed = run_matrix(plan, changes, lambda text: typer.echo(f"== {text}", err=True), several)
+    found = table(plan)
+    names = list(dict.fromkeys(name for scores in found.values() for name in scores))
+    print_columns(["", *found], [[name, *(str(scores.get(name, "")) for scores in found.values())] for name in names])
+    write_table(plan, out / TABLE)
+    typer.echo(f"all of it: {out / TABLE}")
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(plan)} runs did not finish, the first is {failed[0].folder}: the same command goes on"
+        )
 
 
 @recipes.command("plan")

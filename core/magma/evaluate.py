@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
+from .generate import Decoding
 from .interfaces import Prediction, Question, Task
 from .model import Magma
-from .segments import Media, Segment
+from .reuse import Reader, identity
+from .segments import Media
 
 Baseline = Literal["", "shuffled", "blind"]
 BASELINES: tuple[Baseline, ...] = ("", "shuffled", "blind")
@@ -28,66 +31,90 @@ def evaluate(
 ) -> list[Prediction]:
     """Greedy answers to every question, for the model itself and for each baseline.
 
-    shuffled: each input's media are permuted at random among the questions. blind: they are taken away; questions
-    of which nothing is left are answered with nothing.
+    shuffled: each input's media change places at random. blind: they are taken away; questions of which nothing is
+    left are answered with nothing.
     """
-    collator = model.collator()
-    asked = [
-        replace(question, segments=[collator.segment(value) for value in question.segments])
-        for question in task.examples(split, shots, seed)
-    ]
-    ways = {"": lambda: asked, "shuffled": lambda: _shuffled(asked, seed), "blind": lambda: _blind(asked)}
-    total, done = len(asked) * len(baselines), 0
+    questions = list(task.examples(split, shots, seed))
+    ask = Asker(model, task, batch_size)
+    total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
     for baseline in baselines:
-        questions = ways[baseline]()
-        for at in range(0, len(questions), batch_size):
-            answered = _answer(model, task, questions[at : at + batch_size], baseline)
-            predictions += answered
-            done += len(answered)
+        answered: dict[int, Prediction] = {}
+        for found in ask(questions, baseline, seed):
+            answered |= found
+            done += len(found)
             progress(done, total)
+        predictions += [answered[i] for i in sorted(answered)]
     return predictions
 
 
-def _answer(model: Magma, task: Task, questions: Sequence[Question], baseline: Baseline) -> list[Prediction]:
-    """A batch's last answers: as long as the task has something to ask behind an answer, it is asked."""
-    final: dict[int, Prediction] = {}
-    waiting = dict(enumerate(questions))
-    while waiting:
-        askable = {i: q for i, q in waiting.items() if q.segments}
-        texts: list[str] = []
-        if askable:
-            prompts = [q.segments for q in askable.values()]
-            if model.head is not None:
-                texts = [max(scores, key=scores.__getitem__) for scores in model.classify(prompts)]
-            else:
-                texts = model.generate(prompts, max_tokens=task.max_tokens, stop=task.stop)
-        answers = dict(zip(askable, texts, strict=True))
-        following = {}
-        for i, question in waiting.items():
-            final[i] = Prediction(question, answers.get(i, ""), baseline)
-            behind = task.follow_up(final[i])
-            if behind is not None:
-                following[i] = behind
-        waiting = following
-    return [final[i] for i in sorted(final)]
+class Asker:
+    """Asks one model a task's questions. Media and examples that questions share are read once (`reuse`)."""
+
+    def __init__(self, model: Magma, task: Task, batch_size: int) -> None:
+        self.model, self.task, self.batch_size = model, task, batch_size
+        self.collator = model.collator()
+        self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
+
+    def __call__(self, questions: Sequence[Question], baseline: Baseline, seed: int) -> Iterator[dict[int, Prediction]]:
+        """Batch by batch, number of a question to its prediction.
+
+        As long as the task has something to ask behind an answer, it is asked.
+        """
+        ways = {"": list, "shuffled": partial(_shuffled, seed=seed), "blind": _blind}
+        waiting = dict(enumerate(ways[baseline]([self._segmented(question) for question in questions])))
+        while waiting:
+            following = {}
+            for batch in self._batches(waiting):
+                final = {}
+                for i, output in batch:
+                    question = waiting[i]
+                    prediction = Prediction(question, self.task.extract(question, output), baseline, output)
+                    behind = self.task.follow_up(prediction)
+                    if behind is None:
+                        final[i] = prediction
+                    else:
+                        following[i] = self._segmented(behind)
+                if final:
+                    yield final
+            waiting = following
+
+    def _segmented(self, question: Question) -> Question:
+        return replace(question, segments=[self.collator.segment(value) for value in question.segments])
+
+    def _batches(self, questions: Mapping[int, Question]) -> Iterator[list[tuple[int, str]]]:
+        """(Number, all that the model says) of each question; "" where a question is empty."""
+        if empty := [(i, "") for i, q in questions.items() if not q.segments]:
+            yield empty
+        left = [i for i, q in questions.items() if q.segments]
+        prompts = [questions[i].segments for i in left]
+        if self.model.head is not None:
+            for at in range(0, len(left), self.batch_size):
+                chances = self.model.classify(prompts[at : at + self.batch_size])
+                texts = [max(scores, key=scores.__getitem__) for scores in chances]
+                yield list(zip(left[at : at + self.batch_size], texts, strict=True))
+            return
+        for batch in self.reader.answers(prompts, [f"question {questions[i].id}" for i in left]):
+            yield [(left[i], text) for i, text in batch]
 
 
 def _shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
-    """Each input's media, permuted over all the places where that input has one."""
-    pools: dict[str, list[Any]] = {}
+    """Each input's media change places: a medium is everywhere replaced by one and the same other medium."""
+    known: dict[str, dict[Hashable, Media]] = {}
     for question in questions:
         for segment in question.segments:
             if isinstance(segment, Media):
-                pools.setdefault(segment.name, []).append(segment.value)
-    for name in sorted(pools):
-        random.Random(f"{seed} {name}").shuffle(pools[name])
-    left = {name: iter(pool) for name, pool in pools.items()}
+                known.setdefault(segment.name, {})[identity(segment)] = segment
+    others: dict[Hashable, Media] = {}
+    for name in sorted(known):
+        keys = list(known[name])
+        random.Random(f"{seed} {name}").shuffle(keys)
+        others |= {key: known[name][other] for key, other in zip(keys, (*keys[1:], *keys[:1]), strict=True)}
 
-    def other(segment: Segment) -> Segment:
-        return Media(segment.name, next(left[segment.name])) if isinstance(segment, Media) else segment
+    def other(segment: Any) -> Any:
+        return others[identity(segment)] if isinstance(segment, Media) else segment
 
-    return [replace(question, segments=[other(segment) for segment in question.segments]) for question in questions]
+    return [replace(question, segments=list(map(other, question.segments))) for question in questions]
 
 
 def _blind(questions: Sequence[Question]) -> list[Question]:

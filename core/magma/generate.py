@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .interfaces import FrozenLM, Layout
+from .interfaces import Cache, FrozenLM, Layout
 
 
 @dataclass(frozen=True)
@@ -57,21 +57,23 @@ def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = No
 
 
 @torch.no_grad()
-def decode(lm: FrozenLM, embeddings: Tensor, layout: Layout, how: Decoding) -> Iterator[list[Answer]]:
+def decode(
+    lm: FrozenLM, embeddings: Tensor, layout: Layout, how: Decoding, cache: Cache | None = None
+) -> Iterator[list[Answer]]:
     """Every row's answer so far, after each token, until all rows have ended.
 
-    `embeddings` [b, t, d] are right-padded prompts; `layout` scores the last real position of each row. A row ends
-    at end-of-text, at a stop string (which is not part of its text), at `max_tokens` or where the context is full.
+    `embeddings` [b, t, d] are right-padded prompts, or what follows behind a `cache`, which is filled on; `layout`
+    scores the last real position of each row. A row ends at end-of-text, at a stop string (which is not part of its text), at `max_tokens` or where the context is full.
     Tokens that the model can score but not read (lm.readable and above) are never chosen.
     """
     rows = embeddings.shape[0]
     generator = None
     if how.seed is not None:
         generator = torch.Generator(embeddings.device).manual_seed(how.seed)
-    cache = lm.new_cache()
+    cache = lm.new_cache() if cache is None else cache
     answers = [Answer(lm, how) for _ in range(rows)]
     alive = list(range(rows))
-    lengths = layout.lengths
+    lengths = layout.positions.gather(1, layout.lengths[:, None] - 1).squeeze(1) + 1  # with what the cache holds
     hidden = lm(embeddings, layout, cache)
     while True:
         tokens = choose(lm.head(hidden)[:, : lm.readable], how, generator)

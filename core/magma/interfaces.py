@@ -375,6 +375,10 @@ class Question:
     """Which of the task's figures it counts for."""
     extra: dict[str, Any] = field(default_factory=dict)
     """JSON that `score` and `artifacts` want to see again."""
+    answers: Sequence[str] = ()
+    """Several people's answers, where a task has those; `answer` alone where it is empty."""
+    shots: Sequence[str] = ()
+    """Which completed examples stand before it."""
 
 
 @dataclass
@@ -383,8 +387,11 @@ class Prediction:
 
     question: Question
     text: str
+    """What counts as its answer."""
     baseline: str = ""
     """"" for the model itself; "shuffled": media permuted among the questions; "blind": media taken away."""
+    output: str = ""
+    """All that it wrote."""
 
 
 class Task(Part):
@@ -408,6 +415,14 @@ class Task(Part):
 
     def follow_up(self, prediction: Prediction) -> Question | None:
         """What to ask next, now that this was answered (multi-step prompting, figure 6 of the paper); None: nothing."""
+        return None
+
+    def extract(self, question: Question, output: str) -> str:
+        """What counts as the answer in all that the model wrote: by default everything."""
+        return output
+
+    def judge(self, prediction: Prediction) -> tuple[str, float] | None:
+        """One answer as it was compared, and its score; None where a task scores all of them together alone."""
         return None
 
     @abstractmethod

@@ -18,6 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -82,6 +83,13 @@ class Use(BaseModel):
     @property
     def fields(self) -> dict[str, Any]:
         return dict(self.model_extra or {})
+
+
+class TaskTable(Use):
+    """An evaluation of the finished checkpoint."""
+
+    shots: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
+    """How many completed examples stand before each question; the task is asked once for each."""
 
 
 class Init(_Table):
@@ -230,7 +238,9 @@ class Recipe(_Table):
     adapters: dict[Place, Use] = {}
     head: Use | None = None
     data: Data = Data()
-    tasks: tuple[Use, ...] = ()
+    tasks: tuple[TaskTable, ...] = ()
+    published: dict[str, float] = {}
+    """What a paper reports of this experiment: TASK.SCORE@SHOTS to figure, for `magma eval report`."""
     train: Train | None = None
     deepspeed: dict[str, Any] = {}
 
@@ -338,7 +348,13 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 # Keys of a part's table that the frame reads, not the part.
-_FRAME_KEYS = {"adapters": ("lr",), "data.train": ("weight",), "head": ("lr",), "inputs": ("lr",)}
+_FRAME_KEYS = {
+    "adapters": ("lr",),
+    "data.train": ("weight",),
+    "head": ("lr",),
+    "inputs": ("lr",),
+    "tasks": ("shots",),
+}
 
 
 def _own_fields(path: str, table: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,7 +370,7 @@ def _check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pr
     if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
         return {}  # the frame has said so
     own = _own_fields(path, table)
-    for key in table.keys() - own.keys() - {"use"}:
+    for key in table.keys() - own.keys() - {"use", "shots"}:
         value = table[key]
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             problems.append(f"{path}.{key}: given {value!r}; allowed: a number above 0")

@@ -75,20 +75,26 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
         if recipe.tasks:
             model = checkpoint.load(result.folder, device=result.device, say=watcher.say)
             scores = {}
-            for i, _ in enumerate(recipe.tasks):
+            for i, table in enumerate(recipe.tasks):
                 part, config = recipe.part(f"tasks.{i}")
                 task: Task = part(config, recipe.seed)
-                scores[f"{i}.{task.name}"] = scored = _ask(model, task, out, watcher)
-                if not i:
-                    report[task.primary] = scored["model"][task.primary]
-                    report["shuffled_accuracy"] = scored["shuffled"][task.primary]
-                    report["blind_accuracy"] = scored["blind"][task.primary]
+                for shots in table.shots:
+                    scores[f"{i}.{with_shots(task.name, shots)}"] = scored = _ask(model, task, shots, out, watcher)
+                    if len(scores) == 1:
+                        report[task.primary] = scored["model"][task.primary]
+                        report["shuffled_accuracy"] = scored["shuffled"][task.primary]
+                        report["blind_accuracy"] = scored["blind"][task.primary]
             report["tasks"] = scores
     write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]
         raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
     return report
+
+
+def with_shots(name: str, shots: int) -> str:
+    """How a score is called that was asked for behind so many completed examples: `digits`, `digits@4`."""
+    return f"{name}@{shots}" if shots else name
 
 
 @contextmanager
@@ -135,12 +141,13 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
     }
 
 
-def _ask(model: Magma, task: Task, out: Path, watcher: Console) -> dict[str, dict[str, float]]:
+def _ask(model: Magma, task: Task, shots: int, out: Path, watcher: Console) -> dict[str, dict[str, float]]:
     def progress(done: int, total: int) -> None:
-        watcher.asked(task.name, done, total)
+        watcher.asked(with_shots(task.name, shots), done, total)
 
-    predictions = evaluate(model, task, progress=progress)
-    task.artifacts(out, predictions)
+    predictions = evaluate(model, task, shots=shots, progress=progress)
+    if not shots:
+        task.artifacts(out, predictions)
     return {
         baseline or "model": task.score([p for p in predictions if p.baseline == baseline]) for baseline in BASELINES
     }

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,23 @@ from magma import DataSource, Example, Media, PartConfig, Prediction, Question, 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 Split = Literal["train", "test"]
 
+Group = Literal["caption", "name", "parity_one_step", "parity_two_step", "next_one_step", "next_two_step", "larger"]
+
 CAPTION_PROMPT = "A picture of"
+NAME = "Q: Which number is this? A:"
 PARITY = "Q: Is it odd or even? A:"
 NEXT = "Q: Which number comes next? A:"
+LARGER = "Q: Which number is larger? A:"
+QUESTIONS: dict[str, str] = {
+    "name": NAME,
+    "parity_one_step": PARITY,
+    "parity_two_step": PARITY,
+    "next_one_step": NEXT,
+    "next_two_step": NEXT,
+    "larger": LARGER,
+}
+CAPTIONED = ("caption", "parity_two_step", "next_two_step")
+"""Groups that begin with a caption."""
 
 
 @functools.cache
@@ -101,7 +116,7 @@ class Digits(DataSource):
 class DigitsTask(Task):
     """Names held-out digits, and asks what only the language model knows about the number it sees.
 
-    Accuracy: the first number word (or odd/even) of the greedy answer equals the label.
+    Accuracy: the first word of the greedy answer that could be one (a number, odd or even) equals the right one.
     """
 
     name = "digits"
@@ -110,67 +125,79 @@ class DigitsTask(Task):
     stop = ("\n", "Q:")
 
     class Config(PartConfig):
-        """`limit` takes the first images of the split alone; `knowledge` asks the questions of figure 6 too."""
+        """`limit` takes the first images of the split alone; `groups` is what is asked of each."""
 
         input: str = "image"
         prompt: str = CAPTION_PROMPT
         limit: int | None = Field(None, ge=1)
-        knowledge: bool = True
+        groups: tuple[Group, ...] = Field(
+            ("caption", "parity_one_step", "parity_two_step", "next_one_step", "next_two_step"), min_length=1
+        )
+        """In two steps a question stands behind the model's own caption (figure 6); `larger` is asked of two images."""
 
     config: Config
-    KNOWLEDGE: ClassVar[dict[str, str]] = {"parity": PARITY, "next": NEXT}
 
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """Caption prompts, then each knowledge question in one step and in two; shots are captioned images."""
+        """Group by group, image by image. Shots are training images of which the same was asked and answered."""
         held = images("test" if split == "test" else "train")
         shown = images("train")
-        draw = random.Random(f"{seed} {shots}")
-        groups = ["caption"]
-        if self.config.knowledge:
-            groups += [f"{what}_{steps}" for what in self.KNOWLEDGE for steps in ("one_step", "two_step")]
-        for group in groups:
-            for i, (pixels, label) in enumerate(zip(*held, strict=True)):
-                if self.config.limit is not None and i >= self.config.limit:
-                    break
-                segments: list[Any] = []
-                for j in draw.sample(range(len(shown[1])), shots):
-                    segments += [
-                        Media(self.config.input, shown[0][j]),
-                        fill(f"{self.config.prompt} {{a}}.\n", WORDS[shown[1][j]]),
-                    ]
-                segments.append(Media(self.config.input, pixels))
-                what = group.split("_")[0]
-                segments.append(self.KNOWLEDGE[what] if group.endswith("one_step") else self.config.prompt)
+        count = min(len(held[1]), self.config.limit or len(held[1]))
+        media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (held, shown)]
+        for group in self.config.groups:
+            for i in range(count):
+                draw = random.Random(f"{seed} {shots} {group} {i}")
+                segments: list[Media | str] = []
+                used = []
+                for _ in range(shots):
+                    known, said = self._ask(group, draw.randrange(len(shown[1])), shown[1], draw)
+                    question = f"{self.config.prompt} {said}." if group in CAPTIONED else f"{QUESTIONS[group]} {said}"
+                    segments += [*(media[1][j] for j in known), f"{question}\n"]
+                    used += [f"train/{j}" for j in known]
+                asked, answer = self._ask(group, i, held[1], draw)
+                segments += [media[0][j] for j in asked]
+                segments.append(self.config.prompt if group in CAPTIONED else QUESTIONS[group])
                 yield Question(
                     id=f"{group}/{i}",
                     segments=segments,
-                    answer=_answer(what, int(label)),
+                    answer=_answer(group, [int(held[1][j]) for j in asked]),
                     group=group,
-                    extra={"image": i, "label": int(label)},
+                    shots=used,
+                    extra={"image": i, "label": int(held[1][i])},
                 )
+
+    @staticmethod
+    def _ask(group: Group, i: int, labels: NDArray[np.int64], draw: random.Random) -> tuple[list[int], str]:
+        """The images that a question is about, and what a shot says of them."""
+        asked = [i]
+        if group == "larger":
+            asked.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
+        numbers = [int(labels[j]) for j in asked]
+        return asked, fill("{a}", WORDS[numbers[0]]) if group in CAPTIONED else _answer(group, numbers)
 
     def follow_up(self, prediction: Prediction) -> Question | None:
         """After the caption of a two-step question: the question itself, behind what the model said."""
         question = prediction.question
-        if not question.group.endswith("two_step") or "caption" in question.extra:
+        if question.group not in QUESTIONS or question.group not in CAPTIONED or "caption" in question.extra:
             return None
-        what = question.group.split("_")[0]
-        return Question(
-            question.id,
-            [*question.segments, f"{prediction.text} {self.KNOWLEDGE[what]}"],
-            question.answer,
-            question.group,
-            {**question.extra, "caption": prediction.text},
+        return replace(
+            question,
+            segments=[*question.segments, f"{prediction.text} {QUESTIONS[question.group]}"],
+            extra={**question.extra, "caption": prediction.text},
         )
+
+    def judge(self, prediction: Prediction) -> tuple[str, float]:
+        """The word that counts, and 1 or 0."""
+        word = said(prediction)
+        return word, float(word == prediction.question.answer)
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`<group>_accuracy` for every group."""
-        hits: dict[str, list[bool]] = {}
+        hits: dict[str, list[float]] = {}
         for prediction in predictions:
-            hits.setdefault(prediction.question.group, []).append(correct(prediction))
+            hits.setdefault(prediction.question.group, []).append(self.judge(prediction)[1])
         return {f"{group}_accuracy": sum(found) / len(found) for group, found in hits.items()}
 
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
@@ -186,7 +213,7 @@ class DigitsTask(Task):
         for ax in axes.flat:
             ax.axis("off")
         for ax, prediction in zip(axes.flat, captions, strict=False):
-            right = correct(prediction)
+            right = self.judge(prediction)[1] == 1
             ax.imshow(pixels[prediction.question.extra["image"]], cmap="gray_r")
             ax.set_title(
                 f"{self.config.prompt}{prediction.text}\n"
@@ -201,14 +228,14 @@ class DigitsTask(Task):
         return [path]
 
 
-def _answer(what: str, label: int) -> str:
-    if what == "parity":
-        return "odd" if label % 2 else "even"
-    return WORDS[label + 1] if what == "next" else WORDS[label]
+def _answer(group: Group, numbers: Sequence[int]) -> str:
+    if group.startswith("parity"):
+        return "odd" if numbers[0] % 2 else "even"
+    return WORDS[numbers[0] + 1 if group.startswith("next") else max(numbers)]
 
 
-def correct(prediction: Prediction) -> bool:
-    """Is the first word of the answer that could be one the right one?"""
+def said(prediction: Prediction) -> str:
+    """The first word of an answer that could be one; "" without any."""
     known = {"odd", "even"} if prediction.question.answer in ("odd", "even") else set(WORDS)
     words = (word.strip(".,!?:;\"'").lower() for word in prediction.text.split())
-    return next((word for word in words if word in known), "") == prediction.question.answer
+    return next((word for word in words if word in known), "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from magma_data.digits import NEXT, PARITY, WORDS, Digits, DigitsTask, correct, images
+from magma_data.digits import LARGER, NAME, NEXT, PARITY, WORDS, Digits, DigitsTask, images, said
 from PIL import Image
 
 from magma import Media, Prediction, Question, Text
@@ -90,11 +90,41 @@ def test_questions_and_their_second_step() -> None:
     assert task().follow_up(Prediction(questions[0], " a seven.")) is None
 
 
-def test_shots_are_captioned_training_images() -> None:
-    (question, *_) = task(limit=1, knowledge=False).examples("test", 2, 0)
-    kinds = [type(segment).__name__ for segment in question.segments]
-    assert kinds == ["Media", "str", "Media", "str", "Media", "str"]
-    assert str(question.segments[1]).startswith("A picture of a")
+def test_shots_are_training_images_of_which_the_same_was_asked() -> None:
+    groups = ("caption", "name", "parity_one_step", "next_one_step", "larger")
+    pixels, labels = images("train")
+    for group, question in zip(groups, task(limit=1, groups=groups).examples("test", 2, 0), strict=True):
+        assert question.group == group
+        kinds = [type(segment).__name__ for segment in question.segments]
+        assert kinds == [*["Media"] * (1 + (group == "larger")), "str"] * 3
+        assert len(question.shots) == kinds.count("Media") - 1 - (group == "larger")
+        known = [int(labels[int(shot.removeprefix("train/"))]) for shot in question.shots]
+        if group == "larger":
+            assert question.segments[2] == f"{LARGER} {WORDS[max(known[:2])]}\n"
+            assert known[0] != known[1]
+            continue
+        first = question.segments[0]
+        assert isinstance(first, Media)
+        assert np.array_equal(first.value, pixels[int(question.shots[0].removeprefix("train/"))])
+        word = WORDS[known[0]]
+        article = "an" if word == "eight" else "a"
+        assert (
+            question.segments[1]
+            == {
+                "caption": f"A picture of {article} {word}.\n",
+                "name": f"{NAME} {word}\n",
+                "parity_one_step": f"{PARITY} {'odd' if known[0] % 2 else 'even'}\n",
+                "next_one_step": f"{NEXT} {WORDS[known[0] + 1]}\n",
+            }[group]
+        )
+
+
+def test_questions_about_one_image_share_it() -> None:
+    """Equal objects, so that it is read once."""
+    questions = list(task(limit=3).examples("test", 0, 0))
+    first = [q.segments[0] for q in questions if q.id.endswith("/0")]
+    assert len(first) == 5
+    assert all(one.value is first[0].value for one in first)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +141,7 @@ def test_shots_are_captioned_training_images() -> None:
     ],
 )
 def test_the_first_word_that_could_be_an_answer_counts(text: str, answer: str, right: bool) -> None:
-    assert correct(Prediction(Question("x", [], answer), text)) == right
+    assert (said(Prediction(Question("x", [], answer), text)) == answer) == right
 
 
 def test_scores_and_the_sample_sheet(tmp_path: Path) -> None:

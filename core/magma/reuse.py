@@ -1,0 +1,167 @@
+"""Prompts that begin alike: what they share is read once.
+
+Questions about one medium share its keys and values, and completed examples that stand before every question are read a
+single time. Answers are those of the plain loop. Axes: b prompts, h different beginnings, t tokens, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, TooLong
+from .generate import Answer, Decoding, decode
+from .interfaces import Cache, Layout
+from .model import Magma
+from .segments import Example, Media, Segment, Text, Tokens
+
+
+def identity(segment: Segment) -> Hashable:
+    """Equal for segments that are known to be the same; a medium that is no file is the same as itself alone."""
+    if isinstance(segment, Text):
+        return segment.text
+    if isinstance(segment, Tokens):
+        return tuple(segment.ids.tolist())
+    value = segment.value
+    return segment.name, value if isinstance(value, Path | str | bytes) else id(value)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt in the two parts that are read apart."""
+
+    number: int
+    head: tuple[Segment, ...]
+    """Up to its last medium: what other questions may share."""
+    tail: tuple[Segment, ...]
+    name: str
+
+    @property
+    def beginning(self) -> tuple[Hashable, ...]:
+        return tuple(map(identity, self.head))
+
+    @property
+    def whole(self) -> tuple[Hashable, ...]:
+        return self.beginning, *map(identity, self.tail)
+
+
+Named = tuple[tuple[Segment, ...], str]
+"""Segments, and how errors speak of them."""
+
+
+class Reader:
+    """Answers prompts in batches of `batch_size` rows, greedily or as `how` says.
+
+    Keys and values of the segments that all prompts of a call begin with are kept from call to call.
+    """
+
+    def __init__(self, model: Magma, how: Decoding, batch_size: int = 64) -> None:
+        self.model, self.how, self.batch_size = model, how, batch_size
+        self.collator = model.collator()
+        self._common: tuple[Segment, ...] | None = None
+        self._cache: Cache | None = None
+        self._length = torch.zeros(1, dtype=torch.long)
+
+    @torch.no_grad()
+    def answers(
+        self, prompts: Sequence[Sequence[Segment]], names: Sequence[str] | None = None
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Batch by batch, (number of the prompt, answer) of each. Prompts that are equal are answered once."""
+        if self.model.head is not None:
+            raise InputError("this model has a [head]: it classifies, use classify")
+        names = names or [f"prompt {i}" for i in range(len(prompts))]
+        parts = [self._split(i, prompt, names[i]) for i, prompt in enumerate(prompts)]
+        twins: dict[Hashable, list[int]] = {}
+        for part in parts:
+            twins.setdefault(part.whole, []).append(part.number)
+        order = _beginnings_together([parts[numbers[0]] for numbers in twins.values()])
+        common = _shared([part.head for part in order])
+        with self.model.evaluating():
+            for at in range(0, len(order), self.batch_size):
+                batch = order[at : at + self.batch_size]
+                texts = self._answer(batch, common)
+                yield [(i, text) for part, text in zip(batch, texts, strict=True) for i in twins[part.whole]]
+
+    def _split(self, number: int, prompt: Sequence[Segment], name: str) -> _Prompt:
+        last = max((i for i, segment in enumerate(prompt) if isinstance(segment, Media)), default=-1)
+        cut = last if last + 1 == len(prompt) else last + 1  # something has to be left that the answer stands behind
+        return _Prompt(number, tuple(prompt[:cut]), tuple(prompt[cut:]), name)
+
+    def _answer(self, batch: Sequence[_Prompt], common: int) -> list[str]:
+        """One batch: the common beginning, then each different one, then what follows it."""
+        heads = {part.beginning: part for part in reversed(batch)}
+        place = {beginning: i for i, beginning in enumerate(heads)}
+        tails = [part.tail for part in batch]
+        names = [part.name for part in batch]
+        if len(heads) < len(batch) and any(len(part.head) > common for part in heads.values()):
+            first = [(part.head[common:], part.name) for part in heads.values()]
+            cache, length = self._begin(batch[0].head[:common], len(first))
+            ends = self._read(cache, length.expand(len(first)), first)[2]
+            rows = torch.tensor([place[part.beginning] for part in batch], device=self.model.device)
+            cache, start = cache.select(rows), ends[rows]
+        else:
+            tails = [(*part.head[common:], *part.tail) for part in batch]
+            cache, length = self._begin(batch[0].head[:common], len(batch))
+            start = length.expand(len(batch))
+        embeddings, layout, _ = self._embed(start, list(zip(tails, names, strict=True)))
+        answers: list[Answer] = []
+        for answers in decode(self.model.lm, embeddings, layout, self.how, cache):
+            pass
+        return [answer.text for answer in answers]
+
+    def _begin(self, segments: tuple[Segment, ...], rows: int) -> tuple[Cache, Tensor]:
+        """A cache of so many rows that has read these segments, and how many positions they fill [1]."""
+        nothing = torch.zeros(1, dtype=torch.long, device=self.model.device)
+        if not segments:
+            return self.model.lm.new_cache(), nothing
+        if self._common is None or tuple(map(identity, self._common)) != tuple(map(identity, segments)):
+            cache = self.model.lm.new_cache()
+            _, _, self._length = self._read(cache, nothing, [(segments, "what all prompts begin with")])
+            self._common, self._cache = segments, cache
+        assert self._cache is not None
+        return self._cache.expand(rows), self._length
+
+    def _read(self, cache: Cache, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, Layout, Tensor]:
+        """Put rows into a cache, behind what it holds of each; what `_embed` gives."""
+        found = self._embed(start, rows)
+        self.model.lm(*found[:2], cache)
+        return found
+
+    def _embed(self, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, Layout, Tensor]:
+        """Embeddings [b, t, d] of rows that begin at positions `start` [b], and the position behind each one's end [b].
+
+        The last position of each row is scored.
+        """
+        encoded = [self.collator.sequence(Example(segments, name)) for segments, name in rows]
+        batch = self.collator.pad(encoded, score_last=True).to(self.model.device, self.model.dtype)
+        ends = start + batch.layout.lengths
+        context = self.model.lm.context
+        for (_, name), end in zip(rows, ends.tolist(), strict=True):
+            if end > context:
+                raise TooLong(f"{name} needs {end} positions, and {context} fit: use fewer or shorter segments")
+        layout = replace(batch.layout, positions=batch.layout.positions + start[:, None])
+        return self.model.embed(batch), layout, ends
+
+
+def _beginnings_together(parts: Sequence[_Prompt]) -> list[_Prompt]:
+    """Those that share a beginning beside each other, in the order of each beginning's first one."""
+    groups: dict[Hashable, list[_Prompt]] = {}
+    for part in parts:
+        groups.setdefault(part.beginning, []).append(part)
+    return [part for group in groups.values() for part in group]
+
+
+def _shared(heads: Sequence[tuple[Segment, ...]]) -> int:
+    """How many segments all of them begin with; of a single one none, for nothing would be saved."""
+    if len(heads) < 2:
+        return 0
+    count = 0
+    for column in zip(*heads, strict=False):
+        if len({identity(segment) for segment in column}) > 1:
+            break
+        count += 1
+    return count
