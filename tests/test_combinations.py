@@ -23,6 +23,10 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "timm": {"use": "timm", "model": "test_vit", "image_size": 64},
     "spectrogram": {"use": "spectrogram", "rate": 8000, "seconds": 0.3, "bands": 16, "width": 16, "heads": 2},
     "nfresnet": {"use": "nfresnet", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},
+    "whisper": {"use": "whisper", "seconds": 1, "bands": 16, "width": 16, "layers": 1, "heads": 2},
+    "wav2vec2": {"use": "wav2vec2", "seconds": 0.3, "channels": 16, "width": 32, "layers": 1, "heads": 2},
+    "ast": {"use": "ast", "frames": 64, "bands": 32, "width": 16, "layers": 1, "heads": 2},
+    "clap": {"use": "clap", "seconds": 1, "side": 128, "width": 8, "layers": [1] * 4, "heads": [1] * 4, "window": 4},
 }
 PREFIXES: dict[str, dict[str, Any]] = {
     "linear": {"use": "linear", "dropout": 0.1, "layernorm": True},
