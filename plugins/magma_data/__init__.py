@@ -1,4 +1,4 @@
-"""Data sources and evaluations that come with MAGMA."""
+"""Data sources and evaluations that come with MAGMA, and `magma data`, which makes shards of published data sets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from magma import hookimpl
 
 if TYPE_CHECKING:
-    from magma import Part
+    from magma import Part, Program
 
 
 @hookimpl
@@ -25,3 +25,13 @@ def magma_parts() -> Iterable[type[Part]]:
         *(SpokenDigits, SpokenDigitsTask),
         *(SameNumber, SameNumberTask),
     ]
+
+
+@hookimpl
+def magma_commands(cli: Program) -> None:
+    """`magma data ...`."""
+    from . import commands
+
+    group = cli.group("data", "Make shards of published data sets, and look at them.")
+    for command in (commands.convert, commands.check, commands.show):
+        group.command(command.__name__)(command)
