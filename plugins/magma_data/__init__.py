@@ -1,21 +1,37 @@
-"""Data sources and evaluations that come with MAGMA."""
+"""Data sources and evaluations that come with MAGMA, and `magma data`, which makes shards of published data sets."""
+
+from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from magma import Part, hookimpl
+from magma import hookimpl
 
-from .digits import Digits, DigitsTask
-from .paired import SameNumber, SameNumberTask
-from .pairs import Captions, Labelled, Vqa
-from .spoken import SpokenDigits, SpokenDigitsTask
+if TYPE_CHECKING:
+    from magma import Part, Program
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
-    """The parts of this package."""
+    """The parts of this package; torch is loaded when someone asks for them, not when the program starts."""
+    from .digits import Digits, DigitsTask
+    from .paired import SameNumber, SameNumberTask
+    from .pairs import Captions, Labelled, Vqa
+    from .spoken import SpokenDigits, SpokenDigitsTask
+
     return [
         *(Captions, Labelled, Vqa),
         *(Digits, DigitsTask),
         *(SpokenDigits, SpokenDigitsTask),
         *(SameNumber, SameNumberTask),
     ]
+
+
+@hookimpl
+def magma_commands(cli: Program) -> None:
+    """`magma data ...`."""
+    from . import commands
+
+    group = cli.group("data", "Make shards of published data sets, and look at them.")
+    for command in (commands.convert, commands.check, commands.show):
+        group.command(command.__name__)(command)
