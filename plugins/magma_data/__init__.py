@@ -6,7 +6,7 @@ from magma import Part, hookimpl
 
 from .digits import Digits, DigitsTask
 from .paired import SameNumber, SameNumberTask
-from .pairs import Captions, Labelled, Vqa
+from .pairs import Captions, Labelled, PlainText, Vqa
 from .spoken import SpokenDigits, SpokenDigitsTask
 
 
@@ -14,7 +14,7 @@ from .spoken import SpokenDigits, SpokenDigitsTask
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
     return [
-        *(Captions, Labelled, Vqa),
+        *(Captions, Labelled, PlainText, Vqa),
         *(Digits, DigitsTask),
         *(SpokenDigits, SpokenDigitsTask),
         *(SameNumber, SameNumberTask),
