@@ -78,9 +78,8 @@ class Row:
             problem = f"{self.where}: {key}: given {entries!r}; allowed: a list of objects"
             return [replace(self, problem=problem)]
         outer = {name: value for name, value in self.fields.items() if name != key}
-        return [
-            replace(self, where=f"{self.where} {key} {i}", fields={**outer, **entry}) for i, entry in enumerate(entries)
-        ]
+        rows = [outer | {name: value for name, value in entry.items() if value is not None} for entry in entries]
+        return [replace(self, where=f"{self.where} {key} {i}", fields=fields) for i, fields in enumerate(rows)]
 
 
 class Rows(ABC):

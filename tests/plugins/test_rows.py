@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
+import os
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from magma_data.pairs import Captions, _Source
+from magma_data.pairs import Captions, Labelled, PlainText, Vqa, _Source
 from magma_data.passes import Row, Rows
 from magma_data.rows import open_rows
 from PIL import Image
 
-from magma import Media, State, Text
+from magma import Example, InputError, Media, State, Text
 
 Members = Mapping[str, bytes]
 
@@ -27,7 +33,7 @@ def png(i: int) -> bytes:
     return file.getvalue()
 
 
-def tar(file: Path, samples: Sequence[tuple[str, Members]]) -> Path:
+def tar(file: Path, samples: Iterable[tuple[str, Members]]) -> Path:
     """A shard: each sample is a key, and the contents of KEY.ending."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(file, "w") as opened:
@@ -185,3 +191,346 @@ def test_it_goes_on_from_every_row(write: Callable[[Path, int, int], Path], how:
     other = [where for where, _, _ in passes(rows(), size, **{**how, "seed": 1})]
     assert sorted(other) == sorted(first)
     assert (first == other) is not shuffled
+
+
+# Shards that are read in sequence
+
+
+def wheres(rows: Rows, count: int, **how: Any) -> list[str]:
+    return [where for where, _, _ in passes(rows, count, **how)]
+
+
+@pytest.mark.parametrize("write", [tars, parquet])
+def test_shards_and_their_samples_come_in_an_order_of_their_own(
+    write: Callable[[Path, int, int], Path], tmp_path: Path
+) -> None:
+    folder = str(write(tmp_path / "set", 60, 12))
+    stored = wheres(open_rows(folder), 60, shuffle=False)
+    found = wheres(open_rows(folder, buffer=8), 180)
+    assert found == wheres(open_rows(folder, buffer=8), 180)
+    epochs = [found[:60], found[60:120], found[120:]]
+    assert all(sorted(epoch) == sorted(stored) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [stored, *epochs]}) == 4
+    firsts = {epoch[0].split(".")[0] for epoch in epochs}
+    assert len(firsts) > 1, "shards stay where they are"
+    block = epochs[0][:8]
+    assert block != sorted(block), "a block stays as it is"
+    assert wheres(open_rows(folder, buffer=8), 60, seed=3) != epochs[0]
+
+
+def test_the_same_few_rows_come_every_pass(tmp_path: Path) -> None:
+    folder = str(tars(tmp_path / "set", 60, 12))
+    found = wheres(open_rows(folder, buffer=8), 60, limit=20)
+    stored = wheres(open_rows(folder), 60, shuffle=False)
+    assert [set(found[at : at + 20]) for at in (0, 20, 40)] == [set(stored[:20])] * 3
+    assert found[:20] != found[20:40]
+
+
+QUESTIONS = {
+    "source": "s",
+    "questions": [
+        {"id": 7, "question": "What?", "answers": ["a", "b", "b"]},
+        {"id": 8, "question": "Where?", "answers": ["c"], "source": "own"},
+    ],
+    "statements": [{"id": 1, "text": "It is.", "label": "true"}],
+    "captions": ["one caption"],
+}
+
+
+def nested_tar(folder: Path) -> Path:
+    samples = [sample(0, **QUESTIONS), sample(1, question="Who?", answer="d"), sample(2, **QUESTIONS)]
+    tar(folder / "val-000000.tar", samples)
+    return folder
+
+
+def nested_jsonl(folder: Path) -> Path:
+    folder.mkdir()
+    rows: list[dict[str, Any]] = [QUESTIONS, {"question": "Who?", "answer": "d"}, QUESTIONS]
+    for i in range(3):
+        (folder / f"{i}.png").write_bytes(png(i))
+    (folder / "val.jsonl").write_text("\n".join(json.dumps({"image": f"{i}.png", **row}) for i, row in enumerate(rows)))
+    return folder
+
+
+def nested_rows() -> dict[str, list[Any]]:
+    rows: list[dict[str, Any]] = [QUESTIONS, {"question": "Who?", "answer": "d"}, QUESTIONS]
+    names = ("question", "answer", "questions", "statements", "captions", "source")
+    return {"image": [png(i) for i in range(3)], **{name: [row.get(name) for row in rows] for name in names}}
+
+
+def nested_parquet(folder: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    pq.write_table(pa.table(nested_rows()), folder / "val.parquet")
+    return folder
+
+
+def nested_saved(folder: Path) -> Path:
+    import datasets
+    import pyarrow as pa
+
+    datasets.Dataset(pa.table(nested_rows())).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize("write", [nested_tar, nested_jsonl, nested_parquet, nested_saved])
+def test_every_question_about_an_image_is_a_row(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    folder = write(tmp_path / "set")
+
+    def found(part: type[_Source]) -> list[tuple[bytes, list[str], str | None]]:
+        examples = [example for example, _ in source(part, folder, shuffle=False).iterate()]
+        assert len({example.name for example in examples}) == len(examples)
+        return [
+            (
+                next((content(s.value) for s in example.segments if isinstance(s, Media)), b""),
+                [s.text for s in example.segments if isinstance(s, Text)],
+                example.label,
+            )
+            for example in examples
+            if example.problem is None
+        ]
+
+    asked = [(0, "What", " b"), (0, "Where", " c"), (1, "Who", " d"), (2, "What", " b"), (2, "Where", " c")]
+    assert found(Vqa) == [(png(i), [f"Q: {question}? A:", answer], None) for i, question, answer in asked]
+    assert found(Labelled) == [(png(i), ["It is."], "true") for i in (0, 2)]
+    assert found(Captions) == [(png(i), ["one caption"], None) for i in (0, 2)]
+    rows = list(open_rows(str(folder), each="questions").in_order())
+    assert [row.fields.get("id") for row in rows] == [7, 8, None, 7, 8]
+    assert [row.fields.get("source") for row in rows] == ["s", "own", None, "s", "own"]
+    assert len(passes(open_rows(str(folder), each="questions", buffer=2), 10)) == 10
+
+
+def test_rows_about_one_file_are_evaluated_together(tmp_path: Path) -> None:
+    rows = [{"image": f"{i % 3}.png", "question": f"{i}"} for i in range(9)]
+    (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [row.text("question") for row in open_rows(str(tmp_path)).in_order()] == list("036147258")
+
+
+# What is broken
+
+
+def problems(path: Path | str, **fields: Any) -> tuple[int, list[str]]:
+    """How many rows are good, and what is said of the others."""
+    examples = [example for example, _ in source(Captions, path, shuffle=False, **fields).iterate()]
+    said = [example.problem for example in examples if example.problem is not None]
+    return len(examples) - len(said), said
+
+
+def test_a_sample_that_cannot_be_read_is_named_by_shard_and_key(tmp_path: Path) -> None:
+    bad: list[tuple[str, Members]] = [
+        ("no_json", {"png": png(0), "json": b"{broken"}),
+        ("list", {"png": png(0), "json": b"[1]"}),
+        ("blind", {"json": b'{"caption": "a"}'}),
+        ("path", {"json": b'{"caption": "a", "image": "/etc/passwd"}'}),
+        ("two", {"png": png(0), "jpg": png(1), "json": b'{"caption": "a"}'}),
+        ("mute", {"png": png(0)}),
+        ("latin", {"png": png(0), "txt": "é".encode("latin-1")}),
+    ]
+    file = tar(tmp_path / "0.tar", [sample(0), *bad, sample(1)])
+    count, said = problems(tmp_path)
+    assert count == 2
+    expected = [
+        f"{file} no_json.json: no JSON",
+        f"{file} list.json: given a list; allowed: a JSON object",
+        f"{file} blind: image: given None; allowed: text",
+        f'{file} path: image: given "/etc/passwd"; allowed: the medium itself',
+        f"{file} two: it has several media (png, jpg); allowed: one",
+        f"{file} mute: caption: given None; allowed: text",
+        f"{file} latin.txt: no UTF-8",
+    ]
+    assert [one.startswith(start) for one, start in zip(said, expected, strict=True)] == [True] * 7, said
+
+
+@pytest.mark.parametrize("cut", range(0, 15360, 256))
+def test_a_shard_that_is_cut_off_gives_what_it_has_and_says_where_it_ends(cut: int, tmp_path: Path) -> None:
+    """Wherever it is cut, and from whatever point one goes on: nothing is lost silently, nothing comes twice."""
+    whole = tar(tmp_path / "0.tar", [sample(i) for i in range(6)])
+    tar(tmp_path / "1.tar", [sample(i) for i in range(6, 9)])
+    raw = whole.read_bytes()
+    whole.write_bytes(raw[:cut])
+    count, said = problems(tmp_path)
+    members_end = 6 * 4 * 512
+    if cut >= members_end + 1024:
+        assert (count, said) == (9, [])
+        return
+    assert count == 3 + max(0, min(5, (cut - 512) // 2048))  # one is whole where the next one's head is
+    (problem,) = said
+    assert problem.startswith(f"{whole} ")
+    assert "the rest of the shard cannot be read: " in problem
+    rows = open_rows(str(tmp_path), buffer=2)
+    found = passes(rows, count + 1)
+    for i, (_, _, state) in enumerate(found[:-1]):
+        assert passes(rows, len(found) - 1 - i, state) == found[i + 1 :]
+
+
+def test_a_damaged_head_is_no_end(tmp_path: Path) -> None:
+    file = tar(tmp_path / "0.tar", [sample(i) for i in range(4)])
+    raw = bytearray(file.read_bytes())
+    raw[2 * 2048 + 10] ^= 255
+    file.write_bytes(raw)
+    count, said = problems(tmp_path)
+    assert count == 1
+    assert said == [f"{file} 00001: the rest of the shard cannot be read: it is cut off or damaged here"]
+
+
+def test_a_row_group_that_is_damaged_is_named(tmp_path: Path) -> None:
+    folder = parquet(tmp_path / "set", 20, 10)
+    file = folder / "train-00000-of-00099.parquet"
+    raw = bytearray(file.read_bytes())
+    raw[4:200] = bytes(196)
+    file.write_bytes(raw)
+    count, said = problems(folder)
+    assert count == 15
+    (problem,) = said
+    assert problem.startswith(f"{file} row group 0 row 0: the rest of the row group cannot be read: ")
+
+
+def test_what_is_no_data_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="a.parquet cannot be read as parquet"):
+        list(source(Captions, tmp_path).iterate())
+    folder = indexed_tars(tmp_path / "set", 6, 2)
+    (folder / "train-000001.tar").unlink()
+    assert Captions.problems(Captions.Config(path=str(folder))) == [f"path: {folder / 'train-000001.tar'} is missing"]
+    (folder / "index.json").write_text('{"format": 1, "splits": {"train": {"samples": 3}}}')
+    with pytest.raises(InputError, match="index.json: its shards cannot be read: KeyError"):
+        Captions.problems(Captions.Config(path=str(folder)))
+    for split in (None, "val"):
+        empty = tmp_path / "empty"
+        empty.mkdir(exist_ok=True)
+        (problem,) = Vqa.problems(Vqa.Config(path=str(empty), split=split))
+        assert problem.startswith(f"path: {empty} has none of: ")
+    (problem,) = Captions.problems(Captions.Config(path="http://127.0.0.1/{0..1}.tar", split="val"))
+    assert problem == "split: given 'val', but a url names its shards itself; allowed: `split = false`"
+
+
+# Urls
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_urls_in_braces_are_read_as_files_are(served: str, tmp_path: Path) -> None:
+    tars(tmp_path / "set", 40, 10)
+    ways = [f"{served}/set/train-{{000000..000003}}.tar", f"pipe:cat {tmp_path}/set/train-{{000000..000003}}.tar"]
+    stored = [(png(i), f"caption {i}") for i in range(40)]
+    for url in [*ways, f"{tmp_path}/set/train-{{000000..000003}}.tar"]:
+        rows = source(Captions, url, shuffle=False).rows
+        assert [(content(row.medium), row.text("caption")) for row in rows.in_order()] == stored
+        rows = open_rows(url, buffer=7)
+        whole = passes(rows, 85)
+        for position in (0, 6, 7, 39, 40, 60):
+            assert passes(rows, 84 - position, whole[position][2]) == whole[position + 1 :]
+    with pytest.raises(InputError, match=r"000004.tar: .*behind sample 0"):
+        list(source(Captions, f"{served}/set/train-{{000003..000004}}.tar", shuffle=False).iterate())
+    raw = (tmp_path / "set/train-000002.tar").read_bytes()
+    (tmp_path / "set/train-000002.tar").write_bytes(raw[: 3 * 2048 + 100])
+    assert problems(ways[0])[0] == 32
+
+
+# Text
+
+
+def test_text_of_every_layout(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = ["A first text.", "Ein zweiter, länger.", "3"]
+    for layout in ("lines", "files", "jsonl", "parquet", "saved"):
+        (tmp_path / layout).mkdir()
+    (tmp_path / "lines/train.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
+    for i, text in enumerate(texts):
+        (tmp_path / f"files/{i}.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "jsonl/train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    pq.write_table(pa.table({"text": texts}), tmp_path / "parquet/train.parquet")
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "saved")
+    for path in ("lines", "lines/train.txt", "files", "files/0.txt", "jsonl", "parquet", "saved"):
+        documents = "file" if path.startswith("files") else "line"
+        rows = source(PlainText, tmp_path / path, shuffle=False, documents=documents)
+        expected = texts[:1] if path == "files/0.txt" else texts
+        assert [example.segments for example, _ in rows.iterate()] == [[Text(t, target=True)] for t in expected]
+    (tmp_path / "lines/train.txt").write_bytes(b"good\n\xff\n")
+    found = [example.problem for example, _ in source(PlainText, tmp_path / "lines", shuffle=False).iterate()]
+    assert found[0] is None
+    assert str(found[1]).startswith(f"{tmp_path / 'lines/train.txt'} line 2: no UTF-8")
+
+
+# Size
+
+
+def resident() -> int:
+    """Bytes of main memory that this process holds."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def grown(iterator: Iterator[Any], warm: int) -> tuple[int, int]:
+    """Rows in all, and how much memory grew behind the first `warm`."""
+    assert sum(1 for _ in itertools.islice(iterator, warm)) == warm
+    before = resident()
+    rest = sum(1 for _ in iterator)
+    return warm + rest, resident() - before
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_a_stream_and_it_goes_on_from_row_123457(tmp_path: Path) -> None:
+    """200,000 rows in 20 shards, each a small but real image with a caption."""
+    image = png(0)
+    for shard in range(20):
+        samples = (
+            (f"{i:09}", {"png": image, "json": b'{"caption": "caption %d"}' % i})
+            for i in range(shard * 10_000, (shard + 1) * 10_000)
+        )
+        tar(tmp_path / f"train-{shard:06}.tar", samples)
+    rows = source(Captions, tmp_path)
+    count, growth = grown(rows.iterate(), 20_000)
+    assert count == 200_000
+    assert growth < 30e6
+    following: list[tuple[Example, State]] = []
+    state: State = {}
+    for number, (example, after) in enumerate(rows.iterate()):
+        state = after if number == 123_456 else state
+        if number > 123_456:
+            following.append((example, after))
+        if len(following) == 1000:
+            break
+    began = time.perf_counter()
+    again = list(itertools.islice(source(Captions, tmp_path).iterate(json.loads(json.dumps(state))), 1000))
+    took = time.perf_counter() - began
+    assert again == following
+    assert took < 5, "it reads from the beginning"
+
+
+@pytest.mark.slow
+def test_memory_is_flat_over_a_million_rows(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    count = 1_000_000
+    for layout in ("jsonl", "parquet"):
+        (tmp_path / layout).mkdir()
+    with (tmp_path / "jsonl/train.jsonl").open("w") as file:
+        file.writelines(f'{{"image": "{i}.png", "caption": "caption {i}"}}\n' for i in range(count))
+    said = [f"caption {i}" for i in range(count)]
+    pq.write_table(pa.table({"caption": said, "image": [f"{s}.png" for s in said]}), tmp_path / "parquet/train.parquet")
+    del said
+    for layout in ("jsonl", "parquet"):
+        read, growth = grown(source(Captions, tmp_path / layout).iterate(), 20_000)
+        assert read == count
+        assert growth < 30e6, layout
