@@ -425,14 +425,14 @@ class Parquet(Streamed):
         import pyarrow.parquet as pq
 
         file, group = shard
-        at = 0
+        folder, at = Path(file).parent, 0
         try:
             with pq.ParquetFile(file, memory_map=True) as opened:
                 column = _medium_column(file, opened.schema_arrow)
                 for batch in opened.iter_batches(64, row_groups=[group], use_threads=False):
                     for i in range(max(0, skip - at), len(batch)):
                         (fields,) = batch.slice(i, 1).to_pylist()
-                        yield _arrow_row(f"{file} row group {group} row {at + i}", fields, column, Path(file).parent)
+                        yield _arrow_row(f"{file} row group {group} row {at + i}", fields, column, folder)
                     at += len(batch)
         except (OSError, pa.ArrowException) as error:
             if skip <= at:
