@@ -109,7 +109,8 @@ def recipe_matrix(
     typer.echo(f"all of it: {out / TABLE}")
     if failed:
         raise TrainingError(
-            f"{len(failed)} of {len(plan)} runs did not finish, the first is {failed[0].folder}: the same command goes on"
+            f"{len(failed)} of {len(plan)} runs did not finish, the first is {failed[0].folder}: "
+            "the same command goes on"
         )
 
 

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from .model import Magma
 from .plan import zero_stage
 from .recipe import Train
 
+T = TypeVar("T")
 AVERAGES = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter, by torch's names."""
 MASTER = "master"
@@ -62,6 +63,14 @@ class World:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+    def gather(self, value: T) -> list[T]:
+        """Everyone's value, by rank; small ones that can be pickled."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value)
+        return found
 
     def barrier(self) -> None:
         """Wait for all."""

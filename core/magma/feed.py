@@ -7,7 +7,7 @@ import random
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from .errors import InputError, MagmaError, TooLong
 from .interfaces import DataSource
@@ -20,6 +20,15 @@ AHEAD = 2
 """Steps that each worker prepares before they are asked for."""
 
 
+class Unreadable(NamedTuple):
+    """An example that is left out because its row or a medium of it cannot be read."""
+
+    example: int
+    """Its number in the run."""
+    name: str
+    reason: str
+
+
 @dataclass
 class Share:
     """One process's share of a global batch."""
@@ -28,8 +37,10 @@ class Share:
     """One for each accumulation step."""
     samples: int
     """Examples of the global batch."""
-    skipped: int
+    too_long: int
     """Those of this share that did not fit."""
+    unreadable: list[Unreadable]
+    """Those of this share that could not be read."""
     state: dict[str, Any]
     """Where the mixture stands behind this step; JSON."""
 
@@ -69,10 +80,16 @@ class Feed:
 
         def share(given: tuple[list[tuple[int, Example]], int, dict[str, Any]]) -> Share:
             mine, samples, state = given
-            encoded = [self.encode(example, random.Random(f"{self.recipe.seed} {i}")) for i, example in mine]
-            fitting = by_length([one for one in encoded if one is not None])
+            read = [self.encode(example, random.Random(f"{self.recipe.seed} {i}")) for i, example in mine]
+            fitting = by_length([one for one in read if isinstance(one, Encoded)])
             chunks = [fitting[i * self.micro : (i + 1) * self.micro] for i in range(self.accumulation)]
-            return Share([self.batch(chunk) for chunk in chunks], samples, encoded.count(None), state)
+            unreadable = [
+                Unreadable(i, example.name, str(one))
+                for (i, example), one in zip(mine, read, strict=True)
+                if not isinstance(one, Encoded | TooLong)
+            ]
+            too_long = len(mine) - len(fitting) - len(unreadable)
+            return Share([self.batch(chunk) for chunk in chunks], samples, too_long, unreadable, state)
 
         return ahead(work(), share, self.workers, self.pin)
 
@@ -90,8 +107,8 @@ class Feed:
                 yield self._mine(chunk, 0)
 
         def batch(mine: list[tuple[int, Example]]) -> Batch:
-            encoded = [self.encode(example) for _, example in mine]
-            return self.batch([one for one in encoded if one is not None])
+            read = [self.encode(example) for _, example in mine]
+            return self.batch([one for one in read if isinstance(one, Encoded)])
 
         return ahead(work(), batch, self.workers, self.pin)
 
@@ -99,17 +116,15 @@ class Feed:
         """This process's of some examples, each with its number in the run; `first` is that of the first."""
         return [(first + i, examples[i]) for i in range(self.rank, len(examples), self.size)]
 
-    def encode(self, example: Example, rng: random.Random | None = None) -> Encoded | None:
-        """One example; None where it does not fit or cannot be read, and the recipe says to skip those."""
+    def encode(self, example: Example, rng: random.Random | None = None) -> Encoded | InputError:
+        """One example, or why it is left out: it does not fit or cannot be read, and the recipe says to skip those."""
         try:
             return self.collator.sequence(example, rng)
-        except TooLong:
-            if self._train.too_long == "error":
+        except InputError as error:
+            what = self._train.too_long if isinstance(error, TooLong) else self._train.unreadable
+            if what == "error":
                 raise
-        except InputError:
-            if self._train.unreadable == "error":
-                raise
-        return None
+            return error
 
     def batch(self, encoded: Sequence[Encoded]) -> Batch:
         """A micro-batch; of no examples one without targets, so that all processes do the same."""

@@ -360,6 +360,8 @@ class DataSource(Part):
 
         Each example comes with the state that goes on behind it. The state of a pass's last example opens the next
         pass (in a new order, where the source shuffles), so that a trainer loops for ever and an evaluation stops.
+        A row that cannot be read is an `Example` with a `problem`, in its turn: an exception would end the pass and
+        lose its place, and whether the run goes on without the row is the recipe's to say.
         """
 
 

@@ -175,7 +175,9 @@ class Train(_Table):
     too_long: Literal["error", "skip"] = "error"
     """What to do with an example that does not fit even when its text is cut."""
     unreadable: Literal["error", "skip"] = "error"
-    """What to do with an example that its input cannot read; skipped ones are counted in the report."""
+    """What to do with an example whose row or medium cannot be read; skipped ones are listed in skipped.jsonl."""
+    max_unreadable: float = Field(0.01, ge=0, le=1)
+    """More than this share of the examples drawn so far, of at least 100, cannot be read: the run ends."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations of the loss; 0: at the end alone."""
     early_stopping: PositiveInt | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, TooLong
-from .generate import Answer, Decoding, decode
+from .generate import Decoding, decode
 from .interfaces import Cache, Layout
 from .model import Magma
 from .segments import Example, Media, Segment, Text, Tokens
@@ -108,9 +108,7 @@ class Reader:
             cache, length = self._begin(batch[0].head[:common], len(batch))
             start = length.expand(len(batch))
         embeddings, layout, _ = self._embed(start, list(zip(tails, names, strict=True)))
-        answers: list[Answer] = []
-        for answers in decode(self.model.lm, embeddings, layout, self.how, cache):
-            pass
+        *_, answers = decode(self.model.lm, embeddings, layout, self.how, cache)
         return [answer.text for answer in answers]
 
     def _begin(self, segments: tuple[Segment, ...], rows: int) -> tuple[Cache, Tensor]:

@@ -134,6 +134,7 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "frozen_tensors": len(result.frozen),
         "frozen_fingerprint": checkpoint.digest(result.frozen),
         "skipped_examples": result.skipped,
+        "unreadable_examples": result.unreadable,
         "skipped_steps": result.skipped_steps,
         "peak_memory_bytes": result.memory,
         "parts": manifest["parts"],

@@ -53,6 +53,8 @@ class Example:
     name: str = "example"
     label: str | None = None
     """Its class, for a model that classifies."""
+    problem: str | None = None
+    """Why its row cannot be read: a source gives it in its turn, without segments, and the recipe says what then."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,8 @@ class Collator:
         An end-of-text token follows where the last segment is a target, and is a target itself. Text is cut at the
         end; where that would split a medium or leave no target, `TooLong` names the example.
         """
+        if example.problem is not None:
+            raise InputError(example.problem)
         result = Encoded([], [], [], example.name, self._label(example))
         wanted = False
         for segment in example.segments:

@@ -676,6 +676,7 @@ def examples_are_examples(subject: Subject) -> None:
     _need(bool(found), "a pass gives no example")
     for example, state in found:
         _need(isinstance(example, Example), f"given a {type(example).__name__}; expected: magma.Example")
+        _need(example.problem is None, f"{example.name} cannot be read: {example.problem}")
         target = example.label is not None or any(getattr(s, "target", False) for s in example.segments)
         _need(target, f"{example.name}: no segment is a target, and it has no label")
         try:

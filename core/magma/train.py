@@ -5,6 +5,7 @@ A step is one global batch: `batch_size` examples, over all processes and accumu
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -36,9 +37,13 @@ from .recompute import blocks, recompute
 from .segments import Batch
 
 METRICS = "metrics.jsonl"
+SKIPPED = "skipped.jsonl"
+"""The examples that were left out because they could not be read, a line each."""
 _TRAINER = "trainer.json"
 _OPTIMIZER = "optimizer.safetensors"
 _RANDOM = "random.safetensors"
+_ENOUGH = 100
+"""Of fewer examples the share that cannot be read says nothing."""
 _SMOOTH = 0.98
 """Share of the old value in the average loss that a spike is measured by."""
 
@@ -92,8 +97,10 @@ class Result:
     """Frozen tensors whose fingerprints are others after it: none, or something is badly wrong."""
     skipped: int
     """Examples that did not fit."""
+    unreadable: int
+    """Examples that could not be read."""
     skipped_steps: int
-    """Steps whose loss or gradient was not finite, or whose loss was a spike."""
+    """Steps whose loss or gradient was not finite, whose loss was a spike, or none of whose examples could be read."""
     memory: int
     """The most bytes this process has held."""
     device: str
@@ -164,6 +171,8 @@ class State:
     average: float | None = None
     """The loss of late."""
     skipped_examples: int = 0
+    """Those that did not fit."""
+    unreadable_examples: int = 0
     processes: int = 1
     data: dict[str, Any] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
@@ -224,14 +233,16 @@ class _Run:
             sum(counts)
             for counts in zip(*(_sizes(batch, list(self.feed.collator.inputs)) for batch in share.batches), strict=True)
         ]
-        targets, skipped, *sizes = self.world.sum(
-            sum(len(batch.labels) for batch in share.batches), share.skipped, *sizes
+        targets, too_long, unreadable, *sizes = self.world.sum(
+            sum(len(batch.labels) for batch in share.batches), share.too_long, len(share.unreadable), *sizes
         )
-        if not targets:
+        self._leave_out(share, int(unreadable))
+        if not targets and not unreadable:
             raise TrainingError(f"step {self.state.step + 1}: none of its {share.samples} examples has a target token")
         summed, applied = torch.zeros((), dtype=torch.float64, device=device), False
         before = [t.clone() for t in self.buffers]
-        for i, batch in enumerate(share.batches):
+        # Where everything is left out there is no step: a gradient of zero would still move what has momentum.
+        for i, batch in enumerate(share.batches if targets else []):
             loss = self.engine(batch.to(device, dtype))
             summed += loss.detach()
             # DeepSpeed divides by the accumulation steps and averages over the processes.
@@ -246,12 +257,13 @@ class _Run:
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
         (total,) = self.world.sum(float(summed))
-        self._count(total / targets, share, int(skipped), applied)
+        mean = total / targets if targets else math.nan
+        self._count(mean, share, int(too_long), applied)
         took = time.perf_counter() - began
         return {
             "step": self.state.step,
-            "loss": total / targets if math.isfinite(total) else None,
-            "gradient_norm": self.engine.norm if math.isfinite(self.engine.norm) else None,
+            "loss": mean if math.isfinite(mean) else None,
+            "gradient_norm": self.engine.norm if applied and math.isfinite(self.engine.norm) else None,
             "lr": rates,
             "samples": share.samples,
             **({} if applied else {"skipped": True}),
@@ -260,6 +272,23 @@ class _Run:
             **self._speeds(sizes, took),
         }
 
+    def _leave_out(self, share: Share, count: int) -> None:
+        """List this step's examples that cannot be read, `count` over all processes; too many of them end the run.
+
+        They end it before the step: nothing is saved, and what was saved before is good.
+        """
+        step, state = self.state.step + 1, self.state
+        if count:
+            for one in sorted(itertools.chain(*self.world.gather(share.unreadable))):
+                self.skipped.write({"step": step, **one._asdict()})
+        state.unreadable_examples += count
+        drawn = state.step * self.train.batch_size + share.samples
+        if drawn >= _ENOUGH and state.unreadable_examples > self.train.max_unreadable * drawn:
+            raise TrainingError(
+                f"step {step}: {state.unreadable_examples} of the {drawn} examples so far cannot be read, and "
+                f"train.max_unreadable allows a share of {self.train.max_unreadable:g}; {self.out / SKIPPED} lists them"
+            )
+
     def _is_spike(self, summed: Tensor, targets: float) -> bool:
         """Is this loss, summed over this process's targets, too far above those of late? All processes agree."""
         average, limit = self.state.average, self.train.spike_factor
@@ -267,12 +296,12 @@ class _Run:
             return False  # without waiting for the GPU
         return self.world.sum(float(summed))[0] / targets > limit * average
 
-    def _count(self, loss: float, share: Share, skipped: int, applied: bool) -> None:
+    def _count(self, loss: float, share: Share, too_long: int, applied: bool) -> None:
         """Keep book of a step."""
         state = self.state
         state.step += 1
         state.data = share.state
-        state.skipped_examples += skipped
+        state.skipped_examples += too_long
         state.applied += applied
         state.skipped_in_a_row = 0 if applied else state.skipped_in_a_row + 1
         if applied:
@@ -362,12 +391,8 @@ class _Run:
         own = [torch.get_rng_state()]
         if self.world.device != "cpu":
             own.append(torch.cuda.get_rng_state())
-        found: list[Any] = [own]
-        if self.world.size > 1:
-            found = [None] * self.world.size
-            torch.distributed.all_gather_object(found, own)
         kinds = ("cpu", "device")
-        return {f"{kinds[i]}.{rank}": t for rank, one in enumerate(found) for i, t in enumerate(one)}
+        return {f"{kinds[i]}.{rank}": t for rank, one in enumerate(self.world.gather(own)) for i, t in enumerate(one)}
 
     def folder(self, step: int) -> Path:
         """The checkpoint of a step."""
@@ -420,7 +445,9 @@ class _Run:
     def loop(self, stopped: Callable[[], bool]) -> bool:
         """Train to the end, or until all agree to stop; True where the end was reached."""
         total = self.train.total_steps
-        with _Metrics(self.out / METRICS, self.world.rank == 0, self.state.step) as metrics:
+        first, begun = self.world.rank == 0, self.state.step
+        skips = first and self.train.unreadable == "skip"
+        with _Log(self.out / METRICS, first, begun) as metrics, _Log(self.out / SKIPPED, skips, begun) as self.skipped:
             self.model.train()
             shares = self.feed.training(self.mixture, self.state.step)
             while share := self._next(shares):
@@ -436,6 +463,7 @@ class _Run:
                         self.watcher.say(f"step {step}: evaluation loss {value:.4f}")
                         if self.train.early_stopping:
                             metrics.sync()
+                            self.skipped.sync()
                             if not self.improves(value):
                                 return True
                 (end,) = self.world.sum(float(stopped()))
@@ -444,6 +472,7 @@ class _Run:
                 every = self.train.checkpoint_every
                 if every and step % every == 0 and step < total:
                     metrics.sync()
+                    self.skipped.sync()
                     self.save()
         return True
 
@@ -494,8 +523,11 @@ def _workers(train: Train, gpu: bool) -> int:
     return min(8, max(1, share - 1)) if gpu else 0
 
 
-class _Metrics:
-    """metrics.jsonl, a line a step; a resumed run goes on behind the step it starts from."""
+class _Log:
+    """A file whose lines are of a step each; a resumed run goes on behind the step it starts from.
+
+    What later steps wrote before a sudden end goes: those steps come again, and write it again.
+    """
 
     def __init__(self, path: Path, active: bool, step: int) -> None:
         self.file: IO[str] | None = None
@@ -510,7 +542,7 @@ class _Metrics:
         aside.rename(path)
         self.file = path.open("a", encoding="utf-8", buffering=1)  # whoever watches sees whole lines
 
-    def __enter__(self) -> _Metrics:
+    def __enter__(self) -> _Log:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -592,6 +624,7 @@ def train(
         frozen=run.frozen,
         changed=changed,
         skipped=state.skipped_examples,
+        unreadable=state.unreadable_examples,
         skipped_steps=state.step - state.applied,
         memory=world.memory(),
         device=world.device,

@@ -16,6 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from magma import Encoder, InputError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
+MAGIC = (b"fLaC", b"OggS", b"ID3", b".snd", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3")
+"""What the bytes of a FLAC, Ogg, MP3 or AU file begin with; WAV and AIFF are told by more than that."""
+FORMS = ((b"RIFF", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
 RATES = (4_000, 192_000)
 """Samples a second, at least and at most."""
 SILENCE = 1e-5
@@ -35,11 +38,11 @@ class AudioEncoder(Encoder):
     """The longest recording."""
 
     def accepts(self, raw: Any) -> bool:
-        """A path with an audio file's suffix, bytes, or a pair of a waveform and its rate."""
+        """A path with an audio file's suffix, the bytes of one, or a pair of a waveform and its rate."""
         if isinstance(raw, Path):
             return raw.suffix.lower() in SUFFIXES
         if isinstance(raw, bytes | bytearray):
-            return True
+            return raw.startswith(MAGIC) or (raw[:4], raw[8:12]) in FORMS
         return (
             isinstance(raw, tuple)
             and len(raw) == 2

@@ -16,11 +16,11 @@ def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package; torch is loaded when someone asks for them, not when the program starts."""
     from .digits import Digits, DigitsTask
     from .paired import SameNumber, SameNumberTask
-    from .pairs import Captions, Labelled, Vqa
+    from .pairs import Captions, Labelled, PlainText, Vqa
     from .spoken import SpokenDigits, SpokenDigitsTask
 
     return [
-        *(Captions, Labelled, Vqa),
+        *(Captions, Labelled, PlainText, Vqa),
         *(Digits, DigitsTask),
         *(SpokenDigits, SpokenDigitsTask),
         *(SameNumber, SameNumberTask),

@@ -156,7 +156,7 @@ class DigitsTask(Task):
                     question = f"{self.config.prompt} {said}." if group in CAPTIONED else f"{QUESTIONS[group]} {said}"
                     segments += [*(media[1][j] for j in known), f"{question}\n"]
                     used += [f"train/{j}" for j in known]
-                asked, answer = self._ask(group, i, held[1], draw)
+                asked, _ = self._ask(group, i, held[1], draw)
                 segments += [media[0][j] for j in asked]
                 segments.append(self.config.prompt if group in CAPTIONED else QUESTIONS[group])
                 yield Question(

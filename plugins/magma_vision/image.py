@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 import zipfile
 from abc import abstractmethod
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 from magma import Encoder, Features, InputError, PartConfig, PartError, Trial
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+"""What the bytes of an image begin with; WebP's are told by more than that."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ALLOWED = (
-    "an image file, a PIL image, uint8 pixels [h, w] or [h, w, 3] (numpy) or [3, h, w] (tensor), "
-    "or a prepared float tensor [3, {size}, {size}]"
+    "an image file (a path, or its bytes), a PIL image, uint8 pixels [h, w] or [h, w, 3] (numpy) or [3, h, w] "
+    "(tensor), or a prepared float tensor [3, {size}, {size}]"
 )
 
 
@@ -117,11 +120,13 @@ class ImageEncoder(Encoder):
         return Features(self.features(self.network, x))
 
     def accepts(self, raw: Any) -> bool:
-        """A PIL image, a path with an image's suffix, or an array or tensor that has the shape of one."""
+        """A PIL image, a path with an image's suffix, an image file's bytes, an array or tensor of an image's shape."""
         if isinstance(raw, Image.Image):
             return True
         if isinstance(raw, Path):
             return raw.suffix.lower() in SUFFIXES
+        if isinstance(raw, bytes | bytearray):
+            return raw.startswith(MAGIC) or (raw[:4] == b"RIFF" and raw[8:12] == b"WEBP")
         if isinstance(raw, np.ndarray):
             return raw.dtype == np.uint8 and (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[-1] == 3))
         return isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[0] == 3
@@ -168,12 +173,18 @@ class ImageEncoder(Encoder):
 def _open(raw: Any, size: int) -> Image.Image:
     if isinstance(raw, Image.Image):
         image = raw
-    elif isinstance(raw, str | Path):
+    elif isinstance(raw, str | Path | bytes | bytearray):
+        source: Any
+        if isinstance(raw, bytes | bytearray):
+            name, source = f"a file of {len(raw)} bytes", io.BytesIO(raw)
+        else:
+            name, source = str(raw), raw
         try:
-            with Image.open(raw) as image:
+            with Image.open(source) as image:
                 image.load()
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError, ValueError) as error:
-            raise InputError(f"{raw} cannot be read as an image: {error}") from error
+        except Exception as error:  # Pillow's decoders raise whatever they meet
+            reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+            raise InputError(f"{name} cannot be read as an image: {reason}") from error
     elif (
         isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.size and (raw.ndim == 2 or raw.shape[2:] == (3,))
     ):

@@ -7,7 +7,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from toys import RECIPE, ToyAdapter, ToyEncoder, ToySource
 
 import magma
-from magma import InputError, Recipe, TooLong, TrainingError, checkpoint
+from magma import Example, InputError, Recipe, TooLong, TrainingError, checkpoint
 from magma.mixture import Mixture
 from magma.plan import Costs, micro_batches
 from magma.train import Progress, Watcher, factor, train
@@ -192,8 +192,97 @@ def test_examples_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path, mo
     with pytest.raises(InputError, match="it is torn"):
         train(recipe(), tmp_path / "ends")
     result = train(recipe(("train.unreadable=skip",)), tmp_path / "goes on")
-    assert 0 < result.skipped < result.steps * 4
-    assert result.finished
+    assert (result.finished, result.skipped, result.skipped_steps) == (True, 0, 0)
+    found = skipped(tmp_path / "goes on")
+    assert result.unreadable == len(found) == 6
+    assert found[0] == {
+        "step": 1,
+        "example": 3,
+        "name": "counting 3",
+        "reason": "counting 3: number: given 3; it is torn",
+    }
+
+
+def skipped(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+
+
+def torn(monkeypatch: pytest.MonkeyPatch, *positions: int) -> None:
+    """The source gives problems in place of these rows of each pass."""
+    plain = ToySource.iterate
+
+    def iterate(self: ToySource, state: dict[str, Any] | None = None) -> Iterator[tuple[Example, dict[str, Any]]]:
+        for example, after in plain(self, state):
+            row = int(example.name.split()[1])
+            if row in positions:
+                example = Example([], example.name, problem=f"row {row} is no row")
+            yield example, after
+
+    monkeypatch.setattr(ToySource, "iterate", iterate)
+
+
+def test_a_row_that_cannot_be_read_is_skipped_and_its_place_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn(monkeypatch, 1, 6)
+    with pytest.raises(InputError, match="row 1 is no row"):
+        train(recipe(), tmp_path / "ends")
+    loaded = recipe(("train.unreadable=skip", "train.steps=8", "train.checkpoint_every=2"))
+    train(loaded, tmp_path / "whole")
+    assert [(one["step"], one["example"]) for one in skipped(tmp_path / "whole")] == [
+        (step, 4 * (step - 1) + (1 if step % 2 else 2)) for step in range(1, 9)
+    ]
+
+    def fail(progress: Progress) -> None:
+        if progress.step == 5:
+            raise KeyboardInterrupt  # as sudden as a kill: the last checkpoint is that of step 4
+
+    out = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        train(loaded, out, watcher=Watcher(step=fail))
+    assert len(skipped(out)) == 5
+    result = train(loaded, out, resume=True)
+    assert (result.unreadable, result.skipped_steps) == (8, 0)
+    assert skipped(out) == skipped(tmp_path / "whole")
+    assert losses(out) == losses(tmp_path / "whole")
+
+
+def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torn(monkeypatch, 2)
+    changes = ("train.unreadable=skip", "train.steps=40", "train.checkpoint_every=10")
+    with pytest.raises(TrainingError) as raised:
+        train(recipe(changes), tmp_path)
+    assert str(raised.value) == (
+        "step 25: 13 of the 100 examples so far cannot be read, and train.max_unreadable allows a share of 0.01; "
+        f"{tmp_path / 'skipped.jsonl'} lists them"
+    )
+    assert len(skipped(tmp_path)) == 13
+    assert checkpoint.find(tmp_path).name == "step-00000020"
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
+    result = train(recipe((*changes, "train.max_unreadable=0.13")), tmp_path / "allowed")
+    assert (result.finished, result.unreadable) == (True, 20)
+
+
+def test_a_step_of_nothing_but_what_cannot_be_read_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn(monkeypatch, 4, 5, 6, 7)
+    result = train(recipe(("train.unreadable=skip",)), tmp_path)
+    assert (result.finished, result.skipped_steps, result.unreadable) == (True, 3, 12)
+    assert [row["loss"] is None for row in rows_of(tmp_path) if "loss" in row] == [False, True] * 3
+
+
+def test_workers_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Media and problems travel to them as they are."""
+
+    def prepare(*_: Any) -> torch.Tensor:
+        raise InputError(f"process {os.getpid()}")
+
+    monkeypatch.setattr(ToyEncoder, "prepare", prepare)
+    train(recipe(("train.unreadable=skip", "train.steps=2", "train.workers=1")), tmp_path)
+    processes = {one["reason"].split()[-1] for one in skipped(tmp_path)}
+    assert len(processes) == 1
+    assert str(os.getpid()) not in processes
 
 
 def test_micro_batches_divide_the_global_batch() -> None:

@@ -45,7 +45,9 @@ def written(folder: Path, kind: str, rate: int, channels: int, subtype: str | No
 def test_files_of_every_kind_are_heard_alike(
     tmp_path: Path, kind: str, subtype: str | None, rate: int, channels: int
 ) -> None:
-    heard = encoder().hear(written(tmp_path, kind, rate, channels, subtype))
+    path = written(tmp_path, kind, rate, channels, subtype)
+    assert encoder().accepts(path.read_bytes())
+    heard = encoder().hear(path)
     expected = torch.from_numpy(tone(8000))
     assert heard.shape == expected.shape
     inside = slice(200, -200)  # a resampler's and a codec's edges
@@ -56,6 +58,9 @@ def test_mp3_bytes_and_waveforms_are_heard(tmp_path: Path) -> None:
     path = written(tmp_path, "mp3", 44100, 2)
     one, other = encoder().hear(path), encoder().hear(path.read_bytes())
     assert torch.equal(one, other)
+    assert encoder().accepts(path.read_bytes())
+    for image in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", b"text"):
+        assert not encoder().accepts(image)  # it would be another input's
     plain = torch.from_numpy(tone())
     assert torch.equal(encoder().hear((plain, 8000)), plain)
     assert torch.equal(encoder().hear((torch.stack([plain, -plain, plain]), 8000)), plain / 3)
@@ -94,7 +99,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
 
 def test_it_takes_what_sounds_and_nothing_else() -> None:
     part = encoder()
-    assert all(part.accepts(raw) for raw in (Path("a.WAV"), b"...", (tone(), 8000), (torch.zeros(3), 8000.0)))
+    assert all(part.accepts(raw) for raw in (Path("a.WAV"), b"fLaC...", (tone(), 8000), (torch.zeros(3), 8000.0)))
     assert not any(part.accepts(raw) for raw in (Path("a.png"), "a.wav", tone(), (8000, tone()), 3, None))
 
 

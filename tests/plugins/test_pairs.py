@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
-from magma_data.pairs import Captions, Labelled, Vqa, _Pairs
+from magma_data.pairs import Captions, Labelled, Vqa, _Source
+from magma_data.passes import Indexed
 from PIL import Image
 
 import magma
@@ -21,7 +23,7 @@ def write(folder: Path, name: str, rows: list[Any]) -> None:
     (folder / name).write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
 
 
-def source(part: type[_Pairs], path: Path, seed: int = 0, **fields: Any) -> _Pairs:
+def source(part: type[_Source], path: Path, seed: int = 0, **fields: Any) -> _Source:
     return part(part.Config(path=str(path), **fields), seed)  # type: ignore[call-arg]
 
 
@@ -33,7 +35,11 @@ def said(example: Example) -> list[str]:
     return [segment.text for segment in example.segments if isinstance(segment, Text)]
 
 
-def several(pairs: _Pairs, count: int, state: State | None = None) -> list[tuple[str, list[str], State]]:
+def problems(rows: _Source) -> list[str]:
+    return [example.problem for example, _ in rows.iterate() if example.problem is not None]
+
+
+def several(pairs: _Source, count: int, state: State | None = None) -> list[tuple[str, list[str], State]]:
     """The next examples, over as many passes as it takes."""
     found: list[tuple[str, list[str], State]] = []
     while len(found) < count:
@@ -123,22 +129,22 @@ def test_the_authors_folders(tmp_path: Path) -> None:
         medium = example.segments[0]
         assert isinstance(medium, Media)
         assert medium.value.is_file()
-    assert Vqa.problems(Vqa.Config(path=str(tmp_path))) == [f"path: {tmp_path} has no *.jsonl"]
-    assert Vqa.problems(Vqa.Config(path=str(tmp_path), split="val")) == [f"path: {tmp_path} has no val.jsonl"]
+    for split in (None, "val"):
+        assert Vqa.problems(Vqa.Config(path=str(tmp_path), split=split)) == [
+            f"path: {tmp_path} has none of: a folder that `save_to_disk` wrote, *.jsonl, *.tar, *.parquet"
+        ]
     assert Captions.problems(Captions.Config(path=str(tmp_path))) == []
     write(tmp_path / "image_data/0", "0.json", [{"captions": ["a"]}])
-    with pytest.raises(InputError, match="image_data/0/0.json: image_path: given None; allowed: text"):
-        list(source(Captions, tmp_path).iterate())
+    (problem,) = problems(source(Captions, tmp_path))
+    assert "image_data/0/0.json: image_path: given None; allowed: text" in problem
 
 
 def test_the_authors_folders_have_no_splits(tmp_path: Path) -> None:
     """Else a recipe's train and val would be the same rows."""
     write(tmp_path / "image_data", "0.json", [{"image_path": "images/0.jpg", "captions": ["a"]}])
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="val"))
-    assert problem == (
-        f"path: {tmp_path} has no val.jsonl; its image_data/ has no splits: `split = false` reads all of it"
-    )
-    with pytest.raises(InputError, match="has no val.jsonl"):
+    assert problem == (f"split: given 'val', which {tmp_path} does not have; allowed: `split = false`, which reads all")
+    with pytest.raises(InputError, match="given 'val'"):
         list(source(Captions, tmp_path, split="val").iterate())
     assert len(list(Captions(Captions.Config(path=str(tmp_path), split=False), 0).iterate())) == 1
 
@@ -168,22 +174,26 @@ def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_row_is_named(row: Any, message: str, tmp_path: Path) -> None:
-    write(tmp_path, "c.jsonl", [row])
-    with pytest.raises(InputError, match=message):
-        list(source(Captions, tmp_path).iterate())
+    """In its turn: the rows around it are read."""
+    good = {"image": "a.png", "caption": "a"}
+    write(tmp_path, "c.jsonl", [row, good])
+    rows = source(Captions, tmp_path, shuffle=False)
+    (problem,) = problems(rows)
+    assert re.search(message, problem)
+    assert [said(example) for example, _ in rows.iterate()] == [[], ["a"]]
 
 
 def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gone = Captions.Config(path="cc12m", about="https://example.org/cc12m")
     (problem,) = Captions.problems(gone)
     assert problem.startswith("path: given 'cc12m', which is neither beside the recipe nor in $MAGMA_DATA nor")
-    assert "get it from https://example.org/cc12m. It is a folder with *.jsonl and images" in problem
+    assert "get it from https://example.org/cc12m. It is a folder of rows in one of several layouts" in problem
     assert "set `path` to it, or MAGMA_DATA to the folder that holds it" in problem
     assert Captions.problems(Captions.Config(path=str(captions), split="test")) == [
-        f"path: {captions} has no test.jsonl"
+        f"split: given 'test', which {captions} does not have; allowed: train, val"
     ]
     assert Captions.problems(Captions.Config(path=str(tmp_path))) == [
-        f"path: {tmp_path} has no *.jsonl and no image_data/"
+        f"path: {tmp_path} has none of: a folder that `save_to_disk` wrote, *.jsonl, *.tar, *.parquet, image_data/"
     ]
     monkeypatch.setenv("MAGMA_DATA", str(tmp_path))
     recipe = magma.Recipe.load(
@@ -202,5 +212,6 @@ def test_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
     assert len(list(itertools.islice(pairs.iterate({"epoch": 0, "position": 150_000}), 1000))) == 1000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert isinstance(pairs.rows, Indexed)
     assert len(pairs.rows) == 200_000
     assert peak < 12e6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,8 @@ def test_every_way_to_hold_an_image_gives_the_same(tmp_path: Path) -> None:
         Image.fromarray(grey),
         Image.fromarray(colour),
         tmp_path / "x.png",
+        (tmp_path / "x.png").read_bytes(),
+        bytearray((tmp_path / "x.png").read_bytes()),
         torch.from_numpy(colour).permute(2, 0, 1),
     ]
     for raw in ways:
@@ -126,12 +129,23 @@ def test_every_way_to_hold_an_image_gives_the_same(tmp_path: Path) -> None:
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     encoder = on_meta(Clip, **SMALL)
-    for raw in ("a string", 3, np.zeros(4, np.uint8), torch.zeros(5, dtype=torch.long), Path("sound.wav")):
+    for raw in (
+        "a string",
+        3,
+        b"RIFF\0\0\0\0WAVE",
+        b"ID3",
+        b"fLaC",
+        b"OggS",
+        np.zeros(4, np.uint8),
+        torch.zeros(5, dtype=torch.long),
+        Path("sound.wav"),
+    ):
         assert not encoder.accepts(raw)
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     for raw, message in [
         (tmp_path / "broken.png", "broken.png cannot be read as an image"),
         (tmp_path / "gone.png", "gone.png cannot be read as an image"),
+        (b"\x89PNG\r\n\x1a\n and no more", "a file of 20 bytes cannot be read as an image: its format is not known"),
         (np.zeros((0, 4), np.uint8), r"given a ndarray \[0, 4\] of uint8; allowed: an image file"),
         (np.zeros((4, 4, 2), np.uint8), r"\[4, 4, 2\]"),
         (np.zeros((4, 4)), "float64"),
@@ -140,6 +154,17 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             encoder.prepare(raw)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])
+def test_bytes_of_every_kind_of_image_are_known_as_such(kind: str) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (9, 9), (200, 20, 20)).save(file, kind)
+    encoder = on_meta(Clip, **SMALL)
+    assert encoder.accepts(file.getvalue())
+    assert torch.allclose(encoder.prepare(file.getvalue()), encoder.prepare(Image.open(file)))
+    with pytest.raises(InputError, match=r"a file of \d+ bytes cannot be read as an image"):
+        encoder.prepare(file.getvalue()[: len(file.getvalue()) // 2])
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -1,0 +1,225 @@
+"""Rows, and in which order they come: a pass over what can be read anywhere, and over what is read in sequence."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magma import InputError, State
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its fields, checked as they are asked for, and what is seen or heard beside them."""
+
+    where: str
+    """For errors: file and line, or shard and key."""
+    fields: Mapping[str, Any]
+    folder: Path | None = None
+    """What the path of a medium in a file of its own is relative to."""
+    key: str = "image"
+    """The field that holds this path."""
+    data: bytes | None = None
+    """A medium that stands in the row itself, encoded."""
+    problem: str | None = None
+    """Why there is nothing to read: asking for anything raises it."""
+    seed: str | None = None
+    """For whoever draws among the row's texts: another one each pass; None: nothing is drawn."""
+
+    @property
+    def medium(self) -> Path | bytes:
+        """A file, or the bytes of one, neither of them read or decoded here."""
+        if self.data is not None:
+            return self.data
+        path = PurePosixPath(self.text(self.key))
+        if self.folder is None:
+            raise InputError(f'{self.where}: {self.key}: given "{path}"; allowed: the medium itself')
+        if path.is_absolute() or ".." in path.parts:
+            raise InputError(f'{self.where}: {self.key}: given "{path}"; allowed: a path inside {self.folder}')
+        return self.folder / path
+
+    def text(self, key: str) -> str:
+        """A text that is not empty."""
+        if self.problem is not None:
+            raise InputError(self.problem)
+        value = self.fields.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{self.where}: {key}: given {value!r}; allowed: text")
+        return value.strip()
+
+    def one_of(self, single: str, several: str) -> str:
+        """`single`, or one of the list `several`: a drawn one, or the first of the most frequent ones."""
+        if several not in self.fields:
+            return self.text(single)
+        values = self.fields[several]
+        if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
+            raise InputError(f"{self.where}: {several}: given {values!r}; allowed: a list of texts")
+        texts: list[str] = [value.strip() for value in values]
+        if self.seed is None:
+            return Counter(texts).most_common(1)[0][0]
+        return random.Random(self.seed).choice(texts)
+
+    def each(self, key: str | None) -> list[Row]:
+        """A row for each entry of the list `key` (one image, many questions); this one alone where it has none."""
+        if key is None or key not in self.fields:
+            return [self]
+        entries = self.fields[key]
+        if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
+            problem = f"{self.where}: {key}: given {entries!r}; allowed: a list of objects"
+            return [replace(self, problem=problem)]
+        outer = {name: value for name, value in self.fields.items() if name != key}
+        rows = [outer | {name: value for name, value in entry.items() if value is not None} for entry in entries]
+        return [replace(self, where=f"{self.where} {key} {i}", fields=fields) for i, fields in enumerate(rows)]
+
+
+class Rows(ABC):
+    """All rows of a split."""
+
+    @abstractmethod
+    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+        """One pass, from the start or from just after `state`: as `DataSource.iterate`, and from as deep in a pass.
+
+        `limit`: the first rows alone, the same ones every pass. A row that cannot be read comes in its turn, and
+        says so when it is asked.
+        """
+
+    @abstractmethod
+    def in_order(self) -> Iterator[Row]:
+        """All rows as they are stored, those of one medium beside each other: for evaluations."""
+
+
+class Indexed(Rows):
+    """Rows that can be read in any order: a pass is a permutation of all."""
+
+    @abstractmethod
+    def read(self, record: int) -> Row:
+        """What stands in one place of the files."""
+
+    @abstractmethod
+    def counts(self) -> NDArray[np.int64]:
+        """[records] how many rows each of them is: the entries of its list `each`, or one."""
+
+    def __init__(self, each: str | None) -> None:
+        self.each = each
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """[records] the number of the first row behind each."""
+        return np.cumsum(self.counts())
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, i: int) -> Row:
+        record = int(np.searchsorted(self.ends, i, side="right"))
+        rows = self.read(record).each(self.each)
+        return rows[i - int(self.ends[record])]  # from the back: the record's last row stands just before its end
+
+    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+        """In an order of its own each pass; the state is a pass and a position in it."""
+        state = state or {"epoch": 0, "position": 0}
+        epoch = state["epoch"]
+        count = min(len(self), limit or len(self))
+        order: NDArray[np.int64] = np.arange(count)
+        if shuffle:
+            order = np.random.default_rng([seed % 2**64, epoch]).permutation(count)
+        for position in range(state["position"], count):
+            i = int(order[position])
+            last = position + 1 == count
+            after = {"epoch": epoch + 1, "position": 0} if last else {"epoch": epoch, "position": position + 1}
+            yield replace(self[i], seed=f"{seed} {epoch} {i}" if shuffle else None), after
+
+    def in_order(self) -> Iterator[Row]:
+        """Rows that name one file of a medium come together, where the first of them stands."""
+        media: dict[Any, list[int]] = {}
+        for i in range(len(self)):
+            row = self[i]
+            media.setdefault(i if row.data is not None else str(row.fields.get(row.key, i)), []).append(i)
+        for i in itertools.chain.from_iterable(media.values()):
+            yield self[i]
+
+
+_START: State = {"shard": 0, "sample": 0, "rows": 0, "position": 0}
+
+
+class Streamed(Rows):
+    """Rows in shards that are read from their beginning: a pass has its own order of shards, block by block.
+
+    The samples of a block follow each other on disk and are shuffled among themselves; a block goes on into the next
+    shard. A state names the beginning of a block and a position in it, so that going on reads one block again at most.
+    """
+
+    def __init__(self, shards: Sequence[Any], each: str | None, buffer: int) -> None:
+        self.shards, self.each, self.buffer = shards, each, buffer
+
+    @abstractmethod
+    def samples(self, shard: Any, skip: int) -> Iterator[Row]:
+        """What stands in a shard behind its first `skip` samples.
+
+        Where it breaks off there is a last sample that says so, whatever was skipped before it.
+        """
+
+    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+        """A pass as described above."""
+        state = state or {"epoch": 0, **_START}
+        epoch, position = state["epoch"], state["position"]
+        shards = np.arange(len(self.shards))
+        if shuffle and limit is None:
+            shards = np.random.default_rng([seed % 2**64, epoch]).permutation(len(self.shards))
+        for begin, block, following in self._blocks(shards.tolist(), state, limit):
+            order = np.arange(len(block))
+            if shuffle:
+                place = [seed % 2**64, epoch, begin["shard"], begin["sample"]]
+                order = np.random.default_rng(place).permutation(len(block))
+            for at in range(position, len(block)):
+                i = int(order[at])
+                after = {"epoch": epoch, **begin, "position": at + 1}
+                if at + 1 == len(block):
+                    after = {"epoch": epoch, **following} if following else {"epoch": epoch + 1, **_START}
+                draw = f"{seed} {epoch} {begin['shard']} {begin['sample']} {i}" if shuffle else None
+                yield replace(block[i], seed=draw), after
+            position = 0
+
+    def in_order(self) -> Iterator[Row]:
+        """A sample holds its medium, and with it all rows about it."""
+        for shard in self.shards:
+            for sample in self.samples(shard, 0):
+                yield from sample.each(self.each)
+
+    def _blocks(
+        self, shards: Sequence[int], state: State, limit: int | None
+    ) -> Iterator[tuple[State, list[Row], State | None]]:
+        """Blocks from where a state's begins: (its beginning, rows, the next one's beginning)."""
+        samples = self._chained(shards, state["shard"], state["sample"])
+        begin: State | None = {**_START, "rows": state["rows"]}
+        first = next(samples, None)
+        while begin is not None and first is not None:
+            shard, number, _ = first
+            begin |= {"shard": shard, "sample": number}
+            taken = [first, *itertools.islice(samples, self.buffer - 1)]
+            block = [row for _, _, sample in taken for row in sample.each(self.each)]
+            read = begin["rows"] + len(block)
+            if limit is not None and read >= limit:
+                yield begin, block[: limit - begin["rows"]], None
+                return
+            first = next(samples, None)
+            following = None if first is None else {**_START, "shard": first[0], "sample": first[1], "rows": read}
+            yield begin, block, following
+            begin = following
+
+    def _chained(self, shards: Sequence[int], shard: int, sample: int) -> Iterator[tuple[int, int, Row]]:
+        """The samples behind one of them, each with its shard's place in the pass and its number there."""
+        for at in range(shard, len(shards)):
+            for number, row in enumerate(self.samples(self.shards[shards[at]], sample), sample):
+                yield at, number, row
+            sample = 0
