@@ -223,7 +223,7 @@ def load(
         raise CheckpointError(f"{folder / MANIFEST}: dtype is {manifest.get('dtype')!r}, which torch does not know")
     if changed := [name for name, digest in manifest.get("files", {}).items() if _digest(folder / name) != digest]:
         raise CheckpointError(f"{folder}: {', '.join(changed)} is not what was written")
-    recipe = Recipe.load(folder / RECIPE)
+    recipe = Recipe.load(folder / RECIPE, model_only=True)
     model = assemble(recipe, dtype=own, frozen_weights_only=True, say=say)
     load_trained(model, folder)
     if verify:

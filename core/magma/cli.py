@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import hookspecs
+from .cli_eval import evals
 from .errors import InputError, MagmaError, PluginError, TrainingError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ recipes = typer.Typer(help="Run, list and show recipes.", no_args_is_help=True)
 plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
 cli.add_typer(recipes, name="recipe")
 cli.add_typer(plugins, name="plugin")
+cli.add_typer(evals, name="eval")
 export = cli.group("export", "Write models in other formats.")
 runs = cli.group("run", "What the folders of runs tell.")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 from .generate import Decoding
@@ -56,13 +55,17 @@ class Asker:
         self.collator = model.collator()
         self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
 
-    def __call__(self, questions: Sequence[Question], baseline: Baseline, seed: int) -> Iterator[dict[int, Prediction]]:
-        """Batch by batch, number of a question to its prediction.
+    def __call__(
+        self, questions: Sequence[Question], baseline: Baseline, seed: int, wanted: Container[int] | None = None
+    ) -> Iterator[dict[int, Prediction]]:
+        """Batch by batch, number of a question to its prediction; of the `wanted` ones alone, by default of all.
 
         As long as the task has something to ask behind an answer, it is asked.
         """
-        ways = {"": list, "shuffled": partial(_shuffled, seed=seed), "blind": _blind}
-        waiting = dict(enumerate(ways[baseline]([self._segmented(question) for question in questions])))
+        asked = [self._segmented(question) for question in questions]
+        if baseline:
+            asked = _shuffled(asked, seed) if baseline == "shuffled" else _blind(asked)
+        waiting = {i: question for i, question in enumerate(asked) if wanted is None or i in wanted}
         while waiting:
             following = {}
             for batch in self._batches(waiting):

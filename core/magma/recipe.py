@@ -228,6 +228,9 @@ OWNED_BY_TRAIN = {
 }
 
 
+_OF_THE_RUN = ("data", "tasks", "train", "deepspeed")
+
+
 class Recipe(_Table):
     """The whole of it. `Recipe.load` is how to get one."""
 
@@ -254,17 +257,25 @@ class Recipe(_Table):
 
     @classmethod
     def load(
-        cls, source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None
+        cls,
+        source: str | Path | Mapping[str, Any],
+        overrides: Sequence[str] = (),
+        folder: Path | None = None,
+        *,
+        model_only: bool = False,
     ) -> Recipe:
         """From a file, the name of a bundled recipe, or a dict; `overrides` are `a.b=value` in TOML's notation.
 
-        Raises `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
+        `model_only` leaves out what it was trained on and asked, whose plugins then need not be installed. Raises
+        `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
         """
         if isinstance(source, Mapping):
             origin, raw, folder = "the recipe", copy.deepcopy(dict(source)), folder or Path.cwd()
         else:
             path = find(source)
             origin, raw, folder = str(path), _read(path), folder or path.parent
+        if model_only:
+            raw = {key: value for key, value in raw.items() if key not in _OF_THE_RUN}
         problems: list[str] = []
         for override in overrides:
             _override(raw, override, problems)
@@ -388,6 +399,27 @@ def _check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pr
         return {}
     frame = {key: value for key, value in table.items() if key not in own}
     return {**frame, **config.model_dump(mode="json", exclude_none=True)}
+
+
+def build_part(
+    kind: str, name: str, fields: Mapping[str, Any], overrides: Sequence[str], needs_files: bool, *context: Any
+) -> Any:
+    """One part by itself, from its fields and `key=value` in TOML's notation; `context` is what its kind is built with.
+
+    Raises `RecipeError` with every mistake, and with what this machine lacks where the part `needs_files`.
+    """
+    problems: list[str] = []
+    table = {"use": name, **fields}
+    for override in overrides:
+        _override(table, override, problems)
+    checked = _check_part(name, kind, table, {"folder": Path.cwd()}, problems)
+    if not problems:
+        part: Any = installed().find(kind, name).part
+        config = part.Config.model_validate({key: value for key, value in checked.items() if key != "use"})
+        problems += part.problems(config) if needs_files else []
+        if not problems:
+            return part(config, *context)
+    raise RecipeError(f"{kind} {name}", problems)
 
 
 # Reading

@@ -77,11 +77,12 @@ class Screen:
         return Console(say=self.say, step=self._step, plan=self._plan, asked=self._asked)
 
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
-        if self.live.tasks[0].total != total:
-            self.live.reset(self.task, total=total)
-        self.live.update(self.task, description=what, completed=done, count=f"{done:,}/{total:,}", news=news)
+        if self.live.tasks[0].total != (total or None):
+            self.live.reset(self.task, total=total or None)
+        count = f"{done:,}/{total:,}" if total else f"{done:,}"
+        self.live.update(self.task, description=what, completed=done, count=count, news=news)
         if not self.console.is_terminal and time.perf_counter() - self.spoke >= self.QUIET_S:
-            self._line(f"{what} {done}/{total}  {news}{left()}")
+            self._line(f"{what} {count.replace(',', '')}  {news}{left()}")
 
     def _step(self, now: Any) -> None:
         step, moment = self.first = self.first or (now.step, time.perf_counter())
@@ -94,6 +95,10 @@ class Screen:
 
     def _asked(self, task: str, done: int, total: int) -> None:
         self._bar(f"asking {task}", done, total, "questions")
+
+    def answered(self, what: str, done: int) -> None:
+        """How many questions have their answer; nobody knows how many there will be."""
+        self._bar(f"asking {what}", done, 0, "questions")
 
     def _plan(self, plan: Plan) -> None:
         print_plan(plan, self.console)

@@ -1,0 +1,279 @@
+"""What `magma eval` leaves and tells: every answer in JSONL, scores in JSON, tables with a paper's numbers beside ours.
+
+A folder for each task: `0_shot.jsonl`, `0_shot.shuffled.jsonl`, `0_shot.blind.jsonl` and so on, a line an answer in the
+order of the questions, and `scores.json`. A file that is being written ends with `.partial`; an evaluation that was
+ended goes on from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import checkpoint
+from .errors import InputError
+from .evaluate import BASELINES, Asker, Baseline
+from .interfaces import Prediction, Question, Task
+from .model import Magma
+from .recipe import Recipe
+from .run import write_text
+from .segments import Media, Text, Tokens
+
+SCORES = "scores.json"
+FOLDER = "eval"
+WINDOW = 4096
+"""Questions that are held in memory, and whose media change places in the shuffled baseline."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One task asked of one model."""
+
+    model: Magma
+    task: Task
+    folder: Path
+    about: Mapping[str, Any]
+    """JSON that identifies it: a folder goes on with the same alone."""
+    seed: int = 0
+    batch_size: int = 64
+    split: str = "test"
+
+    def run(
+        self,
+        shots: Sequence[int],
+        baselines: Sequence[Baseline] = BASELINES,
+        progress: Callable[[str, int], None] = lambda *_: None,
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Ask what has not been answered yet; shots to baseline ("model" for none) to scores."""
+        known = self._known()
+        asker = Asker(self.model, self.task, self.batch_size)
+        for count, baseline in itertools.product(shots, baselines):
+            rows = self._answers(asker, count, baseline, progress)
+            predictions = [prediction_of(row, baseline) for row in rows]
+            known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
+            if not count and not baseline:
+                self.task.artifacts(self.folder, predictions)
+            told = {**self.about, "primary": self.task.primary, "questions": len(rows), "scores": known}
+            write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
+        return known
+
+    def _known(self) -> dict[str, dict[str, dict[str, float]]]:
+        """Scores of before. Raises `InputError` where the folder belongs to another evaluation."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = self.folder / "about.json"
+        plain = json.loads(json.dumps(self.about))
+        if about.is_file():
+            before = json.loads(about.read_text(encoding="utf-8"))
+            if other := [key for key in {**before, **plain} if before.get(key) != plain.get(key)]:
+                raise InputError(
+                    f"{self.folder} holds another evaluation ({', '.join(other)} differ): choose another --out"
+                )
+        write_text(about, json.dumps(plain, indent=1) + "\n")
+        scores = self.folder / SCORES
+        found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8"))["scores"] if scores.is_file() else {}
+        return found
+
+    def _answers(
+        self, asker: Asker, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
+    ) -> list[dict[str, Any]]:
+        """The rows of one file, which is written where it is not complete."""
+        name = f"{shots}_shot{f'.{baseline}' if baseline else ''}"
+        path = self.folder / f"{name}.jsonl"
+        if path.is_file():
+            return list(_lines(path))
+        partial = path.with_name(f"{path.name}.partial")
+        rows = {row["number"]: row for row in _lines(partial)} if partial.is_file() else {}
+        _rewrite(partial, rows.values())  # without a last line that was cut off
+        done = len(rows)
+        with partial.open("a", encoding="utf-8") as file:
+            questions = enumerate(self.task.examples(self.split, shots, self.seed))
+            while window := list(itertools.islice(questions, WINDOW)):
+                first = window[0][0]
+                wanted = {i - first for i, _ in window} - {number - first for number in rows}
+                for found in asker([q for _, q in window], baseline, self.seed, wanted):
+                    new = [self._row(first + i, prediction) for i, prediction in sorted(found.items())]
+                    rows |= {row["number"]: row for row in new}
+                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+                    file.flush()
+                    done += len(new)
+                    progress(name, done)
+        ordered = [rows[number] for number in sorted(rows)]
+        _rewrite(path, ordered)
+        partial.unlink()
+        return ordered
+
+    def _row(self, number: int, prediction: Prediction) -> dict[str, Any]:
+        question = prediction.question
+        judged = self.task.judge(prediction)
+        row = {
+            "number": number,
+            "id": question.id,
+            "group": question.group,
+            "prompt": _told(question.segments),
+            "shots": list(question.shots),
+            "output": prediction.output,
+            "prediction": prediction.text,
+            "answer": question.answer,
+            "answers": list(question.answers),
+            "extra": question.extra,
+        }
+        return row if judged is None else {**row, "compared": judged[0], "score": judged[1]}
+
+
+def _told(segments: Iterable[Any]) -> str:
+    """A prompt as a person reads it."""
+    return "".join(
+        f"[{s.name}]" if isinstance(s, Media) else s.text if isinstance(s, Text) else f"[{len(s.ids)} tokens]"
+        for s in segments
+        if isinstance(s, Media | Text | Tokens)
+    )
+
+
+def prediction_of(row: Mapping[str, Any], baseline: str = "") -> Prediction:
+    """What a line of a file of predictions tells, as a task scores it: `prediction`, and `answers` or `answer`."""
+    answers = row.get("answers") or []
+    question = Question(
+        str(row.get("id", "")),
+        [],
+        str(row.get("answer") or statistics.mode(answers) if answers or row.get("answer") else ""),
+        str(row.get("group", "")),
+        dict(row.get("extra") or {}),
+        tuple(answers),
+        tuple(row.get("shots") or ()),
+    )
+    return Prediction(question, row["prediction"], baseline, str(row.get("output", row["prediction"])))
+
+
+def score_file(task: Task, path: Path) -> dict[str, Any]:
+    """The scores of a file of predictions, and of each of its lines where the task judges those.
+
+    Raises `InputError` for a line that is none.
+    """
+    predictions = []
+    for number, row in enumerate(_lines(path, strict=True), 1):
+        answers = row.get("answers", [])
+        if not isinstance(row.get("prediction"), str):
+            raise InputError(f"{path} line {number}: prediction: given {row.get('prediction')!r}; allowed: text")
+        if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+            raise InputError(f"{path} line {number}: answers: given {answers!r}; allowed: a list of texts")
+        if not answers and not isinstance(row.get("answer"), str):
+            raise InputError(f"{path} line {number}: neither `answers` nor `answer`; allowed: one of them")
+        predictions.append(prediction_of(row))
+    if not predictions:
+        raise InputError(f"{path} has no predictions; allowed: JSONL, a line a prediction")
+    judged = [task.judge(prediction) for prediction in predictions]
+    found: dict[str, Any] = dict(task.score(predictions))
+    if all(one is not None for one in judged):
+        found["per_item"] = [one[1] for one in judged if one is not None]
+    return found
+
+
+def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
+    """Rows of JSONL; without `strict`, one that was cut off ends the file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if not strict:
+                return
+            raise InputError(f"{path} line {number}: no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path} line {number}: given a {type(row).__name__}; allowed: an object")
+        yield row
+
+
+def _rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+# Reports
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one run: scores, and what a paper reports of its recipe. Keys are TASK.SCORE@SHOTS."""
+
+    name: str
+    scores: Mapping[str, float]
+    published: Mapping[str, float]
+    primary: frozenset[str]
+    """Keys of the scores that their tasks name first."""
+
+
+def measured(run: Path) -> Measured:
+    """Everything that `magma eval` left in the folder of a run or checkpoint."""
+    recipe_file = next(f for f in (run / checkpoint.RECIPE, checkpoint.find(run) / checkpoint.RECIPE) if f.is_file())
+    recipe = Recipe.load(recipe_file, model_only=True)
+    scores: dict[str, float] = {}
+    primary = set()
+    for path in sorted(run.glob(f"{FOLDER}/*/{SCORES}")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        for shots, by in told["scores"].items():
+            scores |= {f"{told['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
+            primary.add(f"{told['task']}.{told['primary']}@{shots}")
+    return Measured(recipe.name, scores, recipe.published, frozenset(primary))
+
+
+def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
+    """Task to table, the first row its head: a row a run, a column for each score and number of shots.
+
+    A figure that a paper reports stands in brackets beside ours. The last table is the mean over all columns of one
+    score, as the paper's "Avg.".
+    """
+    found = [measured(run) for run in runs]
+    keys = dict.fromkeys(
+        key for one in found for key in (*sorted(one.published), *sorted(one.scores)) if _wanted(key, found)
+    )
+    tasks: dict[str, list[str]] = {}
+    for key in keys:
+        tasks.setdefault(key.partition(".")[0], []).append(key)
+    tables = {}
+    for task, columns in sorted(tasks.items()):
+        columns.sort(key=lambda key: (key.partition("@")[0], int(key.partition("@")[2] or 0)))
+        head = [key.partition(".")[2].replace("@", " @ ") for key in columns]
+        tables[task] = [["run", *head], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
+    tables |= _averages(found)
+    return tables
+
+
+def _wanted(key: str, found: Sequence[Measured]) -> bool:
+    """Primary scores, and what a paper reports."""
+    return any(key in one.published or key in one.primary for one in found)
+
+
+def _cell(one: Measured, key: str) -> str:
+    return _beside(one.scores.get(key), one.published.get(key))
+
+
+def _beside(ours: float | None, theirs: float | None) -> str:
+    shown = "-" if ours is None else f"{ours:.3f}" if abs(ours) <= 1 else f"{ours:.1f}"
+    return shown if theirs is None else f"{shown} ({theirs:.1f})"
+
+
+def _averages(found: Sequence[Measured]) -> dict[str, list[list[str]]]:
+    """Over the columns of one score that at least two tasks have."""
+    names = {key.partition(".")[2].partition("@")[0] for one in found for key in (*one.scores, *one.published)}
+    tables = {}
+    for name in sorted(names):
+        rows, tasks = [], set()
+        for one in found:
+            means = []
+            for values in (one.scores, one.published):
+                chosen = {k: v for k, v in values.items() if k.partition(".")[2].partition("@")[0] == name}
+                tasks |= {key.partition(".")[0] for key in chosen}
+                means.append(statistics.fmean(chosen.values()) if chosen else None)
+            rows.append([one.name, _beside(*means)])
+        if len(tasks) > 1:
+            tables[f"average {name}"] = [["run", "average"], *rows]
+    return tables
