@@ -164,11 +164,14 @@ def _read_torch(file: Path) -> Any:
         ) from error
     if damaged is not None:
         raise CheckpointError(f"{file} is damaged: {damaged} is not what was written")
-    storages: list[torch.UntypedStorage] = []
+    storages: list[Any] = []
+
+    def keep(storage: Any, _: str) -> Any:
+        storages.append(storage)
+        return storage
+
     try:
-        loaded = torch.load(
-            file, map_location=lambda storage, _: storages.append(storage) or storage, weights_only=True, mmap=True
-        )
+        loaded = torch.load(file, map_location=keep, weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises whatever the bytes make it stumble over
         raise CheckpointError(f"{file} is refused: {_reason(error)}") from error
     # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
