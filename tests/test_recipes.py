@@ -135,6 +135,19 @@ def test_dimensions_that_do_not_fit_are_found_by_the_plan() -> None:
         plan(magma.Recipe.load("magma_long"), world=3)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ('inputs.image.prefix={ use = "transformer", heads = 7 }', r"^inputs\.image\.prefix: .*heads: given 7"),
+        ("adapters.mlp.downsample=5000", r"^adapters\.mlp: .*downsample: given 5000"),
+        ("inputs.image.encoder.model=RN50x17", r'^inputs\.image\.encoder: .*Did you mean "RN50x16"'),
+    ],
+)
+def test_a_part_that_cannot_be_built_is_named_by_its_path(change: str, message: str) -> None:
+    with pytest.raises(magma.PartError, match=message):
+        plan(magma.Recipe.load("magma_long", [change]))
+
+
 def test_memory_is_shared_as_zero_does() -> None:
     recipe = magma.Recipe.load("quickstart")
     alone, shared = plan(recipe, 1, [1, 4]), plan(recipe, 4, [1, 4])

@@ -44,14 +44,19 @@ def assemble(
         if path not in said:
             said.add(path)
             say(f"building {path} ({part.name})")
-        if meta:
-            with torch.device("meta"):
-                return part(config, *context)
-        module = part(config, *context)
-        if trainable and frozen_weights_only:
-            module.init_weights()
-        else:
-            module.load_weights()
+        try:
+            if meta:
+                with torch.device("meta"):
+                    return part(config, *context)
+            module = part(config, *context)
+            if trainable and frozen_weights_only:
+                module.init_weights()
+            else:
+                module.load_weights()
+        except PartError as error:
+            if str(error).startswith(path):
+                raise
+            raise PartError(f"{path}: {error}") from error
         return module
 
     with torch.random.fork_rng():

@@ -5,6 +5,7 @@ Axes: b batch, t tokens, d language-model width, v vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -27,14 +28,17 @@ class Decoding:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InputError(f"max_tokens is {self.max_tokens}; allowed: 1 or more")
-        if self.temperature < 0:
-            raise InputError(f"temperature is {self.temperature}; allowed: 0 (greedy) or more")
-        if self.top_k < 0:
-            raise InputError(f"top_k is {self.top_k}; allowed: 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; allowed: above 0, at most 1 (all tokens)")
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise InputError(f"max_tokens is {self.max_tokens!r}; allowed: 1 or more")
+        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < math.inf:
+            raise InputError(f"temperature is {self.temperature!r}; allowed: 0 (greedy) or more")
+        if not isinstance(self.top_k, int) or self.top_k < 0:
+            raise InputError(f"top_k is {self.top_k!r}; allowed: 0 (all tokens) or more")
+        if not isinstance(self.top_p, int | float) or not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p!r}; allowed: above 0, at most 1 (all tokens)")
+        for stop in self.stop:
+            if not isinstance(stop, str) or not stop:
+                raise InputError(f"stop holds {stop!r}; allowed: strings that are not empty")
 
 
 def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = None) -> Tensor:

@@ -193,7 +193,8 @@ class Magma(nn.Module):
         """[t, v]: next-token logits at every position of one sequence of segments, media positions included.
 
         A segment is text, token ids (an integer tensor [n]), a raw medium, or one that is prepared (as its
-        encoder gives it). The mode is the model's own: dropout acts in training mode.
+        encoder gives it); `TooLong` where they do not fit the context. The mode is the model's own: dropout acts in
+        training mode.
         """
         batch = self._prompts([segments])
         width = batch.tokens.shape[1]
@@ -221,14 +222,14 @@ class Magma(nn.Module):
         A list of prompts gives a list of strings. `how` are the fields of `Decoding`: max_tokens, temperature,
         top_k, top_p, stop, seed.
         """
-        many = bool(prompt) and all(isinstance(one, list | tuple) for one in prompt)
+        many = _several(prompt)
         *_, answers = self._decode(prompt if many else [prompt], _decoding(how))
         texts = [answer.text for answer in answers]
         return texts if many else texts[0]
 
     def generate_tokens(self, prompt: Sequence[Any], **how: Any) -> Any:
         """As `generate`, but token ids: a list of ints, or a list of those. No tokenizer is needed without `stop`."""
-        many = bool(prompt) and all(isinstance(one, list | tuple) for one in prompt)
+        many = _several(prompt)
         *_, answers = self._decode(prompt if many else [prompt], _decoding(how))
         ids = [list(answer.tokens) for answer in answers]
         return ids if many else ids[0]
@@ -253,7 +254,8 @@ class Magma(nn.Module):
             if isinstance(prompt, str) or not isinstance(prompt, Sequence):
                 raise InputError(f'a prompt is a list such as [medium, "text"], not a {type(prompt).__name__}')
             name = "the prompt" if len(prompts) == 1 else f"prompt {i}"
-            encoded.append(collator.sequence(Example([collator.segment(value) for value in prompt], name)))
+            example = Example([collator.segment(value) for value in prompt], name)
+            encoded.append(collator.sequence(example, whole=True))
         return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
 
     @contextmanager
@@ -310,6 +312,11 @@ class Magma(nn.Module):
         """Everything else that is saved with a model: what no step may change."""
         trained = self.trained_tensors()
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in trained}
+
+
+def _several(prompt: Any) -> bool:
+    """Is this a list of prompts?"""
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(one, list | tuple) for one in prompt)
 
 
 def _decoding(how: Mapping[str, Any]) -> Decoding:

@@ -168,11 +168,12 @@ class Collator:
             raise InputError(f"{what} fits several inputs ({', '.join(takers)}): say which with Media(name, value)")
         raise InputError(f"no input accepts {what}; inputs: {known}. To choose one, use Media(name, value)")
 
-    def sequence(self, example: Example, rng: random.Random | None = None) -> Encoded:
+    def sequence(self, example: Example, rng: random.Random | None = None, whole: bool = False) -> Encoded:
         """Tokens, targets and prepared media of one example, cut to `max_length`.
 
         An end-of-text token follows where the last segment is a target, and is a target itself. Text is cut at the
-        end; where that would split a medium or leave no target, `TooLong` names the example.
+        end; where that would split a medium or leave no target, `TooLong` names the example. Of a `whole` example,
+        such as a prompt, nothing may be cut.
         """
         if example.problem is not None:
             raise InputError(example.problem)
@@ -195,7 +196,7 @@ class Collator:
         if isinstance(last := example.segments[-1], Text | Tokens) and last.target:
             result.tokens.append(self.lm.eos)
             result.targets.append(True)
-        return self._cut(result, wanted)
+        return self._cut(result, wanted, whole)
 
     def _label(self, example: Example) -> int | None:
         if example.label is None:
@@ -222,12 +223,12 @@ class Collator:
         result.tokens += [0] * size
         result.targets += [False] * size
 
-    def _cut(self, result: Encoded, wanted: bool) -> Encoded:
+    def _cut(self, result: Encoded, wanted: bool, whole: bool) -> Encoded:
         limit = self.max_length
         if len(result) <= limit:
             return result
         media_end = max((start + size for _, _, start, size in result.media), default=0)
-        if media_end > limit or (wanted and not any(result.targets[:limit])):
+        if whole or media_end > limit or (wanted and not any(result.targets[:limit])):
             raise TooLong(
                 f"{result.name} needs {len(result)} positions ({media_end} up to its last medium), "
                 f"and at most {limit} fit: use fewer or shorter segments"

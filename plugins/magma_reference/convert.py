@@ -109,7 +109,8 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a checkpoint, mapped into memory, and what else its top level says. Nothing of it is executed."""
     if not file.is_file():
-        raise CheckpointError(f"{file} does not exist; allowed: a .pt file of torch.save, or a .safetensors file")
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise CheckpointError(f"{file} {what}; allowed: a .pt file of torch.save, or a .safetensors file")
     top: dict[str, Any] = {}
     if file.suffix == ".safetensors":
         found, level = _read_safetensors(file), False
@@ -154,6 +155,7 @@ def _read_torch(file: Path) -> Any:
             if len(set(names)) < len(names):
                 raise CheckpointError(f"{file} holds two entries of one name; allowed: one that torch.save wrote")
             damaged = archive.testzip()
+            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
     except CheckpointError:
         raise
     except Exception as error:  # zipfile raises whatever the bytes make it stumble over
@@ -162,10 +164,22 @@ def _read_torch(file: Path) -> Any:
         ) from error
     if damaged is not None:
         raise CheckpointError(f"{file} is damaged: {damaged} is not what was written")
+    storages: list[Any] = []
+
+    def keep(storage: Any, _: str) -> Any:
+        storages.append(storage)
+        return storage
+
     try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(file, map_location=keep, weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises whatever the bytes make it stumble over
         raise CheckpointError(f"{file} is refused: {_reason(error)}") from error
+    # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
+    asked = [storage.nbytes() for storage in sorted(storages, key=lambda storage: storage.data_ptr())]
+    stored = [entry.file_size for entry in entries if entry.filename.partition("/")[2].startswith("data/")]
+    if [size for size in asked if size] != [size for size in stored if size]:
+        raise CheckpointError(f"{file} is damaged: its tensors are not of the sizes that are stored")
+    return loaded
 
 
 def _reason(error: Exception) -> str:

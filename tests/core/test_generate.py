@@ -9,7 +9,7 @@ import torch
 from toys import RECIPE
 
 import magma
-from magma import Decoding, InputError, Magma
+from magma import Decoding, InputError, Magma, TooLong
 from magma.generate import choose, continuations
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -105,6 +105,9 @@ def test_top_k_and_temperature() -> None:
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"max_tokens": "3"}, "max_tokens is '3'"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"stop": ""}, "stop holds ''; allowed: strings that are not empty"),
         ({"temprature": 1.0}, 'no option "temprature".*Did you mean "temperature"'),
     ],
 )
@@ -116,3 +119,15 @@ def test_wrong_options_are_explained(model: Magma, option: dict[str, Any], messa
 def test_a_prompt_is_a_list(model: Magma) -> None:
     with pytest.raises(InputError, match="a prompt is a list"):
         model.generate("just text")
+    with pytest.raises(InputError, match="a prompt is a list.*not a Tensor"):
+        model.generate_tokens(torch.tensor([1, 2]))
+
+
+def test_a_prompt_is_never_cut(model: Magma) -> None:
+    """What stands at its end is what the answer is to follow."""
+    assert len(model.logits(["z" * 64])) == 64
+    for ask in (model.logits, model.generate):
+        with pytest.raises(TooLong, match="the prompt needs 65 positions .*and at most 64 fit"):
+            ask(["z" * 65])
+    with pytest.raises(TooLong, match="prompt 1 needs 70 positions"):
+        model.generate([["a"], ["z" * 70]])

@@ -265,6 +265,7 @@ def test_a_pickle_that_would_run_code_is_refused(level: str, tmp_path: Path, mon
 
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
     torch.save({"module": {"a": 3}}, tmp_path / "number.pt")
     torch.save({"a": torch.zeros(2).expand(3, 2)}, tmp_path / "view.pt")
@@ -276,6 +277,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
         "view.pt": "a is not a plain dense tensor",
         "small.pt": "compressed archive",
         "none.pt": "does not exist",
+        "folder": "is a folder",
     }.items():
         with pytest.raises(CheckpointError, match=message):
             to_folder(tmp_path / name, tmp_path / "model")
@@ -316,6 +318,36 @@ def test_no_damaged_file_gets_through(tmp_path: Path) -> None:
             continue
         assert same(found, intact), f"mutation {i} was read, and is another model"
     assert refused > 280
+
+
+def test_an_archive_whose_sums_are_right_is_checked_too(tmp_path: Path) -> None:
+    """Entries cut and pickles changed before the archive was written: a tensor may not read what is not its own."""
+    intact, _ = read(HALF)
+    draw = random.Random(3)
+    with zipfile.ZipFile(HALF) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    numbers = [name for name, data in entries.items() if "/data/" in name and len(data) > 1]
+    (pickled,) = [name for name in entries if name.endswith("data.pkl")]
+    for i in range(200):
+        changed = dict(entries)
+        victim = pickled if i % 2 else draw.choice(numbers)
+        data = entries[victim]
+        if victim == pickled:
+            at = draw.randrange(len(data))
+            changed[victim] = data[:at] + draw.randbytes(1) + data[at + draw.choice([0, 1, 8]) :]
+        else:
+            changed[victim] = data[: draw.randrange(len(data))]
+        with zipfile.ZipFile(tmp_path / "changed.pt", "w") as archive:
+            for name, data in changed.items():
+                archive.writestr(name, data)
+        try:
+            found, _ = read(tmp_path / "changed.pt")
+            assert victim == pickled, f"mutation {i}: {victim} is cut short, and was read"
+            if not same(found, intact):
+                to_folder(tmp_path / "changed.pt", tmp_path / "model")
+                pytest.fail(f"mutation {i} was imported, and is another model")
+        except CheckpointError:
+            continue
 
 
 def test_a_damaged_plain_state_dict_is_refused_or_misses_nothing(tmp_path: Path) -> None:
