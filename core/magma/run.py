@@ -45,8 +45,9 @@ def run(
 ) -> dict[str, Any]:
     """Train a recipe, ask its tasks' questions of the finished checkpoint, and write everything into `out`.
 
-    `out` gets recipe.toml, metrics.jsonl, loss.png, checkpoints/, report.json and what the tasks draw. Returns the
-    report; an interrupted run's has `finished` false and no scores. With several processes the first one reports.
+    `out` gets recipe.toml, metrics.jsonl, loss.png, checkpoints/, report.json and what the tasks draw; skipped.jsonl
+    lists what could not be read, where the recipe says to skip that. Returns the report; an interrupted run's has
+    `finished` false and no scores. With several processes the first one reports.
     """
     watcher = watcher or Console()
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
