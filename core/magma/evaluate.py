@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .generate import Decoding
 from .interfaces import Prediction, Question, Task
 from .model import Magma
-from .reuse import Reader, identity
+from .reuse import Reader, identity, not_empty
 from .segments import Media
 
 Baseline = Literal["", "shuffled", "blind"]
@@ -87,9 +87,9 @@ class Asker:
 
     def _batches(self, questions: Mapping[int, Question]) -> Iterator[list[tuple[int, str]]]:
         """(Number, all that the model says) of each question; "" where a question is empty."""
-        if empty := [(i, "") for i, q in questions.items() if not q.segments]:
+        if empty := [(i, "") for i, q in questions.items() if not not_empty(q.segments)]:
             yield empty
-        left = [i for i, q in questions.items() if q.segments]
+        left = [i for i, q in questions.items() if not_empty(q.segments)]
         prompts = [questions[i].segments for i in left]
         if self.model.head is not None:
             for at in range(0, len(left), self.batch_size):

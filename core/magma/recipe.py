@@ -244,8 +244,8 @@ class Recipe(_Table):
     head: Use | None = None
     data: Data = Data()
     tasks: tuple[TaskTable, ...] = ()
-    published: dict[str, float] = {}
-    """What a paper reports of this experiment: TASK.SCORE@SHOTS to figure, for `magma eval report`."""
+    published: dict[str, dict[str, dict[str, float]]] = {}
+    """What a paper reports of this very experiment, task to score to shots to figure: `magma eval report` shows it."""
     train: Train | None = None
     deepspeed: dict[str, Any] = {}
 
@@ -464,7 +464,9 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = path.parent / base
     if not parent.is_file():
         raise RecipeError(str(path), [f"extends: given {base!r}; {parent} does not exist"])
-    merged = _merge(_read(parent, (*seen, path)), raw)
+    inherited = _read(parent, (*seen, path))
+    inherited.pop("published", None)  # it speaks of that recipe alone
+    merged = _merge(inherited, raw)
     if isinstance(raw.get("train"), Mapping):
         for key in raw["train"].keys() & _OTHER_LENGTH.keys():
             _forget_other_length(merged, key, raw["train"])

@@ -213,8 +213,8 @@ class Measured:
 
 def measured(run: Path) -> Measured:
     """Everything that `magma eval` left in the folder of a run or checkpoint."""
-    recipe_file = next(f for f in (run / checkpoint.RECIPE, checkpoint.find(run) / checkpoint.RECIPE) if f.is_file())
-    recipe = Recipe.load(recipe_file, model_only=True)
+    own = run / checkpoint.RECIPE
+    recipe = Recipe.load(own if own.is_file() else checkpoint.find(run) / checkpoint.RECIPE, model_only=True)
     scores: dict[str, float] = {}
     primary = set()
     for path in sorted(run.glob(f"{FOLDER}/*/{SCORES}")):
@@ -222,7 +222,13 @@ def measured(run: Path) -> Measured:
         for shots, by in told["scores"].items():
             scores |= {f"{told['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
             primary.add(f"{told['task']}.{told['primary']}@{shots}")
-    return Measured(recipe.name, scores, recipe.published, frozenset(primary))
+    published = {
+        f"{task}.{name}@{shots}": figure
+        for task, by in recipe.published.items()
+        for name, figures in by.items()
+        for shots, figure in figures.items()
+    }
+    return Measured(recipe.name, scores, published, frozenset(primary))
 
 
 def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:

@@ -30,6 +30,11 @@ def identity(segment: Segment) -> Hashable:
     return segment.name, value if isinstance(value, Path | str | bytes) else id(value)
 
 
+def not_empty(prompt: Sequence[Segment]) -> list[Segment]:
+    """Without texts that say nothing."""
+    return [segment for segment in prompt if not isinstance(segment, Text) or segment.text]
+
+
 @dataclass(frozen=True)
 class _Prompt:
     """A prompt in the two parts that are read apart."""
@@ -87,6 +92,7 @@ class Reader:
                 yield [(i, text) for part, text in zip(batch, texts, strict=True) for i in twins[part.whole]]
 
     def _split(self, number: int, prompt: Sequence[Segment], name: str) -> _Prompt:
+        prompt = not_empty(prompt)
         last = max((i for i, segment in enumerate(prompt) if isinstance(segment, Media)), default=-1)
         cut = last if last + 1 == len(prompt) else last + 1  # something has to be left that the answer stands behind
         return _Prompt(number, tuple(prompt[:cut]), tuple(prompt[cut:]), name)
@@ -97,7 +103,7 @@ class Reader:
         place = {beginning: i for i, beginning in enumerate(heads)}
         tails = [part.tail for part in batch]
         names = [part.name for part in batch]
-        if len(heads) < len(batch) and any(len(part.head) > common for part in heads.values()):
+        if len(heads) < len(batch) and all(len(part.head) > common for part in heads.values()):
             first = [(part.head[common:], part.name) for part in heads.values()]
             cache, length = self._begin(batch[0].head[:common], len(first))
             ends = self._read(cache, length.expand(len(first)), first)[2]
@@ -134,7 +140,7 @@ class Reader:
 
         The last position of each row is scored.
         """
-        encoded = [self.collator.sequence(Example(segments, name)) for segments, name in rows]
+        encoded = [self.collator.sequence(Example(segments, name), whole=True) for segments, name in rows]
         batch = self.collator.pad(encoded, score_last=True).to(self.model.device, self.model.dtype)
         ends = start + batch.layout.lengths
         context = self.model.lm.context

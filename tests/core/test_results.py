@@ -1,0 +1,275 @@
+"""What `magma eval` leaves: every answer, scores that do not depend on how it was run, tables."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import RECIPE, WORDS, ToyTask
+from typer.testing import CliRunner
+
+import magma
+from magma import InputError, Magma, Media, PartConfig, Prediction, Question, cli
+from magma.results import Evaluation, report, score_file
+
+KINDS = ("", "shuffled", "blind")
+
+
+class Counted(ToyTask):
+    """Forty questions, behind shots, judged one by one."""
+
+    name = "counted"
+    max_tokens = 3
+
+    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        for i in range(40):
+            shown = [part for j in range(shots) for part in (Media("number", (i + j) % 4), f" {WORDS[(i + j) % 4]}. ")]
+            used = [str((i + j) % 4) for j in range(shots)]
+            yield Question(
+                str(i), [*shown, Media("number", i % 4), "is" * (i % 3)], WORDS[i % 4], extra={"i": i}, shots=used
+            )
+
+    def extract(self, question: Question, output: str) -> str:
+        return output[:2]
+
+    def judge(self, prediction: Prediction) -> tuple[str, float]:
+        text = prediction.text.strip()
+        return text, float(len(text) == 2)
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        return {"count_accuracy": sum(self.judge(p)[1] for p in predictions) / len(predictions)}
+
+
+@pytest.fixture
+def model(toys: None) -> Magma:  # noqa: ARG001  # the registry's parts
+    return magma.assemble(RECIPE).eval()
+
+
+def evaluation(model: Magma, folder: Path, batch_size: int = 7, **about: Any) -> Evaluation:
+    return Evaluation(model, Counted(PartConfig(), 0), folder, {"task": "counted", **about}, 0, batch_size)
+
+
+def rows(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    return {f.name: [json.loads(line) for line in f.read_text().splitlines()] for f in sorted(folder.glob("*.jsonl"))}
+
+
+def test_every_answer_is_kept_with_how_it_was_asked(model: Magma, tmp_path: Path) -> None:
+    scores = evaluation(model, tmp_path).run([0, 2])
+    found = rows(tmp_path)
+    assert set(found) == {f"{n}_shot{f'.{kind}' if kind else ''}.jsonl" for n in (0, 2) for kind in KINDS}
+    assert all([row["number"] for row in kept] == list(range(40)) for kept in found.values())
+    one = found["2_shot.jsonl"][5]
+    assert one["prompt"] == "[number] one. [number] two. [number]isis"
+    assert one["shots"] == ["1", "2"]
+    assert one["prediction"] == one["output"][:2]
+    assert (one["answer"], one["extra"], one["compared"]) == ("one", {"i": 5}, one["prediction"].strip())
+    assert found["0_shot.blind.jsonl"][5]["prompt"] == "isis"
+    assert found["0_shot.blind.jsonl"][3]["output"] == ""  # nothing was left to ask
+    told = json.loads((tmp_path / "scores.json").read_text())
+    assert told["scores"] == scores
+    assert (told["task"], told["primary"], told["questions"]) == ("counted", "count_accuracy", 40)
+    for count in ("0", "2"):
+        for kind in KINDS:
+            kept = found[f"{count}_shot{f'.{kind}' if kind else ''}.jsonl"]
+            mean = sum(row["score"] for row in kept) / 40
+            assert scores[count][kind or "model"]["count_accuracy"] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("batch_size", [1, 32])
+def test_batches_change_nothing(model: Magma, tmp_path: Path, batch_size: int) -> None:
+    evaluation(model, tmp_path / "a").run([0, 1])
+    evaluation(model, tmp_path / "b", batch_size).run([0, 1])
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_windows_hold_all_questions(model: Magma, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation(model, tmp_path / "a").run([0], ["", "blind"])
+    monkeypatch.setattr("magma.results.WINDOW", 6)
+    evaluation(model, tmp_path / "b").run([0], ["", "blind"])
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+@pytest.mark.parametrize("torn", ["", '{"number": 39, "id'])
+def test_an_interruption_changes_nothing(model: Magma, tmp_path: Path, torn: str) -> None:
+    evaluation(model, tmp_path / "whole").run([0, 1])
+
+    def stop(name: str, done: int) -> None:
+        if name == "0_shot.shuffled" and done > 15:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(model, tmp_path / "cut").run([0, 1], progress=stop)
+    partial = tmp_path / "cut/0_shot.shuffled.jsonl.partial"
+    assert 15 < len(partial.read_text().splitlines()) < 40
+    with partial.open("a") as file:
+        file.write(torn)
+    asked: list[str] = []
+    evaluation(model, tmp_path / "cut").run([0, 1], progress=lambda name, _: asked.append(name))
+    assert "0_shot" not in asked
+    assert "1_shot" in asked
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    for name in ("scores.json", "about.json"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
+    assert not list((tmp_path / "cut").glob("*.partial"))
+
+
+def test_a_folder_belongs_to_one_evaluation(model: Magma, tmp_path: Path) -> None:
+    evaluation(model, tmp_path, seed=1).run([0], [""])
+    evaluation(model, tmp_path, seed=1).run([1], [""])
+    assert set(json.loads((tmp_path / "scores.json").read_text())["scores"]) == {"0", "1"}
+    with pytest.raises(InputError, match=r"holds another evaluation \(seed differ\)"):
+        evaluation(model, tmp_path, seed=2).run([0], [""])
+
+
+# Files of predictions
+
+
+def test_anyones_predictions_are_scored(tmp_path: Path) -> None:
+    file = tmp_path / "them.jsonl"
+    lines = [{"prediction": "ab", "answers": ["ab", "ab", "c"]}, {"prediction": "abc", "answer": "x"}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert score_file(Counted(PartConfig(), 0), file) == {"count_accuracy": 0.5, "per_item": [1.0, 0.0]}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1: no JSON"),
+        ("[]", "line 1: given a list; allowed: an object"),
+        ('{"answers": ["a"]}', "line 1: prediction: given None; allowed: text"),
+        ('{"prediction": "a", "answers": "a"}', "line 1: answers: given 'a'; allowed: a list of texts"),
+        ('{"prediction": "a"}', "line 1: neither `answers` nor `answer`"),
+        ("", "has no predictions"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
+    file = tmp_path / "them.jsonl"
+    file.write_text(f"{line}\n")
+    with pytest.raises(InputError, match=message):
+        score_file(Counted(PartConfig(), 0), file)
+
+
+# Reports
+
+
+def run_folder(folder: Path, published: str, **scores: dict[str, float]) -> Path:
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(f'name = "{folder.name}"\n[lm]\nuse = "gptj"\n{published}')
+    for task, by_shots in scores.items():
+        place = folder / "eval" / task
+        place.mkdir(parents=True)
+        told = {
+            "task": task,
+            "primary": "accuracy",
+            "scores": {n: {"model": {"accuracy": x, "other": 1.0}} for n, x in by_shots.items()},
+        }
+        (place / "scores.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_a_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
+    published = "[published]\nvqa2 = { accuracy = { 0 = 32.7, 4 = 43.8 } }\ncoco = { cider.0 = 39.6 }\n"
+    one = run_folder(tmp_path / "one", published, vqa2={"0": 31.04, "2": 40.0}, gqa={"0": 7.0})
+    two = run_folder(tmp_path / "two", "", vqa2={"0": 0.25})
+    tables = report([one, two])
+    assert tables["vqa2"] == [
+        ["run", "accuracy @ 0", "accuracy @ 2", "accuracy @ 4"],
+        ["one", "31.0 (32.7)", "40.0", "- (43.8)"],
+        ["two", "0.250", "-", "-"],
+    ]
+    assert tables["coco"] == [["run", "cider @ 0"], ["one", "- (39.6)"], ["two", "-"]]
+    assert tables["gqa"][1] == ["one", "7.0"]
+    assert tables["average accuracy"] == [["run", "average"], ["one", "26.0 (38.2)"], ["two", "0.250"]]
+
+
+def test_published_figures_are_not_inherited_and_table_1_averages() -> None:
+    parent, child = (magma.Recipe.load(name) for name in ("paper/adapters/none", "paper/adapters/attn8_ff8"))
+    values = [x for task in ("vqa2", "okvqa", "gqa", "vizwiz") for x in parent.published[task]["accuracy"].values()]
+    assert round(sum(values) / 16, 1) == 20.4  # its "Avg."
+    assert child.published["vqa2"]["accuracy"]["4"] == 45.2
+    assert set(magma.Recipe.load("paper/finetune/gqa").published) == {"gqa"}
+    assert magma.Recipe.load("released/magma_v1").published == {}
+
+
+# The program
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    recipe = {
+        "name": "small",
+        "lm": {"use": "gptj", "weights": "bundled:tiny"},
+        "inputs": {
+            "image": {
+                "encoder": {"use": "clip", "layers": [1, 1, 1, 1], "width": 8, "image_size": 32},
+                "prefix": {"use": "linear"},
+            }
+        },
+    }
+    return magma.save(magma.assemble(recipe), tmp_path / "small")
+
+
+def test_the_program_asks_scores_and_reports(checkpoint: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    words = ["--task", "digits", "--set", 'groups=["caption", "name"]', "--limit", "3", "--shots", "0", "2"]
+    done = runner.invoke(cli.cli, ["eval", str(checkpoint), *words])
+    assert done.exit_code == 0, done.output
+    assert "caption_accuracy @ 2" in done.output
+    again = runner.invoke(cli.cli, ["eval", "ask", *words, str(checkpoint), "--batch-size", "1"])
+    assert again.exit_code == 0, again.output
+    place = checkpoint / "eval/digits"
+    assert len((place / "2_shot.jsonl").read_text().splitlines()) == 6
+    scored = runner.invoke(
+        cli.cli, ["eval", "score", "digits", str(place / "0_shot.jsonl"), "--json", str(tmp_path / "o")]
+    )
+    assert scored.exit_code == 0, scored.output
+    assert json.loads((tmp_path / "o").read_text())["per_item"]
+    told = runner.invoke(cli.cli, ["eval", "report", str(checkpoint), "--json"])
+    assert json.loads(told.output)["digits"][0] == ["run", "caption_accuracy @ 0", "caption_accuracy @ 2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--task", "digitz"], 'no task is called "digitz". Did you mean "digits"?'),
+        (["--task", "digits", "--set", "prompts=x"], 'Did you mean "prompt"?'),
+        (["--task", "spoken_digits", "--data", "nowhere"], "which has no recordings"),
+    ],
+)
+def test_mistakes_are_told_before_the_model_is_loaded(tmp_path: Path, words: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "magma.cli", "eval", str(tmp_path), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+
+
+def test_killed_and_asked_again(checkpoint: Path, tmp_path: Path) -> None:
+    """By SIGKILL, at whatever it was doing."""
+    command = [sys.executable, "-m", "magma.cli", "eval", str(checkpoint), "--task", "digits", "--limit", "60"]
+    command += ["--batch-size", "16", "--shots", "0", "--set", 'groups=["caption", "parity_two_step"]']
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    whole = subprocess.run(
+        [*command, "--out", str(tmp_path / "whole")], env=environment, capture_output=True, check=False
+    )
+    assert whole.returncode == 0, whole.stderr
+    cut = tmp_path / "cut"
+    process = subprocess.Popen([*command, "--out", str(cut)], env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while not any(f.stat().st_size for f in cut.glob("*.partial")) and process.poll() is None:
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (cut / "0_shot.blind.jsonl").exists()
+    assert (
+        subprocess.run([*command, "--out", str(cut)], env=environment, capture_output=True, check=False).returncode == 0
+    )
+    for name in ("0_shot.jsonl", "0_shot.shuffled.jsonl", "0_shot.blind.jsonl", "scores.json"):
+        assert (cut / name).read_text() == (tmp_path / "whole" / name).read_text(), name
