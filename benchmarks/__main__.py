@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magma import Magma
+from magma import Decoding, Magma
 from magma.engine import keep_freed_memory
+from magma.reuse import Reader
+from magma.segments import Segment
 
 from . import gpu, peers
 from .rows import Row, Step, faster, rounds
@@ -201,6 +203,55 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _asked(images: int, questions: float, shots: int) -> list[list[Segment]]:
+    """Prompts: the same completed examples before each, `questions` about each image on average."""
+    draw = torch.Generator().manual_seed(0)
+
+    def text(length: int) -> peers.Tokens:
+        return peers.Tokens(torch.randint(0, 510, (length,), generator=draw))
+
+    def grid() -> peers.Media:
+        return peers.Media("grid", torch.randn(144, 288, generator=draw))
+
+    shown = [part for _ in range(shots) for part in (grid(), text(10), text(2))]
+    prompts: list[list[Segment]] = []
+    for i in range(images):
+        image = grid()
+        count = int((i + 1) * questions) - int(i * questions)
+        prompts += [[*shown, image, text(10)] for _ in range(count)]
+    return prompts
+
+
+def _reuse(name: str, prompts: list[list[Segment]], target: float, count: int) -> list[Row]:
+    """Answers of three tokens, all prompts read whole in batches of 16, against what they share read once."""
+    model = peers.build(vocab=512).eval()
+    how = Decoding(max_tokens=3)
+    found: dict[str, list[list[int]]] = {}
+
+    def plain() -> None:
+        batches = [prompts[i : i + 16] for i in range(0, len(prompts), 16)]
+        found["plain"] = [tokens for batch in batches for tokens in model.generate_tokens(batch, max_tokens=3)]
+
+    def reused() -> None:
+        answers = {i: tokens for batch in Reader(model, how, 16).tokens(prompts) for i, tokens in batch}
+        found["reused"] = [answers[i] for i in range(len(prompts))]
+
+    times = rounds({"plain": plain, "reused": reused}, count)
+    if found["plain"] != found["reused"]:
+        raise AssertionError("shared beginnings change the answers")
+    return [faster(name, times, "plain", "reused", target)]
+
+
+def fewshot_reuse(count: int) -> list[Row]:
+    """Four completed examples before every question, an image each: 780 positions a prompt, 625 of them shared."""
+    return _reuse("fewshot_reuse", _asked(48, 1, 4), 4.5, count)
+
+
+def question_group(count: int) -> list[Row]:
+    """VQA v2's 5.3 questions about an image."""
+    return _reuse("question_group", _asked(18, 5.3, 0), 3.5, count)
+
+
 def checkpoint_size(_: int) -> list[Row]:
     """The 6B recipe on paper: every tensor of the published file in half precision, against our checkpoint."""
     import magma
@@ -223,6 +274,8 @@ TABLES: dict[str, Callable[[int], list[Row]]] = {
         labels,
         plugin_overhead,
         checkpoint_size,
+        fewshot_reuse,
+        question_group,
     )
 }
 

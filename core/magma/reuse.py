@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, TooLong
-from .generate import Decoding, decode
+from .generate import Answer, Decoding, decode
 from .interfaces import Cache, Layout
 from .model import Magma
 from .segments import Example, Media, Segment, Text, Tokens
@@ -71,11 +71,22 @@ class Reader:
         self._cache: Cache | None = None
         self._length = torch.zeros(1, dtype=torch.long)
 
-    @torch.no_grad()
     def answers(
         self, prompts: Sequence[Sequence[Segment]], names: Sequence[str] | None = None
     ) -> Iterator[list[tuple[int, str]]]:
         """Batch by batch, (number of the prompt, answer) of each. Prompts that are equal are answered once."""
+        for batch in self._decoded(prompts, names):
+            yield [(i, answer.text) for i, answer in batch]
+
+    def tokens(self, prompts: Sequence[Sequence[Segment]]) -> Iterator[list[tuple[int, list[int]]]]:
+        """The same with token ids, which need no tokenizer."""
+        for batch in self._decoded(prompts, None):
+            yield [(i, answer.tokens) for i, answer in batch]
+
+    @torch.no_grad()
+    def _decoded(
+        self, prompts: Sequence[Sequence[Segment]], names: Sequence[str] | None
+    ) -> Iterator[list[tuple[int, Answer]]]:
         if self.model.head is not None:
             raise InputError("this model has a [head]: it classifies, use classify")
         names = names or [f"prompt {i}" for i in range(len(prompts))]
@@ -88,8 +99,8 @@ class Reader:
         with self.model.evaluating():
             for at in range(0, len(order), self.batch_size):
                 batch = order[at : at + self.batch_size]
-                texts = self._answer(batch, common)
-                yield [(i, text) for part, text in zip(batch, texts, strict=True) for i in twins[part.whole]]
+                found = self._answer(batch, common)
+                yield [(i, answer) for part, answer in zip(batch, found, strict=True) for i in twins[part.whole]]
 
     def _split(self, number: int, prompt: Sequence[Segment], name: str) -> _Prompt:
         prompt = not_empty(prompt)
@@ -97,7 +108,7 @@ class Reader:
         cut = last if last + 1 == len(prompt) else last + 1  # something has to be left that the answer stands behind
         return _Prompt(number, tuple(prompt[:cut]), tuple(prompt[cut:]), name)
 
-    def _answer(self, batch: Sequence[_Prompt], common: int) -> list[str]:
+    def _answer(self, batch: Sequence[_Prompt], common: int) -> list[Answer]:
         """One batch: the common beginning, then each different one, then what follows it."""
         heads = {part.beginning: part for part in reversed(batch)}
         place = {beginning: i for i, beginning in enumerate(heads)}
@@ -115,7 +126,7 @@ class Reader:
             start = length.expand(len(batch))
         embeddings, layout, _ = self._embed(start, list(zip(tails, names, strict=True)))
         *_, answers = decode(self.model.lm, embeddings, layout, self.how, cache)
-        return [answer.text for answer in answers]
+        return answers
 
     def _begin(self, segments: tuple[Segment, ...], rows: int) -> tuple[Cache, Tensor]:
         """A cache of so many rows that has read these segments, and how many positions they fill [1]."""
