@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package; torch is loaded when someone asks for them, not when the program starts."""
+    from .answered import GqaTask, OkVqaTask, SnliVeTask, VizWizTask, Vqa2Task
+    from .described import CocoCaptionsTask, NocapsTask
     from .digits import Digits, DigitsTask
     from .paired import SameNumber, SameNumberTask
     from .pairs import Captions, Labelled, PlainText, Vqa
@@ -21,6 +23,8 @@ def magma_parts() -> Iterable[type[Part]]:
 
     return [
         *(Captions, Labelled, PlainText, Vqa),
+        *(Vqa2Task, OkVqaTask, VizWizTask, GqaTask, SnliVeTask),
+        *(CocoCaptionsTask, NocapsTask),
         *(Digits, DigitsTask),
         *(SpokenDigits, SpokenDigitsTask),
         *(SameNumber, SameNumberTask),

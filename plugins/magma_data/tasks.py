@@ -1,0 +1,207 @@
+"""What evaluations over rows do alike: a split's rows as questions, behind completed examples of another split."""
+
+from __future__ import annotations
+
+import json
+import random
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from magma import InputError, LocalPath, Media, PartConfig, Question, Task, Text, Trial
+
+from .passes import Row
+from .rows import find, open_rows
+
+PASSES, OF_EACH = 16, 32
+"""Completed examples are drawn from the first rows of so many shuffled passes: images of 512 rows fit into memory."""
+
+
+class RowsConfig(PartConfig):
+    """Where the rows are, and what stands between them. Every set has a `path` and a `split` of its own."""
+
+    path: LocalPath
+    """A folder in one of the layouts of docs/recipes.md, such as `magma data convert` makes."""
+    split: str
+    """The one that is asked about."""
+    shots_split: str = "train"
+    """The one that completed examples are from."""
+    input: str = "image"
+    """The model's input that sees the images."""
+    joint: str = "\n"
+    """What stands behind a completed example."""
+    fixed_shots: bool = False
+    """The same ones before every question, which are then read once; else each question has some of its own."""
+    limit: int | None = Field(None, ge=1)
+    """The first questions alone."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked about an image, and what people answered."""
+
+    id: str
+    medium: Media
+    prompt: str
+    answers: tuple[str, ...]
+    group: str
+
+    @property
+    def answer(self) -> str:
+        """What most of them said; "" where nobody said anything."""
+        said = Counter(answer for answer in self.answers if answer)
+        return said.most_common(1)[0][0] if said else ""
+
+
+class Shown:
+    """Completed examples, and which of them stand before a question."""
+
+    def __init__(self, pool: Sequence[Asked], seed: int, fixed: bool) -> None:
+        self.pool, self.seed, self.fixed = sorted(pool, key=lambda one: one.id), seed, fixed
+        self.media = {one.medium.value for one in pool}
+        random.Random(f"{seed}").shuffle(self.pool)  # a small split is drawn from alike in every layout
+
+    def before(self, asked: Asked, count: int) -> list[Asked]:
+        """`count` of them, none about the question's own image."""
+        others, own = self.pool, asked.medium.value
+        if own in self.media:
+            others = [one for one in self.pool if one.medium.value != own]
+        if len(others) < count:
+            raise InputError(
+                f"{count} shots: {len(others)} completed examples can stand before question {asked.id}; "
+                "allowed: a `shots_split` with more answered rows about other images, or fewer shots"
+            )
+        return others[:count] if self.fixed else random.Random(f"{self.seed} {asked.id}").sample(others, count)
+
+
+class RowsTask(Task):
+    """Rows as questions. Those about one image come in a row and share its medium, which is then read once."""
+
+    config: RowsConfig
+    stop: ClassVar[tuple[str, ...]] = ("\n", "Q:")
+    each: ClassVar[str | None] = None
+    """The list of a record that is a row for each of its entries."""
+    group_field: ClassVar[str] = ""
+    """The field that says which of the figures a row counts for besides the first."""
+
+    def __init__(self, config: PartConfig, seed: int) -> None:
+        super().__init__(config, seed)
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Three images that are asked about, three to learn from."""
+        from PIL import Image
+
+        config = cls.Config()
+        assert isinstance(config, RowsConfig)
+        for part, split in enumerate((config.split, config.shots_split)):
+            lines = []
+            for i in range(3 * part, 3 * part + 3):
+                Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
+                said = [f"shade {i}"] * 7 + ["red"] * 3
+                kinds = {"answer_type": "other", "question_type": "query", "group": "Colours"}
+                questions = [
+                    {"id": f"{i}.{n}", "question": f"How red is {n}?", "answers": said, **kinds} for n in (0, 1)
+                ]
+                statements = [{"id": f"{i}.0", "text": f"It is red {i}.", "label": ("neutral", "entailment")[i % 2]}]
+                captions = [f"a square of the shade {i} on its own", f"a red square that has the number {i}"]
+                asked = {"questions": questions, "statements": statements, "captions": captions}
+                lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "domain": "in-domain", **asked}))
+            (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        return Trial({"path": str(folder)})
+
+    @classmethod
+    def problems(cls, config: RowsConfig) -> list[str]:
+        """A folder that is not there, or has no such split. Shots are looked for where some are asked for."""
+        if Path(config.path).exists():
+            found = find(config.path, config.split)
+            return found if isinstance(found, list) else []
+        from .sets import find_set
+
+        return [
+            f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the working "
+            f"folder. `magma data convert {cls.name} FOLDER --out {cls.name}` makes it of the official files, from "
+            f"{find_set(cls.name).home}; set `path` to it, or MAGMA_DATA to the folder that holds it"
+        ]
+
+    @abstractmethod
+    def prompt(self, row: Row) -> str:
+        """What stands behind the image. Raises `InputError`."""
+
+    @abstractmethod
+    def answers(self, row: Row) -> list[str]:
+        """What people answered. Raises `InputError` where nobody did."""
+
+    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        """Image by image, each question behind `shots` completed ones that `seed` and its id decide."""
+        config = self.config
+        if problems := self.problems(config):
+            raise InputError("; ".join(problems))
+        shown = Shown(self._pool(seed) if shots else [], seed, config.fixed_shots)
+        known = set()
+        for asked in islice(self.read(config.split if split == "test" else config.shots_split), config.limit):
+            if asked.id in known:
+                raise InputError(
+                    f"{config.path}: two questions have the id {asked.id!r}; allowed: one of its own for each"
+                )
+            known.add(asked.id)
+            before = shown.before(asked, shots)
+            completed = [(one.medium, Text(f"{one.prompt} {one.answer}{config.joint}")) for one in before]
+            yield Question(
+                id=asked.id,
+                segments=[*(part for pair in completed for part in pair), asked.medium, Text(asked.prompt)],
+                answer=asked.answer,
+                group=asked.group,
+                answers=asked.answers,
+                shots=[one.id for one in before],
+            )
+
+    def read(self, split: str) -> Iterator[Asked]:
+        """The rows of a split as they are stored."""
+        medium: Media | None = None
+        for row in open_rows(self.config.path, split, self.each).in_order():
+            asked = self._asked(row, medium)
+            yield asked
+            medium = asked.medium
+
+    def _pool(self, seed: int) -> list[Asked]:
+        """Some rows of the split that shots are from, of shards the beginnings of several; no unanswered ones."""
+        rows = open_rows(self.config.path, self.config.shots_split, self.each, buffer=OF_EACH)
+        found = {}
+        for number in range(PASSES):
+            way = random.Random(f"{seed} {number}").getrandbits(64)
+            for row, _ in islice(rows.iterate(None, way, shuffle=True, limit=None), OF_EACH):
+                try:
+                    found[row.where] = self._asked(row)
+                except InputError:  # as in training, the others will do
+                    continue
+        return [one for one in found.values() if one.answer]
+
+    def _asked(self, row: Row, last: Media | None = None) -> Asked:
+        """A row's question; `last` is the medium of the row before it."""
+        prompt, answers, value = self.prompt(row), tuple(self.answers(row)), row.medium
+        medium = last if last is not None and last.value == value else Media(self.config.input, value)
+        identity = row.fields.get("id", row.where.removeprefix(self.config.path).lstrip("/ "))
+        return Asked(str(identity), medium, prompt, answers, str(row.fields.get(self.group_field, "")))
+
+    def extract(self, question: Question, output: str) -> str:
+        """Up to where an answer ends."""
+        ends = [at for stop in self.stop if (at := output.find(stop)) >= 0]
+        return output[: min(ends, default=None)].strip()
+
+
+def texts(row: Row, single: str, several: str) -> list[str]:
+    """A row's list `several`, of which some may be empty, or its one text `single`."""
+    if row.problem is not None or several not in row.fields:
+        return [row.text(single)]
+    values = row.fields[several]
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        hidden = "; a split whose answers are kept from the public cannot be scored here" if values == [] else ""
+        raise InputError(f"{row.where}: {several}: given {values!r}; allowed: a list of texts{hidden}")
+    return [value.strip() for value in values]
