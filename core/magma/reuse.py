@@ -6,6 +6,7 @@ single time. Answers are those of the plain loop. Axes: b prompts, h different b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,8 +98,7 @@ class Reader:
         order = _beginnings_together([parts[numbers[0]] for numbers in twins.values()])
         common = _shared([part.head for part in order])
         with self.model.evaluating():
-            for at in range(0, len(order), self.batch_size):
-                batch = order[at : at + self.batch_size]
+            for batch in _batches(order, self.batch_size):
                 found = self._answer(batch, common)
                 yield [(i, answer) for part, answer in zip(batch, found, strict=True) for i in twins[part.whole]]
 
@@ -168,6 +168,21 @@ def _beginnings_together(parts: Sequence[_Prompt]) -> list[_Prompt]:
     for part in parts:
         groups.setdefault(part.beginning, []).append(part)
     return [part for group in groups.values() for part in group]
+
+
+def _batches(parts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
+    """At most `size` each; those that share a beginning stay together, where they fit."""
+    batch: list[_Prompt] = []
+    for _, group in itertools.groupby(parts, key=lambda part: part.beginning):
+        together = list(group)
+        for at in range(0, len(together), size):
+            piece = together[at : at + size]
+            if len(batch) + len(piece) > size:
+                yield batch
+                batch = []
+            batch += piece
+    if batch:
+        yield batch
 
 
 def _shared(heads: Sequence[tuple[Segment, ...]]) -> int:
