@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .errors import InputError, PartError, did_you_mean
 from .generate import Answer, Decoding, continuations, decode
 from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
-from .segments import Batch, Collator, Encoded, Example
+from .segments import Batch, Collator, Encoded, Example, Text, Tokens
 
 BatchNormMode = Literal["train", "frozen"]
 
@@ -214,6 +214,41 @@ class Magma(nn.Module):
             scores = self.head(self.lm(self.embed(batch), batch.layout)).float().softmax(-1)
         return [dict(zip(self.head.classes, row, strict=True)) for row in scores.tolist()]
 
+    @torch.no_grad()
+    def log_likelihood(self, prompts: Sequence[Sequence[Any]], texts: Sequence[str]) -> list[tuple[float, bool]]:
+        """How likely each text is behind its prompt, a list of segments as `generate` takes it; all in one batch.
+
+        The log-probability of the text's tokens, summed, in nats, and whether greedy decoding would write them. No
+        end-of-text is among them. Raises `TooLong` where a text would be cut.
+        """
+        if self.head is not None:
+            raise InputError("this model has a [head]: it classifies, use classify")
+        if len(prompts) != len(texts):
+            raise InputError(f"given {len(prompts)} prompts and {len(texts)} texts; allowed: as many of both")
+        collator = self.collator()
+        examples = self._examples(collator, prompts)
+        rows = [self._continued(collator, example, text) for example, text in zip(examples, texts, strict=True)]
+        batch = collator.pad(rows).to(self.device, self.dtype)
+        with self.evaluating():
+            logits = self.lm.head(self.lm(self.embed(batch), batch.layout)).float()
+        chances = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
+        chosen = (logits[:, : self.lm.readable].argmax(-1) == batch.labels).cpu()
+        counts = [sum(row.targets) for row in rows]
+        return [
+            (float(chance.sum()), bool(hits.all()))
+            for chance, hits in zip(torch.split(chances, counts), torch.split(chosen, counts), strict=True)
+        ]
+
+    def _continued(self, collator: Collator, prompt: Example, text: str) -> Encoded:
+        """A prompt with a text behind it as its targets, whole."""
+        ids = torch.tensor(self.lm.encode(text), dtype=torch.long)
+        ending = Text("")  # where the last segment is no target, no end-of-text follows
+        whole = Example([*prompt.segments, Tokens(ids, target=True), ending], f"{prompt.name} with {text!r} behind it")
+        row = collator.sequence(whole, whole=True)
+        if row.targets[0]:
+            raise InputError(f"{prompt.name} is empty: nothing stands before {text!r} that could predict it")
+        return row
+
     # Generation
 
     def generate(self, prompt: Sequence[Any], **how: Any) -> Any:
@@ -249,14 +284,19 @@ class Magma(nn.Module):
 
     def _prompts(self, prompts: Sequence[Sequence[Any]]) -> Batch:
         collator = self.collator()
-        encoded: list[Encoded] = []
+        encoded = [collator.sequence(example, whole=True) for example in self._examples(collator, prompts)]
+        return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
+
+    @staticmethod
+    def _examples(collator: Collator, prompts: Sequence[Sequence[Any]]) -> list[Example]:
+        """Prompts as users give them, with a name each for errors."""
+        examples = []
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, str) or not isinstance(prompt, Sequence):
                 raise InputError(f'a prompt is a list such as [medium, "text"], not a {type(prompt).__name__}')
             name = "the prompt" if len(prompts) == 1 else f"prompt {i}"
-            example = Example([collator.segment(value) for value in prompt], name)
-            encoded.append(collator.sequence(example, whole=True))
-        return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
+            examples.append(Example([collator.segment(value) for value in prompt], name))
+        return examples
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

@@ -22,7 +22,7 @@ from .families import FAMILIES, wrap
 
 
 class KeysAndValues(Cache):
-    """transformers' dynamic cache, and which of its columns are real."""
+    """transformers' cache, and which of its columns are real."""
 
     def __init__(self, cache: Any, valid: Tensor | None = None) -> None:
         """`valid` [b, p]; None while empty."""
@@ -31,19 +31,17 @@ class KeysAndValues(Cache):
 
     def expand(self, repeats: int) -> KeysAndValues:
         """Each row `repeats` times in a row."""
-        return self._map(lambda t: t.repeat_interleave(repeats, dim=0))
+        count = 0 if self.valid is None else len(self.valid)
+        device = None if self.valid is None else self.valid.device
+        return self.select(torch.arange(count, device=device).repeat_interleave(repeats))
 
     def select(self, rows: Tensor) -> KeysAndValues:
         """These rows alone."""
-        return self._map(lambda t: t[rows])
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> KeysAndValues:
-        from transformers import DynamicCache
+        from . import growing
 
         if self.valid is None:
-            return KeysAndValues(DynamicCache())
-        layers = [(change(layer.keys), change(layer.values)) for layer in self.cache.layers]
-        return KeysAndValues(DynamicCache(layers), change(self.valid))
+            return KeysAndValues(growing.empty())
+        return KeysAndValues(growing.taken(self.cache, rows), self.valid[rows])
 
 
 class Transformers(FrozenLM):
@@ -199,9 +197,9 @@ class Transformers(FrozenLM):
 
     def new_cache(self) -> KeysAndValues:
         """An empty one."""
-        from transformers import DynamicCache
+        from . import growing
 
-        return KeysAndValues(DynamicCache())
+        return KeysAndValues(growing.empty())
 
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
-from magma import Example, Input, InputError, Magma, Media, PartError, Text
+from magma import Example, Input, InputError, Magma, Media, PartError, Text, TooLong
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -174,3 +175,55 @@ def test_logits_score_every_position() -> None:
     assert logits.shape == (5, 257)
     longer = model.logits([2, "abc"])
     assert torch.allclose(longer[:5], logits, atol=1e-5)
+
+
+PROMPTS: list[list[Any]] = [[2, "is"], ["or ", 0, 3, "?"], ["what"], [1]]
+TEXTS = [" two", " both of them", "", "!"]
+
+
+def by_logits(model: Magma, prompt: list[Any], text: str) -> tuple[float, bool]:
+    """A continuation's score, token by token."""
+    ids = model.lm.encode(text)
+    logits = model.logits([*prompt, text])[-len(ids) - 1 : -1].float()
+    chances = [float(row.log_softmax(-1)[token]) for row, token in zip(logits, ids, strict=True)]
+    return sum(chances), all(int(row.argmax()) == token for row, token in zip(logits, ids, strict=True))
+
+
+def test_log_likelihood_is_that_of_the_logits_in_a_batch_and_alone() -> None:
+    model = magma.assemble(RECIPE)
+    together = model.log_likelihood(PROMPTS, TEXTS)
+    assert model.training
+    model.eval()
+    for prompt, text, (total, greedy) in zip(PROMPTS, TEXTS, together, strict=True):
+        expected = by_logits(model, prompt, text) if text else (0.0, True)
+        assert total == pytest.approx(expected[0], abs=1e-4)
+        assert greedy == expected[1]
+        ((alone, _),) = model.log_likelihood([prompt], [text])
+        assert alone == pytest.approx(total, abs=1e-4)
+    assert model.log_likelihood(PROMPTS[:1], [""]) == [(0.0, True)]
+
+
+def test_what_greedy_decoding_writes_is_greedy() -> None:
+    model = magma.assemble(RECIPE).eval()
+    with torch.no_grad():
+        model.lm.words.weight[128:256] = 0  # type: ignore[union-attr]  # no byte that breaks UTF-8
+    ids = model.generate_tokens(PROMPTS, max_tokens=3)
+    texts = [model.lm.decode(tokens) for tokens in ids]
+    assert [model.lm.encode(text) for text in texts] == ids
+    assert all(texts)
+    assert [greedy for _, greedy in model.log_likelihood(PROMPTS, texts)] == [True] * 4
+    others = [chr(ord(text[0]) ^ 1) + text[1:] for text in texts]
+    assert [greedy for _, greedy in model.log_likelihood(PROMPTS, others)] == [False] * 4
+
+
+def test_log_likelihood_refuses_what_it_cannot_score_whole() -> None:
+    model = magma.assemble(RECIPE)
+    with pytest.raises(TooLong, match="prompt 1 with ' two' behind it does not fit into 64 positions"):
+        model.log_likelihood([["a"], ["x" * 62]], [" two", " two"])
+    with pytest.raises(InputError, match="the prompt is empty: nothing stands before 'a'"):
+        model.log_likelihood([[]], ["a"])
+    with pytest.raises(InputError, match="given 1 prompts and 2 texts"):
+        model.log_likelihood([["a"]], ["b", "c"])
+    head = {"use": "classes", "classes": ["even", "odd"]}
+    with pytest.raises(InputError, match="it classifies"):
+        magma.assemble({**RECIPE, "head": head}).log_likelihood([["a"]], ["b"])

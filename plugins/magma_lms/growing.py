@@ -1,0 +1,69 @@
+"""Keys and values with room behind them: a token that is decoded is written, and what was there is not copied.
+
+Axes: b rows, h heads, p columns, t new ones, w a head's width. Imported when a cache is first made, for the library is
+slow to import.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+ROOM = 64
+"""Columns that are made ready ahead."""
+
+
+class Growing(DynamicLayer):  # type: ignore[misc]  # the library is not typed
+    """transformers' layer of a dynamic cache, but for the copy of everything that it makes for every token."""
+
+    def __init__(self, wholes: list[Tensor] | None = None, columns: int = 0) -> None:
+        """`wholes`: keys and values [b, h, p or more, w], of which the first `columns` count."""
+        super().__init__()
+        self.wholes = wholes
+        if wholes is not None:
+            self.lazy_initialization(*wholes)
+            self.keys, self.values = (whole[:, :, :columns] for whole in wholes)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Put new ones [b, h, t, w] behind the others; all of them [b, h, p + t, w]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        p, t = self.keys.shape[2], key_states.shape[2]
+        if self.wholes is None or self.wholes[0].shape[2] < p + t:
+            self.wholes = [_roomy(old, old.shape[0], p + t) for old in (self.keys, self.values)]
+            for whole, old in zip(self.wholes, (self.keys, self.values), strict=True):
+                whole[:, :, :p] = old
+        for whole, new in zip(self.wholes, (key_states, value_states), strict=True):
+            whole[:, :, p : p + t] = new
+        self.keys, self.values = (whole[:, :, : p + t] for whole in self.wholes)
+        return self.keys, self.values
+
+
+def empty() -> Cache:
+    """A cache without columns."""
+    return Cache(layer_class_to_replicate=Growing)
+
+
+def taken(cache: Cache, rows: Tensor) -> Cache:
+    """A cache of its own of these rows [b'], some of them several times."""
+    layers = []
+    for layer in cache.layers:
+        wholes = [_roomy(old, len(rows), old.shape[2]) for old in (layer.keys, layer.values)]
+        for whole, old in zip(wholes, (layer.keys, layer.values), strict=True):
+            p = old.shape[2]
+            if len(old) == 1:
+                whole[:, :, :p] = old
+            else:
+                torch.index_select(old, 0, rows, out=whole[:, :, :p])
+        layers.append(Growing(wholes, layer.keys.shape[2]))
+    return Cache(layers=layers)
+
+
+def _roomy(like: Tensor, rows: int, columns: int) -> Tensor:
+    _, h, _, w = like.shape
+    return like.new_empty(rows, h, columns + ROOM, w)
