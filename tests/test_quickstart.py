@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from magma_data.digits import WORDS, images
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -22,16 +26,102 @@ def run(out: Path, *words: str) -> dict[str, object]:
     return report
 
 
-def test_it_learns_to_see_and_the_language_model_stays(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], float]:
+    """The run, its report, and how many seconds it took."""
+    out = tmp_path_factory.mktemp("quickstart") / "run"
     began = time.perf_counter()
-    report = run(tmp_path / "run", "quickstart")
-    assert time.perf_counter() - began < 240
-    assert report["caption_accuracy"] >= 0.95  # type: ignore[operator]
-    assert 0.05 < report["shuffled_accuracy"] < 0.16  # type: ignore[operator]
+    report = run(out, "quickstart")
+    return out, report, time.perf_counter() - began
+
+
+def test_it_learns_to_see_and_the_language_model_stays(quickstart: tuple[Path, dict[str, Any], float]) -> None:
+    _, report, seconds = quickstart
+    assert seconds < 240
+    assert report["caption_accuracy"] >= 0.95
+    assert 0.05 < report["shuffled_accuracy"] < 0.16
     assert report["frozen_unchanged"] is True
-    scores = report["tasks"]["0.digits"]  # type: ignore[index]
+    scores = report["tasks"]["0.digits"]
     assert scores["model"]["parity_two_step_accuracy"] >= 0.85
     assert scores["blind"]["parity_two_step_accuracy"] < 0.6
+
+
+def vqa_of_digits(folder: Path) -> None:
+    """Two questions an image, ten answers each, as VQA v2 has them."""
+    folder.mkdir()
+    for split, count in (("train", 60), ("val", 40)):
+        pixels, labels = images("train" if split == "train" else "test")
+        rows = []
+        for i in range(count):
+            name = f"{split}_{i}.png"
+            Image.fromarray(pixels[i]).save(folder / name)
+            word, parity = WORDS[labels[i]], "odd" if labels[i] % 2 else "even"
+            asked = (("Which number is this?", word), ("Is it odd or even?", parity))
+            rows += [
+                {"image": name, "id": f"{split} {i} {n}", "question": question, "answers": [answer] * 9 + ["none"]}
+                for n, (question, answer) in enumerate(asked)
+            ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def evaluated(model: Path, data: Path, out: Path, batch_size: int) -> list[str]:
+    words = ["--task", "vqa2", "--data", str(data), "--shots", "0", "1", "2", "4", "--batch-size", str(batch_size)]
+    return [sys.executable, "-m", "magma.cli", "eval", str(model), *words, "--out", str(out)]
+
+
+def test_a_vqa_set_of_digits(quickstart: tuple[Path, dict[str, Any], float], tmp_path: Path) -> None:
+    """Scores, baselines and every answer, whatever the batches and however often it is killed."""
+    model, *_ = quickstart
+    data = tmp_path / "data"
+    vqa_of_digits(data)
+    for size in (1, 32):
+        done = subprocess.run(
+            evaluated(model, data, tmp_path / str(size), size), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    cut = tmp_path / "cut"
+    for shots in ("0_shot.shuffled", "2_shot"):  # killed while these are written
+        process = subprocess.Popen(evaluated(model, data, cut, 8), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        partial = cut / f"{shots}.jsonl.partial"
+        while process.poll() is None and not (partial.is_file() and partial.stat().st_size):
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(evaluated(model, data, cut, 32), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    ways = ("", ".shuffled", ".blind")
+    files = [f"{n}_shot{way}.jsonl" for n in (0, 1, 2, 4) for way in ways]
+    assert sorted(f.name for f in cut.glob("*.jsonl*")) == sorted(files)
+    for name in (*files, "scores.json"):
+        texts = {(tmp_path / folder / name).read_text() for folder in ("1", "32", "cut")}
+        assert len(texts) == 1, name
+    scores = json.loads((cut / "scores.json").read_text())["scores"]
+    for shots in ("0", "4"):
+        assert scores[shots]["model"]["accuracy"] > 90
+        assert scores[shots]["blind"]["accuracy"] < 45
+        assert scores[shots]["shuffled"]["accuracy"] < 45
+    line = json.loads((cut / "4_shot.jsonl").read_text().splitlines()[3])
+    assert line["prompt"].count("[image]Q: ") == 5
+    assert len(line["shots"]) == 4
+    assert line["score"] in (0, 100)
+    table = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "magma.cli",
+            "eval",
+            "score",
+            "vqa2",
+            str(cut / "0_shot.jsonl"),
+            "--json",
+            str(cut / "s"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert table.returncode == 0, table.stderr
+    assert json.loads((cut / "s").read_text())["accuracy"] == scores["0"]["model"]["accuracy"]
 
 
 def test_two_processes_reach_the_same_loss(tmp_path: Path) -> None:

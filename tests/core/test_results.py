@@ -138,6 +138,20 @@ def test_anyones_predictions_are_scored(tmp_path: Path) -> None:
     assert score_file(Counted(PartConfig(), 0), file) == {"count_accuracy": 0.5, "per_item": [1.0, 0.0]}
 
 
+def test_the_program_scores_as_the_official_evaluation_does(tmp_path: Path) -> None:
+    """All 400 golden cases, from a file of predictions."""
+    golden = json.loads((Path(__file__).parents[1] / "golden/vqa_accuracy.json").read_text())
+    file = tmp_path / "predictions.jsonl"
+    file.write_text("".join(json.dumps({k: case[k] for k in ("prediction", "answers")}) + "\n" for case in golden))
+    done = CliRunner().invoke(cli.cli, ["eval", "score", "vqa2", str(file), "--json", str(tmp_path / "out.json")])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    expected = [case["accuracy"] for case in golden]
+    assert len(expected) == 400
+    assert found["per_item"] == pytest.approx(expected, abs=1e-9)
+    assert found["accuracy"] == pytest.approx(sum(expected) / 400, abs=1e-9)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ OURS = [entry for entry in installed().entries() if entry.plugin.distribution ==
     ids=lambda value: f"{value.kind} {value.name}" if isinstance(value, Entry) else value.__name__,
 )
 def test_a_shipped_part_keeps_its_promises(entry: Entry, check: testing.Check, tmp_path: Path) -> None:
+    if entry.name in ("coco_captions", "nocaps") and shutil.which("java") is None:
+        pytest.skip("captions are scored with Java, which is not here")
     check(testing.Subject(entry.part, entry.part.trial(tmp_path)))
 
 
