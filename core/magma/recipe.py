@@ -236,7 +236,7 @@ class Recipe(_Table):
 
     name: str
     description: str = ""
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     lm: Use
     init: Init = Init()
     inputs: dict[str, InputTable] = {}
