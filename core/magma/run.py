@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .errors import RecipeError, TrainingError
+from .errors import LACKING, RecipeError, TrainingError
 from .evaluate import BASELINES, evaluate
 from .interfaces import Task
 from .model import Magma
@@ -120,7 +120,7 @@ def alone(out: Path) -> Iterator[None]:
 def check(recipe: Recipe) -> None:
     """Raise `RecipeError` with all that this machine lacks to run it."""
     if missing := recipe.problems():
-        raise RecipeError(f"{recipe.name} cannot run on this machine", missing)
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, LACKING)
 
 
 def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
