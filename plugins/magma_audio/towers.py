@@ -210,7 +210,7 @@ class Tower(AudioEncoder):
                 return load(where, **how)
         except Exception as error:  # safetensors', torch's unpickler's, the hub's client's, the library's own
             given = f"given {self.config.weights!r}, which cannot be read"
-            raise PartError(f"{self.name}.weights: {given}: {_first_line(error)} {ALLOWED}") from error
+            raise PartError(f"{self.name}.weights: {given}: {_first_line(error).rstrip('.')}. {ALLOWED}") from error
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """A recording to [s], or to frames [f, m], as the library's feature extractor does it. `rng` is not used."""

@@ -115,7 +115,7 @@ def first_line(error: Exception) -> str:
 
 def unreadable(what: str, source: str, error: Exception) -> str:
     """What to say of weights or a tokenizer that are no such thing."""
-    return f"lm.{what}: given {source!r}, which cannot be read: {first_line(error)} {_allowed()}"
+    return f"lm.{what}: given {source!r}, which cannot be read: {first_line(error).rstrip('.')}. {_allowed()}"
 
 
 def _allowed() -> str:
