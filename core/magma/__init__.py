@@ -19,7 +19,7 @@ from .errors import (
     did_you_mean,
 )
 from .hookspecs import API_VERSION, hookimpl
-from .hub import hub_problem
+from .hub import at_hand, hub_has, hub_problem, is_folder, source_problems
 
 if TYPE_CHECKING:
     from .assemble import assemble
@@ -111,14 +111,18 @@ __all__ = [
     "Trial",
     "Weights",
     "assemble",
+    "at_hand",
     "did_you_mean",
     "evaluate",
     "hookimpl",
+    "hub_has",
     "hub_problem",
+    "is_folder",
     "load",
     "run",
     "save",
     "save_tensors",
+    "source_problems",
 ]
 
 

@@ -277,7 +277,7 @@ class Causal(Transformers):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
-        return files.lacking(config.weights, config.tokenizer, "config.json", files.WEIGHTS)
+        return files.lacking(config.weights, config.tokenizer, ("config.json",), files.WEIGHTS)
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, OURS, architecture, build, library
+from magma_lms import files
 from magma_lms.causal import Causal, Transformers
 from magma_lms.gptj import GPTJ
 from torch import Tensor, nn
@@ -330,6 +331,20 @@ def test_sizes_stand_in_for_a_config_that_is_not_there(tmp_path: Path) -> None:
     again = GPTJ.build(weights=str(tmp_path), **sizes)
     lm.freeze(), again.freeze()
     assert torch.equal(run(again, TOKENS), run(lm, TOKENS))
+
+
+def test_torchs_own_format_is_read_where_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magma_lms.files.hub_has", lambda _, pattern: pattern in listed)
+    for listed, expected in ((["*.safetensors", "pytorch_model*.bin"], True), (["pytorch_model*.bin"], False)):
+        assert files.has_safetensors("some/name") is expected
+        for pattern in listed:
+            (tmp_path / pattern.replace("*", "model")).touch()
+        assert files.has_safetensors(str(tmp_path)) is expected
+        for file in tmp_path.iterdir():
+            file.unlink()
+    listed = []
+    assert files.has_safetensors("some/name")  # whoever reads the weights says what is wrong
+    assert files.has_safetensors(str(tmp_path))
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
