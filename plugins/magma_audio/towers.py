@@ -484,11 +484,8 @@ class Ast(Tower):
 
     @staticmethod
     def library() -> tuple[Any, Any, Any]:
-        from torchaudio.compliance import kaldi
         from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-        if kaldi.EPSILON.is_meta:  # whoever imported it first was building something on meta, and it has no value
-            kaldi.EPSILON = torch.tensor(torch.finfo(torch.float).eps, device="cpu")
         return ASTConfig, ASTModel, ASTFeatureExtractor
 
     def sizes(self) -> dict[str, Any]:

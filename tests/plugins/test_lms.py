@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -234,6 +236,23 @@ def test_the_bundled_models_tokenizer_gives_text_back_as_it_was() -> None:
     text = " two  spaces , a comma<|endoftext|>"
     assert lm.decode(lm.encode(text)) == text
     assert lm.encode("") == []
+
+
+FIRST = """
+import torch
+from magma_lms.causal import Causal
+with torch.device("meta"):
+    Causal(Causal.Config(architecture={"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}))
+from torchaudio.compliance import kaldi
+print(kaldi.EPSILON.item())
+"""
+
+
+def test_what_the_library_imports_on_the_way_keeps_its_values() -> None:
+    """Its model's modules are imported when the model is built, on meta too; torchaudio's are, and have constants."""
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    assert float(done.stdout) == torch.finfo(torch.float32).eps
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -98,15 +98,6 @@ def test_ast_hears_as_its_library_does(samples: int) -> None:
     assert len(item) == 1 + (samples - 400) // 160
 
 
-def test_ast_hears_although_its_library_was_first_imported_on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As it is where a language model of transformers was built there before."""
-    from torchaudio.compliance import kaldi
-
-    monkeypatch.setattr(kaldi, "EPSILON", kaldi.EPSILON.to("meta"))
-    assert bool(small(Ast).prepare((noise(1600), 16000)).isfinite().all())
-    assert kaldi.EPSILON.item() == torch.finfo(torch.float32).eps
-
-
 @pytest.mark.parametrize("samples", [1, 48000, 313_131, 480_000])
 def test_clap_hears_as_its_library_does(samples: int) -> None:
     wave = noise(samples)
