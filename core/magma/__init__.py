@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .recipe import LocalPath, Recipe, Weights
     from .run import run
     from .segments import Batch, Example, Media, Text, Tokens
+    from .tensors import read_tensors
 
 # Imported at first use: `import magma` is quick, torch is not.
 _HOME = {
@@ -67,6 +68,7 @@ _HOME = {
     "recipe": ["LocalPath", "Recipe", "Weights"],
     "run": ["run"],
     "segments": ["Batch", "Example", "Media", "Text", "Tokens"],
+    "tensors": ["read_tensors"],
 }
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
 
@@ -119,6 +121,7 @@ __all__ = [
     "hub_problem",
     "is_folder",
     "load",
+    "read_tensors",
     "run",
     "save",
     "save_tensors",

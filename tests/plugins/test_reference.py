@@ -251,6 +251,17 @@ class _Runs:
         return (os.mkdir, ("was_here",))
 
 
+def test_a_transposed_weight_is_taken(tmp_path: Path) -> None:
+    """Dense, but in another order than safetensors writes."""
+    state = state_of("seq_ff4")
+    turned = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in state.items()}
+    assert not turned["lm.lm_head.weight"].is_contiguous()
+    torch.save(turned, tmp_path / "in.pt")
+    to_folder(tmp_path / "in.pt", tmp_path / "model")
+    to_file(tmp_path / "model", tmp_path / "out.safetensors")
+    assert same(read(tmp_path / "out.safetensors")[0], state)
+
+
 @pytest.mark.parametrize("level", ["top", "module", "tensor"])
 def test_a_pickle_that_would_run_code_is_refused(level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
