@@ -77,6 +77,26 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
     if out.suffix not in (".pt", ".safetensors"):
         raise CheckpointError(f"given {out}; allowed: a file that ends in .pt or .safetensors")
     _refuse_existing(out)
+    aside = out.with_name(f".{out.name}.partial")
+    aside.touch()  # at once, where it cannot be written; and with the mode that a new file has
+    mode = aside.stat().st_mode
+    try:
+        state, notes, mapped = _exported(folder)
+        if out.suffix == ".pt":
+            torch.save({"module": state, **notes.get("top", {})} if notes.get("module", True) else state, aside)
+        else:
+            from safetensors.torch import save_file
+
+            save_file({name: tensor.clone() for name, tensor in state.items()}, aside)
+            aside.chmod(mode)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+    return list(_told({theirs: ours for ours, theirs in mapped.items()}))
+
+
+def _exported(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """A model's tensors by their names, what an import noted of its file, and our names to theirs."""
     model = magma.load(folder)
     sizes = _sizes_of(model)
     notes = json.loads((folder / NOTES).read_text(encoding="utf-8")) if (folder / NOTES).is_file() else {}
@@ -88,18 +108,7 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
         state |= {f"{sizes.attention(layer)}.{key}": table for key, table in {**tables, "bias": mask}.items()}
     if notes.get("aliases", True):
         state |= {other: state[name] for name in list(state) if (other := alias(name))}
-    aside = out.with_name(f".{out.name}.partial")
-    try:
-        if out.suffix == ".pt":
-            torch.save({"module": state, **notes.get("top", {})} if notes.get("module", True) else state, aside)
-        else:
-            from safetensors.torch import save_file
-
-            save_file({name: tensor.clone() for name, tensor in state.items()}, aside)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
-    return list(_told({theirs: ours for ours, theirs in mapped.items()}))
+    return state, notes, mapped
 
 
 # The file
