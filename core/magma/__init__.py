@@ -19,7 +19,7 @@ from .errors import (
     did_you_mean,
 )
 from .hookspecs import API_VERSION, hookimpl
-from .hub import hub_problem
+from .hub import at_hand, hub_has, hub_problem, is_folder, source_problems
 
 if TYPE_CHECKING:
     from .assemble import assemble
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .recipe import LocalPath, Recipe, Weights
     from .run import run
     from .segments import Batch, Example, Media, Text, Tokens
+    from .tensors import read_tensors
 
 # Imported at first use: `import magma` is quick, torch is not.
 _HOME = {
@@ -67,6 +68,7 @@ _HOME = {
     "recipe": ["LocalPath", "Recipe", "Weights"],
     "run": ["run"],
     "segments": ["Batch", "Example", "Media", "Text", "Tokens"],
+    "tensors": ["read_tensors"],
 }
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
 
@@ -111,14 +113,19 @@ __all__ = [
     "Trial",
     "Weights",
     "assemble",
+    "at_hand",
     "did_you_mean",
     "evaluate",
     "hookimpl",
+    "hub_has",
     "hub_problem",
+    "is_folder",
     "load",
+    "read_tensors",
     "run",
     "save",
     "save_tensors",
+    "source_problems",
 ]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -66,6 +67,7 @@ def written_aside(folder: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        _share(aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -77,6 +79,17 @@ def written_aside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old)
     else:
         aside.rename(folder)
+
+
+def _share(folder: Path) -> None:
+    """Give each file the mode that the umask gives a new one: safetensors writes for its owner alone."""
+    new = folder / ".new"
+    new.touch()
+    allowed = stat.S_IMODE(new.stat().st_mode)
+    new.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and allowed & ~(mode := stat.S_IMODE(path.stat().st_mode)):
+            path.chmod(mode | allowed)
 
 
 def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path:

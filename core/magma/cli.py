@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -40,6 +41,7 @@ cli.add_typer(evals, name="eval")
 export = cli.group("export", "Write models in other formats.")
 runs = cli.group("run", "What the folders of runs tell.")
 
+RUNS = Path("runs")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as train.lr=1e-4.")
 ]
@@ -70,14 +72,18 @@ def recipe_run(
         from .recipe import Recipe
 
         loaded = Recipe.load(recipe, overrides or ())
-        out = out or Path("runs") / loaded.name
+        out = out or RUNS / loaded.name
         words = ["recipe", "run", recipe, "--out", str(out)]
         words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing")
-        from .run import check, launch, run
+        from .run import alone, check, check_folder, launch, run
 
         if several:
             check(loaded)
+            if hostfile is None:  # other hosts may have other disks
+                check_folder(out, resume)
+                with alone(out):
+                    pass
         else:
             report = run(loaded, out, resume=resume, watcher=screen.watcher())
             if report:
@@ -91,7 +97,7 @@ def recipe_run(
 @recipes.command("matrix")
 def recipe_matrix(
     sources: Annotated[list[str], typer.Argument(metavar="RECIPES...", help="TOML files, or names of bundled ones.")],
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/matrix"),
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RUNS / "matrix",
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeat it for several; 0 by default.")] = None,
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes of each run on this machine, one a GPU.")] = 1,
@@ -391,6 +397,42 @@ def main() -> None:
     except MagmaError as error:
         typer.echo(f"magma: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        problem = _of_the_disk(error, [*sys.argv[1:], str(RUNS)])
+        if problem is None:
+            raise
+        typer.echo(f"magma: {problem}", err=True)
+        sys.exit(2)
+
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+"""Whatever path it is, the disk or its owner says no."""
+
+
+def _of_the_disk(error: OSError, words: list[str]) -> str | None:
+    """What keeps a path of the user's from being read or written; None for what may be a mistake of ours.
+
+    `words` are those of the command line, and what stands for one that was not given: the user's paths.
+    """
+    reason = error.strerror or str(error)
+    if not isinstance(error.filename, str | bytes):
+        return reason if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    path = os.fsdecode(error.filename)
+    named = (_said_of(path, word.rpartition("=")[2], error.errno) for word in words)
+    said = next(filter(None, named), path if error.errno in _REFUSED else None)
+    return said and f"{said} cannot be read or written: {reason}"
+
+
+def _said_of(path: str, word: str, number: int | None) -> str | None:
+    """How a path is called that a word names, or that is above it, inside it, or beside it to take its place."""
+    found, wanted = Path(os.path.realpath(path)), Path(os.path.realpath(word))
+    if not word:
+        return None
+    if found.parent == wanted.parent and (found == wanted or found.name.startswith(f".{wanted.name}.")):
+        return word
+    # Inside it the program itself has to know which files there are.
+    inside = wanted in found.parents and number != errno.ENOENT
+    return path if inside or found in wanted.parents else None
 
 
 if __name__ == "__main__":

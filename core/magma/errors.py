@@ -10,14 +10,19 @@ class MagmaError(Exception):
     """Something the user can put right. The message says where, what was given and what is allowed."""
 
 
-class RecipeError(MagmaError):
-    """One or more mistakes in a recipe, all of them at once."""
+LACKING = ("thing is missing", "things are missing")
+"""What a `RecipeError` counts where nothing is wrong with the recipe itself."""
 
-    def __init__(self, origin: str, problems: Iterable[str]) -> None:
+
+class RecipeError(MagmaError):
+    """One or more mistakes in a recipe, or things that it asks for and this machine lacks; all of them at once."""
+
+    def __init__(self, origin: str, problems: Iterable[str], what: tuple[str, str] = ("mistake", "mistakes")) -> None:
+        """`what` says what one problem is, and what several are."""
         self.problems = list(problems)
         count = len(self.problems)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"{origin}: {count} mistake{'s' if count != 1 else ''}\n{lines}")
+        super().__init__(f"{origin}: {count} {what[count != 1]}\n{lines}")
 
 
 class PluginError(MagmaError):

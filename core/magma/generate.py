@@ -5,7 +5,7 @@ Axes: b batch, t tokens, d language-model width, v vocabulary.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Decoding:
     def __post_init__(self) -> None:
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
             raise InputError(f"max_tokens is {self.max_tokens!r}; allowed: 1 or more")
-        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature < math.inf:
+        if not isinstance(self.temperature, int | float) or not 0 <= self.temperature <= sys.float_info.max:
             raise InputError(f"temperature is {self.temperature!r}; allowed: 0 (greedy) or more")
         if not isinstance(self.top_k, int) or self.top_k < 0:
             raise InputError(f"top_k is {self.top_k!r}; allowed: 0 (all tokens) or more")
@@ -39,6 +39,8 @@ class Decoding:
         for stop in self.stop:
             if not isinstance(stop, str) or not stop:
                 raise InputError(f"stop holds {stop!r}; allowed: strings that are not empty")
+        if self.seed is not None and not (isinstance(self.seed, int) and -(2**63) <= self.seed < 2**64):
+            raise InputError(f"seed is {self.seed!r}; allowed: -2**63 to 2**64 - 1, or none")
 
 
 def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = None) -> Tensor:
@@ -48,7 +50,9 @@ def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = No
     """
     if how.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float() / how.temperature
+    # Below the highest, so that the coldest temperature leaves that one at 0 and sends the others to minus infinity.
+    logits = logits.float()
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(how.temperature, torch.finfo(torch.float32).tiny)
     if how.top_k:
         least = logits.topk(min(how.top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

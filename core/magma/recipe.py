@@ -26,7 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import PluginError, RecipeError, did_you_mean
+from .errors import LACKING, PluginError, RecipeError, did_you_mean
 from .interfaces import Part, PartConfig, Place
 from .registry import installed
 
@@ -236,7 +236,7 @@ class Recipe(_Table):
 
     name: str
     description: str = ""
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**63)
     lm: Use
     init: Init = Init()
     inputs: dict[str, InputTable] = {}
@@ -413,13 +413,13 @@ def build_part(
     for override in overrides:
         _override(table, override, problems)
     checked = _check_part(name, kind, table, {"folder": Path.cwd()}, problems)
-    if not problems:
-        part: Any = installed().find(kind, name).part
-        config = part.Config.model_validate({key: value for key, value in checked.items() if key != "use"})
-        problems += part.problems(config) if needs_files else []
-        if not problems:
-            return part(config, *context)
-    raise RecipeError(f"{kind} {name}", problems)
+    if problems:
+        raise RecipeError(f"{kind} {name}", problems)
+    part: Any = installed().find(kind, name).part
+    config = part.Config.model_validate({key: value for key, value in checked.items() if key != "use"})
+    if needs_files and (missing := part.problems(config)):
+        raise RecipeError(f"{kind} {name}", missing, LACKING)
+    return part(config, *context)
 
 
 # Reading

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .errors import RecipeError, TrainingError
+from .errors import LACKING, RecipeError, TrainingError
 from .evaluate import BASELINES, evaluate
 from .interfaces import Task
 from .model import Magma
@@ -53,10 +53,7 @@ def run(
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
     check(recipe)
     out = Path(out)
-    if not resume and (out / checkpoint.CHECKPOINTS).exists():
-        raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
-    if resume and not (out / checkpoint.RECIPE).is_file():
-        raise TrainingError(f"{out} holds no run to go on with: start one without --resume")
+    check_folder(out, resume)
     if int(os.environ.get("RANK", 0)):
         train(recipe, out, resume=resume, watcher=watcher)
         return {}
@@ -120,7 +117,15 @@ def alone(out: Path) -> Iterator[None]:
 def check(recipe: Recipe) -> None:
     """Raise `RecipeError` with all that this machine lacks to run it."""
     if missing := recipe.problems():
-        raise RecipeError(f"{recipe.name} cannot run on this machine", missing)
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, LACKING)
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Raise `TrainingError` where a run that begins would overwrite another one, or one that goes on has not begun."""
+    if not resume and (out / checkpoint.CHECKPOINTS).exists():
+        raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
+    if resume and not (out / checkpoint.RECIPE).is_file():
+        raise TrainingError(f"{out} holds no run to go on with: start one without --resume")
 
 
 def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -21,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Features, PartConfig, PartError, Trial, Weights, hub_problem
+from magma import Features, PartConfig, PartError, Trial, Weights, at_hand, hub_has, is_folder, source_problems
 
 from .sound import PADDING, AudioEncoder, recordings_for_trial
 
@@ -123,13 +122,7 @@ class Tower(AudioEncoder):
         source = config.weights
         if source is None:
             return []
-        if not _is_local(source):
-            problem = hub_problem(source, "config.json")
-            return [f"weights: {problem}"] if problem else []
-        if not Path(source).is_dir():
-            return [f"weights: given {source!r}, which is no folder"]
-        wanted = (("config.json",), WEIGHTS)
-        return [f"weights: {source} has no {' or '.join(any_of)}" for any_of in wanted if not _has(source, *any_of)]
+        return [f"weights: {problem}" for problem in source_problems(source, ("config.json",), WEIGHTS)]
 
     def _config_json(self) -> dict[str, Any] | None:
         """The audio tower's fields of config.json; None where there is none at hand, and none to be had.
@@ -138,7 +131,7 @@ class Tower(AudioEncoder):
         """
         source = self.config.weights
         where = source and _place(source, "config.json")
-        if source is None or (where is None and not _is_local(source)):
+        if source is None or (where is None and not is_folder(source)):
             return None
         if where is None:
             raise PartError(self._absent("config.json"))
@@ -210,7 +203,7 @@ class Tower(AudioEncoder):
                 return load(where, **how)
         except Exception as error:  # safetensors', torch's unpickler's, the hub's client's, the library's own
             given = f"given {self.config.weights!r}, which cannot be read"
-            raise PartError(f"{self.name}.weights: {given}: {_first_line(error)} {ALLOWED}") from error
+            raise PartError(f"{self.name}.weights: {given}: {_first_line(error).rstrip('.')}. {ALLOWED}") from error
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """A recording to [s], or to frames [f, m], as the library's feature extractor does it. `rng` is not used."""
@@ -491,11 +484,8 @@ class Ast(Tower):
 
     @staticmethod
     def library() -> tuple[Any, Any, Any]:
-        from torchaudio.compliance import kaldi
         from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
 
-        if kaldi.EPSILON.is_meta:  # whoever imported it first was building something on meta, and it has no value
-            kaldi.EPSILON = torch.tensor(torch.finfo(torch.float).eps, device="cpu")
         return ASTConfig, ASTModel, ASTFeatureExtractor
 
     def sizes(self) -> dict[str, Any]:
@@ -628,29 +618,11 @@ def _filled(x: Tensor, real: Tensor, value: Tensor, frames: int) -> Tensor:
     return torch.cat([torch.where(real[..., None], x, value), value.expand(b, frames - f, m)], dim=1)
 
 
-def _is_local(source: str) -> bool:
-    """Is this a folder, going by how it is written, or because there is one?"""
-    path = Path(source)
-    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.is_dir()
-
-
-def _has(folder: str | Path, *any_of: str) -> bool:
-    return any(found for pattern in any_of for found in Path(folder).glob(pattern))
-
-
 def _place(source: str, *any_of: str) -> str | None:
     """What to read a file from: a folder or the cache's, else the name, where the hub has it; None: it is not there."""
-    if _is_local(source):
-        return source if _has(source, *any_of) else None
-    import huggingface_hub
-
-    cached = huggingface_hub.try_to_load_from_cache(source, "config.json")
-    if isinstance(cached, str) and _has(Path(cached).parent, *any_of):
-        return str(Path(cached).parent)
-    if hub_problem(source):
-        return None
-    files = huggingface_hub.list_repo_files(source)
-    return source if any(fnmatch(file, pattern) for file in files for pattern in any_of) else None
+    if found := at_hand(source, *any_of):
+        return str(found)
+    return source if not is_folder(source) and hub_has(source, *any_of) else None
 
 
 def _first_line(error: Exception) -> str:

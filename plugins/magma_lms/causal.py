@@ -48,7 +48,7 @@ class Transformers(FrozenLM):
     """Any model of transformers of a family that the plugin can name."""
 
     def __init__(self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any) -> None:
-        from transformers import AutoModelForCausalLM
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
         super().__init__(config)
         self._weights, self._tokenizer_source, self._architecture = weights, tokenizer, architecture
@@ -63,6 +63,8 @@ class Transformers(FrozenLM):
         self.vocab = architecture.vocab_size
         self.eos = _end_of_text(architecture)
         self._undo: list[Callable[[], None]] = []
+        with torch.device("cpu"):  # the class's module is imported when it is asked for, and others that make tensors
+            MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
         try:
             with torch.device("meta"):
                 self.model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=torch.float32)
@@ -277,7 +279,7 @@ class Causal(Transformers):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
-        return files.lacking(config.weights, config.tokenizer, "config.json", files.WEIGHTS)
+        return files.lacking(config.weights, config.tokenizer, ("config.json",), files.WEIGHTS)
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magma import PartError, hub_problem
+from magma import PartError, at_hand, hub_has, hub_problem, is_folder, source_problems
 
 BUNDLED = "bundled:"
-WEIGHTS = "*.safetensors or pytorch_model*.bin"
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
@@ -24,77 +24,34 @@ def location(source: str) -> str:
     return str(BUNDLED_FOLDER / source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else source
 
 
-def is_local(source: str) -> bool:
-    """Is this a folder, going by how it is written, or because there is one?"""
-    path = Path(source)
-    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.is_dir()
+def lacking(weights: str | None, tokenizer: str | None, *files: tuple[str, ...]) -> list[str]:
+    """What keeps weights (a folder has one of each of `files`) and tokenizer from being had."""
+    return [*_problems("weights", weights, *files), *_problems("tokenizer", tokenizer, cached="tokenizer_config.json")]
 
 
-def missing(what: str, source: str | None, *files: str) -> list[str]:
-    """What keeps `source` from being read, as far as the disk tells: a folder holds each of `files`."""
+def _problems(what: str, source: str | None, *files: tuple[str, ...], cached: str = "config.json") -> list[str]:
     if source is None:
         return []
     if source.startswith(BUNDLED):
         known = bundled()
         found = source.removeprefix(BUNDLED) in known
         return [] if found else [f"{what}: given {source!r}; bundled are {', '.join(known) or 'none'}"]
-    if not is_local(source):
-        return []
-    path = Path(source)
-    if not path.is_dir():
-        return [f"{what}: given {source!r}, which is no folder"]
-    return [
-        f"{what}: {source} has no {wanted}"
-        for wanted in files
-        if not any(found for pattern in wanted.split(" or ") for found in path.glob(pattern))
-    ]
-
-
-def lacking(weights: str | None, tokenizer: str | None, *files: str) -> list[str]:
-    """What keeps weights (a folder has each of `files`) and tokenizer from being had."""
-    return [
-        *missing("weights", weights, *files),
-        *_not_at_hand("weights", weights, "config.json"),
-        *missing("tokenizer", tokenizer),
-        *_not_at_hand("tokenizer", tokenizer, "tokenizer_config.json"),
-    ]
-
-
-def _not_at_hand(what: str, source: str | None, file: str) -> list[str]:
-    """A hub name that cannot be had."""
-    if source is None or source.startswith(BUNDLED) or is_local(source):
-        return []
-    problem = hub_problem(source, file)
-    return [f"{what}: {problem}"] if problem else []
+    return [f"{what}: {problem}" for problem in source_problems(source, *files, cached=cached)]
 
 
 def has_safetensors(source: str) -> bool:
-    """Weights are read as safetensors, unless a folder or a cached hub name has only torch's own format."""
-    folder = Path(location(source))
-    if not folder.is_dir():
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(source, "config.json")
-        if not isinstance(found, str):
-            return _hub_has_safetensors(source)
-        folder = Path(found).parent
-    return any(folder.glob("*.safetensors")) or not any(folder.glob("pytorch_model*.bin"))
-
-
-def _hub_has_safetensors(name: str) -> bool:
-    import huggingface_hub
-
-    try:
-        return any(file.endswith(".safetensors") for file in huggingface_hub.list_repo_files(name))
-    except Exception:  # its HTTP library's own; whoever reads the weights says what is wrong
-        return True
+    """Weights are read as safetensors, unless there are only some in torch's own format: here, else on the hub."""
+    where = location(source)
+    has = at_hand if is_folder(where) or at_hand(where, *WEIGHTS) else hub_has
+    safe, other = WEIGHTS
+    return bool(has(where, safe)) or not has(where, other)
 
 
 def read(what: str, source: str, load: Callable[..., Any], **how: Any) -> Any:
     """`load` a folder, or a hub name: from the cache, else from the hub."""
-    if problems := missing(what, source):
-        raise PartError(f"lm.{problems[0]}. {_allowed()}")
     where = location(source)
+    if is_folder(where) and not Path(where).is_dir():
+        raise PartError(f"lm.{_problems(what, source)[0]}. {_allowed()}")
     try:
         if Path(where).is_dir():
             return load(where, **how)
@@ -115,7 +72,7 @@ def first_line(error: Exception) -> str:
 
 def unreadable(what: str, source: str, error: Exception) -> str:
     """What to say of weights or a tokenizer that are no such thing."""
-    return f"lm.{what}: given {source!r}, which cannot be read: {first_line(error)} {_allowed()}"
+    return f"lm.{what}: given {source!r}, which cannot be read: {first_line(error).rstrip('.')}. {_allowed()}"
 
 
 def _allowed() -> str:

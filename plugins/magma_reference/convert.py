@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +77,26 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
     if out.suffix not in (".pt", ".safetensors"):
         raise CheckpointError(f"given {out}; allowed: a file that ends in .pt or .safetensors")
     _refuse_existing(out)
+    aside = out.with_name(f".{out.name}.partial")
+    aside.touch()  # at once, where it cannot be written; and with the mode that a new file has
+    mode = aside.stat().st_mode
+    try:
+        state, notes, mapped = _exported(folder)
+        if out.suffix == ".pt":
+            torch.save({"module": state, **notes.get("top", {})} if notes.get("module", True) else state, aside)
+        else:
+            from safetensors.torch import save_file
+
+            save_file({name: tensor.clone() for name, tensor in state.items()}, aside)
+            aside.chmod(mode)
+        aside.replace(out)
+    finally:
+        aside.unlink(missing_ok=True)
+    return list(_told({theirs: ours for ours, theirs in mapped.items()}))
+
+
+def _exported(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+    """A model's tensors by their names, what an import noted of its file, and our names to theirs."""
     model = magma.load(folder)
     sizes = _sizes_of(model)
     notes = json.loads((folder / NOTES).read_text(encoding="utf-8")) if (folder / NOTES).is_file() else {}
@@ -89,106 +108,17 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
         state |= {f"{sizes.attention(layer)}.{key}": table for key, table in {**tables, "bias": mask}.items()}
     if notes.get("aliases", True):
         state |= {other: state[name] for name in list(state) if (other := alias(name))}
-    aside = out.with_name(f".{out.name}.partial")
-    try:
-        if out.suffix == ".pt":
-            torch.save({"module": state, **notes.get("top", {})} if notes.get("module", True) else state, aside)
-        else:
-            from safetensors.torch import save_file
-
-            save_file({name: tensor.clone() for name, tensor in state.items()}, aside)
-        aside.replace(out)
-    finally:
-        aside.unlink(missing_ok=True)
-    return list(_told({theirs: ours for ours, theirs in mapped.items()}))
+    return state, notes, mapped
 
 
 # The file
 
 
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a checkpoint, mapped into memory, and what else its top level says. Nothing of it is executed."""
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
-        raise CheckpointError(f"{file} {what}; allowed: a .pt file of torch.save, or a .safetensors file")
-    top: dict[str, Any] = {}
-    if file.suffix == ".safetensors":
-        found, level = _read_safetensors(file), False
-    else:
-        loaded = _read_torch(file)
-        if not isinstance(loaded, dict):
-            raise CheckpointError(f"{file} holds a {type(loaded).__name__}; allowed: a dictionary of tensors")
-        level = isinstance(loaded.get("module"), dict)
-        found = loaded["module"] if level else loaded
-        if level:
-            top = {k: v for k, v in loaded.items() if isinstance(v, str | int | float | bool | None) and k != "module"}
-    for name, tensor in found.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{file}: {name!r} is a {type(tensor).__name__}; allowed: tensors by name")
-        if (
-            tensor.layout is not torch.strided
-            or tensor.is_quantized
-            or tensor.is_complex()
-            or not tensor.is_contiguous()
-        ):
-            raise CheckpointError(f"{file}: {name} is not a plain dense tensor")
-    return dict(found), {"module": level, "top": top}
-
-
-def _read_safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
-
-
-def _read_torch(file: Path) -> Any:
-    """Every byte is checked against the archive's own sums before torch sees it."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in archive.infolist()):
-                raise CheckpointError(f"{file} is a compressed archive; allowed: one that torch.save wrote")
-            names = [entry.filename for entry in archive.infolist()]
-            if len(set(names)) < len(names):
-                raise CheckpointError(f"{file} holds two entries of one name; allowed: one that torch.save wrote")
-            damaged = archive.testzip()
-            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
-    except CheckpointError:
-        raise
-    except Exception as error:  # zipfile raises whatever the bytes make it stumble over
-        raise CheckpointError(
-            f"{file} is no archive of torch.save, or is cut off: {type(error).__name__}: {error}"
-        ) from error
-    if damaged is not None:
-        raise CheckpointError(f"{file} is damaged: {damaged} is not what was written")
-    storages: list[Any] = []
-
-    def keep(storage: Any, _: str) -> Any:
-        storages.append(storage)
-        return storage
-
-    try:
-        loaded = torch.load(file, map_location=keep, weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler raises whatever the bytes make it stumble over
-        raise CheckpointError(f"{file} is refused: {_reason(error)}") from error
-    # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
-    asked = [storage.nbytes() for storage in sorted(storages, key=lambda storage: storage.data_ptr())]
-    stored = [entry.file_size for entry in entries if entry.filename.partition("/")[2].startswith("data/")]
-    if [size for size in asked if size] != [size for size in stored if size]:
-        raise CheckpointError(f"{file} is damaged: its tensors are not of the sizes that are stored")
-    return loaded
-
-
-def _reason(error: Exception) -> str:
-    """What was wrong, without torch's advice to load it all the same."""
-    found = re.search(r"GLOBAL (\S+)|function (\S+)|Unsupported (?:class|operand) (\S+)", str(error))
-    if found:
-        wanted = next(group for group in found.groups() if group)
-        return f"it is not made of tensors alone, but asks for {wanted}; nothing of it was executed"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    """The tensors of a checkpoint, mapped into memory, and what else its top level says."""
+    found, top = magma.read_tensors(file, "module")
+    said = {k: v for k, v in top.items() if isinstance(v, str | int | float | bool | None)}
+    return found, {"module": bool(top), "top": said}
 
 
 # Checks

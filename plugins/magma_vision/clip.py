@@ -169,5 +169,5 @@ def _download(model: str, tag: str) -> str:
     except Exception as error:  # the hub's client and urllib raise many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise PartError(
-            f"clip pretrained: {model} {tag} cannot be downloaded: {reason} A file of its weights is allowed too"
+            f"clip pretrained: {model} {tag} cannot be downloaded: {reason.rstrip('.')}. A file of them is allowed too"
         ) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import random
-import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
-from magma import Encoder, Features, InputError, PartConfig, PartError, Trial
+from magma import CheckpointError, Encoder, Features, InputError, PartConfig, PartError, Trial, read_tensors
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
@@ -201,19 +200,8 @@ def _open(raw: Any, size: int) -> Image.Image:
 
 def read_state(path: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a torch file; never code."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        if path.endswith(".safetensors"):
-            return dict(load_file(path))
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch.load raises whatever its unpickler meets
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PartError(f"{path} cannot be read: {reason} Allowed: .safetensors, or a torch file of tensors") from (
-            error if isinstance(error, OSError | SafetensorError) else None
-        )
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise PartError(f"{path} is not a dictionary of tensors")
-    return {str(name).removeprefix("module."): t for name, t in found.items()}
+        found, _ = read_tensors(path, "state_dict")
+    except CheckpointError as error:
+        raise PartError(str(error)) from error
+    return {name.removeprefix("module."): tensor for name, tensor in found.items()}

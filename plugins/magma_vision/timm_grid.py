@@ -109,7 +109,7 @@ def timm_state(part: str, model: str, source: str | bool) -> dict[str, Tensor]:
     except Exception as error:  # the hub's client raises many kinds
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise PartError(
-            f"{part}: weights of {model} cannot be downloaded: {reason} A file of its weights is allowed too"
+            f"{part}: weights of {model} cannot be downloaded: {reason.rstrip('.')}. A file of them is allowed too"
         ) from error
     return state
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,24 @@ def test_nothing_is_half_written(tmp_path: Path) -> None:
         fail_half_way(tmp_path / "old")
     assert (tmp_path / "old/file").read_text() == "whole"
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_the_umask_says_who_may_read_a_folder(model: Magma, tmp_path: Path) -> None:
+    """safetensors writes for the owner alone; what somebody may do beyond that, such as run a file, is kept."""
+    before = os.umask(0o027)
+    try:
+        magma.save(model, tmp_path / "saved")
+        with written_aside(tmp_path / "other") as aside:
+            (aside / "in").mkdir()
+            save_file({"x": torch.zeros(1)}, aside / "in/x.safetensors")
+            (aside / "tool").touch(0o755)
+            (aside / "elsewhere").symlink_to(tmp_path / "gone")
+    finally:
+        os.umask(before)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*") if p.is_file()}
+    assert modes.pop("tool") == 0o750
+    assert set(modes) == {"recipe.toml", "manifest.json", "trained.safetensors", "x.safetensors"}
+    assert set(modes.values()) == {0o640}
 
 
 def test_fingerprints_see_values_shapes_and_types() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -66,6 +67,58 @@ def test_a_second_run_does_not_overwrite_the_first(run: tuple[Path, subprocess.C
     done = magma("recipe", "run", "quickstart", "--out", run[0], *QUICK)
     assert done.returncode == 2
     assert "holds a run already: choose another folder with --out, or go on with --resume" in done.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, processes: int) -> None:
+    (tmp_path / "file").touch()
+    done = magma("recipe", "run", "quickstart", "--out", "file/run", "--nproc", processes, *QUICK, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "magma: file/run cannot be read or written: Not a directory"
+    (tmp_path / "runs").touch()
+    done = magma("recipe", "run", "quickstart", "--nproc", processes, *QUICK, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("magma: runs")
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "runs"}
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError(errno.ENOENT, "gone", "out/x"), "out/x cannot be read or written: gone"),
+        (FileNotFoundError(errno.ENOENT, "gone", "out"), "out cannot be read or written: gone"),  # above it
+        (FileExistsError(errno.EEXIST, "there", "out/.x.partial"), "out/x cannot be read or written: there"),
+        (NotADirectoryError(errno.ENOTDIR, "a file", b"out/x/y"), "out/x/y cannot be read or written: a file"),
+        (PermissionError(errno.EACCES, "no", "/far"), "/far cannot be read or written: no"),
+        (OSError(errno.EROFS, "no", "far"), "far cannot be read or written: no"),
+        (OSError(errno.ENOSPC, "full"), "full"),
+        (FileNotFoundError(errno.ENOENT, "gone", "out/x/y"), None),  # its own files a program has to know
+        (FileNotFoundError(errno.ENOENT, "gone", "out/z"), None),
+        (FileNotFoundError(errno.ENOENT, "gone", "far"), None),
+        (FileNotFoundError("nothing more"), None),
+        (OSError(errno.EBADF, "closed", 7), None),
+        (PermissionError(errno.EPERM, "no such process"), None),
+    ],
+)
+def test_a_path_of_the_users_is_named_and_a_bug_is_a_traceback(
+    error: OSError, said: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from magma import cli
+
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "cli", fails)
+    monkeypatch.setattr(cli, "_add_plugin_commands", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["magma", "do", "--out=out/x", "--steps", "3"])
+    with pytest.raises(SystemExit if said else OSError) as ended:
+        cli.main()
+    if said:
+        assert isinstance(ended.value, SystemExit)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"magma: {said}\n"
+    else:
+        assert ended.value is error
 
 
 def test_generate_takes_segments_in_their_order(run: tuple[Path, Any], tmp_path: Path) -> None:

@@ -98,6 +98,19 @@ def test_top_k_and_temperature() -> None:
     assert (cold == 0).float().mean() > 0.98
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-38, 1e-30])
+def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.randn(50, 9, generator=torch.Generator().manual_seed(0)) * 100
+    assert torch.equal(choose(logits, Decoding(temperature=temperature)), logits.argmax(-1))
+    warm = choose(logits, Decoding(temperature=1e300), torch.Generator().manual_seed(0))
+    assert len(set(warm.tolist())) == 9  # all alike
+
+
+def test_the_largest_seeds_are_taken(model: Magma) -> None:
+    for seed in (2**64 - 1, -(2**63)):
+        assert isinstance(model.generate(PROMPTS[0], temperature=1.0, seed=seed, max_tokens=2), str)
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -107,6 +120,9 @@ def test_top_k_and_temperature() -> None:
         ({"top_k": -1}, "top_k is -1"),
         ({"max_tokens": "3"}, "max_tokens is '3'"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"seed": 2**64}, r"seed is 18446744073709551616; allowed: -2\*\*63 to 2\*\*64 - 1"),
+        ({"seed": 1.5}, "seed is 1.5"),
         ({"stop": ""}, "stop holds ''; allowed: strings that are not empty"),
         ({"temprature": 1.0}, 'no option "temprature".*Did you mean "temperature"'),
     ],

@@ -79,6 +79,7 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     [
         ({"lm": {"us": "toy"}}, "lm.use: missing"),
         ({"train": {"lr": 1.0, "batch_size": 1}}, "train: given .*; allowed: give either `samples` or `steps`"),
+        ({"seed": 2**63}, "seed: given 9223372036854775808; allowed: less than 9223372036854775808"),
         ({"trian": {}}, 'trian: given {}, an unknown key. Did you mean "train"?'),
         (
             {"deepspeed": {"optimizer": {}}},

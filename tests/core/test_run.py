@@ -12,6 +12,7 @@ from toys import RECIPE, ToyTask
 
 import magma
 from magma import RecipeError, TrainingError
+from magma.recipe import build_part
 
 pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
 
@@ -33,10 +34,15 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
         magma.run(RECIPE, tmp_path)
 
 
-def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path) -> None:
+def test_what_is_missing_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = {**copy.deepcopy(RECIPE), "init": {"checkpoint": str(tmp_path / "gone")}}
-    with pytest.raises(RecipeError, match="toy cannot run on this machine: 1 mistake"):
+    with pytest.raises(RecipeError, match="toy cannot run on this machine: 1 thing is missing\n"):
         magma.run(recipe, tmp_path / "run")
+    monkeypatch.setattr(ToyTask, "problems", classmethod(lambda *_: ["one", "another"]))
+    with pytest.raises(RecipeError, match="3 things are missing\n  - .*one\n  - .*another\n  - init.checkpoint: given"):
+        magma.run(recipe, tmp_path / "run")
+    with pytest.raises(RecipeError, match="task counting: 2 things are missing\n  - one\n"):
+        build_part("task", "counting", {}, (), True, 0)
     assert not (tmp_path / "run").exists()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, OURS, architecture, build, library
+from magma_lms import files
 from magma_lms.causal import Causal, Transformers
 from magma_lms.gptj import GPTJ
 from torch import Tensor, nn
@@ -235,6 +238,23 @@ def test_the_bundled_models_tokenizer_gives_text_back_as_it_was() -> None:
     assert lm.encode("") == []
 
 
+FIRST = """
+import torch
+from magma_lms.causal import Causal
+with torch.device("meta"):
+    Causal(Causal.Config(architecture={"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}))
+from torchaudio.compliance import kaldi
+print(kaldi.EPSILON.item())
+"""
+
+
+def test_what_the_library_imports_on_the_way_keeps_its_values() -> None:
+    """Its model's modules are imported when the model is built, on meta too; torchaudio's are, and have constants."""
+    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=False)
+    assert done.stdout, done.stderr
+    assert float(done.stdout) == torch.finfo(torch.float32).eps
+
+
 def test_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="a width"):
         GPTJ.Config(dim=30, heads=4)
@@ -316,7 +336,7 @@ def test_tensors_that_are_missing_or_left_over_are_no_model(tmp_path: Path) -> N
 def test_a_config_that_cannot_be_read_is_no_reason_to_guess(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{ no")
     for part in (GPTJ, Causal):
-        with pytest.raises(PartError, match=r"lm\.weights: given .*not a valid JSON"):
+        with pytest.raises(PartError, match=r"lm\.weights: given .*not a valid JSON.*[^.]\. Allowed: a hub name"):
             part(part.Config(weights=str(tmp_path)))
 
 
@@ -332,6 +352,20 @@ def test_sizes_stand_in_for_a_config_that_is_not_there(tmp_path: Path) -> None:
     assert torch.equal(run(again, TOKENS), run(lm, TOKENS))
 
 
+def test_torchs_own_format_is_read_where_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("magma_lms.files.hub_has", lambda _, pattern: pattern in listed)
+    for listed, expected in ((["*.safetensors", "pytorch_model*.bin"], True), (["pytorch_model*.bin"], False)):
+        assert files.has_safetensors("some/name") is expected
+        for pattern in listed:
+            (tmp_path / pattern.replace("*", "model")).touch()
+        assert files.has_safetensors(str(tmp_path)) is expected
+        for file in tmp_path.iterdir():
+            file.unlink()
+    listed = []
+    assert files.has_safetensors("some/name")  # whoever reads the weights says what is wrong
+    assert files.has_safetensors(str(tmp_path))
+
+
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -342,7 +376,10 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("huggingface_hub.model_info", unreachable)
     assert GPTJ(GPTJ.Config(weights="no/such")).dim == 4096  # from its sizes
     assert asked == []
-    message = r"lm\.weights: given 'no/such', which cannot be read: no/such is not in .* hub says: no network"
+    message = (
+        r"lm\.weights: given 'no/such', which cannot be read: no/such is not in .* hub says: no network.*"
+        r" allowed too\. Allowed: "
+    )
     with pytest.raises(PartError, match=message):
         Causal(Causal.Config(weights="no/such"))
     assert asked == ["no/such"]

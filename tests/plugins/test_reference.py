@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import stat
 import subprocess
 import sys
 import zipfile
@@ -181,13 +182,13 @@ def words(count: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=inside)
 
 
-def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def run(*arguments: str, monkeypatch: pytest.MonkeyPatch, status: int = 0) -> None:
     from magma import cli
 
     monkeypatch.setattr(sys, "argv", ["magma", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert not ended.value.code
+    assert (ended.value.code or 0) == status
 
 
 def test_the_commands_say_what_they_mapped(
@@ -204,6 +205,34 @@ def test_the_commands_say_what_they_mapped(
     assert "lm.model.transformer.h.*.mlp.adapter.down.**" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match="exists already"):
         to_folder(HALF, model)
+
+
+@pytest.mark.parametrize("out", ["file/out.pt", "file/out.safetensors", "gone/out.pt"])
+def test_a_place_that_cannot_be_written_is_named(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    run("export", "reference", "no-model-is-read", "--out", out, monkeypatch=monkeypatch, status=2)
+    assert capsys.readouterr().err.startswith(f"magma: {out} cannot be read or written: N")
+    if out.startswith("file"):
+        run("import", "reference", str(HALF), "--out", out, monkeypatch=monkeypatch, status=2)
+        assert capsys.readouterr().err.startswith("magma: file cannot be read or written: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_umask_says_who_may_read_what_is_written(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        to_folder(HALF, tmp_path / "model")
+        for suffix in (".pt", ".safetensors"):
+            to_file(tmp_path / "model", tmp_path / f"out{suffix}")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 9
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {mode}
 
 
 # What is refused
@@ -249,6 +278,17 @@ def test_what_cannot_be_explained_is_named(change: Callable[[State], None], mess
 class _Runs:
     def __reduce__(self) -> Any:
         return (os.mkdir, ("was_here",))
+
+
+def test_a_transposed_weight_is_taken(tmp_path: Path) -> None:
+    """Dense, but in another order than safetensors writes."""
+    state = state_of("seq_ff4")
+    turned = {name: t.t().contiguous().t() if t.ndim == 2 else t for name, t in state.items()}
+    assert not turned["lm.lm_head.weight"].is_contiguous()
+    torch.save(turned, tmp_path / "in.pt")
+    to_folder(tmp_path / "in.pt", tmp_path / "model")
+    to_file(tmp_path / "model", tmp_path / "out.safetensors")
+    assert same(read(tmp_path / "out.safetensors")[0], state)
 
 
 @pytest.mark.parametrize("level", ["top", "module", "tensor"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +206,24 @@ class Bomb:
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"x": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pt")
-    with pytest.raises(PartError, match="bomb.pt cannot be read"):
+    with pytest.raises(PartError, match="bomb.pt is refused: .* asks for .*; nothing of it was executed"):
         Clip.build(**SMALL, pretrained=str(tmp_path / "bomb.pt"))
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_file_whose_sums_or_sizes_are_not_right_is_refused(tmp_path: Path) -> None:
+    """Weights are mapped: a storage that is too short would go on in what is written behind it."""
+    state = Clip.build(**SMALL).network.state_dict()
+    torch.save(state, tmp_path / "whole.pt")
+    data = bytearray((tmp_path / "whole.pt").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "flipped.pt").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "cut.pt", "w") as cut:
+        for name in whole.namelist():
+            cut.writestr(name, whole.read(name)[: -4 if name.endswith("/data/7") else None])
+    for file, message in (("flipped.pt", "is not what was written"), ("cut.pt", "not of the sizes that are stored")):
+        with pytest.raises(PartError, match=rf"{file} is damaged: .*{message}"):
+            Clip.build(**SMALL, pretrained=str(tmp_path / file))
 
 
 def test_quick_gelu_goes_with_openais_weights() -> None:

@@ -1,0 +1,119 @@
+"""Tensors in files that others wrote: mapped into memory once the file is known to hold what it says, and no code."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+
+ALLOWED = "allowed: a .safetensors file, or a torch file of tensors"
+_BEFORE_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How a file of torch's first format begins: its magic number, pickled."""
+
+
+def read_tensors(path: str | Path, level: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a .safetensors file or of one that torch.save wrote, by name; dense and contiguous, on the CPU.
+
+    They may stand in a dictionary called `level` inside the file's; the second value is then the file's whole top
+    level, and empty where they stand there themselves. Nothing of the file is executed. A torch file's bytes are
+    compared with its own sums and its tensors' sizes with those stored; safetensors, and torch before 1.6, have sizes
+    alone. Files are mapped, not read (torch's before 1.6 are read). Raises `CheckpointError` for all else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; {ALLOWED}")
+    top: Any = _safetensors(path) if path.suffix == ".safetensors" else _torch(path)
+    if not isinstance(top, dict):
+        raise CheckpointError(f"{path} holds a {type(top).__name__}; allowed: a dictionary of tensors")
+    inside = bool(level) and isinstance(top.get(level), dict)
+    found = {name: _plain(path, name, value) for name, value in (top[level] if inside else top).items()}
+    return found, top if inside else {}
+
+
+def _plain(path: Path, name: Any, value: Any) -> Tensor:
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}; allowed: tensors by name")
+    if value.layout is torch.strided and value.is_cpu and not value.is_quantized and not value.is_complex():
+        by_stride = sorted(range(value.ndim), key=value.stride, reverse=True)
+        if value.permute(by_stride).is_contiguous():  # each element once: a transposed one may be, an expanded not
+            return value.detach().contiguous()
+    raise CheckpointError(f"{path}: {name} is not a plain dense tensor")
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  # not a dict
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _torch(path: Path) -> Any:
+    if _begins_with(path, _BEFORE_1_6):
+        return _loaded(path, map_location="cpu")
+    stored = _checked_entries(path)
+    storages: list[Any] = []
+
+    def keep(storage: Any, _: str) -> Any:
+        storages.append(storage)
+        return storage
+
+    found = _loaded(path, map_location=keep, mmap=True)
+    # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
+    asked = [storage.nbytes() for storage in sorted(storages, key=lambda storage: storage.data_ptr())]
+    if [size for size in asked if size] != [size for size in stored if size]:
+        raise CheckpointError(f"{path} is damaged: its tensors are not of the sizes that are stored")
+    return found
+
+
+def _begins_with(path: Path, wanted: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(wanted)) == wanted
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _checked_entries(path: Path) -> list[int]:
+    """Bytes of each storage in an archive of torch.save, in its order, once every byte of it has been checked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
+            if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
+                raise CheckpointError(f"{path} is a compressed archive; allowed: one that torch.save wrote")
+            if len({entry.filename for entry in entries}) < len(entries):
+                raise CheckpointError(f"{path} holds two entries of one name; allowed: one that torch.save wrote")
+            damaged = archive.testzip()
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises whatever the bytes make it stumble over
+        raise CheckpointError(
+            f"{path} is no archive of torch.save, or is cut off: {type(error).__name__}: {error}"
+        ) from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} is not what was written")
+    return [entry.file_size for entry in entries if entry.filename.partition("/")[2].startswith("data/")]
+
+
+def _loaded(path: Path, **how: Any) -> Any:
+    try:
+        return torch.load(path, weights_only=True, **how)
+    except Exception as error:  # the unpickler raises whatever the bytes make it stumble over
+        raise CheckpointError(f"{path} is refused: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong, without torch's advice to load it all the same."""
+    found = re.search(r"GLOBAL (\S+)|function (\S+)|Unsupported (?:class|operand) (\S+)", str(error))
+    if found:
+        wanted = next(group for group in found.groups() if group)
+        return f"it is not made of tensors alone, but asks for {wanted}; nothing of it was executed"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
