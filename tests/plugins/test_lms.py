@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, OURS, architecture, build, library
-from magma_lms import files
+from magma_lms import files, growing
 from magma_lms.causal import Causal, Transformers
 from magma_lms.gptj import GPTJ
 from torch import Tensor, nn
 
-from magma import Adapter, Layout, PartConfig, PartError
+from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError
 
 
 class Sum(Adapter):
@@ -447,3 +447,42 @@ def test_the_last_block_computes_what_is_scored_alone_and_loses_nothing(place: A
         assert torch.allclose(slow_one, fast_one, atol=1e-5)
     if place == "mlp" or (place == "attention" and adapter is Beside):
         assert [seen[1] for seen in lm.adapters[place][-1].seen] == [12, 5]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("family", [OURS, "gpt2", "qwen2"])
+def test_rows_taken_from_a_cache_are_their_own(family: str) -> None:
+    """Decoding writes in place: into a row's own memory, whoever else began with the same."""
+    lm = build(family)
+    cache = lm.new_cache()
+    tokens = torch.arange(2, 7)[None]
+
+    def read(tokens: Tensor, cache: Cache, start: int) -> Tensor:
+        b, t = tokens.shape
+        positions = torch.arange(start, start + t).repeat(b, 1)
+        layout = Layout(positions, torch.full((b,), t), torch.arange(b * t))
+        with torch.no_grad():
+            return lm.head(lm(lm.embed(tokens), layout, cache)).view(b, t, -1)
+
+    read(tokens, cache, 0)
+    twins = cache.expand(2)
+    read(torch.tensor([[11], [12]]), twins, 5)
+    later = twins.select(torch.tensor([1, 0, 1]))
+    for step, token in enumerate((21, 22), 6):  # each in its own way
+        read(torch.tensor([[token + 1], [token + 2]]), twins, step)
+        found = read(torch.tensor([[token], [token], [token + 5]]), later, step)
+        read(torch.tensor([[token + 9]]), cache, step - 1)
+    expected = [[12, 21, 22], [11, 21, 22], [12, 26, 27]]
+    for row, behind in zip(found, expected, strict=True):
+        whole = read(torch.tensor([[*range(2, 7), *behind]]), lm.new_cache(), 0)
+        torch.testing.assert_close(row[-1], whole[0, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_cache_has_room_for_what_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many tokens, so that it has to be made larger on the way."""
+    model = Magma(build(OURS))
+    prompt = [torch.arange(2, 12)]
+    model.lm.eos = -1
+    found = model.generate_tokens(prompt, max_tokens=30)
+    monkeypatch.setattr(growing, "ROOM", 3)
+    assert model.generate_tokens(prompt, max_tokens=30) == found
+    assert len(found) == 30
