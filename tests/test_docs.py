@@ -18,7 +18,7 @@ import torch
 import magma
 from magma import hookspecs
 from magma.interfaces import KINDS
-from magma.recipe import Recipe, Train
+from magma.recipe import Recipe, Train, bundled
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,6 +104,17 @@ def test_the_plugin_guide_says_what_the_code_does() -> None:
     assert lines <= 60
 
 
+def test_the_miniature_says_what_was_measured() -> None:
+    made = runpy.run_path(str(ROOT / "docs/miniature.py"))
+    text = made["PAGE"].read_text(encoding="utf-8")
+    assert made["page"](text) == text, "`python docs/miniature.py` writes the table"
+    runs = json.loads(made["RESULTS"][-1].read_text(encoding="utf-8"))["runs"]
+    recipes = {name.replace("/", "_") for name in bundled() if name.startswith("mini/")}
+    assert {run["recipe"] for run in runs} == set(made["ROWS"]) == recipes
+    assert all(len({run["seed"] for run in runs if run["recipe"] == name}) >= 3 for name in recipes)
+    assert all(run["frozen_unchanged"] for run in runs)
+
+
 def test_every_recipe_key_is_documented() -> None:
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     for model in (Recipe, Train):
@@ -148,8 +159,9 @@ def test_every_bundled_recipes_data_is_named_in_the_docs() -> None:
 
 def test_performance_says_what_was_measured() -> None:
     text = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
-    (file,) = set(re.findall(r"benchmarks/results/[\w.-]+\.json", text))
-    for row in json.loads((ROOT / file).read_text())["rows"]:
+    files = sorted(set(re.findall(r"benchmarks/results/[\w.-]+\.json", text)))
+    assert files
+    for row in [row for file in files for row in json.loads((ROOT / file).read_text())["rows"]]:
         figures = [f"{row[key]:.3g}" for key in ("value", "low", "high")]
         found = [line for line in text.splitlines() if line.startswith("|") and figures[0] in line]
         assert found, row["name"]

@@ -111,8 +111,12 @@ def recipe_matrix(
     several = ["--nproc", str(nproc)] if nproc > 1 else []
     failed = run_matrix(plan, changes, lambda text: typer.echo(f"== {text}", err=True), several)
     found = table(plan)
-    names = list(dict.fromkeys(name for scores in found.values() for name in scores))
-    print_columns(["", *found], [[name, *(str(scores.get(name, "")) for scores in found.values())] for name in names])
+    tasks = dict.fromkeys(name.partition(": ")[0] for scores in found.values() for name in scores)
+    for task in tasks:
+        names = dict.fromkeys(n for scores in found.values() for n in scores if n.partition(": ")[0] == task)
+        rows = [[recipe, *(str(scores.get(name, "-")) for name in names)] for recipe, scores in found.items()]
+        print_columns([task, *(name.partition(": ")[2] for name in names)], rows)
+        typer.echo()
     write_table(plan, out / TABLE)
     typer.echo(f"all of it: {out / TABLE}")
     if failed:

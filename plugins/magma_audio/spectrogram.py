@@ -5,6 +5,7 @@ Axes: b batch, f frames, m mel bands, n features, e width, h heads.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
@@ -105,18 +106,7 @@ class Spectrogram(AudioEncoder):
         return _blotted(frames, rng) if rng is not None and self.config.spec_augment else frames
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
-        from torchaudio.transforms import MelSpectrogram
-
-        window = round(self.config.window * self.rate)
-        size = 2 ** math.ceil(math.log2(window))
-        mel = MelSpectrogram(
-            self.rate,
-            n_fft=size,
-            win_length=window,
-            hop_length=self._hop,
-            n_mels=self.config.bands,
-            pad_mode="constant",
-        )
+        mel = _mel(self.rate, round(self.config.window * self.rate), self._hop, self.config.bands)
         energies: Tensor = mel(waveform)
         frames = (energies + FLOOR).log().T[: self.frames]
         return (frames - frames.mean()) / frames.std().clamp(min=1e-3)
@@ -167,6 +157,15 @@ class Block(nn.Module):
         x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(b, n, e)))
         fed: Tensor = x + self.dropout(self.mlp(self.ln_2(x)))
         return fed
+
+
+@functools.lru_cache
+def _mel(rate: int, window: int, hop: int, bands: int) -> Any:
+    """The transform of a waveform [s] to energies [m, f]; its filters take as long to make as a recording to hear."""
+    from torchaudio.transforms import MelSpectrogram
+
+    size = 2 ** math.ceil(math.log2(window))
+    return MelSpectrogram(rate, n_fft=size, win_length=window, hop_length=hop, n_mels=bands, pad_mode="constant")
 
 
 def _places(n: int, e: int, like: Tensor) -> Tensor:
