@@ -92,6 +92,13 @@ def _share(folder: Path) -> None:
             path.chmod(mode | allowed)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Written aside and renamed: a reader sees the old file or the new one."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
 def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path:
     """Write a model to a folder that `load` opens; without a recipe, the one its parts imply."""
     with written_aside(Path(folder)) as aside:

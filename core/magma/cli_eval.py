@@ -77,21 +77,15 @@ def ask(
 
         from . import checkpoint
         from .evaluate import BASELINES
-        from .results import FOLDER, Evaluation
+        from .results import EVALUATIONS, Evaluation, about
 
         fields = {"path": str(data)} if data else {}
         asked = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
         where = checkpoint.find(folder)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = checkpoint.load(where, device=chosen, say=screen.say)
-        about = {
-            "task": asked.name,
-            "config": asked.config.model_dump(mode="json"),
-            "seed": seed,
-            "checkpoint": checkpoint.digest(checkpoint.read_manifest(where)["trained"]),
-        }
-        place = out or folder / FOLDER / asked.name
-        evaluation = Evaluation(model, asked, place, about, seed, batch_size)
+        place = out or folder / EVALUATIONS / asked.name
+        evaluation = Evaluation(model, asked, place, about(asked, seed, where), seed, batch_size)
         found = evaluation.run(shots or [0], BASELINES if baselines else BASELINES[:1], screen.answered)
     print_columns(
         [asked.name, "model", "shuffled", "blind"],
@@ -115,8 +109,8 @@ def score(
     overrides: Overrides = None,
 ) -> None:
     """Score anyone's predictions by a task's metric."""
+    from .checkpoint import write_text
     from .results import score_file
-    from .run import write_text
 
     found = score_file(_task(task, 0, {}, overrides or [], needs_data=False), file)
     items = found.get("per_item", [])

@@ -17,8 +17,8 @@ from typing import Any
 from . import checkpoint
 from .errors import TrainingError
 from .recipe import Recipe
-from .run import check, write_text
-from .runs import REPORT
+from .run import check
+from .runs import REPORT, metrics
 
 TABLE = "matrix.json"
 
@@ -87,10 +87,15 @@ class Figure:
 
 
 def table(plan: Sequence[Cell]) -> dict[str, dict[str, Figure]]:
-    """Recipe to score to figure, of the runs that have finished; scores are called TASK: SCORE."""
+    """Recipe to score to figure, of the runs that have finished; scores are called TASK: SCORE.
+
+    The lowest evaluation loss stands in front, as `training: evaluation_loss`, where a run has one.
+    """
     found: dict[str, dict[str, list[float]]] = {}
     for cell in plan:
         scores = found.setdefault(cell.recipe.name, {})
+        if cell.report and (losses := [r["evaluation_loss"] for r in metrics(cell.folder) if "evaluation_loss" in r]):
+            scores.setdefault("training: evaluation_loss", []).append(min(losses))
         for task, by in cell.report.get("tasks", {}).items():
             for name, value in by["model"].items():
                 scores.setdefault(f"{task.partition('.')[2]}: {name}", []).append(value)
@@ -105,4 +110,4 @@ def write_table(plan: Sequence[Cell], path: Path) -> None:
     runs = [{"recipe": c.recipe.name, "seed": c.seed, **c.report} for c in plan if c.report]
     kept = ("recipe", "seed", "steps", "seconds", "tasks", "frozen_unchanged")
     rows = [{key: run[key] for key in kept if key in run} for run in runs]
-    write_text(path, json.dumps({"runs": rows}, indent=1) + "\n")
+    checkpoint.write_text(path, json.dumps({"runs": rows}, indent=1) + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,10 @@ from .evaluate import BASELINES, Asker, Baseline
 from .interfaces import Prediction, Question, Task
 from .model import Magma
 from .recipe import Recipe
-from .run import write_text
 from .segments import Media, Text, Tokens
 
-SCORES = "scores.json"
-FOLDER = "eval"
+ABOUT, SCORES = "about.json", "scores.json"
+EVALUATIONS = "eval"
 WINDOW = 4096
 """Questions that are held in memory, and whose media change places in the shuffled baseline."""
 
@@ -42,38 +42,46 @@ class Evaluation:
     seed: int = 0
     batch_size: int = 64
     split: str = "test"
+    pictures: Path | None = None
+    """Where the task draws; the folder where it is not given."""
 
     def run(
         self,
         shots: Sequence[int],
         baselines: Sequence[Baseline] = BASELINES,
         progress: Callable[[str, int], None] = lambda *_: None,
+        *,
+        replace: bool = False,
     ) -> dict[str, dict[str, dict[str, float]]]:
-        """Ask what has not been answered yet; shots to baseline ("model" for none) to scores."""
-        known = self._known()
+        """Ask what has not been answered yet; shots to baseline ("model" for none) to scores.
+
+        Raises `InputError` where the folder holds another evaluation, or takes its place.
+        """
+        known = self._known(replace)
         asker = Asker(self.model, self.task, self.batch_size)
         for count, baseline in itertools.product(shots, baselines):
             rows = self._answers(asker, count, baseline, progress)
             predictions = [prediction_of(row, baseline) for row in rows]
             known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
             if not count and not baseline:
-                self.task.artifacts(self.folder, predictions)
+                self.task.artifacts(self.pictures or self.folder, predictions)
             told = {**self.about, "primary": self.task.primary, "questions": len(rows), "scores": known}
-            write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
+            checkpoint.write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
         return known
 
-    def _known(self) -> dict[str, dict[str, dict[str, float]]]:
-        """Scores of before. Raises `InputError` where the folder belongs to another evaluation."""
+    def _known(self, replace: bool) -> dict[str, dict[str, dict[str, float]]]:
+        """Scores of before."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        about = self.folder / "about.json"
-        plain = json.loads(json.dumps(self.about))
-        if about.is_file():
-            before = json.loads(about.read_text(encoding="utf-8"))
-            if other := [key for key in {**before, **plain} if before.get(key) != plain.get(key)]:
+        file, plain = self.folder / ABOUT, json.loads(json.dumps(self.about))
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else plain
+        if other := [key for key in {**before, **plain} if before.get(key) != plain.get(key)]:
+            if not replace:
                 raise InputError(
                     f"{self.folder} holds another evaluation ({', '.join(other)} differ): choose another --out"
                 )
-        write_text(about, json.dumps(plain, indent=1) + "\n")
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        checkpoint.write_text(file, json.dumps(plain, indent=1) + "\n")
         scores = self.folder / SCORES
         found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8"))["scores"] if scores.is_file() else {}
         return found
@@ -101,7 +109,7 @@ class Evaluation:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
                     file.flush()
                     done += len(new)
-                    progress(name, done)
+                    progress(f"{self.task.name} {name}", done)
         ordered = [rows[number] for number in sorted(rows)]
         _rewrite(path, ordered)
         partial.unlink()
@@ -123,6 +131,16 @@ class Evaluation:
             "extra": question.extra,
         }
         return row if judged is None else {**row, "compared": judged[0], "score": judged[1]}
+
+
+def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
+    """What identifies an evaluation of a checkpoint."""
+    return {
+        "task": task.name,
+        "config": task.config.model_dump(mode="json"),
+        "seed": seed,
+        "checkpoint": checkpoint.digest(checkpoint.read_manifest(folder)["trained"]),
+    }
 
 
 def _told(segments: Iterable[Any]) -> str:
@@ -194,7 +212,7 @@ def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    checkpoint.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 # Reports
@@ -217,7 +235,7 @@ def measured(run: Path) -> Measured:
     recipe = Recipe.load(own if own.is_file() else checkpoint.find(run) / checkpoint.RECIPE, model_only=True)
     scores: dict[str, float] = {}
     primary = set()
-    for path in sorted(run.glob(f"{FOLDER}/*/{SCORES}")):
+    for path in sorted(run.glob(f"{EVALUATIONS}/*/{SCORES}")):
         told = json.loads(path.read_text(encoding="utf-8"))
         for shots, by in told["scores"].items():
             scores |= {f"{told['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}

@@ -15,11 +15,10 @@ from typing import Any
 
 from . import checkpoint
 from .errors import LACKING, RecipeError, TrainingError
-from .evaluate import BASELINES, evaluate
 from .interfaces import Task
-from .model import Magma
 from .plan import Plan, plan
 from .recipe import Recipe
+from .results import EVALUATIONS, Evaluation, about
 from .runs import REPORT, draw
 from .train import Result, Watcher, train
 
@@ -31,8 +30,8 @@ class Console(Watcher):
     """A watcher that is also told what the run will cost, and of the evaluation."""
 
     plan: Callable[[Plan], None] = lambda _: None
-    asked: Callable[[str, int, int], None] = lambda *_: None
-    """Task, questions answered, questions in all."""
+    asked: Callable[[str, int], None] = lambda *_: None
+    """What is asked, and how many questions have their answer."""
 
 
 def run(
@@ -61,7 +60,7 @@ def run(
         watcher.say("planning")
         planned = plan(recipe, int(os.environ.get("WORLD_SIZE", 1)))
         watcher.plan(planned)
-        write_text(out / checkpoint.RECIPE, recipe.to_toml())
+        checkpoint.write_text(out / checkpoint.RECIPE, recipe.to_toml())
         result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs)
         return _report(recipe, out, result, watcher)
 
@@ -76,14 +75,18 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
             for i, table in enumerate(recipe.tasks):
                 part, config = recipe.part(f"tasks.{i}")
                 task: Task = part(config, recipe.seed)
+                earlier = any(other.use == table.use for other in recipe.tasks[:i])
+                place = out / EVALUATIONS / (f"{task.name}.{i}" if earlier else task.name)
+                asked = Evaluation(model, task, place, about(task, 0, result.folder), pictures=out)
+                found = asked.run(table.shots, progress=watcher.asked, replace=True)
                 for shots in table.shots:
-                    scores[f"{i}.{with_shots(task.name, shots)}"] = scored = _ask(model, task, shots, out, watcher)
+                    scores[f"{i}.{with_shots(task.name, shots)}"] = scored = found[str(shots)]
                     if len(scores) == 1:
                         report[task.primary] = scored["model"][task.primary]
                         report["shuffled_accuracy"] = scored["shuffled"][task.primary]
                         report["blind_accuracy"] = scored["blind"][task.primary]
             report["tasks"] = scores
-    write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
+    checkpoint.write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]
         raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
@@ -146,25 +149,6 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "parts": manifest["parts"],
         "checkpoint": str(result.folder),
     }
-
-
-def _ask(model: Magma, task: Task, shots: int, out: Path, watcher: Console) -> dict[str, dict[str, float]]:
-    def progress(done: int, total: int) -> None:
-        watcher.asked(with_shots(task.name, shots), done, total)
-
-    predictions = evaluate(model, task, shots=shots, progress=progress)
-    if not shots:
-        task.artifacts(out, predictions)
-    return {
-        baseline or "model": task.score([p for p in predictions if p.baseline == baseline]) for baseline in BASELINES
-    }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written aside and renamed: a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None = None) -> int:

@@ -74,7 +74,7 @@ class Screen:
         """This screen as a run's watcher."""
         from .run import Console
 
-        return Console(say=self.say, step=self._step, plan=self._plan, asked=self._asked)
+        return Console(say=self.say, step=self._step, plan=self._plan, asked=self.answered)
 
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
         if self.live.tasks[0].total != (total or None):
@@ -92,9 +92,6 @@ class Screen:
             return f"  ETA {(now.steps - now.step) / max(1e-9, speed):.0f} s"
 
         self._bar("training", now.step, now.steps, _news(now), left)
-
-    def _asked(self, task: str, done: int, total: int) -> None:
-        self._bar(f"asking {task}", done, total, "questions")
 
     def answered(self, what: str, done: int) -> None:
         """How many questions have their answer; nobody knows how many there will be."""

@@ -40,6 +40,12 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         tasks = {"0.t": {"model": {"x": 0.5 + seed / 4}}, "0.t@4": {"model": {"x": 1.0}}}
         report: dict[str, Any] = {"finished": not failed, "tasks": {} if failed else tasks, "steps": 1}
         (out / "report.json").write_text(json.dumps(report))
+        rows = [
+            {"step": 1, "loss": 1.0},
+            {"step": 1, "evaluation_loss": 2.0 + seed},
+            {"step": 2, "evaluation_loss": 3.5},
+        ]
+        (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return subprocess.CompletedProcess(command, int(failed))
 
     monkeypatch.setattr("magma.matrix.subprocess.run", run)
@@ -65,6 +71,7 @@ def test_every_recipe_runs_with_every_seed_and_finished_ones_once(
     found = table(plan)
     assert str(found["a"]["t: x"]) == "0.625 (0.500 to 0.750)"
     assert str(found["a"]["t@4: x"]) == "1.000 (1.000 to 1.000)"
+    assert str(found["a"]["training: evaluation_loss"]) == "2.500 (2.000 to 3.000)"
     write_table(plan, tmp_path / "table.json")
     rows = json.loads((tmp_path / "table.json").read_text())["runs"]
     assert [(row["recipe"], row["seed"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]

@@ -101,7 +101,7 @@ def test_an_interruption_changes_nothing(model: Magma, tmp_path: Path, torn: str
     evaluation(model, tmp_path / "whole").run([0, 1])
 
     def stop(name: str, done: int) -> None:
-        if name == "0_shot.shuffled" and done > 15:
+        if name == "counted 0_shot.shuffled" and done > 15:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -112,8 +112,8 @@ def test_an_interruption_changes_nothing(model: Magma, tmp_path: Path, torn: str
         file.write(torn)
     asked: list[str] = []
     evaluation(model, tmp_path / "cut").run([0, 1], progress=lambda name, _: asked.append(name))
-    assert "0_shot" not in asked
-    assert "1_shot" in asked
+    assert "counted 0_shot" not in asked
+    assert "counted 1_shot" in asked
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
     for name in ("scores.json", "about.json"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
@@ -126,6 +126,8 @@ def test_a_folder_belongs_to_one_evaluation(model: Magma, tmp_path: Path) -> Non
     assert set(json.loads((tmp_path / "scores.json").read_text())["scores"]) == {"0", "1"}
     with pytest.raises(InputError, match=r"holds another evaluation \(seed differ\)"):
         evaluation(model, tmp_path, seed=2).run([0], [""])
+    evaluation(model, tmp_path, seed=2).run([0], [""], replace=True)
+    assert set(json.loads((tmp_path / "scores.json").read_text())["scores"]) == {"0"}
 
 
 # Files of predictions
