@@ -10,6 +10,7 @@ import os
 import re
 import tarfile
 import zlib
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -301,9 +302,9 @@ class _Files(Indexed):
         except OSError as error:
             return Row(str(file), {}, problem=f"{file}: {error.strerror}")
 
+    @abstractmethod
     def row(self, file: Path, raw: bytes) -> Row:
         """What a file says. Raises `InputError`."""
-        raise NotImplementedError
 
 
 class Authors(_Files):
