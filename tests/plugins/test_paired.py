@@ -109,7 +109,7 @@ def test_two_processes_with_unequal_modalities_do_not_wait_for_each_other(record
 
 @pytest.mark.slow
 def test_one_model_sees_and_hears(tmp_path: Path) -> None:
-    """Real recordings, half of the training."""
+    """Real recordings, two thirds of the training."""
     data = Path(os.environ.get("MAGMA_DATA", "")) / "fsdd"
     if not data.is_dir():
         pytest.skip("MAGMA_DATA has no fsdd/")
