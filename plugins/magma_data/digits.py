@@ -15,6 +15,8 @@ from pydantic import Field, field_validator
 
 from magma import DataSource, Example, Media, PartConfig, Prediction, Question, State, Task, Text
 
+from .passes import positions
+
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 Split = Literal["train", "test"]
 
@@ -97,11 +99,9 @@ class Digits(DataSource):
         order = list(range(len(labels)))
         if self.config.split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(order)
-        for position in range(state["position"], len(order)):
+        for position, after in positions(state, len(order)):
             i = order[position]
             draw = random.Random(f"{self.seed} {epoch} {i}")
-            last = position + 1 == len(order)
-            after = {"epoch": epoch + 1, "position": 0} if last else {"epoch": epoch, "position": position + 1}
             yield self._example(i, pixels[i], WORDS[labels[i]], draw), after
 
     def _example(self, i: int, pixels: NDArray[np.uint8], word: str, draw: random.Random) -> Example:

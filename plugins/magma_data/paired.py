@@ -11,6 +11,7 @@ from pydantic import Field
 from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
 
 from .digits import Split, images
+from .passes import positions
 from .spoken import missing, recordings, recordings_for_trial
 
 PROMPT = "Q: Are they the same number? A:"
@@ -84,15 +85,13 @@ class SameNumber(DataSource):
         order = list(range(len(pairs.recordings)))
         if split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(order)
-        for position in range(state["position"], len(order)):
+        for position, after in positions(state, len(order)):
             recording = pairs.recordings[order[position]]
             draw = random.Random(f"{self.seed} {epoch} {recording.path.name}")
             same = draw.random() < 0.5
             _, i = pairs.draw(recording.digit, same, split == "train", draw)
             media = [Media(self.config.image, pairs.pixels[i]), Media(self.config.audio, recording.path)]
             said = Text(" yes" if same else " no", target=True)
-            last = position + 1 == len(order)
-            after = {"epoch": epoch + 1, "position": 0} if last else {"epoch": epoch, "position": position + 1}
             name = f"{recording.path.name} and image {i}"
             yield Example([*media, Text(self.config.prompt), said], name), after
 

@@ -82,6 +82,14 @@ class Row:
         return [replace(self, where=f"{self.where} {key} {i}", fields=fields) for i, fields in enumerate(rows)]
 
 
+def positions(state: State, count: int) -> Iterator[tuple[int, State]]:
+    """What is left of a pass of `count`, each position with the state behind it; the last one opens the next pass."""
+    epoch = state["epoch"]
+    for position in range(state["position"], count):
+        last = position + 1 == count
+        yield position, {"epoch": epoch + 1, "position": 0} if last else {"epoch": epoch, "position": position + 1}
+
+
 class Rows(ABC):
     """All rows of a split."""
 
@@ -133,10 +141,8 @@ class Indexed(Rows):
         order: NDArray[np.int64] = np.arange(count)
         if shuffle:
             order = np.random.default_rng([seed % 2**64, epoch]).permutation(count)
-        for position in range(state["position"], count):
+        for position, after in positions(state, count):
             i = int(order[position])
-            last = position + 1 == count
-            after = {"epoch": epoch + 1, "position": 0} if last else {"epoch": epoch, "position": position + 1}
             yield replace(self[i], seed=f"{seed} {epoch} {i}" if shuffle else None), after
 
     def in_order(self) -> Iterator[Row]:

@@ -17,6 +17,8 @@ from pydantic import Field, field_validator
 
 from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
 
+from .passes import positions
+
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "Q: Which number is this? A:"
 HELD_OUT = 5
@@ -109,9 +111,7 @@ class SpokenDigits(DataSource):
         known = list(recordings(Path(self.config.path), self.config.split))
         if self.config.split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(known)
-        for position in range(state["position"], len(known)):
-            last = position + 1 == len(known)
-            after = {"epoch": epoch + 1, "position": 0} if last else {"epoch": epoch, "position": position + 1}
+        for position, after in positions(state, len(known)):
             yield self._example(known[position], epoch), after
 
     def _example(self, one: Recording, epoch: int) -> Example:
