@@ -42,7 +42,7 @@ class Evaluation:
     seed: int = 0
     batch_size: int = 64
     split: str = "test"
-    pictures: Path | None = None
+    artifacts: Path | None = None
     """Where the task draws; the folder where it is not given."""
 
     def run(
@@ -64,7 +64,7 @@ class Evaluation:
             predictions = [prediction_of(row, baseline) for row in rows]
             known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
             if not count and not baseline:
-                self.task.artifacts(self.pictures or self.folder, predictions)
+                self.task.artifacts(self.artifacts or self.folder, predictions)
             told = {**self.about, "primary": self.task.primary, "questions": len(rows), "scores": known}
             checkpoint.write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
         return known

@@ -77,7 +77,7 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
                 task: Task = part(config, recipe.seed)
                 earlier = any(other.use == table.use for other in recipe.tasks[:i])
                 place = out / EVALUATIONS / (f"{task.name}.{i}" if earlier else task.name)
-                asked = Evaluation(model, task, place, about(task, 0, result.folder), pictures=out)
+                asked = Evaluation(model, task, place, about(task, 0, result.folder), artifacts=out)
                 found = asked.run(table.shots, progress=watcher.asked, replace=True)
                 for shots in table.shots:
                     scores[f"{i}.{with_shots(task.name, shots)}"] = scored = found[str(shots)]

@@ -46,7 +46,7 @@ def test_help_answers_in_half_a_second() -> None:
 def test_a_run_leaves_all_that_is_promised(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     out, done = run
     assert {p.name for p in out.iterdir()} == {
-        *("recipe.toml", "metrics.jsonl", "loss.png", "samples.png", "report.json", "checkpoints")
+        *("recipe.toml", "metrics.jsonl", "loss.png", "samples.png", "report.json", "checkpoints", "eval")
     }
     for name, size in (("loss.png", (700, 400)), ("samples.png", (960, 800))):
         with Image.open(out / name) as image:

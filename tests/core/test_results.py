@@ -278,7 +278,7 @@ def test_killed_and_asked_again(checkpoint: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut"
     process = subprocess.Popen([*command, "--out", str(cut)], env=environment, stderr=subprocess.DEVNULL)
     try:
-        while not any(f.stat().st_size for f in cut.glob("*.partial")) and process.poll() is None:
+        while not any(f.read_bytes() for f in cut.glob("0_shot*.partial")) and process.poll() is None:
             pass
     finally:
         process.send_signal(signal.SIGKILL)
