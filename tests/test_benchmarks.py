@@ -130,4 +130,4 @@ def test_the_gpu_tables_peers_train_the_same_model() -> None:
     mine = gradients(model, peers.ours(model, [example]))
     for theirs in (peers.Published(model)(media, caption), peers.ByHand(model)(media, caption)):
         for one, other in zip(mine, gradients(model, theirs), strict=True):
-            assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+            assert torch.allclose(one, other, rtol=1e-3, atol=1e-5 * float(other.abs().max()))

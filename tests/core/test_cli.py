@@ -186,6 +186,7 @@ def test_list_and_show() -> None:
     assert plugins["broken"] == []
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     words = ["--set", "train.samples=128", "--set", "tasks.0.limit=6", "--set", "inputs.image.prefix.dropout=0.0"]
     words += ["--set", "inputs.image.trainable=false", "--set", "train.evaluate_samples=8"]
@@ -202,7 +203,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert len(found[1]) == 4
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, processes: int) -> None:
     out = tmp_path / "run"
     words = ["recipe", "run", "quickstart", "--out", str(out), "--nproc", str(processes), *QUICK]

@@ -75,6 +75,7 @@ def test_a_plan_knows_what_recomputing_saves_and_costs() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo looks at what it should not
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same() -> None:
     """The backend is torch's for debugging: what is traced is what inductor gets, without its minutes."""
     plain, compiled = magma.assemble(RECIPE), magma.assemble(RECIPE)

@@ -90,6 +90,7 @@ def run(out: Path, data: Path, *changes: str, processes: int = 1) -> dict[str, d
     return found
 
 
+@pytest.mark.slow
 def test_two_processes_with_unequal_modalities_do_not_wait_for_each_other(recordings: Path, tmp_path: Path) -> None:
     small = [f"{path}={value}" for path, value in SIZES.items()]
     limits = [f"tasks.{i}.limit=4" for i in range(3)]

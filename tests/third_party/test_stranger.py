@@ -64,6 +64,7 @@ def test_it_is_listed_with_its_distribution(stranger: dict[str, str]) -> None:
     } in parts
 
 
+@pytest.mark.slow
 def test_it_trains_beside_images_and_generates(stranger: dict[str, str], tmp_path: Path) -> None:
     from magma.recipe import bundled
 
