@@ -247,7 +247,7 @@ def _reuse(name: str, prompts: list[list[Segment]], batch: int, target: float, c
 
 def fewshot_reuse(count: int) -> list[Row]:
     """Four completed examples before every question, an image each: 780 positions a prompt, 625 of them shared."""
-    return _reuse("fewshot_reuse", _asked(96, 1, 4), 16, 4.5, count)
+    return _reuse("fewshot_reuse", _asked(192, 1, 4), 16, 4.5, count)
 
 
 def question_group(count: int) -> list[Row]:

@@ -50,17 +50,20 @@ def empty() -> Cache:
 
 
 def taken(cache: Cache, rows: Tensor) -> Cache:
-    """A cache of its own of these rows [b'], some of them several times."""
+    """A cache of its own of these rows [b'], some of them several times.
+
+    A single row that is repeated is copied when there is something to put behind it, and it is known how much.
+    """
     layers = []
     for layer in cache.layers:
-        wholes = [_roomy(old, len(rows), old.shape[2]) for old in (layer.keys, layer.values)]
+        p = layer.keys.shape[2]
+        if len(layer.keys) == 1:
+            layers.append(Growing([old.expand(len(rows), -1, -1, -1) for old in (layer.keys, layer.values)], p))
+            continue
+        wholes = [_roomy(old, len(rows), p) for old in (layer.keys, layer.values)]
         for whole, old in zip(wholes, (layer.keys, layer.values), strict=True):
-            p = old.shape[2]
-            if len(old) == 1:
-                whole[:, :, :p] = old
-            else:
-                torch.index_select(old, 0, rows, out=whole[:, :, :p])
-        layers.append(Growing(wholes, layer.keys.shape[2]))
+            torch.index_select(old, 0, rows, out=whole[:, :, :p])
+        layers.append(Growing(wholes, p))
     return Cache(layers=layers)
 
 
