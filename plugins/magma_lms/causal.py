@@ -29,6 +29,13 @@ class KeysAndValues(Cache):
         self.cache = cache
         self.valid = valid
 
+    @classmethod
+    def empty(cls) -> Self:
+        """Without columns."""
+        from . import growing
+
+        return cls(growing.empty())
+
     def expand(self, repeats: int) -> KeysAndValues:
         """Each row `repeats` times in a row."""
         count = 0 if self.valid is None else len(self.valid)
@@ -39,9 +46,7 @@ class KeysAndValues(Cache):
         """These rows alone."""
         from . import growing
 
-        if self.valid is None:
-            return KeysAndValues(growing.empty())
-        return KeysAndValues(growing.taken(self.cache, rows), self.valid[rows])
+        return KeysAndValues(growing.taken(self.cache, rows), None if self.valid is None else self.valid[rows])
 
 
 class Transformers(FrozenLM):
@@ -199,9 +204,7 @@ class Transformers(FrozenLM):
 
     def new_cache(self) -> KeysAndValues:
         """An empty one."""
-        from . import growing
-
-        return KeysAndValues(growing.empty())
+        return KeysAndValues.empty()
 
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place."""
@@ -210,8 +213,7 @@ class Transformers(FrozenLM):
         seen = visible(embeddings, layout, past)
         if cache is not None:
             cache.valid = real(embeddings, layout, past)
-        least = torch.finfo(embeddings.dtype).min
-        mask = torch.zeros(seen.shape, dtype=embeddings.dtype, device=embeddings.device).masked_fill_(~seen, least)
+        mask = as_bias(seen, embeddings.dtype)
         out = self.model.get_submodule(self.family.decoder)(
             inputs_embeds=embeddings,
             attention_mask=mask[:, None],
@@ -241,6 +243,11 @@ def visible(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
         seen = seen & (layout.segments[:, :, None] == layout.segments[:, None])
     seen = seen | (columns == columns[:, None])
     return seen if past is None else torch.cat([past[:, None].expand(-1, t, -1), seen], dim=-1)
+
+
+def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to attention's scores: nothing where a column is seen."""
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 class Causal(Transformers):

@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
 
 from . import files
-from .causal import KeysAndValues, Transformers, real, visible
+from .causal import Transformers, real, visible
 from .families import Adapted
+from .shared import SharedKeysAndValues
 
 
 class Attention(nn.Module):
@@ -45,13 +46,14 @@ class Attention(nn.Module):
         queries = _turned(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
         keys = _turned(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
         queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._heads(self.v_proj(x))))
-        if cache is not None:
-            keys, values = cache.update(keys, values, self.layer)
         if mask is not None:
             mask = mask[:, :, first:]
         elif first:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[first:]
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+        if cache is not None:
+            out = cache.attend(queries, keys, values, mask, self.layer)
+        else:
+            out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
         gathered: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return gathered
 
@@ -234,9 +236,13 @@ class GPTJ(Transformers):
         loss: Tensor = self.model.lm_head(hidden, labels)
         return loss
 
+    def new_cache(self) -> SharedKeysAndValues:
+        """An empty one."""
+        return SharedKeysAndValues.empty()
+
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place. The last block computes what is scored alone."""
-        assert cache is None or isinstance(cache, KeysAndValues)
+        assert cache is None or isinstance(cache, SharedKeysAndValues)
         past = None if cache is None else cache.valid
         mask = None
         if past is not None or layout.segments is not None:
@@ -249,7 +255,7 @@ class GPTJ(Transformers):
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):
             first = layout.first if i + 1 == len(decoder.h) else 0
-            x = block(x, (sines, cosines), mask, None if cache is None else cache.cache, first)
+            x = block(x, (sines, cosines), mask, cache, first)
         hidden: Tensor = decoder.ln_f(x)
         t = embeddings.shape[1]
         scored = layout.scored - first * (layout.scored // t + 1)  # [m] into rows that are `first` columns shorter

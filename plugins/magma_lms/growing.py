@@ -54,6 +54,8 @@ def taken(cache: Cache, rows: Tensor) -> Cache:
 
     A single row that is repeated is copied when there is something to put behind it, and it is known how much.
     """
+    if not cache.layers:
+        return empty()
     layers = []
     for layer in cache.layers:
         p = layer.keys.shape[2]

@@ -33,7 +33,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
     return out, done
 
 
+@pytest.mark.slow
 def test_help_answers_in_half_a_second() -> None:
+    """Timed where nothing runs beside it."""
     times = []
     for _ in range(5):
         began = time.perf_counter()

@@ -1,0 +1,119 @@
+"""Keys and values of a beginning that many rows share: kept once, attended once, never copied to each row.
+
+Attention over what is shared and over a row's own are two softmaxes over parts of one; their log-sum-exps say how much
+each part counts. Axes: b rows, g beginnings, n rows of the largest group, h heads, t new positions, c columns of a
+beginning, p of a row's own, w a head's width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .causal import KeysAndValues, as_bias
+
+
+class Shared:
+    """The beginnings, and which row has which."""
+
+    def __init__(self, layers: list[tuple[Tensor, Tensor]], valid: Tensor, owner: Tensor) -> None:
+        """`layers` hold keys and values [g, h, c, w]; `valid` [g, c] are the real columns; `owner` [b] is each row's."""
+        self.layers, self.valid, self.owner = layers, valid, owner
+        counts = owner.bincount(minlength=len(valid))
+        order = owner.argsort(stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner[order]]
+        self.largest = int(counts.max())
+        self.slots = owner * self.largest + rank
+        """[b] into g * n."""
+        self.bias = None if bool(valid.all()) else as_bias(valid, layers[0][0].dtype)[:, None, None]
+
+    def select(self, rows: Tensor) -> Shared:
+        """Of these rows [b'] alone; beginnings that none of them has are let go when they are most."""
+        owner = self.owner[rows]
+        used, renamed = torch.unique(owner, return_inverse=True)
+        if 2 * len(used) > len(self.valid):
+            return Shared(self.layers, self.valid, owner)
+        return Shared([(keys[used], values[used]) for keys, values in self.layers], self.valid[used], renamed)
+
+    def attend(self, queries: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """[b, h, t, w] to what they gather from their beginnings, alike, and its log-sum-exp [b, h, t]."""
+        b, h, t, w = queries.shape
+        g, n = len(self.valid), self.largest
+        rows = queries.transpose(1, 2)
+        if g * n == b:
+            together = rows if g == 1 else torch.empty_like(rows).index_copy_(0, self.slots, rows)
+        else:
+            together = rows.new_zeros(g * n, t, h, w).index_copy_(0, self.slots, rows)
+        out, lse = attention(together.reshape(g, n * t, h, w).transpose(1, 2), *self.layers[layer], self.bias)
+        out, lse = (x.transpose(1, 2).reshape(g * n, t, *x.shape[1:2], *x.shape[3:]) for x in (out, lse))
+        if g > 1:
+            out, lse = out[self.slots], lse[self.slots]
+        return out.transpose(1, 2), lse.transpose(1, 2)
+
+
+class SharedKeysAndValues(KeysAndValues):
+    """A cache of rows' own keys and values behind the beginnings that they share, where they do."""
+
+    def __init__(self, cache: Any, valid: Tensor | None = None, shared: Shared | None = None) -> None:
+        super().__init__(cache, valid)
+        self.shared = shared
+
+    def select(self, rows: Tensor) -> SharedKeysAndValues:
+        """These rows alone; what several of them begin with is shared from now on."""
+        if self.valid is not None and self.shared is None and self._worth_sharing(rows):
+            layers = [(layer.keys, layer.values) for layer in self.cache.layers]
+            made = SharedKeysAndValues.empty()
+            made.valid, made.shared = self.valid.new_zeros(len(rows), 0), Shared(layers, self.valid, rows)
+            return made
+        own = super().select(rows)
+        return SharedKeysAndValues(own.cache, own.valid, self.shared and self.shared.select(rows))
+
+    def _worth_sharing(self, rows: Tensor) -> bool:
+        """Not where groups are so unequal that most of the places for them would be empty."""
+        assert self.valid is not None
+        counts = rows.bincount(minlength=len(self.valid))
+        return len(self.valid) < len(rows) and len(counts) * int(counts.max()) <= 2 * len(rows)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, layer: int) -> Tensor:
+        """[b, h, t, w] to the same: all that new queries gather, after the new keys and values have been put in.
+
+        `mask` [b, 1, t, p] says who sees whom of the rows' own.
+        """
+        keys, values = self.cache.update(keys, values, layer)
+        if self.shared is None:
+            causal = mask is None
+            gathered: Tensor = torch.nn.functional.scaled_dot_product_attention(
+                queries, keys, values, mask, is_causal=causal
+            )
+            return gathered
+        assert mask is not None
+        own, own_sum = attention(queries, keys, values, as_bias(mask, queries.dtype))
+        began, began_sum = self.shared.attend(queries, layer)
+        share = (began_sum - own_sum).sigmoid()
+        return own.lerp(began, share[..., None].to(own.dtype))
+
+
+def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Softmax attention [b, h, t, w] and the log-sum-exp of its scores [b, h, t], in float32.
+
+    `bias` is added to the scores. On a CPU the fused kernel tells both; other kernels have rules of their own for
+    biases, and there the scores of one block are in memory for a moment.
+    """
+    if queries.device.type == "cpu":
+        found: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            queries, keys, values, attn_mask=bias
+        )
+        return found
+    return written_out(queries, keys, values, bias)
+
+
+def written_out(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same, operation by operation."""
+    scores = (queries @ keys.transpose(-1, -2)).float() * queries.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    lse = scores.logsumexp(-1)
+    return (scores - lse[..., None]).exp().to(values.dtype) @ values, lse
