@@ -225,7 +225,7 @@ def _asked(images: int, questions: float, shots: int) -> list[list[Segment]]:
 def _reuse(name: str, prompts: list[list[Segment]], batch: int, target: float, count: int) -> list[Row]:
     """Answers of three tokens, prompts read whole, against what they share read once; both in batches of one size.
 
-    Width 768: at a narrower one attention to what is shared, which both do, would take most of the time.
+    Width 768: the narrower it is, the more of the time is attention to what is shared, which both do.
     """
     model = peers.build(dim=768, layers=3, vocab=512).eval()
     how = Decoding(max_tokens=3)

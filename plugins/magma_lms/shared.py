@@ -19,7 +19,7 @@ class Shared:
     """The beginnings, and which row has which."""
 
     def __init__(self, layers: list[tuple[Tensor, Tensor]], valid: Tensor, owner: Tensor) -> None:
-        """`layers` hold keys and values [g, h, c, w]; `valid` [g, c] are the real columns; `owner` [b] is each row's."""
+        """`layers`: keys and values [g, h, c, w]; `valid` [g, c]: real columns; `owner` [b]: each row's beginning."""
         self.layers, self.valid, self.owner = layers, valid, owner
         counts = owner.bincount(minlength=len(valid))
         order = owner.argsort(stable=True)

@@ -1,4 +1,4 @@
-"""GPT-J's cache: what rows begin with alike is kept once, and every row's logits are those of reading all of it alone."""
+"""GPT-J's cache: what rows begin with alike is kept once, and logits are those of reading each row whole."""
 
 from __future__ import annotations
 
