@@ -67,7 +67,7 @@ def await_steps(process: subprocess.Popen[bytes], out: Path, more: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_thirty_times_and_the_same_to_the_byte(tmp_path: Path) -> None:
+def test_killed_again_and_again_and_the_same_to_the_byte(tmp_path: Path) -> None:
     draw = random.Random(0)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     began = time.monotonic()
