@@ -6,6 +6,7 @@ Axes: b batch, t tokens, p columns that a cache holds, d width, v vocabulary, m 
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -138,6 +139,12 @@ class Transformers(FrozenLM):
         return list(self.model.get_submodule(self.family.blocks).children())
 
     @cached_property
+    def _cache_argument(self) -> str:
+        """As the library calls it from 5.24 on, or before."""
+        known = inspect.signature(self.model.get_submodule(self.family.decoder).forward).parameters
+        return "cache" if "cache" in known else "past_key_values"
+
+    @cached_property
     def _tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
@@ -218,8 +225,8 @@ class Transformers(FrozenLM):
             inputs_embeds=embeddings,
             attention_mask=mask[:, None],
             position_ids=layout.positions.clamp(max=self.context - 1),  # padding may lie beyond the context
-            past_key_values=None if cache is None else cache.cache,
             use_cache=cache is not None,
+            **{self._cache_argument: None if cache is None else cache.cache},
         )
         hidden: Tensor = out.last_hidden_state
         return hidden.flatten(0, 1)[layout.scored]

@@ -62,6 +62,13 @@ class Attention(nn.Module):
         return x.view(b, t, self.heads, d // self.heads)
 
 
+def turns(positions: int, r: int, device: torch.device) -> Tensor:
+    """Sines and cosines of rotary embeddings [positions, r], in float32: r / 2 of each (Su et al. 2021, equation 34)."""
+    speeds = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
+    angles = torch.arange(positions, device=device).float()[:, None] * speeds
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
     """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
     if torch.compiler.is_compiling():  # it writes that loop itself
@@ -225,7 +232,8 @@ class GPTJ(Transformers):
             whole.num_embeddings = self.config.words
         self.model.lm_head = Head(self.model.lm_head)
         decoder = self.model.transformer
-        decoder.register_buffer("turns", decoder.h[0].attn.embed_positions, persistent=False)
+        table = turns(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)
+        decoder.register_buffer("turns", table, persistent=False)
         decoder.h = nn.ModuleList(Block(theirs) for theirs in decoder.h)
         for block in decoder.h:
             if self._architecture.activation_function == "gelu_new":

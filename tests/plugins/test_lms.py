@@ -14,7 +14,7 @@ import torch
 from families import FAMILIES, OURS, architecture, build, library
 from magma_lms import files, growing
 from magma_lms.causal import Causal, Transformers
-from magma_lms.gptj import GPTJ
+from magma_lms.gptj import GPTJ, turns
 from torch import Tensor, nn
 
 from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError
@@ -167,7 +167,7 @@ def test_a_saved_folder_loads_with_the_same_logits(lm: Transformers, tmp_path: P
 def test_half_precision_stays_and_tables_of_positions_do_not(tmp_path: Path) -> None:
     lm = build("gptj")
     assert isinstance(lm, Causal)
-    table = lm.model.transformer.h[0].attn.embed_positions.clone()
+    table = turns(lm.context, lm.model.config.rotary_dim, torch.device("cpu"))
     lm.model.half().save_pretrained(tmp_path)
     again = GPTJ.build(weights=str(tmp_path))
     assert next(again.parameters()).dtype == torch.float16
