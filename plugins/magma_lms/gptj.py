@@ -63,7 +63,7 @@ class Attention(nn.Module):
 
 
 def turns(positions: int, r: int, device: torch.device) -> Tensor:
-    """Sines and cosines of rotary embeddings [positions, r], r / 2 of each, in float32 (Su et al. 2021, section 3.2)."""
+    """Sines and cosines of rotary embeddings [positions, r], r / 2 of each, in float32 (Su et al. 2021)."""
     speeds = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
     angles = torch.arange(positions, device=device).float()[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], dim=1)
