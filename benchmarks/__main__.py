@@ -42,8 +42,8 @@ def _peers(vocab: int, batch: int = 4) -> tuple[Magma, dict[str, Callable[[], Te
     """The losses of all three, on the same examples."""
     model = peers.build(vocab=vocab).train()
     data = peers.examples(batch, vocab)
-    media = torch.stack([example.segments[0].value for example in data])  # type: ignore[union-attr]
-    captions = [example.segments[1].ids for example in data]  # type: ignore[union-attr]
+    media = torch.stack([example.segments[0].value for example in data])
+    captions = [example.segments[1].ids for example in data]
     published, by_hand = peers.Published(model), peers.ByHand(model)
     return model, {
         "published": lambda: published(media, captions),
@@ -93,7 +93,7 @@ def train_vs_transformers(count: int) -> list[Row]:
 def labels(count: int) -> list[Row]:
     """Batch 8: labels of captions padded to 2,048, token by token, against all at once on as long as they are."""
     data = peers.examples(8, 512)
-    captions = [example.segments[1].ids for example in data]  # type: ignore[union-attr]
+    captions = [example.segments[1].ids for example in data]
     filled = peers.padded(captions, 2048, 510)
     dense = filled[:, : 144 + max(map(len, captions)) + 1]
     slow, quick = peers.labels_by_loop(filled, 144, 510), labels_at_once(dense, 144, 510)

@@ -70,7 +70,7 @@ def build(work: Work) -> Magma:
                     p.fill_(float(name == "weight"))
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
-        turns: Any = model.lm.model.transformer.turns  # type: ignore[union-attr]
+        turns: Any = model.lm.model.transformer.turns
         turns.copy_(create_sinusoidal_positions(*turns.shape))
     return model.train()
 
@@ -125,9 +125,9 @@ def training(model: Magma, work: Work) -> dict[str, tuple[int, Step]]:
         _wait(work)
 
     def peer(loss: Callable[[Tensor, list[Tensor]], Tensor], count: int) -> Step:
-        media = torch.stack([e.segments[0].value for e in data[:count]])  # type: ignore[union-attr]
+        media = torch.stack([e.segments[0].value for e in data[:count]])
         media = media.to(work.device, model.dtype)
-        captions = [e.segments[1].ids for e in data[:count]]  # type: ignore[union-attr]
+        captions = [e.segments[1].ids for e in data[:count]]
 
         def step() -> None:
             loss(media, captions).backward()

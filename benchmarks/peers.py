@@ -43,7 +43,7 @@ class Grid(magma.Encoder):
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """As it is."""
-        return raw  # type: ignore[no-any-return]
+        return raw
 
     def blank(self) -> Tensor:
         """Zeros."""
@@ -155,11 +155,11 @@ class Published(nn.Module):
         query, key, value = (
             p(x).view(b, t, heads, d // heads) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        sine, cosine = self.model.lm.model.transformer.turns[:t].chunk(2, -1)  # type: ignore[union-attr, operator]
+        sine, cosine = self.model.lm.model.transformer.turns[:t].chunk(2, -1)
         query, key = (_rotated(part, sine, cosine, attention.rotary) for part in (query, key))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         weights = query @ key.transpose(-1, -2) / (d // heads) ** 0.5
-        weights = weights.masked_fill(~self.mask[:, :, :t, :t], torch.finfo(weights.dtype).min)  # type: ignore[index]
+        weights = weights.masked_fill(~self.mask[:, :, :t, :t], torch.finfo(weights.dtype).min)
         weights = weights.softmax(-1)
         out: Tensor = attention.out_proj((weights @ value).transpose(1, 2).reshape(b, t, d))
         return out

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
 
 from . import files
-from .causal import Transformers, real, visible
+from .causal import Transformers, as_bias, real, visible
 from .families import Adapted
 from .shared import SharedKeysAndValues
 
@@ -39,7 +39,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]: what the positions from `first` on gather.
 
-        `turns` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom;
+        `turns` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom,
+        behind a shared beginning as what is added to scores;
         without one each position sees itself and those before it.
         """
         sines, cosines = turns
@@ -51,7 +52,9 @@ class Attention(nn.Module):
         elif first:
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[first:]
         if cache is not None:
-            out = cache.attend(queries, keys, values, mask, self.layer)
+            keys, values = cache.cache.update(keys, values, self.layer)
+        if cache is not None and cache.shared is not None:
+            out = cache.shared.attend(queries, keys, values, mask, self.layer)
         else:
             out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
         gathered: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
@@ -255,6 +258,9 @@ class GPTJ(Transformers):
         mask = None
         if past is not None or layout.segments is not None:
             mask = visible(embeddings, layout, past)[:, None]
+        if cache is not None and cache.shared is not None:
+            assert mask is not None
+            mask = as_bias(mask, embeddings.dtype)  # once for all blocks
         if cache is not None:
             cache.valid = real(embeddings, layout, past)
         decoder: Any = self.model.transformer

@@ -38,16 +38,24 @@ class Shared:
             return Shared(self.layers, self.valid, owner)
         return Shared([(keys[used], values[used]) for keys, values in self.layers], self.valid[used], renamed)
 
-    def attend(self, queries: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor, layer: int) -> Tensor:
+        """[b, h, t, w] to the same: what queries gather from their beginnings and from the rows' own keys and values.
+
+        `bias` [b, 1, t, p] says who sees whom of the rows' own.
+        """
+        own, own_sum = attention(queries, keys, values, bias)
+        began, began_sum = self._beginnings(queries, layer)
+        share = (began_sum - own_sum).sigmoid()
+        return own.lerp(began, share[..., None].to(own.dtype))
+
+    def _beginnings(self, queries: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """[b, h, t, w] to what they gather from their beginnings, alike, and its log-sum-exp [b, h, t]."""
-        b, h, t, w = queries.shape
+        _, h, t, w = queries.shape
         g, n = len(self.valid), self.largest
         rows = queries.transpose(1, 2)
-        if g * n == b:
-            together = rows if g == 1 else torch.empty_like(rows).index_copy_(0, self.slots, rows)
-        else:
-            together = rows.new_zeros(g * n, t, h, w).index_copy_(0, self.slots, rows)
-        out, lse = attention(together.reshape(g, n * t, h, w).transpose(1, 2), *self.layers[layer], self.bias)
+        if g > 1:
+            rows = rows.new_zeros(g * n, t, h, w).index_copy_(0, self.slots, rows)
+        out, lse = attention(rows.reshape(g, n * t, h, w).transpose(1, 2), *self.layers[layer], self.bias)
         out, lse = (x.transpose(1, 2).reshape(g * n, t, *x.shape[1:2], *x.shape[3:]) for x in (out, lse))
         if g > 1:
             out, lse = out[self.slots], lse[self.slots]
@@ -76,24 +84,6 @@ class SharedKeysAndValues(KeysAndValues):
         assert self.valid is not None
         counts = rows.bincount(minlength=len(self.valid))
         return len(self.valid) < len(rows) and len(counts) * int(counts.max()) <= 2 * len(rows)
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, layer: int) -> Tensor:
-        """[b, h, t, w] to the same: all that new queries gather, after the new keys and values have been put in.
-
-        `mask` [b, 1, t, p] says who sees whom of the rows' own.
-        """
-        keys, values = self.cache.update(keys, values, layer)
-        if self.shared is None:
-            causal = mask is None
-            gathered: Tensor = torch.nn.functional.scaled_dot_product_attention(
-                queries, keys, values, mask, is_causal=causal
-            )
-            return gathered
-        assert mask is not None
-        own, own_sum = attention(queries, keys, values, as_bias(mask, queries.dtype))
-        began, began_sum = self.shared.attend(queries, layer)
-        share = (began_sum - own_sum).sigmoid()
-        return own.lerp(began, share[..., None].to(own.dtype))
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
