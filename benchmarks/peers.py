@@ -212,9 +212,9 @@ class ByHand(nn.Module):
         with torch.device("meta"):
             self.lm = AutoModelForCausalLM.from_config(mine.model.config)
         self.lm.load_state_dict(state, assign=True)
+        _fill_buffers(self.lm)
         self.lm.requires_grad_(False).eval()
         for i, block in enumerate(self.lm.transformer.h):
-            block.attn.embed_positions = mine.model.transformer.turns  # no weight, and still on meta
             if "attention" in adapters:
                 block.attn = _Behind(block.attn, adapters["attention"][i])
             if "mlp" in adapters:
@@ -236,6 +236,20 @@ class ByHand(nn.Module):
         seen = torch.cat([real.new_ones(b, k), real], dim=1).long()
         loss: Tensor = self.lm(inputs_embeds=x, attention_mask=seen, labels=labels, use_cache=False).loss
         return loss
+
+
+def _fill_buffers(model: Any) -> None:
+    """Buffers that no state dict holds and that are still on meta get their values from the library's own code.
+
+    Each release keeps GPT-J's rotary table in another module, so none is named here.
+    """
+    device = next(model.parameters()).device
+    for module in model.modules():
+        hollow = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in hollow:
+            setattr(module, name, torch.empty_like(getattr(module, name), device=device))
+        if hollow:
+            model._init_weights(module)
 
 
 class _Behind(nn.Module):
