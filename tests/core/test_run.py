@@ -14,7 +14,7 @@ import magma
 from magma import RecipeError, TrainingError
 from magma.recipe import build_part
 
-pytestmark = [pytest.mark.usefixtures("toys"), pytest.mark.filterwarnings("ignore")]  # DeepSpeed warns of itself
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 def test_the_report_is_what_the_run_did(tmp_path: Path) -> None:
