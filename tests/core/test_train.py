@@ -24,7 +24,9 @@ from magma.train import Progress, Watcher, factor, train
 
 pytestmark = [
     pytest.mark.usefixtures("toys"),
-    pytest.mark.filterwarnings("ignore:.*all_gather_into_tensor:FutureWarning"),  # DeepSpeed 0.19.8 calls it (ZeRO 3)
+    pytest.mark.filterwarnings(
+        "ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning"
+    ),  # DeepSpeed 0.19.8 (ZeRO 3)
 ]
 
 
