@@ -75,7 +75,7 @@ def recipe_run(
         out = out or RUNS / loaded.name
         words = ["recipe", "run", recipe, "--out", str(out)]
         words += [word for override in overrides or () for word in ("--set", override)]
-        screen.say("importing")
+        screen.say("importing libraries")
         from .run import alone, check, check_folder, launch, run
 
         if several:
@@ -310,7 +310,7 @@ def generate(
     from .screen import Screen
 
     with Screen() as screen:
-        screen.say("importing")
+        screen.say("importing libraries")
         from .checkpoint import load
         from .segments import Media, Text
 
@@ -333,7 +333,7 @@ def export_lm(
     from .screen import Screen
 
     with Screen() as screen:
-        screen.say("importing")
+        screen.say("importing libraries")
         from .checkpoint import load, written_aside
 
         model = load(folder, say=screen.say)

@@ -72,7 +72,7 @@ def ask(
     from .screen import Screen, print_columns
 
     with Screen() as screen:
-        screen.say("importing")
+        screen.say("importing libraries")
         import torch
 
         from . import checkpoint

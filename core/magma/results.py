@@ -91,6 +91,7 @@ class Evaluation:
     ) -> list[dict[str, Any]]:
         """The rows of one file, which is written where it is not complete."""
         name = f"{shots}_shot{f'.{baseline}' if baseline else ''}"
+        what = f"{self.task.name}, {shots} {'shot' if shots == 1 else 'shots'}{f', {baseline}' if baseline else ''}"
         path = self.folder / f"{name}.jsonl"
         if path.is_file():
             return list(_lines(path))
@@ -109,7 +110,7 @@ class Evaluation:
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
                     file.flush()
                     done += len(new)
-                    progress(f"{self.task.name} {name}", done)
+                    progress(what, done)
         ordered = [rows[number] for number in sorted(rows)]
         _rewrite(path, ordered)
         partial.unlink()

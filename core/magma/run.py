@@ -70,6 +70,7 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
     if result.finished:
         draw([out], out / LOSS)
         if recipe.tasks:
+            watcher.say(f"loading {result.folder}")
             model = checkpoint.load(result.folder, device=result.device, say=watcher.say)
             scores = {}
             for i, table in enumerate(recipe.tasks):

@@ -49,9 +49,10 @@ def figures(folder: Path) -> dict[str, str]:
     }
     if steps:
         recent = steps[-RECENT:]
-        seconds = sum(row["samples"] / row["samples_per_s"] for row in recent)
+        seconds = sum(row["samples"] / row["samples_per_s"] for row in recent if row["samples_per_s"])
         found["loss"] = "not finite" if steps[-1]["loss"] is None else f"{steps[-1]['loss']:.4f}"
-        found["examples a second"] = f"{sum(row['samples'] for row in recent) / max(seconds, 1e-9):.1f}"
+        if seconds:
+            found["examples a second"] = f"{sum(row['samples'] for row in recent) / seconds:.1f}"
         for key, what, unit in (("tokens_per_s", "useful tokens a second", 1), ("flops_per_s", "TFLOP/s", 1e12)):
             if values := [row[key] for row in recent if key in row]:
                 found[what] = f"{sum(values) / len(values) / unit:,.4g}"

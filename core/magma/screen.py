@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -86,26 +87,28 @@ class Screen:
 
     def _step(self, now: Any) -> None:
         step, moment = self.first = self.first or (now.step, time.perf_counter())
+        seconds = time.perf_counter() - moment
 
         def left() -> str:
-            speed = (now.step - step) / max(1e-9, time.perf_counter() - moment)
-            return f"  ETA {(now.steps - now.step) / max(1e-9, speed):.0f} s"
+            if now.step == step or now.step >= now.steps:  # one step gives no speed; it is much slower than the others
+                return ""
+            return f"  {_duration((now.steps - now.step) * seconds / (now.step - step))} left"
 
-        self._bar("training", now.step, now.steps, _news(now), left)
+        self._bar("training step", now.step, now.steps, _news(now), left)
 
     def answered(self, what: str, done: int) -> None:
-        """How many questions have their answer; nobody knows how many there will be."""
-        self._bar(f"asking {what}", done, 0, "questions")
+        """How many questions have their answer. Their total is not known before the last one."""
+        self._bar(f"asking {what}:", done, 0, "questions answered")
 
     def _plan(self, plan: Plan) -> None:
         print_plan(plan, self.console)
 
     def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
-        """The table at the end, or how to go on."""
+        """The table at the end, or the command that resumes the run."""
         self.live.stop()
         if not report["finished"]:
             self.console.print(
-                f"Stopped at step {report['steps']}; nothing is lost. Go on with:\n  {shlex.join(again)}",
+                f"Stopped at step {report['steps']}; nothing is lost. Resume with:\n  {shlex.join(again)}",
                 soft_wrap=True,  # the command has to be copied in one piece
             )
             return
@@ -116,9 +119,14 @@ class Screen:
             for figure in scores["model"]:
                 table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()))
             self.console.print(table)
+        if report.get("tasks"):
+            self.console.print(
+                "model: as trained. shuffled: each question with the media of another one. blind: without media.",
+                soft_wrap=True,
+            )
         self.console.print(
-            f"{report['frozen_tensors']} frozen tensors, before = after: sha256 {report['frozen_fingerprint']}\n"
-            f"{report['steps']} steps in {report['seconds']:.1f} s; everything is in {out}",
+            f"{report['frozen_tensors']} frozen tensors are unchanged: sha256 {report['frozen_fingerprint']}\n"
+            f"{report['steps']} training steps took {_duration(report['seconds'])}; all files are in {out}",
             soft_wrap=True,
         )
 
@@ -128,7 +136,7 @@ def _news(now: Any) -> str:
     rates = sorted(set(now.rates.values()))
     lowest, highest = f"{rates[0]:.2g}", f"{rates[-1]:.2g}"
     words = [
-        f"loss {now.loss:.4f}{' (skipped)' if now.skipped else ''}",
+        f"loss {f'{now.loss:.4f}' if math.isfinite(now.loss) else 'not finite'}{' (skipped)' if now.skipped else ''}",
         f"lr {lowest}" if lowest == highest else f"lr {lowest} to {highest}",
         f"{now.samples_per_s:.4g} samples/s",
         f"{now.tokens_per_s:,.0f} tokens/s",
@@ -138,7 +146,7 @@ def _news(now: Any) -> str:
         if now.peak_flops_per_s is not None:
             plain, useful = (x / now.peak_flops_per_s for x in (now.flops_per_s, now.useful_flops_per_s))
             words.append(f"MFU {plain:.0%}, useful {useful:.0%}")
-    return "  ".join([*words, _scaled(now.memory, "B")])
+    return "  ".join([*words, f"memory {_scaled(now.memory, 'B')}"])
 
 
 def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
@@ -212,10 +220,19 @@ def _stdout() -> RichConsole:
 
 def _scaled(value: float | None, unit: str) -> str:
     """Three digits and a decimal prefix: 4.44 TFLOP."""
-    if value is None:
+    if value is None or not math.isfinite(value):
         return "unknown"
     prefixes = iter(("", "k", "M", "G", "T"))
     prefix = next(prefixes)
     while value >= 999.5:
         value, prefix = value / 1000, next(prefixes, "P")
     return f"{value:.3g} {prefix}{unit}"
+
+
+def _duration(seconds: float) -> str:
+    """In the largest unit that fits, and the next smaller one: 45 s, 1 min 30 s, 2 h 5 min, 3 d."""
+    for unit, smaller, ratio, size in (("d", "h", 24, 3_600), ("h", "min", 60, 60), ("min", "s", 60, 1)):
+        count, rest = divmod(round(seconds / size), ratio)
+        if count > 0:
+            return f"{count:,} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{max(0, round(seconds))} s"

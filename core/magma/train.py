@@ -606,9 +606,11 @@ def train(
             block.compile(dynamic=True)
     torch.manual_seed(recipe.seed + world.rank)
     with interruptible() as stopped:
+        watcher.say("starting DeepSpeed")
         run = _Run(recipe, out, world, watcher, model, costs)
         if resume:
             _resume(run)
+        watcher.say("training: the first step takes longer than the others")
         began = time.perf_counter()
         finished = run.loop(stopped)
         folder = run.finish(finished)

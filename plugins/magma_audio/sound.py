@@ -1,74 +1,82 @@
-"""Sound as users hold it, to what an encoder reads. Axes: c channels, s samples."""
+"""What audio encoders share: a recording to one channel at one rate, no longer than they accept.
+
+Axes: c channels, s samples.
+"""
 
 from __future__ import annotations
 
-import io
+import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from magma import Encoder, InputError
+from magma import Encoder, InputError, PartConfig
 
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au")
-MAGIC = (b"fLaC", b"OggS", b"ID3", b".snd", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3")
-"""What the bytes of a FLAC, Ogg, MP3 or AU file begin with; WAV and AIFF are told by more than that."""
-FORMS = ((b"RIFF", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
-RATES = (4_000, 192_000)
-"""Samples a second, at least and at most."""
+from .decode import looks_like_audio, open_recording
+
 SILENCE = 1e-5
-"""A recording that never goes beyond this share of full scale is taken for an empty one."""
+"""A recording that never exceeds this share of full scale is refused."""
+CANCELLED = 1e-2
+"""Channels cancel each other where their average has less than this share of their root mean square."""
 PADDING = float("-inf")
-"""What prepared items are filled up with: no recording has it, so that an encoder knows where one ends."""
-ALLOWED = "an audio file (a path, or its bytes) or (waveform [s] or [c, s], samples a second)"
+"""Fills up prepared items. No recording holds it, so that an encoder can see where each item ends."""
+
+
+class AudioConfig(PartConfig):
+    """What every audio encoder can be asked for."""
+
+    crop: Literal["none", "start", "random"] = "none"
+    """Of a recording that is too long: none is refused, start keeps its beginning, random any part in training and
+    the beginning otherwise."""
 
 
 class AudioEncoder(Encoder):
     """What audio encoders share: decoding, one channel, one rate, a longest duration, padding that they recognise."""
 
     modality = "audio"
+    config: AudioConfig
     rate: int
-    """Samples a second that the encoder hears."""
+    """Samples a second of the waveforms that the encoder reads."""
     seconds: float
     """The longest recording."""
 
     def accepts(self, raw: Any) -> bool:
         """A path with an audio file's suffix, the bytes of one, or a pair of a waveform and its rate."""
-        if isinstance(raw, Path):
-            return raw.suffix.lower() in SUFFIXES
-        if isinstance(raw, bytes | bytearray):
-            return raw.startswith(MAGIC) or (raw[:4], raw[8:12]) in FORMS
-        return (
-            isinstance(raw, tuple)
-            and len(raw) == 2
-            and isinstance(raw[0], np.ndarray | Tensor)
-            and isinstance(raw[1], int | float | np.integer)
-        )
+        return looks_like_audio(raw)
 
-    def hear(self, raw: Any) -> Tensor:
-        """A recording to one channel [s] at the encoder's rate. Raises `InputError` that names it."""
+    def longest(self, rate: int) -> int:
+        """Samples of the longest recording at a rate."""
+        return int(self.seconds * rate)
+
+    def hear(self, raw: Any, rng: random.Random | None = None) -> Tensor:
+        """A recording to one channel [s] at the encoder's rate; `rng` is for `crop`.
+
+        Raises `InputError` that names the recording.
+        """
         import torchaudio.functional as audio
 
-        waveform, rate, name = _decoded(raw)
-        if waveform.ndim not in (1, 2) or (waveform.ndim == 2 and waveform.shape[0] > waveform.shape[1]):
-            raise InputError(f"{name}: given a waveform {list(waveform.shape)}; allowed: [s], or [c, s]")
-        if not RATES[0] <= rate <= RATES[1]:
-            raise InputError(f"{name}: given {rate} samples a second; allowed: {RATES[0]:,} to {RATES[1]:,}")
-        mono = waveform if waveform.ndim == 1 else waveform.mean(0)
-        if not len(mono):
-            raise InputError(f"{name}: it is empty")
-        if not bool(mono.isfinite().all()):
-            raise InputError(f"{name}: its samples are not all finite")
-        if len(mono) > self.seconds * rate:
-            raise InputError(f"{name}: it lasts {len(mono) / rate:.2f} s; allowed: at most {self.seconds:g} s")
-        if float(mono.abs().max()) <= SILENCE:
-            raise InputError(f"{name}: it is silent")
-        return mono if rate == self.rate else audio.resample(mono, rate, self.rate)
+        recording = open_recording(raw)
+        count, start = min(recording.length, self.longest(recording.rate)), 0
+        cropped = count < recording.length
+        if cropped and self.config.crop == "none":
+            raise InputError(
+                f"{recording.name}: it lasts {recording.length / recording.rate:.6g} s; allowed: at most "
+                f'{self.seconds:g} s, or crop = "start" or "random" in the encoder\'s table, to use a part of it'
+            )
+        if self.config.crop == "random" and cropped and rng is not None:
+            start = rng.randint(0, recording.length - count)
+        mono = _averaged(recording.name, recording.read(start, count))
+        if not cropped and float(mono.abs().max()) <= SILENCE:  # a part may be a pause
+            raise InputError(f"{recording.name}: it is silent")
+        if recording.rate == self.rate:
+            return mono
+        resampled: Tensor = audio.resample(mono, recording.rate, self.rate)
+        return resampled
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
         """Items [s, ...] of unequal length, filled up with `PADDING`."""
@@ -79,8 +87,27 @@ class AudioEncoder(Encoder):
         """The shortest item."""
 
 
+def _averaged(name: str, channels: Tensor) -> Tensor:
+    """[c, s] to [s]. Raises `InputError` where that leaves nothing of what the channels hold."""
+    mono = channels.mean(0)
+    if not len(mono):
+        raise InputError(f"{name}: no samples can be read from it")
+    if not bool(mono.isfinite().all()):
+        raise InputError(f"{name}: its samples are not all finite (NaN or infinity)")
+    if len(channels) == 1 or float(channels.abs().max()) <= SILENCE:
+        return mono
+    share = mono.double().square().mean().sqrt() / channels.double().square().mean().sqrt()
+    if share < CANCELLED:
+        raise InputError(
+            f"{name}: its {len(channels)} channels cancel each other: their average has {float(share):.2%} of their "
+            "level, as if one were inverted. Give one channel only: waveform[0], or for a file what this writes: "
+            'ffmpeg -i FILE -af "pan=mono|c0=c0" FILE-mono.wav'
+        )
+    return mono
+
+
 def recordings_for_trial(folder: Path, seconds: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """What an encoder of at least `seconds` hears, and what it refuses: for its `trial`."""
+    """What an encoder of at least `seconds` accepts, and what it refuses: for its `trial`."""
     import soundfile
 
     t = np.arange(int(8_000 * seconds)) / 8_000
@@ -89,33 +116,4 @@ def recordings_for_trial(folder: Path, seconds: float) -> tuple[tuple[Any, ...],
     (folder / "text.wav").write_text("no sound")
     good = (folder / "tone.wav", (tone[: len(tone) // 2], 8_000), (np.stack([tone, tone[::-1]]), 16_000))
     bad = (folder / "none.wav", folder / "text.wav", (tone[:0], 8_000), (0 * tone, 8_000), (tone * np.nan, 8_000))
-    return good, bad
-
-
-def _decoded(raw: Any) -> tuple[Tensor, int, str]:
-    """float32 waveform [s] or [c, s], samples a second, and how errors speak of it."""
-    if isinstance(raw, tuple) and len(raw) == 2:
-        values, rate = raw
-        if not isinstance(values, np.ndarray | Tensor):
-            raise InputError(f"given a waveform of type {type(values).__name__}; allowed: {ALLOWED}")
-        waveform = torch.as_tensor(values)
-        if waveform.is_floating_point():
-            return waveform.float(), int(rate), "a waveform"
-        if waveform.dtype in (torch.int16, torch.int32):
-            return waveform.float() / -float(torch.iinfo(waveform.dtype).min), int(rate), "a waveform"
-        raise InputError(f"given a waveform of {waveform.dtype}; allowed: a floating type in -1 to 1, int16 or int32")
-    if isinstance(raw, str | Path):
-        name, source = str(raw), raw
-        if not Path(raw).is_file():
-            raise InputError(f"{raw}: no such file")
-    elif isinstance(raw, bytes | bytearray):
-        name, source = f"{len(raw)} bytes of audio", io.BytesIO(raw)  # type: ignore[assignment]
-    else:
-        raise InputError(f"given a value of type {type(raw).__name__}; allowed: {ALLOWED}")
-    import soundfile
-
-    try:
-        samples, rate = soundfile.read(source, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        raise InputError(f"{name}: it cannot be read as audio: {error}") from error
-    return torch.from_numpy(samples.T.copy()), int(rate), name
+    return good, (*bad, (tone, float("nan")), (np.stack([tone, -tone]), 8_000))

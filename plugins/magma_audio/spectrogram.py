@@ -17,9 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Features, InputError, PartConfig, Trial
+from magma import Features, InputError, Trial
 
-from .sound import PADDING, AudioEncoder, recordings_for_trial
+from .sound import PADDING, AudioConfig, AudioEncoder, recordings_for_trial
 
 FLOOR = 1e-6
 """Added to a mel band's energy before its logarithm."""
@@ -34,7 +34,7 @@ class Spectrogram(AudioEncoder):
 
     name = "spectrogram"
 
-    class Config(PartConfig):
+    class Config(AudioConfig):
         """Frames are `hop` apart; each convolution halves their number."""
 
         rate: int = Field(16_000, ge=4_000, le=48_000)
@@ -66,8 +66,7 @@ class Spectrogram(AudioEncoder):
         super().__init__(config)
         self.rate, self.seconds = config.rate, config.seconds
         self.dim = config.width
-        samples = int(config.seconds * config.rate)
-        self.frames = 1 + samples // self._hop
+        self.frames = 1 + self.longest(self.rate) // self._hop
         self.length = self._halved(self.frames)
         channels = [config.bands] + [config.width] * config.convolutions
         self.stem = nn.ModuleList(
@@ -102,7 +101,7 @@ class Spectrogram(AudioEncoder):
             if not bool(raw.isfinite().all()):
                 raise InputError("given log-mel frames that are not all finite")
             return raw.float()
-        frames = self._log_mel(self.hear(raw))
+        frames = self._log_mel(self.hear(raw, rng))
         return _blotted(frames, rng) if rng is not None and self.config.spec_augment else frames
 
     def _log_mel(self, waveform: Tensor) -> Tensor:

@@ -20,9 +20,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Features, PartConfig, PartError, Trial, Weights, at_hand, hub_has, is_folder, source_problems
+from magma import Features, PartError, Trial, Weights, at_hand, hub_has, is_folder, source_problems
 
-from .sound import PADDING, AudioEncoder, recordings_for_trial
+from .sound import PADDING, AudioConfig, AudioEncoder, recordings_for_trial
 
 Count = TypeVar("Count", int, Tensor)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -30,7 +30,7 @@ EARS = ("preprocessor_config.json", "processor_config.json")
 ALLOWED = "Allowed: a hub name, or a folder in transformers' format (config.json, *.safetensors)"
 
 
-class TowerConfig(PartConfig):
+class TowerConfig(AudioConfig):
     """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
     weights: Weights | None = None
@@ -206,8 +206,8 @@ class Tower(AudioEncoder):
             raise PartError(f"{self.name}.weights: {given}: {_first_line(error).rstrip('.')}. {ALLOWED}") from error
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """A recording to [s], or to frames [f, m], as the library's feature extractor does it. `rng` is not used."""
-        return self.extract(self.hear(raw))
+        """A recording to [s], or to frames [f, m], as the library's feature extractor does it. `rng` is for `crop`."""
+        return self.extract(self.hear(raw, rng))
 
     def blank(self) -> Tensor:
         """The shortest item, of zeros."""
@@ -373,7 +373,7 @@ class Wav2Vec2(Tower):
         self.least = 1
         for kernel, stride in reversed(self._convolutions()):
             self.least = (self.least - 1) * stride + kernel
-        self.most = max(self.least, int(self.seconds * self.rate))
+        self.most = max(self.least, self.longest(self.rate))
 
     def _convolutions(self) -> list[tuple[int, int]]:
         return list(zip(self.architecture.conv_kernel, self.architecture.conv_stride, strict=True))

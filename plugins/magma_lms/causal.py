@@ -54,7 +54,7 @@ class Transformers(FrozenLM):
     """Any model of transformers of a family that the plugin can name."""
 
     def __init__(self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any) -> None:
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
         super().__init__(config)
         self._weights, self._tokenizer_source, self._architecture = weights, tokenizer, architecture
@@ -73,7 +73,7 @@ class Transformers(FrozenLM):
             MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
         try:
             with torch.device("meta"):
-                self.model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=torch.float32)
+                self.model = self._random()
         except ValueError as error:
             raise PartError(f"lm: no {architecture.model_type} can be built like this: {error}") from error
         self.dim = self.model.get_input_embeddings().embedding_dim
@@ -93,10 +93,10 @@ class Transformers(FrozenLM):
 
         assert not self.adapters, "weights come before adapters"
         if self._weights is None:
-            self.model = AutoModelForCausalLM.from_config(copy.deepcopy(self._architecture), dtype=torch.float32)
+            self.model = self._random()
             return
         logging.disable_progress_bar()  # whoever assembles the model says what is going on
-        self.model, report = files.read(
+        model, report = files.read(
             "weights",
             self._weights,
             AutoModelForCausalLM.from_pretrained,
@@ -112,6 +112,15 @@ class Transformers(FrozenLM):
                 f"lm.weights: given {self._weights!r}, whose tensors are not this model's: {len(wrong)} are missing or "
                 f"left over, the first is {wrong[0]}"
             )
+        self.family.adjust(model)
+        self.model = model
+
+    def _random(self) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(self._architecture), dtype=torch.float32)
+        self.family.adjust(model)
+        return model
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Tables of positions are no weights: they move, and stay in float32.

@@ -1,4 +1,7 @@
-"""Where each model family keeps its blocks, and how an adapter is put around a sublayer of one."""
+"""Where each model family keeps its blocks, and how an adapter is put around a sublayer of one.
+
+Axes: b batch, t tokens, p columns that a cache holds, h heads, w a head's width, d width.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +26,40 @@ class Family:
     mlp: str | Literal["fc1-activation-fc2"]
     """Inside a block; the latter where the feed-forward has no module of its own."""
     window: Callable[[Any], int | None] = lambda _: None
-    """How many positions the narrowest attention of a config reaches over, itself included; None: all.
+    """How many positions the narrowest attention of a config reaches over, itself included; None: all."""
+    adjust: Callable[[Any], None] = lambda _: None
+    """Changes a new model in place, so that `Causal`'s mask is the only one.
 
-    It makes attention full in that config, for up to that length there is no difference.
+    A mask of the library's own counts columns of the batch. With padding these are more than a row's positions: they
+    leave a window too early, and may be more than the context.
     """
 
 
 def _sliding(architecture: Any) -> int | None:
-    width: int | None = architecture.sliding_window  # nothing to undo: `Causal` brings its own mask and cache
+    width: int | None = architecture.sliding_window
     return width
 
 
 def _local(architecture: Any) -> int | None:
-    layers = architecture.attention_layers
-    if "local" not in layers:
-        return None
-    # A local layer counts columns of the batch, padding and all; a global one has the same weights.
-    architecture.attention_types = [[["global"], len(layers)]]
-    architecture.attention_layers = ["global"] * len(layers)
     width: int = architecture.window_size
-    return width
+    return width if "local" in architecture.attention_layers else None
+
+
+def _without_triangles(model: Any) -> None:
+    """GPT-Neo: no table [1, 1, context, context] of what each column sees, local or not."""
+    for block in model.transformer.h:
+        block.attn.attention.bias = None
+        block.attn.attention._attn = _attend
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """[b, h, t, w], [b, h, p + t, w] twice and [b, 1, t, p + t] to what is gathered [b, h, t, w], and its weights.
+
+    As the library computes it: scores in float32, not divided by anything.
+    """
+    scores = query.float() @ key.float().transpose(-1, -2) + mask
+    weights = scores.softmax(-1).to(value.dtype)
+    return weights @ value, weights
 
 
 _GPT = Family("transformer", "transformer.h", "attn", "mlp")
@@ -50,7 +67,7 @@ _LLAMA = Family("model", "model.layers", "self_attn", "mlp")
 _SLIDING = replace(_LLAMA, window=_sliding)
 FAMILIES = {
     "gpt2": _GPT,
-    "gpt_neo": replace(_GPT, window=_local),
+    "gpt_neo": replace(_GPT, window=_local, adjust=_without_triangles),
     "gpt_neox": Family("gpt_neox", "gpt_neox.layers", "attention", "mlp"),
     "gptj": _GPT,
     "llama": _LLAMA,

@@ -62,7 +62,7 @@ def test_a_run_leaves_all_that_is_promised(run: tuple[Path, subprocess.Completed
     assert {"shuffled_accuracy", "blind_accuracy", "seconds", "finished", "processes"} <= report.keys()
     assert set(report["tasks"]["0.digits"]) == {"model", "shuffled", "blind"}
     assert "inputs.image.encoder" in done.stderr
-    assert f"45 frozen tensors, before = after: sha256 {report['frozen_fingerprint']}" in done.stderr
+    assert f"45 frozen tensors are unchanged: sha256 {report['frozen_fingerprint']}" in done.stderr
 
 
 def test_a_second_run_does_not_overwrite_the_first(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -223,7 +223,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, process
             seen += child.stderr.readline()
         os.killpg(child.pid, signal.SIGINT)
         seen += child.stderr.read()
-    assert "nothing is lost. Go on with:" in seen, seen
+    assert "nothing is lost. Resume with:" in seen, seen
     (said,) = [line for line in seen.splitlines() if line.startswith("  magma recipe run quickstart")]
     assert said.endswith(" --nproc 2 --resume" if processes == 2 else " --resume")
     assert "--set train.samples=100000" in said

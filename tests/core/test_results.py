@@ -101,7 +101,7 @@ def test_an_interruption_changes_nothing(model: Magma, tmp_path: Path, torn: str
     evaluation(model, tmp_path / "whole").run([0, 1])
 
     def stop(name: str, done: int) -> None:
-        if name == "counted 0_shot.shuffled" and done > 15:
+        if name == "counted, 0 shots, shuffled" and done > 15:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -112,8 +112,8 @@ def test_an_interruption_changes_nothing(model: Magma, tmp_path: Path, torn: str
         file.write(torn)
     asked: list[str] = []
     evaluation(model, tmp_path / "cut").run([0, 1], progress=lambda name, _: asked.append(name))
-    assert "counted 0_shot" not in asked
-    assert "counted 1_shot" in asked
+    assert "counted, 0 shots" not in asked
+    assert "counted, 1 shot" in asked
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
     for name in ("scores.json", "about.json"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import random
+import wave as wave_module
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +73,21 @@ def test_mp3_bytes_and_waveforms_are_heard(tmp_path: Path) -> None:
     ("raw", "message"),
     [
         ((np.zeros(800, np.float32), 8000), "a waveform: it is silent"),
-        ((np.zeros(0, np.float32), 8000), "a waveform: it is empty"),
+        ((np.zeros(0, np.float32), 8000), "a waveform: it has no samples"),
         ((np.full(800, np.nan, np.float32), 8000), "a waveform: its samples are not all finite"),
-        ((tone(seconds=2.1), 8000), r"a waveform: it lasts 2\.10 s; allowed: at most 2 s"),
-        ((tone(), 100), "a waveform: given 100 samples a second; allowed: 4,000 to 192,000"),
+        (
+            (tone(seconds=2.1), 8000),
+            r'a waveform: it lasts 2\.1 s; allowed: at most 2 s, or crop = "start" or "random"',
+        ),
+        ((np.zeros((2, 0), np.float32), 8000), "a waveform: it has no samples"),
+        ((np.zeros((0, 9), np.float32), 8000), "a waveform: it has no samples"),
+        ((tone().astype(np.longdouble) * 1e300, 8000), "a waveform: its samples are not all finite"),
+        (b"", "0 bytes of audio: the file is empty"),
         ((tone().reshape(-1, 1), 8000), r"a waveform: given a waveform \[4000, 1\]; allowed: \[s\], or \[c, s\]"),
-        ((tone().astype(np.uint8), 8000), "given a waveform of torch.uint8; allowed"),
+        ((tone().astype(np.int64), 8000), "given a waveform of torch.int64; allowed: .*; convert to the type"),
+        ((tone().astype(complex), 8000), "given a waveform of complex128; allowed"),
+        ((tone().astype(object), 8000), "given a waveform of object; allowed"),
+        ((torch.zeros(9, device="meta"), 8000), "given a waveform without values"),
         (b"RIFF and no more", "16 bytes of audio: it cannot be read as audio"),
         (Path("gone.wav"), "gone.wav: no such file"),
         (17, "given a value of type int; allowed: an audio file"),
@@ -88,6 +98,143 @@ def test_mp3_bytes_and_waveforms_are_heard(tmp_path: Path) -> None:
 def test_what_cannot_be_heard_is_said(raw: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         encoder().prepare(raw)
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [float("nan"), float("inf"), 0, -8000, 3999, 192_001, 10**400, "8000", None, True, np.float32("nan"), [8000]],
+)
+def test_sample_rates_that_are_none_are_refused(rate: Any) -> None:
+    with pytest.raises(InputError, match=r"^a waveform: given a sample rate of .*; allowed: 4,000 to 192,000 samples"):
+        encoder().prepare((tone(), rate))
+
+
+@pytest.mark.parametrize("rate", [8000.0, np.int16(8000), np.float32(8000), np.array(8000), torch.tensor(8000)])
+def test_sample_rates_may_be_numbers_of_any_library(rate: Any) -> None:
+    assert torch.equal(encoder().hear((tone(), rate)), torch.from_numpy(tone()))
+
+
+def test_arrays_of_any_memory_layout_are_heard_alike(tmp_path: Path) -> None:
+    """As soundfile reads them: reversed, strided, of the other byte order, read-only, of every type."""
+    wave = tone(pitch=431.0)
+    whole = (wave * 32767).astype(np.int16)
+    frozen = wave.copy()
+    frozen.flags.writeable = False
+    same = [wave[::-1].copy()[::-1], np.repeat(wave, 3)[::3], wave.astype(">f4"), wave.astype(np.longdouble), frozen]
+    for form in [*same, np.stack([wave, wave], axis=1).T, torch.from_numpy(wave).requires_grad_()]:
+        assert torch.equal(encoder().hear((form, 8000)), torch.from_numpy(wave))
+    soundfile.write(tmp_path / "whole.wav", whole, 8000, subtype="PCM_16")
+    expected = encoder().hear(tmp_path / "whole.wav")
+    for form in (
+        whole,
+        whole.astype(">i2"),
+        whole.astype(np.int32) << 16,
+        (whole.astype(np.int32) + 32768).astype("u2"),
+    ):
+        assert torch.equal(encoder().hear((form, 8000)), expected)
+    soundfile.write(tmp_path / "bytes.wav", wave, 8000, subtype="PCM_U8")
+    with wave_module.open(str(tmp_path / "bytes.wav")) as file:  # 8 bits are unsigned in WAV files
+        coarse = np.frombuffer(file.readframes(len(wave)), np.uint8)
+    expected = encoder().hear(tmp_path / "bytes.wav")
+    assert torch.equal(encoder().hear((coarse, 8000)), expected)
+    assert torch.equal(encoder().hear(((coarse ^ 128).view(np.int8), 8000)), expected)
+    assert (expected - torch.from_numpy(wave)).abs().max() < 0.01
+
+
+HEADS = [
+    (b"\0\0\0\x1cftypM4A \0\0\2\0", ".m4a", "MPEG-4", True),
+    (b"\0\0\0\x20ftypisom\0\0\2\0", ".mp4", "MPEG-4", False),
+    (b"\0\0\0\x14ftypqt  \0\0\2\0", ".mov", "MPEG-4", False),
+    (b"\xff\xf1\x4c\x40\x1a\x7f\xfc", ".aac", "AAC", True),
+    (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01", ".webm", "Matroska", False),
+    (b"\x1aE\xdf\xa3\x9fB\x86\x81\x01", ".wav", "Matroska", False),
+    (bytes.fromhex("3026b2758e66cf11a6d9"), ".wma", "Windows Media", False),
+    (b"RIFF\0\0\0\0AVI LIST", ".avi", "AVI", False),
+    (b"#!AMR\n", ".amr", "AMR", True),
+]
+
+
+@pytest.mark.parametrize(("head", "suffix", "kind", "audio_only"), HEADS, ids=lambda value: str(value)[:8])
+def test_what_soundfile_cannot_read_is_named_with_what_can(
+    head: bytes, suffix: str, kind: str, audio_only: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / f"my voice{suffix}"
+    path.write_bytes(head + bytes(500))
+    target = tmp_path / ("my voice-converted.wav" if suffix == ".wav" else "my voice.wav")
+    with pytest.raises(InputError) as error:
+        encoder().prepare(path)
+    assert str(error.value).startswith(f"{path}: it is a")
+    assert f"{kind} " in str(error.value)
+    assert "the package soundfile cannot read" in str(error.value)
+    assert f"(ffmpeg -i '{path}' '{target}')" in str(error.value)
+    assert "PyAV or torchcodec" in str(error.value)
+    with pytest.raises(InputError, match=rf"^{len(head) + 500} bytes of audio: it is an? {kind} .*ffmpeg -i FILE"):
+        encoder().prepare(path.read_bytes())
+    # Files that may hold video are left to an input of videos, if there is one.
+    assert encoder().accepts(path.read_bytes()) is audio_only
+    assert encoder().accepts(Path("a.m4a"))
+    assert not encoder().accepts(Path("a.webm"))
+
+
+def test_an_unknown_format_is_named_with_what_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "notes.wav"
+    path.write_text("no sound")
+    message = r"notes\.wav: it cannot be read as audio: Format not recognised\. If it is a recording, convert it"
+    with pytest.raises(InputError, match=message):
+        encoder().prepare(path)
+
+
+def test_channels_that_cancel_each_other_are_reported(tmp_path: Path) -> None:
+    wave = tone()
+    soundfile.write(tmp_path / "inverted.wav", np.stack([wave, -wave], axis=1), 8000)
+    with pytest.raises(InputError, match=r"inverted\.wav: its 2 channels cancel .* Give one"):
+        encoder().prepare(tmp_path / "inverted.wav")
+    with pytest.raises(InputError, match=r"a waveform: its 2 channels cancel .* has 0\.50% of their level"):
+        encoder().prepare((np.stack([1.01 * wave, -0.99995 * wave]), 8000))
+    one_sided = encoder().hear((np.stack([wave, 0 * wave]), 8000))
+    assert torch.equal(one_sided, torch.from_numpy(wave / 2))
+    wide = np.stack([wave, -0.9 * wave])  # an average 26 dB below the channels is still what they hold
+    assert torch.allclose(encoder().hear((wide, 8000)), torch.from_numpy(0.05 * wave), atol=1e-6)
+    with pytest.raises(InputError, match="it is silent"):
+        encoder().prepare((np.stack([0 * wave, 0 * wave]), 8000))
+
+
+def test_recordings_that_are_too_long_are_cropped_where_the_config_says_so(tmp_path: Path) -> None:
+    """Every sample says where it is, so that a part can be found in the whole. Files are read from there on only."""
+    ramp = (np.arange(20_000) / 32768).astype(np.float32)
+    soundfile.write(tmp_path / "ramp.wav", ramp, 8000)
+    for raw in (
+        (ramp, 8000),
+        (np.stack([ramp, ramp]), 8000),
+        tmp_path / "ramp.wav",
+        (tmp_path / "ramp.wav").read_bytes(),
+    ):
+        with pytest.raises(InputError, match=r"it lasts 2\.5 s; allowed: at most 1 s, or crop"):
+            encoder(seconds=1.0).prepare(raw, random.Random(0))
+        first = torch.from_numpy(ramp[:8000])
+        assert torch.equal(encoder(seconds=1.0, crop="start").hear(raw, random.Random(0)), first)
+        part = encoder(seconds=1.0, crop="random")
+        assert torch.equal(part.hear(raw), first)  # evaluation draws nothing
+        starts = []
+        for seed in range(20):
+            heard = part.hear(raw, random.Random(seed))
+            start = round(float(heard[0]) * 32768)
+            assert torch.equal(heard, torch.from_numpy(ramp[start : start + 8000]))
+            starts.append(start)
+        assert starts == [random.Random(seed).randint(0, 12_000) for seed in range(20)]
+        assert len(set(starts)) == 20
+    short = (tone(seconds=0.9), 8000)
+    draw = random.Random(1)
+    assert torch.equal(encoder(seconds=1.0, crop="random").prepare(short, draw), encoder(seconds=1.0).prepare(short))
+    assert draw.random() == random.Random(1).random()  # what fits draws nothing
+
+
+def test_a_cropped_part_may_be_a_pause() -> None:
+    late = np.concatenate([np.zeros(8000, np.float32), tone()])
+    part = encoder(seconds=1.0, crop="start")
+    assert bool(part(part.stack([part.prepare((late, 8000))])).values.isfinite().all())
+    with pytest.raises(InputError, match="its samples are not all finite"):
+        part.prepare((late * np.nan, 8000))
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from magma_lms.causal import Causal, Transformers
 from magma_lms.gptj import GPTJ, turns
 from torch import Tensor, nn
 
-from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError
+from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError, Tokens
+from magma.generate import Decoding
+from magma.reuse import Reader
 
 
 class Sum(Adapter):
@@ -405,6 +407,61 @@ def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], me
 def test_blocks_of_another_width_than_the_embeddings_are_refused() -> None:
     with pytest.raises(PartError, match="word embeddings are 16 wide and its blocks 32"):
         Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))
+
+
+WHOLE = {"gpt_neo": {"window_size": 64}, "mistral": {"sliding_window": 64}}
+"""Windows as long as the context, which `build` makes 64."""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_up_to_the_context_are_what_they_are_one_by_one(family: str) -> None:
+    """A batch has more columns than the context as soon as a short row stands beside a full one."""
+    lm = build(family, **WHOLE.get(family, {}))
+    tokens = torch.randint(2, 96, (2, 64), generator=torch.Generator().manual_seed(3))
+    singles = [run(lm, row[None])[0] for row in tokens]
+    cache, start, columns = lm.new_cache(), torch.zeros(2, dtype=torch.long), 0
+    for lengths in ([60, 5], [2, 57], [1, 1], [1, 1]):  # 64 positions each in the end
+        width = max(lengths)
+        ids = torch.ones(2, width, dtype=torch.long)
+        for row, length in enumerate(lengths):
+            ids[row, :length] = tokens[row, start[row] : start[row] + length]
+        found = lm.head(lm(lm.embed(ids), layout(lengths, width, start=start), cache)).view(2, width, -1)
+        for row, length in enumerate(lengths):
+            expected = singles[row][start[row] : start[row] + length]
+            assert torch.allclose(found[row, :length], expected, atol=1e-4)
+        start, columns = start + torch.tensor(lengths), columns + width
+    assert columns == 119
+    # Padding may lie beyond the context: on a GPU a batch is a multiple of 8 wide.
+    padded = torch.nn.functional.pad(tokens, (0, 3), value=1)
+    for row, single in zip(run(lm, padded, [64, 64]), singles, strict=True):
+        assert torch.allclose(row[:64], single, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_up_to_the_context_are_those_of_single_prompts(family: str) -> None:
+    lm = build(family, **WHOLE.get(family, {}))
+    lm.eos = -1
+    model = Magma(lm)
+    tokens = torch.randint(2, 96, (64,), generator=torch.Generator().manual_seed(3))
+    prompts = [tokens[:length] for length in (64, 63, 50, 40)]
+    reader = Reader(model, Decoding(max_tokens=100))
+    together = dict(one for batch in reader.tokens([[Tokens(prompt)] for prompt in prompts]) for one in batch)
+    assert [len(together[row]) for row in range(4)] == [1, 2, 15, 25]  # the last one is chosen, and never read
+    assert [together[row] for row in range(4)] == [model.generate_tokens([p], max_tokens=100) for p in prompts]
+
+
+def test_gpt_neo_keeps_its_windows_in_files(tmp_path: Path) -> None:
+    """Exported, it is the library's model, which looks no further back than its window."""
+    from transformers import AutoModelForCausalLM
+
+    lm = build("gpt_neo", window_size=9)
+    lm.export(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert theirs.config.attention_layers == ["global", "local"]
+    again = Causal.build(weights=str(tmp_path))
+    again.freeze()
+    assert torch.allclose(run(again, TOKENS[:, :9]), theirs(input_ids=TOKENS[:, :9]).logits, atol=1e-5)
+    assert run(again, TOKENS, [9, 5, 7]).isfinite().all()  # 12 columns for 9 positions
 
 
 @pytest.mark.parametrize("adapter", [None, Sum, Beside])

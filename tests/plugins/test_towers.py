@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -120,7 +121,7 @@ def test_other_rates_and_channels_are_brought_to_the_towers_own(part: type[Tower
 @every
 def test_too_long_is_said_and_a_sample_is_enough(part: type[Tower]) -> None:
     encoder = small(part)
-    with pytest.raises(InputError, match=r"a waveform: it lasts 2\.00 s; allowed: at most [0-9.]+ s"):
+    with pytest.raises(InputError, match=r"a waveform: it lasts 2 s; allowed: at most [0-9.]+ s, or crop = "):
         encoder.prepare((noise(16000), 8000))
     item = encoder.prepare((np.ones(1, np.float32), 16000))
     assert encoder(item[None]).values.shape == (1, encoder.size(item), encoder.dim)
@@ -287,6 +288,27 @@ def test_every_step_runs_the_same_modules_in_training(part: type[Tower]) -> None
         encoder.zero_grad()
         encoder(x).values.square().mean().backward()
         assert all(p.grad is not None for p in encoder.parameters() if p.requires_grad)
+
+
+@every
+def test_towers_accept_crop_and_refuse_what_every_audio_encoder_does(part: type[Tower]) -> None:
+    plain, cropping = small(part), small(part, crop="random")
+    long = noise(24_000)
+    with pytest.raises(InputError, match=rf"a waveform: it lasts 3 s; allowed: at most {plain.seconds:g} s, or crop"):
+        plain.prepare((long, 8000), random.Random(0))
+    first = plain.prepare((long[: plain.longest(8000)], 8000))
+    assert torch.equal(cropping.prepare((long, 8000)), first)
+    drawn = cropping.prepare((long, 8000), random.Random(0))
+    start = random.Random(0).randint(0, 24_000 - plain.longest(8000))
+    assert torch.equal(drawn, plain.prepare((long[start:][: plain.longest(8000)], 8000)))
+    assert not torch.equal(drawn, first)
+    assert cropping.size(drawn) == cropping.length
+    for bad in ((long[:0], 8000), (long, float("nan")), (np.stack([long, -long]), 8000), (long * np.nan, 8000)):
+        with pytest.raises(InputError, match="^a waveform: "):
+            cropping.prepare(bad)
+    backwards = plain.prepare((long[3999::-1].copy(), 8000))
+    for form in (long[3999::-1], long[3999::-1].astype(">f4")):
+        assert torch.equal(plain.prepare((form, 8000)), backwards)
 
 
 # Weights

@@ -1,0 +1,81 @@
+"""What a person reads while a run trains and when it ends."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from magma import screen as module
+from magma.screen import Screen, _duration, _scaled
+from magma.train import Progress
+
+
+def progress(step: int, **fields: Any) -> Progress:
+    values = {"steps": 1000, "loss": 1.5, "rates": {"a": 1e-3}, "samples_per_s": 8.0, "tokens_per_s": 99.0}
+    speeds = {"flops_per_s": None, "useful_flops_per_s": None, "peak_flops_per_s": None}
+    return Progress(**{"step": step, **values, **speeds, "memory": 10**9, "skipped": False, **fields})
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A screen that is no terminal: what it prints for each of (second, progress)."""
+    now = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+
+    def shown(*told: tuple[float, Progress]) -> list[str]:
+        screen, text = Screen(), io.StringIO()
+        screen.console = Console(file=text, highlight=False)
+        watcher = screen.watcher()
+        for second, one in told:
+            now[0] = second
+            watcher.step(one)
+        return text.getvalue().splitlines()
+
+    return shown
+
+
+def test_no_estimate_is_printed_before_there_is_one(lines: Any) -> None:
+    """The first step is slow, and its end is the first moment that is known: the second step gives a speed."""
+    first, second, last = lines((50.0, progress(1)), (55.0, progress(2)), (5045.0, progress(1000)))
+    assert first == "  50.0 s  training step 1/1000  loss 1.5000  lr 0.001  8 samples/s  99 tokens/s  memory 1 GB"
+    assert second.endswith("memory 1 GB  1 h 23 min left")  # 998 steps of 5 s
+    assert last.endswith("memory 1 GB")
+    (resumed,) = lines((50.0, progress(900)))
+    assert "left" not in resumed
+
+
+def test_what_is_not_finite_is_said_in_words(lines: Any) -> None:
+    """And ends: a number that never falls below 1000 has no prefix."""
+    (line,) = lines((9.0, progress(1, loss=math.nan, skipped=True, flops_per_s=math.inf, samples_per_s=0.0)))
+    assert "loss not finite (skipped)" in line
+    assert "  unknown/s  " in line
+    assert not any(word in line for word in ("nan", "inf "))
+    assert _scaled(math.nan, "B") == _scaled(None, "B") == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        *((0, "0 s"), (0.4, "0 s"), (-3, "0 s"), (59.4, "59 s"), (59.6, "1 min"), (90, "1 min 30 s"), (119.7, "2 min")),
+        *((3599.8, "1 h"), (3600, "1 h"), (3630, "1 h"), (3660, "1 h 1 min"), (7170, "2 h"), (86_400, "1 d")),
+        *((86_399, "1 d"), (100_000, "1 d 4 h"), (9e9, "104,166 d 16 h")),
+    ],
+)
+def test_durations_have_units_that_fit(seconds: float, expected: str) -> None:
+    assert _duration(seconds) == expected
+
+
+def test_the_end_explains_the_columns(tmp_path: Path) -> None:
+    screen, text = Screen(), io.StringIO()
+    screen.console = Console(file=text, highlight=False, width=200)
+    scores = {"model": {"accuracy": 0.9}, "shuffled": {"accuracy": 0.1}, "blind": {"accuracy": 0.1}}
+    report = {"finished": True, "tasks": {"0.digits": scores}, "frozen_tensors": 45, "frozen_fingerprint": "1a"}
+    screen.report({**report, "steps": 20, "seconds": 100.2}, tmp_path, [])
+    assert "shuffled: each question with the media of another one. blind: without media." in text.getvalue()
+    assert "45 frozen tensors are unchanged: sha256 1a\n" in text.getvalue()
+    assert f"20 training steps took 1 min 40 s; all files are in {tmp_path}" in text.getvalue()
