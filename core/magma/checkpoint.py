@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -160,7 +160,7 @@ def save_tensors(
         checked = Recipe.load(recipe, folder=aside)
         model = assemble(checked, device="meta", dtype=dtype)
         trained, frozen = model.trained_tensors(), model.frozen_tensors()
-        if problems := _misfits({**trained, **frozen}, tensors):
+        if problems := misfits({**trained, **frozen}, tensors):
             raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
 
         def cast(name: str) -> Tensor:
@@ -193,7 +193,7 @@ def load(
     manifest = read_manifest(folder)
     if not manifest.covers_recipe:
         logging.getLogger(__name__).warning("%s: %s is not checked: %s", folder, RECIPE, NOT_COVERED)
-    model = rebuild(folder, manifest, read_recipe(folder, manifest, overrides), say=say)
+    model = rebuild(folder, manifest, read_recipe(folder, manifest, overrides), say)
     if verify:
         say("comparing the frozen weights' fingerprints")
         check_frozen(model, folder, manifest)
@@ -206,16 +206,9 @@ def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ())
     return Recipe.load(folder / RECIPE, overrides, model_only=True)
 
 
-def rebuild(
-    folder: Path,
-    manifest: Manifest,
-    recipe: Recipe,
-    *,
-    absent: Collection[str] = (),
-    say: Callable[[str], None] = lambda _: None,
-) -> Magma:
-    """The model with its trained tensors; parts in `absent` have none of their weights, and are on meta."""
-    model = assemble(recipe, dtype=dtype_of(manifest), frozen_weights_only=True, absent=absent, say=say)
+def rebuild(folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None]) -> Magma:
+    """The model with its trained tensors."""
+    model = assemble(recipe, dtype=dtype_of(manifest), frozen_weights_only=True, say=say)
     load_trained(model, folder)
     return model
 
@@ -241,7 +234,7 @@ def read_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> dict
         wanted = {name: tensor for name, tensor in wanted.items() if id(tensor) not in fresh}
     path = folder / TRAINED
     found = read_tensors(path)[0]
-    if problems := _misfits(wanted, found):
+    if problems := misfits(wanted, found):
         raise CheckpointError(f"{path} does not fit the model:\n{bullets(problems)}")
     check_stored(path, manifest, found)
     if problems := not_finite(found, wanted):
@@ -272,7 +265,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     return here
 
 
-def _misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """What of `found` is not as `wanted`: names, shapes, dtypes; floating-point tensors may be of any precision."""
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]

@@ -30,7 +30,7 @@ def verify(
         where = find(folder)
         found = examine(where, overrides or (), screen.say)
     print_columns(
-        ["", "compared", ""],
+        ["file or part", "compared", "result"],
         [[one.what, one.compared, f"NOT CHECKED: {one.unchecked}" if one.unchecked else "ok"] for one in found],
     )
     unchecked = [one for one in found if one.unchecked]

@@ -40,8 +40,8 @@ def _parse(parser: Callable[[Any], Any], text: str | bytes) -> Any:
 def check_depth(value: Any) -> None:
     """Raise `TooDeep` for tables and arrays in more than `DEPTH` levels; dots in a TOML key make levels, too."""
     level = [value]
-    for _ in range(DEPTH + 1):
-        level = [inner for one in level for inner in _inside(one)]
+    for _ in range(DEPTH):
+        level = [inner for one in level for inner in _inside(one) if isinstance(inner, Mapping | list | tuple)]
         if not level:
             return
     raise TooDeep

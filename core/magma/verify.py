@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoint import NOT_COVERED, check_frozen, check_stored, read_recipe, rebuild
+from .assemble import assemble
+from .checkpoint import NOT_COVERED, check_frozen, check_stored, misfits, read_recipe, read_trained, rebuild
 from .errors import MagmaError, PartError
-from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, find, read_manifest, uncovered
+from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, dtype_of, find, read_manifest, uncovered
 from .model import Magma
 from .recipe import Recipe
 from .tensors import read_tensors
@@ -66,22 +67,28 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 def _built(
     folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None]
 ) -> tuple[Magma | None, dict[str, str]]:
-    """The model as `load` builds it; without the weights of parts that this machine lacks, or None at the worst.
+    """The model as `load` builds it; else, where this machine lacks weights, with the frozen parts that it has.
 
-    The second value is what those parts lack, by path.
+    None where the missing files are those that would say how large the model is. The second value is what parts lack,
+    by path.
     """
     try:
-        return rebuild(folder, manifest, recipe, say=say), {}
+        return rebuild(folder, manifest, recipe, say), {}
     except MagmaError:
-        lacking = {
-            path: "; ".join(problems) for path, part, config in recipe.parts() if (problems := part.problems(config))
-        }
+        parts = recipe.parts()
+        lacking = {path: "; ".join(found) for path, part, config in parts if (found := part.problems(config))}
         if not lacking:
             raise
+    frozen = {"lm", *(f"inputs.{name}.encoder" for name, way in recipe.inputs.items() if not way.trainable)}
+    absent = {path for path, *_ in parts if path in lacking or path not in frozen}
     try:
-        return rebuild(folder, manifest, recipe, absent=lacking, say=say), lacking
+        model = assemble(recipe, dtype=dtype_of(manifest), absent=absent, say=say)
     except PartError:
         return None, lacking
+    if misfits(model.trained_tensors(), read_tensors(folder / TRAINED)[0]):
+        return None, lacking
+    read_trained(model, folder)
+    return model, lacking
 
 
 def _frozen(model: Magma, folder: Path, manifest: Manifest, lacking: dict[str, str]) -> Iterator[Finding]:

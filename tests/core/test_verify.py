@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from stored_toy import FILE, bring
 from torch import Tensor
 from toys import RECIPE
+from typer.testing import CliRunner
 
 import magma
 from magma import CheckpointError, Magma, MagmaError, PartError, Recipe
 from magma.checkpoint import not_finite, write, written_aside
+from magma.cli import cli
 from magma.manifest import Manifest, fingerprints, list_state
 from magma.verify import verify
 
@@ -336,6 +338,20 @@ def test_weights_that_are_not_at_hand_are_the_only_ones_that_are_not_checked(fol
     tensors(TRAINED, fill(BIAS, float("nan")), matching=True)(folder)
     with pytest.raises(CheckpointError, match=f"{BIAS} holds NaN"):
         verify(folder, ["lm.weights=/nowhere"])
+
+
+def test_what_could_not_be_checked_is_an_exit_status(whole: Path) -> None:
+    done = CliRunner().invoke(cli, ["verify", str(whole), "--set", "lm.weights=/nowhere"])
+    assert done.exit_code == 1
+    (line,) = [line for line in done.stdout.splitlines() if "NOT CHECKED" in line]
+    assert line.split()[0] == "lm"
+    assert f"weights: /nowhere has no {FILE}" in line
+    assert done.stdout.splitlines()[-1] == f"{whole}: 1 of 7 could not be checked"
+
+
+def test_missing_files_that_say_how_large_the_model_is_leave_shapes_unchecked(folder: Path) -> None:
+    found = lines(folder, "lm.weights=/nowhere", "lm.dim=32")
+    assert found[TRAINED].startswith("names and shapes are not compared with the model")
 
 
 def test_a_model_that_cannot_be_built_without_its_weights_leaves_its_names_unchecked(tmp_path: Path) -> None:
