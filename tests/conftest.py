@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -18,10 +19,22 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # h
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry holds the toy parts alone."""
+    _install(monkeypatch, "toys")
+
+
+@pytest.fixture(scope="module")
+def stored_toys() -> Iterator[None]:
+    """The same for all tests of a file, and the toy language model with weights in a folder."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _install(monkeypatch, "toys", "stored_toy")
+        yield
+
+
+def _install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
     from magma import registry
 
-    toy = registry.Registry([EntryPoint("toys", "toys", "magma")])
-    assert not toy.plugins[0].problem, toy.plugins[0].problem
+    toy = registry.Registry([EntryPoint(name, name, "magma") for name in modules])
+    assert not any(plugin.problem for plugin in toy.plugins), toy.plugins
     for module in ("magma.recipe", "magma.checkpoint", "magma.registry"):
         __import__(module)
         monkeypatch.setattr(sys.modules[module], "installed", lambda: toy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ def assemble(
     device: torch.device | str | None = "cpu",
     dtype: torch.dtype | None = None,
     frozen_weights_only: bool = False,
+    absent: Collection[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Magma:
     """Build the model of a recipe: a file, a bundled name, a dict or a `Recipe`.
@@ -30,8 +31,9 @@ def assemble(
     Without a `device` weights stay where loading left them, in their own precision (those of a file are mapped).
     `dtype` is that of `train.precision` where it is not given, float32 without a `[train]` table. On device "meta"
     nothing is loaded. `frozen_weights_only` leaves the pretrained weights of trainable parts out, for who has
-    better ones. Equal recipes give equal weights: the random generator is seeded for the duration and put back.
-    `say` is told what is being loaded. Raises `RecipeError`, `PluginError` or `PartError`.
+    better ones. Parts whose paths are in `absent` stay on meta. Equal recipes give equal weights: the random generator
+    is seeded for the duration and put back. `say` is called with what is being loaded. Raises `RecipeError`,
+    `PluginError` or `PartError`.
     """
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
     if dtype is None:
@@ -45,7 +47,7 @@ def assemble(
             said.add(path)
             say(f"building {path} ({part.name})")
         try:
-            if meta:
+            if meta or path in absent:
                 with torch.device("meta"):
                     return part(config, *context)
             module = part(config, *context)
@@ -73,11 +75,12 @@ def assemble(
 
         head = build("head", lm.dim, trainable=True) if recipe.head else None
         model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters}, head)
-    if left := [name for name, p in model.named_parameters() if p.is_meta and not meta]:
+    left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
+    if left and not absent:
         raise PartError(
             f"{len(left)} tensors were never given values, the first is {left[0]}: load_weights missed them"
         )
-    return model if device is None else model.to(device=device, dtype=dtype)
+    return model if device is None else model.to(device=None if absent else device, dtype=dtype)
 
 
 def recipe_of(model: Magma, name: str = "model") -> Recipe:

@@ -7,8 +7,7 @@ trainer's. A folder that brings its own language model holds it at `lm/`; paths 
 
 from __future__ import annotations
 
-import hashlib
-import json
+import logging
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,44 +17,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .assemble import assemble, recipe_of
 from .errors import CheckpointError
-from .model import Magma
+from .manifest import (
+    FORMAT,
+    MANIFEST,
+    RECIPE,
+    TRAINED,
+    Manifest,
+    bullets,
+    check_files,
+    differing,
+    dtype_of,
+    find,
+    fingerprint,
+    fingerprints,
+    list_files,
+    read_manifest,
+)
+from .model import Magma, PartSummary
 from .recipe import Recipe
 from .registry import installed
+from .tensors import read_tensors
 
-FORMAT = 2
-RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (
-    "recipe.toml",
-    "trained.safetensors",
-    "manifest.json",
-    "state",
-    "checkpoints",
-)
-
-
-def fingerprint(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
-    plain = tensor.detach().cpu().contiguous()
-    found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
-    if plain.numel():
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name to fingerprint, in order of name."""
-    return {name: fingerprint(tensors[name]) for name in sorted(tensors)}
-
-
-def digest(prints: Mapping[str, str]) -> str:
-    """One fingerprint for many."""
-    lines = "".join(f"{name} {prints[name]}\n" for name in sorted(prints))
-    return hashlib.sha256(lines.encode()).hexdigest()
+NOT_COVERED = f"an earlier version wrote {MANIFEST}, and did not list it"
 
 
 @contextmanager
@@ -100,7 +88,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path:
-    """Write a model to a folder that `load` opens; without a recipe, the one its parts imply."""
+    """Write a model to a folder that `load` opens; without a recipe, the one its parts imply.
+
+    Raises `CheckpointError` for weights that are not finite.
+    """
     with written_aside(Path(folder)) as aside:
         write(aside, model, recipe or recipe_of(model, Path(folder).name), fingerprints(model.frozen_tensors()))
     return Path(folder)
@@ -114,40 +105,35 @@ def write(
     tensors: Mapping[str, Tensor] | None = None,
     **notes: Any,
 ) -> None:
-    """The three files, into an existing folder. `tensors` where the model itself holds only a share of them."""
+    """The three files, into an existing folder. `tensors` where the model itself holds only a share of them.
+
+    Everything else in the folder is listed in the manifest, to which `notes` are added.
+    """
     trained = model.trained_tensors() if tensors is None else tensors
+    if problems := not_finite(trained, model.trained_tensors()):
+        raise CheckpointError(f"the model cannot be saved:\n{bullets(problems)}")
     save_file({name: _own(tensor) for name, tensor in trained.items()}, folder / TRAINED)
     (folder / RECIPE).write_text(recipe.to_toml(folder), encoding="utf-8")
-    manifest = {
-        "format": FORMAT,
-        "magma": version("magma-multimodal"),
-        "torch": torch.__version__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "parts": {
-            row.path: {
-                "name": row.name,
-                "from": str(installed().find(model.parts()[row.path][0].kind, row.name).plugin),
-                "parameters": row.parameters,
-                "trained": row.trained,
-            }
-            for row in model.summary()
-        },
-        "files": _digests(folder),
-        "trained": fingerprints(trained),
-        "frozen": dict(frozen),
-        **notes,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    manifest = Manifest.model_validate(
+        {
+            "format": FORMAT,
+            "magma": version("magma-multimodal"),
+            "torch": torch.__version__,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "parts": {row.path: _entry(model, row) for row in model.summary()},
+            "trained": fingerprints(trained),
+            "frozen": dict(frozen),
+            **list_files(folder),
+            **notes,
+        }
+    )
+    text = manifest.model_dump_json(indent=1, by_alias=True, exclude_none=True)
+    (folder / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
 
 
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of what else was brought into a folder, weights left out: their tensors have fingerprints."""
-    brought = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".safetensors" and p.name != RECIPE]
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in brought}
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "gone"
+def _entry(model: Magma, row: PartSummary) -> dict[str, Any]:
+    plugin = installed().find(model.parts()[row.path][0].kind, row.name).plugin
+    return {"name": row.name, "from": str(plugin), "parameters": row.parameters, "trained": row.trained}
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -167,65 +153,31 @@ def save_tensors(
 
     `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. The
     model exists on meta alone, and is returned; tensors are looked up one at a time. Raises `CheckpointError` for
-    names or shapes that are not the model's.
+    names, shapes or dtypes that are not the model's, and for weights that are not finite.
     """
     with written_aside(Path(folder)) as aside:
         bring(aside)
         checked = Recipe.load(recipe, folder=aside)
         model = assemble(checked, device="meta", dtype=dtype)
         trained, frozen = model.trained_tensors(), model.frozen_tensors()
-        found = {name: tuple(tensors[name].shape) for name in tensors}
-        if problems := _misfits({name: tuple(t.shape) for name, t in {**trained, **frozen}.items()}, found):
-            raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n" + problems)
+        if problems := misfits({**trained, **frozen}, tensors):
+            raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
 
         def cast(name: str) -> Tensor:
             tensor = tensors[name]
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
+        if problems := not_finite({name: tensors[name] for name in frozen}, frozen):
+            raise CheckpointError(f"the tensors cannot be used:\n{bullets(problems)}")
         prints = {name: fingerprint(cast(name)) for name in sorted(frozen)}
         write(aside, model, checked, prints, {name: cast(name) for name in trained})
     return model
 
 
-def _misfits(wanted: Mapping[str, Sequence[int]], found: Mapping[str, Sequence[int]]) -> str:
-    """A line for every name or shape of `found` that is not that of `wanted`."""
-    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]
-    problems += [
-        f"{name} is {list(found[name])}, the model's is {list(wanted[name])}"
-        for name in wanted.keys() & found.keys()
-        if tuple(found[name]) != tuple(wanted[name])
-    ]
-    return "\n".join(f"  - {problem}" for problem in sorted(problems))
-
-
-def find(folder: str | Path) -> Path:
-    """The checkpoint that a folder is, or the newest one of the run that it is."""
-    folder = Path(folder)
-    if (folder / MANIFEST).is_file():
-        return folder
-    found = sorted(p.parent for p in folder.glob(f"{CHECKPOINTS}/[!.]*/{MANIFEST}"))
-    if found:
-        return found[-1]
-    what = "does not exist" if not folder.exists() else f"has no {MANIFEST} and no {CHECKPOINTS}/*/{MANIFEST}"
-    raise CheckpointError(f"{folder} {what}; allowed: a checkpoint, or the folder of a run that has one")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """A checkpoint's manifest, of a format that this version reads."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        found = manifest["format"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} cannot be read: {type(error).__name__}: {error}") from error
-    if found != FORMAT:
-        raise CheckpointError(f"{folder / MANIFEST} has format {found!r}; this version reads format {FORMAT}")
-    return dict(manifest)
-
-
 def load(
     folder: str | Path,
     *,
+    overrides: Sequence[str] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     verify: bool = True,
@@ -233,23 +185,32 @@ def load(
 ) -> Magma:
     """The model of a checkpoint, in eval mode, in its own precision unless `dtype` says otherwise.
 
-    `verify` compares the frozen weights with those it was trained with (in its own precision alone). Raises
-    `CheckpointError` for anything missing, unexpected, misshapen or changed.
+    `overrides` change its recipe on purpose, as `lm.weights=PLACE` where the frozen weights have moved. `verify`
+    compares the frozen weights with those it was trained with (in its own precision alone). Raises `CheckpointError`
+    for anything missing, unexpected, misshapen or changed.
     """
     folder = find(folder)
     manifest = read_manifest(folder)
-    own = getattr(torch, str(manifest.get("dtype")), None)
-    if not isinstance(own, torch.dtype):
-        raise CheckpointError(f"{folder / MANIFEST}: dtype is {manifest.get('dtype')!r}, which torch does not know")
-    if changed := [name for name, digest in manifest.get("files", {}).items() if _digest(folder / name) != digest]:
-        raise CheckpointError(f"{folder}: {', '.join(changed)} is not what was written")
-    recipe = Recipe.load(folder / RECIPE, model_only=True)
-    model = assemble(recipe, dtype=own, frozen_weights_only=True, say=say)
-    load_trained(model, folder)
+    if not manifest.covers_recipe:
+        logging.getLogger(__name__).warning("%s: %s is not checked: %s", folder, RECIPE, NOT_COVERED)
+    model = rebuild(folder, manifest, read_recipe(folder, manifest, overrides), say)
     if verify:
         say("comparing the frozen weights' fingerprints")
-        check_frozen(manifest.get("frozen", {}), fingerprints(model.frozen_tensors()), str(folder))
+        check_frozen(model, folder, manifest)
     return model.to(device=device, dtype=dtype).eval()
+
+
+def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> Recipe:
+    """A checkpoint's recipe, once all files beside its tensors have been compared with the manifest."""
+    check_files(folder, manifest)
+    return Recipe.load(folder / RECIPE, overrides, model_only=True)
+
+
+def rebuild(folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None]) -> Magma:
+    """The model with its trained tensors."""
+    model = assemble(recipe, dtype=dtype_of(manifest), frozen_weights_only=True, say=say)
+    load_trained(model, folder)
+    return model
 
 
 def load_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> None:
@@ -261,29 +222,61 @@ def load_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> None
 
 
 def read_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> dict[str, Tensor]:
-    """A checkpoint's tensors: exactly the model's trained ones, of exactly those shapes, undamaged.
+    """A checkpoint's tensors: exactly the model's trained ones, of those shapes and dtypes, finite and undamaged.
 
     With `new_parts`, parts that the checkpoint's model does not have, such as a head, are not asked for.
     """
+    manifest = read_manifest(folder)
     wanted = model.trained_tensors()
     if new_parts:
-        known = read_manifest(folder)["parts"]
-        new = [m for path, modules in model.parts().items() if path not in known for m in modules]
+        new = [m for path, modules in model.parts().items() if path not in manifest.parts for m in modules]
         fresh = {id(t) for module in new for t in [*module.parameters(), *module.buffers()]}
         wanted = {name: tensor for name, tensor in wanted.items() if id(tensor) not in fresh}
     path = folder / TRAINED
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if problems := _misfits({name: _shape(t) for name, t in wanted.items()}, {n: t.shape for n, t in found.items()}):
-        raise CheckpointError(f"{path} does not fit the model:\n{problems}")
-    if damaged := differing(read_manifest(folder).get("trained", {}), fingerprints(found)):
+    found = read_tensors(path)[0]
+    if problems := misfits(wanted, found):
+        raise CheckpointError(f"{path} does not fit the model:\n{bullets(problems)}")
+    check_stored(path, manifest, found)
+    if problems := not_finite(found, wanted):
+        raise CheckpointError(f"{path} cannot be used:\n{bullets(problems)}")
+    return found
+
+
+def check_stored(path: Path, manifest: Manifest, found: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless the trained tensors are those that were written."""
+    if damaged := differing(manifest.trained, fingerprints(found)):
         raise CheckpointError(
             f"{path} is damaged: {len(damaged)} of its tensors are not what was written, the first is {damaged[0]}"
         )
-    return found
+
+
+def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The frozen tensors, those on meta left out. Raises `CheckpointError` unless they are what they were."""
+    tensors = model.frozen_tensors()
+    here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
+    before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
+    if changed := differing(before, fingerprints(here)):
+        raise CheckpointError(
+            f"{folder}: {len(changed)} of {len(before)} frozen tensors are not what they were, the first is "
+            f"{changed[0]}: are these the weights that the run was trained with?"
+        )
+    if problems := not_finite(here, here):
+        raise CheckpointError(f"{folder}: the frozen weights cannot be used:\n{bullets(problems)}")
+    return here
+
+
+def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What of `found` is not as `wanted`: names, shapes, dtypes; floating-point tensors may be of any precision."""
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]
+    for name in wanted.keys() & found.keys():
+        model, file = wanted[name], found[name]
+        if tuple(file.shape) != _shape(model):
+            problems.append(f"{name} is {list(file.shape)}, the model's is {list(_shape(model))}")
+        elif file.dtype != model.dtype and not (file.is_floating_point() and model.is_floating_point()):
+            kinds = [str(tensor.dtype).removeprefix("torch.") for tensor in (file, model)]
+            problems.append(f"{name} is {kinds[0]}, the model's is {kinds[1]}")
+    return sorted(problems)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
@@ -291,15 +284,23 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
-def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Names whose fingerprints differ, or that only one side has."""
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+def not_finite(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
+    """A line for each tensor with NaN or infinity, but for a buffer where the model has them in the same places.
+
+    Masks do. A model on meta has no values to compare with.
+    """
+    return [f"{name} holds NaN or infinity" for name, t in tensors.items() if not (_finite(t) or _like(t, model[name]))]
 
 
-def check_frozen(before: Mapping[str, str], after: Mapping[str, str], where: str) -> None:
-    """Raise `CheckpointError` unless both sets of fingerprints are the same."""
-    if changed := differing(before, after):
-        raise CheckpointError(
-            f"{where}: {len(changed)} of {len(before)} frozen tensors are not what they were, the first is "
-            f"{changed[0]}: are these the weights that the run was trained with?"
-        )
+def _finite(tensor: Tensor) -> bool:
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    plain = tensor.detach()
+    low, high = (plain.float() if plain.element_size() == 1 else plain).aminmax()  # NaN, where there is one
+    return bool(low.isfinite() & high.isfinite())
+
+
+def _like(tensor: Tensor, model: Tensor) -> bool:
+    if isinstance(model, nn.Parameter):
+        return False
+    return model.is_meta or torch.equal(tensor.detach().cpu().isfinite(), model.detach().cpu().isfinite())

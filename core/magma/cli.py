@@ -13,6 +13,7 @@ import typer
 
 from . import hookspecs
 from .cli_eval import evals
+from .cli_verify import verify
 from .errors import InputError, MagmaError, PluginError, TrainingError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
 cli.add_typer(recipes, name="recipe")
 cli.add_typer(plugins, name="plugin")
 cli.add_typer(evals, name="eval")
+cli.command()(verify)
 export = cli.group("export", "Write models in other formats.")
 runs = cli.group("run", "What the folders of runs tell.")
 

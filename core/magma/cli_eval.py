@@ -77,11 +77,12 @@ def ask(
 
         from . import checkpoint
         from .evaluate import BASELINES
+        from .manifest import find
         from .results import EVALUATIONS, Evaluation, about
 
         fields = {"path": str(data)} if data else {}
         asked = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
-        where = checkpoint.find(folder)
+        where = find(folder)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = checkpoint.load(where, device=chosen, say=screen.say)
         place = out or folder / EVALUATIONS / asked.name

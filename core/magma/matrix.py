@@ -16,6 +16,7 @@ from typing import Any
 
 from . import checkpoint
 from .errors import TrainingError
+from .manifest import RECIPE
 from .recipe import Recipe
 from .run import check
 from .runs import REPORT, metrics
@@ -64,7 +65,7 @@ def run_matrix(
             say(f"{where}: finished before")
             continue
         say(where)
-        begun = (cell.folder / checkpoint.RECIPE).is_file()
+        begun = (cell.folder / RECIPE).is_file()
         words = ["recipe", "run", cell.source, "--out", str(cell.folder), *arguments, *(["--resume"] if begun else [])]
         words += [word for change in (*overrides, f"seed={cell.seed}") for word in ("--set", change)]
         if subprocess.run([sys.executable, "-m", "magma.cli", *words], check=False).returncode or not cell.report:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import os
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,6 +27,7 @@ from pydantic import (
 
 from .errors import LACKING, PluginError, RecipeError, did_you_mean
 from .interfaces import Part, PartConfig, Place
+from .notation import DEPTH, TooDeep, check_depth, parse_toml
 from .registry import installed
 
 SUFFIX = ".toml"
@@ -270,7 +270,12 @@ class Recipe(_Table):
         `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
         """
         if isinstance(source, Mapping):
-            origin, raw, folder = "the recipe", copy.deepcopy(dict(source)), folder or Path.cwd()
+            origin, folder = "the recipe", folder or Path.cwd()
+            try:
+                check_depth(source)
+            except TooDeep as error:
+                raise RecipeError(origin, [str(error)]) from error
+            raw = copy.deepcopy(dict(source))
         else:
             path = find(source)
             origin, raw, folder = str(path), _read(path), folder or path.parent
@@ -289,7 +294,7 @@ class Recipe(_Table):
         try:
             recipe = cls.model_validate(raw, context=context)
         except ValidationError as error:
-            problems += [_explain(cls, one) for one in error.errors()]
+            problems += [explain(cls, one) for one in error.errors()]
         resolved: dict[str, dict[str, Any]] = {}
         for path, kind, table in part_tables(raw):
             resolved[path] = _check_part(path, kind, table, context, problems)
@@ -395,7 +400,7 @@ def _check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pr
     try:
         config: PartConfig = part.Config.model_validate(own, context=context)
     except ValidationError as error:
-        problems += [_explain(part.Config, one, path) for one in error.errors()]
+        problems += [explain(part.Config, one, path) for one in error.errors()]
         return {}
     frame = {key: value for key, value in table.items() if key not in own}
     return {**frame, **config.model_dump(mode="json", exclude_none=True)}
@@ -453,8 +458,8 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(str(seen[0]), [f"extends itself: {' -> '.join(str(p) for p in (*seen, path))}"])
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raw = parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise RecipeError(str(path), [str(error)]) from error
     base = raw.pop("extends", None)
     if base is None:
@@ -514,8 +519,13 @@ def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
         problems.append(f"--set {text}: allowed: path=value, such as train.lr=1e-4")
         return
     try:
-        parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        if path.count(".") >= DEPTH:
+            raise TooDeep
+        parsed = parse_toml(f"value = {value}")["value"]
+    except TooDeep as error:
+        problems.append(f"--set {path[:40]}: {error}")
+        return
+    except ValueError:
         parsed = value
     section, _, field = path.partition(".")
     if section == "train" and field in _OTHER_LENGTH:
@@ -539,8 +549,8 @@ def _place(raw: dict[str, Any], path: str) -> tuple[Any, str | int]:
 # Explaining mistakes
 
 
-def _explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
-    """One line: dotted path, what was given, what is allowed."""
+def explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
+    """What pydantic found, in one line: dotted path, what was given, what is allowed."""
     location = [str(part) for part in error["loc"]]
     path = ".".join([prefix, *location] if prefix else location) or prefix or "recipe"
     if error["type"] == "missing":
@@ -548,11 +558,20 @@ def _explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
     if error["type"] == "extra_forbidden":
         allowed = _fields_at(model, error["loc"][:-1])
         hint = did_you_mean(location[-1], allowed)
-        return f"{path}: given {error['input']!r}, an unknown key.{hint} Allowed: {', '.join(allowed)}"
+        return f"{path}: given {_shown(error['input'])}, an unknown key.{hint} Allowed: {', '.join(allowed)}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     given = error["input"]
-    shown = f"a table with {', '.join(map(str, given))}" if isinstance(given, Mapping) else repr(given)
+    shown = _cut(f"a table with {', '.join(map(str, given))}") if isinstance(given, Mapping) else _shown(given)
     return f"{path}: given {shown}; allowed: {message}"
+
+
+def _shown(given: Any) -> str:
+    return _cut(repr(given))
+
+
+def _cut(text: str) -> str:
+    """A line of a terminal or two, however much was given."""
+    return text if len(text) <= 200 else f"{text[:200]} ..."
 
 
 def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:

@@ -20,7 +20,9 @@ from . import checkpoint
 from .errors import InputError
 from .evaluate import BASELINES, Asker, Baseline
 from .interfaces import Prediction, Question, Task
+from .manifest import RECIPE, digest, find, read_manifest
 from .model import Magma
+from .notation import parse_json
 from .recipe import Recipe
 from .segments import Media, Text, Tokens
 
@@ -140,7 +142,7 @@ def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
         "task": task.name,
         "config": task.config.model_dump(mode="json"),
         "seed": seed,
-        "checkpoint": checkpoint.digest(checkpoint.read_manifest(folder)["trained"]),
+        "checkpoint": digest(read_manifest(folder).trained),
     }
 
 
@@ -202,7 +204,7 @@ def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             if not strict:
                 return
@@ -232,8 +234,8 @@ class Measured:
 
 def measured(run: Path) -> Measured:
     """Everything that `magma eval` left in the folder of a run or checkpoint."""
-    own = run / checkpoint.RECIPE
-    recipe = Recipe.load(own if own.is_file() else checkpoint.find(run) / checkpoint.RECIPE, model_only=True)
+    own = run / RECIPE
+    recipe = Recipe.load(own if own.is_file() else find(run) / RECIPE, model_only=True)
     scores: dict[str, float] = {}
     primary = set()
     for path in sorted(run.glob(f"{EVALUATIONS}/*/{SCORES}")):

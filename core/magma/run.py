@@ -16,6 +16,7 @@ from typing import Any
 from . import checkpoint
 from .errors import LACKING, RecipeError, TrainingError
 from .interfaces import Task
+from .manifest import CHECKPOINTS, RECIPE, digest, read_manifest
 from .plan import Plan, plan
 from .recipe import Recipe
 from .results import EVALUATIONS, Evaluation, about
@@ -60,7 +61,7 @@ def run(
         watcher.say("planning")
         planned = plan(recipe, int(os.environ.get("WORLD_SIZE", 1)))
         watcher.plan(planned)
-        checkpoint.write_text(out / checkpoint.RECIPE, recipe.to_toml())
+        checkpoint.write_text(out / RECIPE, recipe.to_toml())
         result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs)
         return _report(recipe, out, result, watcher)
 
@@ -126,14 +127,14 @@ def check(recipe: Recipe) -> None:
 
 def check_folder(out: Path, resume: bool) -> None:
     """Raise `TrainingError` where a run that begins would overwrite another one, or one that goes on has not begun."""
-    if not resume and (out / checkpoint.CHECKPOINTS).exists():
+    if not resume and (out / CHECKPOINTS).exists():
         raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
-    if resume and not (out / checkpoint.RECIPE).is_file():
+    if resume and not (out / RECIPE).is_file():
         raise TrainingError(f"{out} holds no run to go on with: start one without --resume")
 
 
 def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
-    manifest = checkpoint.read_manifest(result.folder)
+    manifest = read_manifest(result.folder)
     return {
         "recipe": recipe.name,
         "finished": result.finished,
@@ -142,12 +143,12 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "processes": int(os.environ.get("WORLD_SIZE", 1)),
         "frozen_unchanged": not result.changed,
         "frozen_tensors": len(result.frozen),
-        "frozen_fingerprint": checkpoint.digest(result.frozen),
+        "frozen_fingerprint": digest(result.frozen),
         "skipped_examples": result.skipped,
         "unreadable_examples": result.unreadable,
         "skipped_steps": result.skipped_steps,
         "peak_memory_bytes": result.memory,
-        "parts": manifest["parts"],
+        "parts": {path: entry.model_dump(by_alias=True) for path, entry in manifest.parts.items()},
         "checkpoint": str(result.folder),
     }
 

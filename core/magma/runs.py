@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
 from .errors import InputError
+from .manifest import RECIPE
+from .notation import parse_toml
 from .train import METRICS
 
 REPORT = "report.json"
@@ -78,10 +78,13 @@ def differences(one: Path, other: Path) -> dict[str, tuple[str, str]]:
 
 
 def _toml(folder: Path) -> dict[str, Any]:
-    path = folder / checkpoint.RECIPE
+    path = folder / RECIPE
     if not path.is_file():
-        raise InputError(f"{folder} has no {checkpoint.RECIPE}; allowed: the folder of a run")
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+        raise InputError(f"{folder} has no {RECIPE}; allowed: the folder of a run")
+    try:
+        return parse_toml(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:

@@ -29,8 +29,19 @@ from .engine import Engine, World, join
 from .errors import CheckpointError, TrainingError
 from .feed import Feed, Share
 from .interfaces import DataSource
+from .manifest import (
+    CHECKPOINTS,
+    STATE,
+    check_state,
+    differing,
+    find,
+    fingerprint,
+    list_state,
+    read_manifest,
+)
 from .mixture import Mixture
 from .model import Magma
+from .notation import parse_json
 from .plan import Costs, micro_batches, zero_stage
 from .recipe import Constant, Recipe, Train
 from .recompute import blocks, recompute
@@ -182,7 +193,7 @@ class State:
     def read(cls, path: Path) -> State:
         """From the file of a checkpoint. Raises `CheckpointError`."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = parse_json(path.read_text(encoding="utf-8"))
             return cls(**{**found, "best": found["best"] and Best(**found["best"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path.parents[1]} has no state to go on from: {error}") from error
@@ -220,7 +231,7 @@ class _Run:
 
     def fingerprints(self) -> dict[str, str]:
         """Of everything that no step may change."""
-        return {name: checkpoint.fingerprint(t) for name, t in self.engine.whole(self.model.frozen_tensors())}
+        return {name: fingerprint(t) for name, t in self.engine.whole(self.model.frozen_tensors())}
 
     # Steps
 
@@ -375,13 +386,14 @@ class _Run:
 
     def _write(self, folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Mapping[str, Tensor]]) -> None:
         with checkpoint.written_aside(folder) as place:
-            checkpoint.write(place, self.model, self.recipe, self.frozen, tensors, step=self.state.step)
-            (place / checkpoint.STATE).mkdir()
+            (place / STATE).mkdir()
             for name, found in state.items():
-                save_file(dict(found), place / checkpoint.STATE / name)
+                save_file(dict(found), place / STATE / name)
             self.state.scale = self.engine.scale
             text = json.dumps(asdict(self.state))
-            (place / checkpoint.STATE / _TRAINER).write_text(text, encoding="utf-8")
+            (place / STATE / _TRAINER).write_text(text, encoding="utf-8")
+            notes = {"step": self.state.step, "state": list_state(place)}
+            checkpoint.write(place, self.model, self.recipe, self.frozen, tensors, **notes)
         for old in sorted(folder.parent.glob("step-*"))[: -self.train.keep_checkpoints]:
             if not self.state.best or old != self.folder(self.state.best.step):
                 shutil.rmtree(old)
@@ -396,7 +408,7 @@ class _Run:
 
     def folder(self, step: int) -> Path:
         """The checkpoint of a step."""
-        return self.out / checkpoint.CHECKPOINTS / f"step-{step:08d}"
+        return self.out / CHECKPOINTS / f"step-{step:08d}"
 
     def finish(self, finished: bool) -> Path:
         """The last checkpoint; of a finished run that watches its evaluation loss, the best one: later ones go."""
@@ -422,7 +434,8 @@ class _Run:
 
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint of this run, with as many processes as it had or another number."""
-        place = folder / checkpoint.STATE
+        place = folder / STATE
+        check_state(folder, read_manifest(folder))
         state = State.read(place / _TRAINER)
         tensors = checkpoint.read_trained(self.model, folder)
         try:
@@ -599,7 +612,7 @@ def train(
     model = assemble(recipe, device=None if partitioned else world.device, say=watcher.say)
     if recipe.init.checkpoint is not None and not resume:
         watcher.say(f"starting from {recipe.init.checkpoint}")
-        checkpoint.load_trained(model, checkpoint.find(recipe.init.checkpoint), new_parts=True)
+        checkpoint.load_trained(model, find(recipe.init.checkpoint), new_parts=True)
     recompute(model, recipe.train.activation_checkpointing)
     if recipe.train.compile:
         for block in blocks(model, "train.compile"):
@@ -616,7 +629,7 @@ def train(
         folder = run.finish(finished)
         seconds = time.perf_counter() - began
         watcher.say("comparing the frozen weights' fingerprints")
-        changed = checkpoint.differing(run.frozen, run.fingerprints())
+        changed = differing(run.frozen, run.fingerprints())
     state = run.state
     return Result(
         folder=folder,
@@ -635,13 +648,13 @@ def train(
 
 def _resume(run: _Run) -> None:
     """From the newest checkpoint; from the start where the run ended before it wrote one."""
-    folder = run.out / checkpoint.CHECKPOINTS
+    folder = run.out / CHECKPOINTS
     if run.world.rank == 0:
         for left in folder.glob(".*"):  # what a sudden end left half-written
             shutil.rmtree(left, ignore_errors=True)
     run.world.barrier()
     if any(folder.glob("step-*")):
-        run.resume(checkpoint.find(run.out))
+        run.resume(find(run.out))
     run.watcher.say(f"going on from step {run.state.step}")
 
 

@@ -356,7 +356,7 @@ def load_json(path: Path) -> Any:
     """A whole file."""
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON: {error}; perhaps it was not fetched to its end") from error
 
 
@@ -367,5 +367,5 @@ def load_lines(path: Path) -> Iterator[dict[str, Any]]:
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise InputError(f"{path} line {number}: no JSON: {error}") from error

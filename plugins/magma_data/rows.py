@@ -143,7 +143,7 @@ def _json(file: Path) -> Mapping[str, Any]:
     """A JSON object; an empty one where the file is none."""
     try:
         found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -204,7 +204,7 @@ def open_rows(
 def _parsed(where: str, raw: bytes) -> dict[str, Any]:
     try:
         fields = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{where}: given a {type(fields).__name__}; allowed: a JSON object")

@@ -254,7 +254,7 @@ def _tell(said: dict[str, Any], where: str, ending: str, data: bytes) -> None:
         return
     try:
         said.update(json.loads(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no JSON: {error}") from error
 
 

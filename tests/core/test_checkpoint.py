@@ -14,7 +14,8 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
 from magma import CheckpointError, Input, Magma, Recipe
-from magma.checkpoint import fingerprint, written_aside
+from magma.checkpoint import written_aside
+from magma.manifest import fingerprint
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -95,9 +96,14 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, damage: object, message
 
 
 def test_another_language_model_is_noticed(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"10 frozen tensors are not what they were, the first is lm\."):
+        magma.load(folder, overrides=["seed=1"])  # which draws other weights
+
+
+def test_an_edited_recipe_is_refused_with_what_to_do(folder: Path) -> None:
     recipe = (folder / "recipe.toml").read_text()
     (folder / "recipe.toml").write_text(recipe.replace("seed = 0", "seed = 1"))
-    with pytest.raises(CheckpointError, match=r"10 frozen tensors are not what they were, the first is lm\."):
+    with pytest.raises(CheckpointError, match=r"recipe.toml is not what was written\. Put .* \[init\] checkpoint = "):
         magma.load(folder)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,6 +64,27 @@ def test_a_run_leaves_all_that_is_promised(run: tuple[Path, subprocess.Completed
     assert set(report["tasks"]["0.digits"]) == {"model", "shuffled", "blind"}
     assert "inputs.image.encoder" in done.stderr
     assert f"45 frozen tensors are unchanged: sha256 {report['frozen_fingerprint']}" in done.stderr
+
+
+def test_verify_says_what_is_as_it_was_written(
+    run: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """Exit status 0: all of it; 2: refused, as loading refuses it."""
+    (written,) = (run[0] / "checkpoints").iterdir()
+    done = magma("verify", run[0])
+    assert done.returncode == 0, done.stderr
+    table = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines()[1:-1]}
+    files = {"manifest.json", "recipe.toml", "trained.safetensors"}
+    assert table == dict.fromkeys([*files, "lm", "state/"], "ok")
+    assert "45 frozen tensors: fingerprints" in done.stdout
+    assert done.stdout.splitlines()[-1] == f"{written} is complete and unmodified"
+
+    folder = shutil.copytree(written, tmp_path / "edited")
+    recipe = folder / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("downsample = 8", "downsample = 4", 1))
+    done = magma("verify", folder)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"magma: {folder}: recipe.toml is not what was written. Put the")
 
 
 def test_a_second_run_does_not_overwrite_the_first(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

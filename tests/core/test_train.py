@@ -18,6 +18,7 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToySource
 
 import magma
 from magma import Example, InputError, Recipe, TooLong, TrainingError, checkpoint
+from magma.manifest import read_manifest
 from magma.mixture import Mixture
 from magma.plan import Costs, micro_batches
 from magma.train import Progress, Watcher, factor, train
@@ -317,7 +318,7 @@ def test_it_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
     assert (result.steps, result.finished, result.folder.name) == (8, True, "step-00000004")
     assert checkpoint.find(tmp_path / "early") == result.folder
     assert {path.name for path in result.folder.parent.iterdir()} <= {"step-00000002", "step-00000004"}
-    assert checkpoint.read_manifest(result.folder)["step"] == 4
+    assert read_manifest(result.folder).step == 4
 
 
 def test_an_early_stop_is_counted_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,6 +499,11 @@ def test_a_checkpoint_without_its_state_is_no_place_to_go_on_from(tmp_path: Path
     train(recipe(), tmp_path)
     state = tmp_path / "checkpoints/step-00000006/state"
     (state / "optimizer.safetensors").write_bytes(b"cut short")
+    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from: .*is not what was"):
+        train(recipe(), tmp_path, resume=True)
+    manifest = state.parent / "manifest.json"
+    older = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "state"}
+    manifest.write_text(json.dumps(older))
     with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from: .*header"):
         train(recipe(), tmp_path, resume=True)
     (state / "trainer.json").write_text('{"step": 6')

@@ -22,6 +22,7 @@ import pytest
 import webdataset
 from click.testing import Result
 from magma_data import converted, pictures, shards
+from magma_data.official import load_json, load_lines
 from magma_data.sets import SETS
 from official_files import CASES, CORRUPT, Case, cc3m, coco_official, karpathy, picture, put, snli_ve, vqa2
 from PIL import Image
@@ -517,3 +518,11 @@ def test_the_page_says_what_the_code_does() -> None:
     text = made["PAGE"].read_text(encoding="utf-8")
     assert made["page"](text) == text, "`python docs/data.py` writes what the code says into docs/data.md"
     assert all(f"magma data convert {name} " in text for name in SETS)
+
+
+def test_official_files_nested_too_deep_are_named(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(magma.InputError, match="deep.json: no JSON"):
+        load_json(tmp_path / "deep.json")
+    with pytest.raises(magma.InputError, match="deep.json line 1: no JSON"):
+        next(load_lines(tmp_path / "deep.json"))

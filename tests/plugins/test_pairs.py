@@ -165,6 +165,7 @@ def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
     ("row", "message"),
     [
         ("{broken", "line 1: no JSON"),
+        ("[" * 100_000, "line 1: no JSON"),
         ("[1]", "line 1: given a list; allowed: a JSON object"),
         ({"caption": "a"}, "line 1: image: given None; allowed: text"),
         ({"image": "a.png", "caption": " "}, "line 1: caption: given ' '; allowed: text"),

@@ -1,0 +1,113 @@
+"""Is a checkpoint's folder complete and unmodified? What `load` refuses is refused here, by the same code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .assemble import assemble
+from .checkpoint import NOT_COVERED, check_frozen, check_stored, misfits, read_recipe, read_trained, rebuild
+from .errors import MagmaError, PartError
+from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, dtype_of, find, read_manifest, uncovered
+from .model import Magma
+from .recipe import Recipe
+from .tensors import read_tensors
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of what was checked."""
+
+    what: str
+    """A file, or a part whose weights lie elsewhere."""
+    compared: str
+    unchecked: str = ""
+    """Why it could not be checked; empty where it is as it was written."""
+
+
+def verify(
+    folder: str | Path, overrides: Sequence[str] = (), say: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
+    """Compare a checkpoint, or the newest one of a run, with its manifest, and its frozen weights with theirs.
+
+    Raises what `load` raises for anything missing, unexpected or changed, and `CheckpointError` for a damaged `state/`.
+    `overrides` are those of `load`.
+    """
+    folder = find(folder)
+    manifest = read_manifest(folder)
+    say("comparing files")
+    recipe = read_recipe(folder, manifest, overrides)
+    if (folder / STATE).is_dir():
+        check_state(folder, manifest)
+    found = [Finding(MANIFEST, f"format {manifest.format}"), *_files(folder, manifest)]
+    model, lacking = _built(folder, manifest, recipe, say)
+    if model is None:
+        reason = "; ".join(lacking.values())
+        check_stored(folder / TRAINED, manifest, read_tensors(folder / TRAINED)[0])
+        found.append(Finding(TRAINED, "fingerprints", f"names and shapes are not compared with the model: {reason}"))
+        found += [Finding(path, "", problem) for path, problem in lacking.items()]
+    else:
+        found.append(Finding(TRAINED, f"{len(manifest.trained)} tensors: names, shapes, dtypes, values, fingerprints"))
+        say("comparing the frozen weights' fingerprints")
+        found += _frozen(model, folder, manifest, lacking)
+    return [*found, *_state(folder, manifest)]
+
+
+def _files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    if not manifest.covers_recipe:
+        yield Finding(RECIPE, "", NOT_COVERED)
+    yield from (Finding(name, "SHA-256") for name in manifest.files)
+    yield from (Finding(name, f"{size:,} bytes") for name, size in manifest.weights.items())
+    yield from (
+        Finding(name, "", f"not covered by {MANIFEST}: it was added later") for name in uncovered(folder, manifest)
+    )
+
+
+def _built(
+    folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None]
+) -> tuple[Magma | None, dict[str, str]]:
+    """The model as `load` builds it; else, where this machine lacks weights, with the frozen parts that it has.
+
+    None where the missing files are those that would say how large the model is. The second value is what parts lack,
+    by path.
+    """
+    try:
+        return rebuild(folder, manifest, recipe, say), {}
+    except MagmaError:
+        parts = recipe.parts()
+        lacking = {path: "; ".join(found) for path, part, config in parts if (found := part.problems(config))}
+        if not lacking:
+            raise
+    frozen = {"lm", *(f"inputs.{name}.encoder" for name, way in recipe.inputs.items() if not way.trainable)}
+    absent = {path for path, *_ in parts if path in lacking or path not in frozen}
+    try:
+        model = assemble(recipe, dtype=dtype_of(manifest), absent=absent, say=say)
+    except PartError:
+        return None, lacking
+    if misfits(model.trained_tensors(), read_tensors(folder / TRAINED)[0]):
+        return None, lacking
+    read_trained(model, folder)
+    return model, lacking
+
+
+def _frozen(model: Magma, folder: Path, manifest: Manifest, lacking: dict[str, str]) -> Iterator[Finding]:
+    """A line for each part with frozen tensors."""
+    here = check_frozen(model, folder, manifest)
+    paths = list(model.parts())
+    for path in paths:
+        inside = [name for name in manifest.frozen if name.startswith(f"{path}.")]
+        if inside:
+            unchecked = lacking.get(path, "") if any(name not in here for name in inside) else ""
+            yield Finding(path, f"{len(inside)} frozen tensors: fingerprints", unchecked)
+
+
+def _state(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    there = (folder / STATE).is_dir()
+    if manifest.state is None and there:
+        yield Finding(f"{STATE}/", "", NOT_COVERED)
+    elif manifest.state is not None:
+        compared = (
+            f"{len(manifest.state)} files: SHA-256" if there else "not there: it loads, and no run resumes from it"
+        )
+        yield Finding(f"{STATE}/", compared)
