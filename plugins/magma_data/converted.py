@@ -266,8 +266,9 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
     import io
     import warnings
 
+    import numpy as np
     from matplotlib.figure import Figure
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     columns = min(_COLUMNS, max(1, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
@@ -283,7 +284,10 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
         axes.axis("off")
         ending = next(e for e in ENDINGS if e in files)
         with Image.open(io.BytesIO(files[ending])) as opened:
-            image = opened.convert("RGB")
+            image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = image.convert("RGBA")  # the sheet is white
         image.thumbnail((300, 300))
         axes.imshow(image)
         axes.set_anchor("S")

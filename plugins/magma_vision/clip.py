@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from magma import PartConfig, PartError, Weights, did_you_mean, hub_problem
+from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import CLIP_MEAN, CLIP_STD, ImageEncoder, read_state
+from .image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, read_state
 from .timm_grid import grid_builder
 
 
@@ -29,7 +29,7 @@ class Clip(ImageEncoder):
     mean, std = CLIP_MEAN, CLIP_STD
     small: ClassVar[Mapping[str, Any]] = {"layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8}
 
-    class Config(PartConfig):
+    class Config(ImageConfig):
         """`model` as open_clip names it, or a size of one's own: `layers`, `width` and `image_size`."""
 
         model: str | None = None

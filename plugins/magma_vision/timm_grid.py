@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from magma import PartConfig, PartError, Weights, did_you_mean, hub_problem
+from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import ImageEncoder, read_state
+from .image import ImageConfig, ImageEncoder, read_state
 
 
 class Grid(nn.Module):
@@ -59,11 +59,7 @@ class LastGrid(nn.Module):
 
 FORMS: Sequence[Callable[[nn.Module], nn.Module]] = (
     Grid,
-    *(
-        partial(LastGrid, norm=norm, output_fmt=output_fmt)
-        for output_fmt in ("NCHW", "NLC")
-        for norm in (True, False)
-    ),
+    *(partial(LastGrid, norm=norm, output_fmt=output_fmt) for output_fmt in ("NCHW", "NLC") for norm in (True, False)),
 )
 """Ways to ask a timm network for its grid, the preferred one first: normalised, where it has a last norm."""
 
@@ -92,7 +88,7 @@ class Timm(ImageEncoder):
     name = "timm"
     small: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
 
-    class Config(PartConfig):
+    class Config(ImageConfig):
         """`model` as timm names it, with the tag of its weights where there are several."""
 
         model: str
