@@ -8,6 +8,7 @@ import random
 import tarfile
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -284,6 +285,9 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
         axes.axis("off")
         ending = next(e for e in ENDINGS if e in files)
         with Image.open(io.BytesIO(files[ending])) as opened:
+            opened.load()
+        image: Image.Image = opened
+        with suppress(Exception):  # damaged EXIF, which raises many kinds
             image = ImageOps.exif_transpose(opened)
         if image.mode.startswith("I"):  # 16 bits
             image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))

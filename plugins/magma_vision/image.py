@@ -231,7 +231,7 @@ def _decode(source: Any, name: str) -> Image.Image:
             source.load()
             return source
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half as many, which are read
+            warnings.simplefilter("ignore")  # about metadata, and about half as many pixels: both are read
             with Image.open(source) as image:
                 image.load()
     except Exception as error:  # Pillow's decoders raise whatever they meet

@@ -7,6 +7,8 @@ as they are stored. Both give the same for opaque images with 8 bits a channel a
 from __future__ import annotations
 
 import math
+import warnings
+from contextlib import suppress
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -43,10 +45,10 @@ def convert(image: Image.Image, mode: str = "RGB") -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    try:
+    with warnings.catch_warnings(), suppress(Exception):  # damaged EXIF raises many kinds; the pixels stay as they are
+        warnings.simplefilter("ignore")
         return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF raises many kinds, and says nothing about how to turn the pixels
-        return None
+    return None
 
 
 def _scale(image: Image.Image) -> Image.Image:
