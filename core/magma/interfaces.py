@@ -35,6 +35,8 @@ class PartConfig(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    legacy_defaults: ClassVar[Mapping[str, Any]] = {}
+    """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
 
     @model_validator(mode="before")
     @classmethod

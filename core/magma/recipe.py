@@ -266,7 +266,8 @@ class Recipe(_Table):
     ) -> Recipe:
         """From a file, the name of a bundled recipe, or a dict; `overrides` are `a.b=value` in TOML's notation.
 
-        `model_only` leaves out what it was trained on and asked, whose plugins then need not be installed. Raises
+        `model_only` is for the recipe of a checkpoint: it leaves out what it was trained on and asked, whose plugins
+        then need not be installed, and gives keys that did not exist yet their `legacy_defaults`. Raises
         `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
         """
         if isinstance(source, Mapping):
@@ -285,11 +286,10 @@ class Recipe(_Table):
         for override in overrides:
             _override(raw, override, problems)
         _remove_switched_off(raw)
-        return cls._check(origin, raw, folder, problems)
+        return cls._check(origin, raw, {"folder": folder, "checkpoint": model_only}, problems)
 
     @classmethod
-    def _check(cls, origin: str, raw: dict[str, Any], folder: Path, problems: list[str]) -> Recipe:
-        context = {"folder": folder}
+    def _check(cls, origin: str, raw: dict[str, Any], context: dict[str, Any], problems: list[str]) -> Recipe:
         recipe = None
         try:
             recipe = cls.model_validate(raw, context=context)
@@ -397,6 +397,8 @@ def _check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pr
     except PluginError as error:
         problems.append(f"{path}.use: given {table['use']!r}; {error}")
         return {}
+    if context.get("checkpoint"):
+        own = {**part.Config.legacy_defaults, **own}
     try:
         config: PartConfig = part.Config.model_validate(own, context=context)
     except ValidationError as error:

@@ -8,6 +8,7 @@ import random
 import tarfile
 import textwrap
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -266,8 +267,9 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
     import io
     import warnings
 
+    import numpy as np
     from matplotlib.figure import Figure
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     columns = min(_COLUMNS, max(1, len(chosen)))
     rows = max(1, -(-len(chosen) // columns))
@@ -283,7 +285,13 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
         axes.axis("off")
         ending = next(e for e in ENDINGS if e in files)
         with Image.open(io.BytesIO(files[ending])) as opened:
-            image = opened.convert("RGB")
+            opened.load()
+        image: Image.Image = opened
+        with suppress(Exception):  # damaged EXIF, which raises many kinds
+            image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith("I"):  # 16 bits
+            image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = image.convert("RGBA")  # the sheet is white
         image.thumbnail((300, 300))
         axes.imshow(image)
         axes.set_anchor("S")

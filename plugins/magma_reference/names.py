@@ -91,6 +91,7 @@ class Sizes:
                         "width": self.width,
                         "image_size": self.image_size,
                         "smaller": self.guessed,
+                        "preparation": "published",
                     },
                     "prefix": {"use": "linear", "layernorm": self.layernorm},
                 }

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from magma import PartConfig, PartError, Weights, did_you_mean, hub_problem
+from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import CLIP_MEAN, CLIP_STD, ImageEncoder, read_state
-from .timm_grid import Grid
+from .image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, read_state
+from .timm_grid import grid_builder
 
 
 class Clip(ImageEncoder):
@@ -28,7 +29,7 @@ class Clip(ImageEncoder):
     mean, std = CLIP_MEAN, CLIP_STD
     small: ClassVar[Mapping[str, Any]] = {"layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8}
 
-    class Config(PartConfig):
+    class Config(ImageConfig):
         """`model` as open_clip names it, or a size of one's own: `layers`, `width` and `image_size`."""
 
         model: str | None = None
@@ -66,7 +67,8 @@ class Clip(ImageEncoder):
         size = config.image_size or vision.get("image_size", 224)
         vision["image_size"] = size
         quick = bool(settings.get("quick_gelu", False))
-        super().__init__(config, lambda: _tower(settings["embed_dim"], vision, quick), size)
+        build = partial(_tower, settings["embed_dim"], vision, quick)
+        super().__init__(config, grid_builder(build, size) if vision.get("timm_model_name") else build, size)
         self.smaller = config.smaller
 
     @staticmethod
@@ -131,7 +133,7 @@ def _settings(config: Clip.Config) -> dict[str, Any]:
 
 
 def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
-    """open_clip's module, its pooling and projection taken out."""
+    """open_clip's module, its pooling and projection taken out; of a tower of timm, timm's network."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import VisionTransformer
@@ -144,7 +146,7 @@ def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Modul
     elif isinstance(tower, VisionTransformer):
         tower.attn_pool, tower.proj, tower.ln_post = None, None, nn.Identity()
     else:
-        tower = Grid(tower.get_submodule("trunk"))
+        tower = tower.get_submodule("trunk")
     return tower
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import random
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from magma import CheckpointError, Encoder, Features, InputError, PartConfig, PartError, Trial, read_tensors
+
+from .pixels import convert, display, resize_and_crop
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
@@ -26,6 +31,34 @@ ALLOWED = (
 )
 
 
+class ImageConfig(PartConfig):
+    """The keys that every image encoder has."""
+
+    legacy_defaults = MappingProxyType({"preparation": "published"})
+    preparation: Literal["displayed", "published"] = "displayed"
+    """Which pixels an image has: those that a viewer displays (turned as EXIF says, transparency over `background`,
+    greyscale of 16 or 32 bits scaled), or those that the published code reads, which does nothing of this."""
+    background: str = "white"
+    """What transparent pixels show: a colour as Pillow names it, such as "white" or "#808080"."""
+
+    @field_validator("background")
+    @classmethod
+    def _opaque_colour(cls, given: str) -> str:
+        try:
+            opaque = len(ImageColor.getrgb(given)) == 3
+        except ValueError:
+            opaque = False
+        if not opaque:
+            raise ValueError('a colour such as "white" or "#808080", without alpha')
+        return given
+
+    @model_validator(mode="after")
+    def _background_is_used(self) -> Self:
+        if self.preparation == "published" and self.background != "white":
+            raise ValueError('`background` with preparation = "displayed": "published" drops transparency')
+        return self
+
+
 class ImageEncoder(Encoder):
     """What image encoders share: preparation as the published code does it, and reading sizes off the network.
 
@@ -34,6 +67,7 @@ class ImageEncoder(Encoder):
     """
 
     modality = "image"
+    config: ImageConfig
     image_size: int
     smaller = False
     """Prepared tensors may be smaller than `image_size`, where the network takes them."""
@@ -42,7 +76,7 @@ class ImageEncoder(Encoder):
     mean: Sequence[float]
     std: Sequence[float]
 
-    def __init__(self, config: PartConfig, build: Callable[[], nn.Module], image_size: int) -> None:
+    def __init__(self, config: ImageConfig, build: Callable[[], nn.Module], image_size: int) -> None:
         """`build` makes the network. It stays on meta, where its output's shape is read, until it gets weights."""
         super().__init__(config)
         self.image_size = image_size
@@ -143,14 +177,13 @@ class ImageEncoder(Encoder):
                     f"given a float tensor {list(raw.shape)}{finite}; allowed: {ALLOWED.format(size=size)}"
                 )
             return raw.float()
-        image = _open(raw, size).convert("RGB")
-        scale = size / min(image.size)
-        # torchvision's rule: the longer side is cut, not rounded
-        width, height = (int(side * scale) if side != min(image.size) else size for side in image.size)
-        if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        image = image.crop((left, top, left + size, top + size))
+        image = _open(raw, size)
+        try:
+            published = self.config.preparation == "published"
+            image = convert(image) if published else display(image, ImageColor.getrgb(self.config.background)[:3])
+        except InputError as error:
+            raise InputError(f"{raw}: {error}") if isinstance(raw, str | Path) else error from error
+        image = resize_and_crop(image, size)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
@@ -170,20 +203,13 @@ class ImageEncoder(Encoder):
 
 
 def _open(raw: Any, size: int) -> Image.Image:
+    """A decoded image. Raises `InputError`."""
     if isinstance(raw, Image.Image):
-        image = raw
-    elif isinstance(raw, str | Path | bytes | bytearray):
-        source: Any
-        if isinstance(raw, bytes | bytearray):
-            name, source = f"a file of {len(raw)} bytes", io.BytesIO(raw)
-        else:
-            name, source = str(raw), raw
-        try:
-            with Image.open(source) as image:
-                image.load()
-        except Exception as error:  # Pillow's decoders raise whatever they meet
-            reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
-            raise InputError(f"{name} cannot be read as an image: {reason}") from error
+        image = _decode(raw, "the opened image")
+    elif isinstance(raw, bytes | bytearray):
+        image = _decode(io.BytesIO(raw), f"a file of {len(raw)} bytes")
+    elif isinstance(raw, str | Path):
+        image = _decode(raw, str(raw))
     elif (
         isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.size and (raw.ndim == 2 or raw.shape[2:] == (3,))
     ):
@@ -195,6 +221,22 @@ def _open(raw: Any, size: int) -> Image.Image:
         raise InputError(f"given a {type(raw).__name__}{shape}; allowed: {ALLOWED.format(size=size)}")
     if min(image.size) < 1:
         raise InputError(f"given an empty image of {image.size[0]} x {image.size[1]} pixels")
+    return image
+
+
+def _decode(source: Any, name: str) -> Image.Image:
+    """A file, or an image that was opened and maybe not yet read. Pillow refuses more than 178,956,970 pixels."""
+    try:
+        if isinstance(source, Image.Image):
+            source.load()
+            return source
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, and about half as many pixels: both are read
+            with Image.open(source) as image:
+                image.load()
+    except Exception as error:  # Pillow's decoders raise whatever they meet
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{name} cannot be read as an image: {reason}") from error
     return image
 
 

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from magma import PartConfig, Weights
+from magma import Weights
 
-from .image import ImageEncoder
+from .image import ImageConfig, ImageEncoder
 from .timm_grid import check_name, timm_problems, timm_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,7 +23,7 @@ class NFResNet(ImageEncoder):
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     small: ClassVar[Mapping[str, Any]] = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64}
 
-    class Config(PartConfig):
+    class Config(ImageConfig):
         """`model` as timm names it; `layers` and `width` change its size."""
 
         model: str = "nf_resnet50"

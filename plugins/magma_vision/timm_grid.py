@@ -1,21 +1,23 @@
-"""Any network of timm as a feature grid before its pooling."""
+"""The networks of timm as feature grids before their pooling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from magma import PartConfig, PartError, Weights, did_you_mean, hub_problem
+from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import ImageEncoder, read_state
+from .image import ImageConfig, ImageEncoder, read_state
 
 
 class Grid(nn.Module):
-    """A timm network's features before its pooling."""
+    """A timm network's features before its pooling, as its `forward_features` gives them."""
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
@@ -23,18 +25,70 @@ class Grid(nn.Module):
         self.trunk = trunk
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, 3, s, s] to a grid [b, e, h, w], or to tokens [b, n, e] without the leading ones that are no patches."""
-        out: Tensor = self.trunk.forward_features(x)
-        return out if out.ndim == 4 else out[:, self.trunk.num_prefix_tokens :]
+        """[b, 3, s, s] to a grid [b, e, h, w], or to tokens [b, n, e] without the leading ones that are no patches.
+
+        Raises `TypeError` for a network that does not say where the patches are in what it returns.
+        """
+        out = self.trunk.forward_features(x)
+        prefix: int | None = getattr(self.trunk, "num_prefix_tokens", None)
+        if isinstance(out, Tensor) and out.ndim == 4:
+            return out.permute(0, 3, 1, 2) if getattr(self.trunk, "output_fmt", "NCHW") == "NHWC" else out
+        if isinstance(out, Tensor) and out.ndim == 3 and prefix is not None:
+            return out[:, prefix:]
+        raise TypeError("forward_features returns neither a grid nor tokens with a known number of leading ones")
+
+
+class LastGrid(nn.Module):
+    """The last of a timm network's intermediate grids, and nothing of the network that comes after it.
+
+    For networks whose pooling cannot be switched off, or whose `forward_features` returns several grids, the class
+    token, or tokens without saying which ones are patches.
+    """
+
+    def __init__(self, trunk: Any, **form: Any) -> None:
+        super().__init__()
+        trunk.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+        self.trunk = trunk.requires_grad_(True)  # timm freezes what only a classifier uses
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to a grid [b, e, h, w] or to tokens [b, n, e]."""
+        grid: Tensor = self.trunk.forward_intermediates(x, indices=1, intermediates_only=True, **self.form)[-1]
+        return grid
+
+
+FORMS: Sequence[Callable[[nn.Module], nn.Module]] = (
+    Grid,
+    *(partial(LastGrid, norm=norm, output_fmt=output_fmt) for output_fmt in ("NCHW", "NLC") for norm in (True, False)),
+)
+"""Ways to ask a timm network for its grid, the preferred one first: normalised, where it has a last norm."""
+
+
+def grid_builder(trunk: Callable[[], nn.Module], size: int) -> Callable[[], nn.Module]:
+    """What builds the grid of the network that `trunk` builds, in the first form that works in a dry run on meta.
+
+    Raises `PartError` with the network's own reasons where no form works for images of `size` pixels.
+    """
+    reasons = []
+    for form in FORMS:
+        try:
+            with torch.device("meta"), torch.no_grad():
+                form(trunk()).eval()(torch.empty(1, 3, size, size))
+        except Exception as error:  # networks assert, raise, or lack a method
+            reasons.append(f"{error}".strip().rstrip(".") or type(error).__name__)
+        else:
+            return lambda: form(trunk())
+    shown = "; ".join(dict.fromkeys(reasons))
+    raise PartError(f"image_size: given {size}, for which this network gives no feature grid: {shown}")
 
 
 class Timm(ImageEncoder):
-    """A network of timm: the grid of a convolutional one row by row, or a ViT's patch tokens, [b, n, e]."""
+    """A network of timm: the last grid before its pooling row by row, or its patch tokens in order, [b, n, e]."""
 
     name = "timm"
     small: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
 
-    class Config(PartConfig):
+    class Config(ImageConfig):
         """`model` as timm names it, with the tag of its weights where there are several."""
 
         model: str
@@ -55,11 +109,9 @@ class Timm(ImageEncoder):
         size: dict[str, Any] = {}
         if config.image_size is not None and own.fixed_input_size:
             size = {"img_size": config.image_size}
-        super().__init__(
-            config,
-            lambda: Grid(timm.create_model(config.model, num_classes=0, **size)),
-            config.image_size or own.input_size[-1],
-        )
+        pixels = config.image_size or own.input_size[-1]
+        trunk = partial(timm.create_model, config.model, num_classes=0, **size)
+        super().__init__(config, grid_builder(trunk, pixels), pixels)
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
@@ -73,16 +125,28 @@ class Timm(ImageEncoder):
             self.init_weights()
             return
         state = timm_state(self.name, self.config.model, self.config.pretrained)
-        wanted = self.network.state_dict().keys()
-        state = {f"trunk.{name}": tensor for name, tensor in state.items()}
-        heads = ("trunk.head.", "trunk.fc.", "trunk.classifier.", "trunk.fc_norm.")
-        kept = {name: tensor for name, tensor in state.items() if name in wanted or not name.startswith(heads)}
+        wanted = {name.removeprefix("trunk.") for name in self.network.state_dict()}
+        left_out = _names(self.config.model) - wanted
+        heads = ("head.", "fc.", "classifier.", "fc_norm.")  # of any number of classes
+        kept = {
+            f"trunk.{name}": tensor
+            for name, tensor in state.items()
+            if name in wanted or not (name in left_out or name.startswith(heads))
+        }
         self.fill(kept, f"timm pretrained {self.config.pretrained}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Weights that are not there."""
         return timm_problems(config.model, config.pretrained)
+
+
+def _names(model: str) -> set[str]:
+    """The tensors of the whole network, classifier included."""
+    import timm
+
+    with torch.device("meta"):
+        return set(timm.create_model(model).state_dict())
 
 
 # For every encoder that timm builds

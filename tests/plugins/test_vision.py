@@ -280,6 +280,53 @@ def test_any_network_of_timm_is_a_grid() -> None:
         on_meta(Timm, model="resnet19")
 
 
+@pytest.mark.parametrize(
+    ("model", "length", "dim"),
+    [
+        ("coat_lite_tiny", 9, 320),
+        ("efficientvim_m1", 4, 320),
+        ("efficientvit_b0", 9, 128),
+        ("inception_next_atto", 9, 320),
+        ("levit_128s", 4, 384),
+        ("gmlp_ti16_224", 36, 128),
+        ("pit_ti_224", 9, 256),
+        ("test_mambaout", 9, 64),
+    ],
+)
+def test_networks_of_timm_that_return_no_plain_grid_give_one(model: str, length: int, dim: int) -> None:
+    """Several grids, class tokens only, uncounted tokens, a pooling that cannot be switched off, channels last."""
+    encoder = on_meta(Timm, model=model, image_size=96)
+    assert (encoder.length, encoder.dim) == (length, dim)
+
+
+def whole_network(model: str, **options: Any) -> Any:
+    import timm
+
+    torch.manual_seed(3)
+    return timm.create_model(model, **options).eval()
+
+
+def test_the_rows_of_the_grid_are_in_order(tmp_path: Path) -> None:
+    """Against timm's own grids; of channels-last networks against what their `forward_features` returns."""
+    x = torch.randn(2, 3, 96, 96)
+    for model, norm in (("pit_ti_224", False), ("gmlp_ti16_224", True), ("test_mambaout", False)):
+        options = {} if model == "test_mambaout" else {"img_size": 96}
+        whole = whole_network(model, **options)
+        torch.save(whole.state_dict(), tmp_path / "whole.pt")  # with its classifier
+        encoder = Timm.build(model=model, image_size=96, pretrained=str(tmp_path / "whole.pt")).eval()
+        with torch.no_grad():
+            grid = whole.forward_intermediates(x, indices=1, norm=norm, intermediates_only=True)[-1]
+            values = encoder(x).values
+            assert torch.allclose(values, grid.flatten(2).transpose(1, 2), atol=1e-5)
+            if model == "test_mambaout":
+                assert torch.equal(values, whole.forward_features(x).flatten(1, 2))
+
+
+def test_an_image_size_that_a_network_of_timm_cannot_take_is_explained() -> None:
+    with pytest.raises(PartError, match="image_size: given 100, for which this network gives no feature grid: "):
+        on_meta(Timm, model="test_vit", image_size=100)
+
+
 def test_a_network_of_timm_is_loaded_from_a_file_without_its_classifier(tmp_path: Path) -> None:
     import timm
 
