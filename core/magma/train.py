@@ -294,7 +294,7 @@ class _Run:
         if drawn >= _ENOUGH and state.unreadable_examples > self.train.max_unreadable * drawn:
             raise TrainingError(
                 f"step {step}: {state.unreadable_examples} of the {drawn} examples so far cannot be read, and "
-                f"train.max_unreadable allows a share of {self.train.max_unreadable:g}; {self.out / SKIPPED} lists them:"
+                f"train.max_unreadable allows a share of {self.train.max_unreadable:g}; {self.out / SKIPPED} lists all:"
                 f"{first_of(self.reasons)}"
             )
 

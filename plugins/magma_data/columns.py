@@ -47,6 +47,10 @@ class Columns:
         return self.input if self.input != MEDIUM and self.input in known else None
 
 
+AS_NAMED = Columns()
+"""Every column is called as its field."""
+
+
 def listed(columns: Iterable[str]) -> str:
     """Columns as an error lists them."""
     names = list(columns)

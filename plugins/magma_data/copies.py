@@ -28,7 +28,7 @@ def digest(value: Any) -> str:
 
 
 @lru_cache(4096)
-def _of_file(path: Path, changed: int, size: int) -> str:
-    """`changed` and `size` make it another file when it is written anew."""
+def _of_file(path: Path, *_: int) -> str:
+    """When it was changed and its size are arguments, too: a file that is written anew is another one."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

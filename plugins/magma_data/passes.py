@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from magma import InputError, State
 
-from .columns import MEDIUM, Columns, listed
+from .columns import AS_NAMED, MEDIUM, Columns, listed
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Row:
     """Why there is nothing to read: asking for anything raises it."""
     seed: str | None = None
     """For whoever draws among the row's texts: another one each pass; None: nothing is drawn."""
-    columns: Columns = Columns()
+    columns: Columns = AS_NAMED
     """Which column holds which field."""
 
     @property
@@ -148,7 +148,7 @@ def positions(state: State, count: int) -> Iterator[tuple[int, State]]:
 class Rows(ABC):
     """All rows of a split."""
 
-    columns: Columns = Columns()
+    columns: Columns = AS_NAMED
     """Which column holds which field."""
 
     def rows_of(self, record: Row, each: str | None) -> list[Row]:

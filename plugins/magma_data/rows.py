@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from magma import InputError
 
-from .columns import MEDIUM, Columns
+from .columns import AS_NAMED, MEDIUM, Columns
 from .passes import Indexed, Row, Rows, Streamed
 
 IMAGE_DATA = "image_data"
@@ -177,7 +177,7 @@ def open_rows(
     *,
     layouts: Sequence[Layout] = IMAGES,
     buffer: int = BUFFER,
-    columns: Columns = Columns(),  # noqa: B008 - it is frozen
+    columns: Columns = AS_NAMED,
 ) -> Rows:
     """The rows of a split, or of all; `columns` says where a row's fields are.
 
@@ -395,8 +395,8 @@ def _medium_column(where: str, schema: Any, wanted: Columns) -> str | None:
     columns = [field.name for field in schema if holds(field.type)]
     if len(columns) > 1 and MEDIUM not in columns:
         raise InputError(
-            f"{where}: several columns hold media ({', '.join(columns)}); allowed: one, one called {MEDIUM}, or the one "
-            f"that `columns = {{ {wanted.input} = ... }}` names"
+            f"{where}: several columns hold media ({', '.join(columns)}); allowed: one, one called {MEDIUM}, or the "
+            f"one that `columns = {{ {wanted.input} = ... }}` names"
         )
     return MEDIUM if MEDIUM in columns else next(iter(columns), None)
 

@@ -75,13 +75,12 @@ class Shown:
         """Of the media that were drawn so far."""
 
     def before(self, asked: Asked, count: int) -> list[Asked]:
-        """`count` of them; where one of them cannot be read, all are drawn again without it."""
+        """`count` of them; where some of them cannot be read, all are drawn again without those."""
         if not count:
             return []
         own = digest(asked.medium.value)
         others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != asked.id]
         while True:
-            others = [i for i in others if self.readable.get(self.digests[i], True)]
             if len(others) < count:
                 raise InputError(
                     f"{count} shots: {len(others)} completed examples can stand before question {asked.id}"
@@ -89,8 +88,10 @@ class Shown:
                     "allowed: a `shots_split` with more answered rows about other images, or fewer shots"
                 )
             drawn = others[:count] if self.fixed else random.Random(f"{self.seed} {asked.id}").sample(others, count)
-            if all(self._check(i) for i in drawn):
+            lost = [i for i in drawn if not self._check(i)]
+            if not lost:
                 return [self.pool[i] for i in drawn]
+            others = [i for i in others if i not in lost]
 
     def _lost(self) -> str:
         count = sum(not self.readable.get(name, True) for name in self.digests)
