@@ -124,7 +124,7 @@ class Reader:
                 except InputError as error:
                     if refuse is None or isinstance(error, TooLong):
                         raise
-                    batch = self._readable(batch, twins, refuse)
+                    batch = self._readable(batch, twins, names, refuse)
                     found = self._answer(batch, common) if batch else []
                 yield [(i, answer) for part, answer in zip(batch, found, strict=True) for i in twins[part.whole]]
 
@@ -132,16 +132,19 @@ class Reader:
         self,
         batch: Sequence[_Prompt],
         twins: Mapping[Hashable, Sequence[int]],
+        names: Sequence[str],
         refuse: Callable[[int, InputError], None],
     ) -> list[_Prompt]:
         """Those of a batch that can be read, after `refuse` was called with the others."""
         kept = []
         for part in batch:
-            if error := unreadable(self.collator, [*part.head, *part.tail], part.name):
-                for number in twins[part.whole]:
-                    refuse(number, error)
-            else:
+            prompt = [*part.head, *part.tail]
+            if unreadable(self.collator, prompt, part.name) is None:
                 kept.append(part)
+                continue
+            for number in twins[part.whole]:  # each is named for itself
+                if error := unreadable(self.collator, prompt, names[number]):
+                    refuse(number, error)
         return kept
 
     def _split(self, number: int, prompt: Sequence[Segment], name: str) -> _Prompt:

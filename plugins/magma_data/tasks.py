@@ -80,22 +80,19 @@ class Shown:
             return []
         own = digest(asked.medium.value)
         others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != asked.id]
+        unread = 0
         while True:
             if len(others) < count:
                 raise InputError(
                     f"{count} shots: {len(others)} completed examples can stand before question {asked.id}"
-                    f"{self._lost()}; "
+                    f"{f' ({unread} others cannot be read)' if unread else ''}; "
                     "allowed: a `shots_split` with more answered rows about other images, or fewer shots"
                 )
             drawn = others[:count] if self.fixed else random.Random(f"{self.seed} {asked.id}").sample(others, count)
             lost = [i for i in drawn if not self._check(i)]
             if not lost:
                 return [self.pool[i] for i in drawn]
-            others = [i for i in others if i not in lost]
-
-    def _lost(self) -> str:
-        count = sum(not self.readable.get(name, True) for name in self.digests)
-        return f" ({count} others cannot be read)" if count else ""
+            others, unread = [i for i in others if i not in lost], unread + len(lost)
 
     def _check(self, i: int) -> bool:
         """Can this one be read? Each medium is read once for this."""
