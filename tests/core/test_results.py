@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import Field
 from toys import RECIPE, WORDS, ToyEncoder, ToyTask
 from typer.testing import CliRunner
 
@@ -346,7 +347,7 @@ def test_a_field_that_a_config_did_not_have_has_its_default(model: Magma, tmp_pa
 
     class Config(PartConfig):
         old: int = 1
-        added: dict[str, str] = {}
+        added: dict[str, str] = Field(default_factory=dict)
 
     def asked(**config: Any) -> Evaluation:
         task = Counted(Config(), 0)
