@@ -76,6 +76,8 @@ class Asker:
         self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
         self.not_shown: list[str] = []
         """Why the task was told not to show a medium."""
+        self.torn: set[Hashable] = set()
+        """Media of questions that could not be read: they do not change places."""
         task.can_read = self.can_read
 
     def can_read(self, medium: Media) -> bool:
@@ -96,7 +98,7 @@ class Asker:
         """
         asked = [self._segmented(question) for question in questions]
         if baseline:
-            asked = _shuffled(asked, seed) if baseline == "shuffled" else _blind(asked)
+            asked = _shuffled(asked, seed, self.torn) if baseline == "shuffled" else _blind(asked)
         waiting = {i: question for i, question in enumerate(asked) if wanted is None or i in wanted}
         while waiting:
             following = {}
@@ -127,6 +129,8 @@ class Asker:
 
         def refuse(number: int, error: InputError) -> None:
             refused.append((left[number], "", str(error)))
+            media = [s for s in questions[left[number]].segments if isinstance(s, Media)]
+            self.torn |= {identity(medium) for medium in media if unreadable(self.collator, [medium], medium.name)}
 
         for batch in self._outputs([questions[i] for i in left], refuse):
             yield [(left[i], output, "") for i, output in batch]
@@ -156,12 +160,15 @@ class Asker:
             yield [(i, max(scores, key=scores.__getitem__)) for i, scores in zip(batch, chances, strict=True)]
 
 
-def _shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
-    """Each input's media change places: a medium is everywhere replaced by one and the same other medium."""
+def _shuffled(questions: Sequence[Question], seed: int, torn: Container[Hashable]) -> list[Question]:
+    """Each input's media change places: a medium is everywhere replaced by one and the same other medium.
+
+    Those that are `torn` stay where they are, so that no other question gets them.
+    """
     known: dict[str, dict[Hashable, Media]] = {}
     for question in questions:
         for segment in question.segments:
-            if isinstance(segment, Media):
+            if isinstance(segment, Media) and identity(segment) not in torn:
                 known.setdefault(segment.name, {})[identity(segment)] = segment
     others: dict[Hashable, Media] = {}
     for name in sorted(known):
@@ -170,7 +177,7 @@ def _shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
         others |= {key: known[name][other] for key, other in zip(keys, (*keys[1:], *keys[:1]), strict=True)}
 
     def other(segment: Any) -> Any:
-        return others[identity(segment)] if isinstance(segment, Media) else segment
+        return others.get(identity(segment), segment) if isinstance(segment, Media) else segment
 
     return [replace(question, segments=list(map(other, question.segments))) for question in questions]
 
