@@ -75,7 +75,8 @@ class Asker:
         self.collator = model.collator()
         self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
         self.not_shown: list[str] = []
-        """Why the task was told not to show a medium."""
+        """Why the task was told not to show a medium, once for each of them."""
+        self._known: set[str] = set()
         self.torn: set[Hashable] = set()
         """Media of questions that could not be read: they do not change places."""
         task.can_read = self.can_read
@@ -85,7 +86,8 @@ class Asker:
         if medium.name not in self.collator.inputs:
             return True  # no matter of the medium: whoever asks is told that there is no such input
         problem = unreadable(self.collator, [medium], "a completed example")
-        if problem:
+        if problem and str(problem) not in self._known:
+            self._known.add(str(problem))
             self.not_shown.append(str(problem))
         return problem is None
 

@@ -131,8 +131,7 @@ class Evaluation:
     def _report(self, asker: Asker, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Say what could not be read, where there was something."""
         if asker.not_shown:
-            count = len(asker.not_shown)
-            self.say(f"{count} completed examples cannot be read; others are shown:{first_of(asker.not_shown)}")
+            self.say(f"other completed examples are shown than those that cannot be read:{first_of(asker.not_shown)}")
             asker.not_shown.clear()
         if problems := _problems(rows):
             self.say(

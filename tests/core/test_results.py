@@ -366,6 +366,9 @@ def test_a_table_says_how_scores_were_measured(model: Magma, tmp_path: Path, mon
     monkeypatch.setattr(Counted, "measures", lambda *_: {"accuracy": "exact match"})
     evaluation(model, tmp_path / "asked").run([0], [""])
     assert json.loads((tmp_path / "asked/scores.json").read_text())["measures"] == {"0": {"accuracy": "exact match"}}
+
+
+def test_a_report_says_how_scores_were_measured(tmp_path: Path) -> None:
     one = run_folder(tmp_path / "one", "", vqa2={"0": 31.0, "4": 40.0})
     file = one / "eval/vqa2/scores.json"
     told = json.loads(file.read_text())

@@ -335,7 +335,8 @@ def test_workers_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise InputError(f"process {os.getpid()}")
 
     monkeypatch.setattr(ToyEncoder, "prepare", prepare)
-    train(recipe(("train.unreadable=skip", "train.steps=2", "train.workers=1")), tmp_path)
+    with pytest.raises(TrainingError, match="no example of the last 2 steps could be read"):
+        train(recipe(("train.unreadable=skip", "train.steps=2", "train.workers=1")), tmp_path)
     processes = {one["reason"].split()[-1] for one in skipped(tmp_path)}
     assert len(processes) == 1
     assert str(os.getpid()) not in processes
