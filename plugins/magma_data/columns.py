@@ -64,7 +64,7 @@ class ColumnsConfig(PartConfig):
     """Fields that `columns` may rename."""
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other words for some of them."""
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field({})
     """Field to the column of the data that holds it, where that has another name; in a tar the ending of a member."""
 
     def resolve_columns(self) -> Columns:
