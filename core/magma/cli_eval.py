@@ -67,6 +67,10 @@ def ask(
     seed: Annotated[int, typer.Option(help="Draws the completed examples, and shuffles media.")] = 0,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     out: Annotated[Path | None, typer.Option(help="FOLDER/eval/TASK where it is not given.")] = None,
+    max_unreadable: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="A larger share of questions that cannot be read is an error; default 0.01."),
+    ] = None,
 ) -> None:
     """Ask a checkpoint a task's questions and score the answers; the same command goes on after an interruption."""
     from .screen import Screen, print_columns
@@ -78,7 +82,8 @@ def ask(
         from . import checkpoint
         from .evaluate import BASELINES
         from .manifest import find
-        from .results import EVALUATIONS, Evaluation, about
+        from .recipe import MAX_UNREADABLE
+        from .results import EVALUATIONS, Evaluation, about, measures_of
 
         fields = {"path": str(data)} if data else {}
         asked = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
@@ -86,14 +91,18 @@ def ask(
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = checkpoint.load(where, device=chosen, say=screen.say)
         place = out or folder / EVALUATIONS / asked.name
-        evaluation = Evaluation(model, asked, place, about(asked, seed, where), seed, batch_size)
+        share = MAX_UNREADABLE if max_unreadable is None else max_unreadable
+        named = about(asked, seed, where)
+        evaluation = Evaluation(model, asked, place, named, seed, batch_size, max_unreadable=share, say=screen.note)
         found = evaluation.run(shots or [0], BASELINES if baselines else BASELINES[:1], screen.answered)
+    measures = measures_of(place)
     print_columns(
-        [asked.name, "model", "shuffled", "blind"],
+        [asked.name, "model", "shuffled", "blind", "measured as" if any(measures.values()) else ""],
         [
             [
                 f"{name} @ {count}",
                 *(f"{by[way][name]:.3f}" if way in by else "" for way in ("model", "shuffled", "blind")),
+                measures.get(count, {}).get(name, ""),
             ]
             for count, by in sorted(found.items(), key=lambda one: int(one[0]))
             for name in by["model"]
@@ -114,10 +123,10 @@ def score(
     from .results import score_file
 
     found = score_file(_task(task, 0, {}, overrides or [], needs_data=False), file)
-    items = found.get("per_item", [])
+    items, measures = found.get("per_item", []), found.get("measures", {})
     for name, value in found.items():
-        if name != "per_item":
-            typer.echo(f"{name}  {value:.4f}")
+        if name not in ("per_item", "measures"):
+            typer.echo(f"{name}  {value:.4f}" + (f"  ({measures[name]})" if name in measures else ""))
     if items:
         typer.echo(f"{len(items)} predictions")
     if out:

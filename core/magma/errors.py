@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class MagmaError(Exception):
@@ -47,6 +47,16 @@ class CheckpointError(MagmaError):
 
 class TrainingError(MagmaError):
     """A run that cannot be started or continued."""
+
+
+_SHOWN = 3
+"""Reasons that an error lists."""
+
+
+def first_of(reasons: Sequence[str]) -> str:
+    """The first of several reasons, a line each, and how many there are besides."""
+    more = [f"and {len(reasons) - _SHOWN} others"] if len(reasons) > _SHOWN else []
+    return "".join(f"\n  - {line}" for line in [*reasons[:_SHOWN], *more])
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -7,10 +7,12 @@ from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import Any, Literal
 
+from .errors import InputError, first_of
 from .generate import Decoding
 from .interfaces import Prediction, Question, Task
 from .model import Magma
-from .reuse import Reader, identity, not_empty
+from .recipe import MAX_UNREADABLE
+from .reuse import Reader, identity, not_empty, unreadable
 from .segments import Media
 
 Baseline = Literal["", "shuffled", "blind"]
@@ -27,14 +29,16 @@ def evaluate(
     batch_size: int = 64,
     baselines: Sequence[Baseline] = BASELINES,
     progress: Callable[[int, int], None] = lambda *_: None,
+    max_unreadable: float = MAX_UNREADABLE,
 ) -> list[Prediction]:
     """Greedy answers to every question, for the model itself and for each baseline.
 
     shuffled: each input's media change places at random. blind: they are taken away; questions of which nothing is
-    left are answered with nothing.
+    left are answered with nothing. A question that cannot be read has a `problem` and counts as wrong; raises
+    `InputError` where `max_unreadable` allows no such share of them (`check_readable`).
     """
-    questions = list(task.examples(split, shots, seed))
     ask = Asker(model, task, batch_size)
+    questions = list(task.examples(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
     for baseline in baselines:
@@ -43,17 +47,49 @@ def evaluate(
             answered |= found
             done += len(found)
             progress(done, total)
+        check_readable([p.problem for p in answered.values() if p.problem], len(answered), max_unreadable)
         predictions += [answered[i] for i in sorted(answered)]
     return predictions
 
 
+def check_readable(problems: Sequence[str], asked: int, share: float) -> None:
+    """Raise `InputError` where more of the `asked` questions cannot be read than `share` allows, or all of them.
+
+    A single one is allowed wherever `share` is not 0: of a few questions it is a large share.
+    """
+    if problems and (len(problems) == asked or len(problems) > max(share * asked, 1 if share else 0)):
+        raise InputError(
+            f"{len(problems)} of {asked} questions cannot be read, and max_unreadable allows a share of {share:g}:"
+            f"{first_of(problems)}"
+        )
+
+
 class Asker:
-    """Asks one model a task's questions. Media and examples that questions share are read once (`reuse`)."""
+    """Asks one model a task's questions. Media and examples that questions share are read once (`reuse`).
+
+    What the model can read is what the task may show.
+    """
 
     def __init__(self, model: Magma, task: Task, batch_size: int) -> None:
         self.model, self.task, self.batch_size = model, task, batch_size
         self.collator = model.collator()
         self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
+        self.not_shown: list[str] = []
+        """Why the task was told not to show a medium, once for each of them."""
+        self._known: set[str] = set()
+        self.torn: set[Hashable] = set()
+        """Media of questions that could not be read: they do not change places."""
+        task.can_read = self.can_read
+
+    def can_read(self, medium: Media) -> bool:
+        """Can the model read this medium of a completed example?"""
+        if medium.name not in self.collator.inputs:
+            return True  # no matter of the medium: whoever asks is told that there is no such input
+        problem = unreadable(self.collator, [medium], "a completed example")
+        if problem and str(problem) not in self._known:
+            self._known.add(str(problem))
+            self.not_shown.append(str(problem))
+        return problem is None
 
     def __call__(
         self, questions: Sequence[Question], baseline: Baseline, seed: int, wanted: Container[int] | None = None
@@ -64,16 +100,17 @@ class Asker:
         """
         asked = [self._segmented(question) for question in questions]
         if baseline:
-            asked = _shuffled(asked, seed) if baseline == "shuffled" else _blind(asked)
+            asked = _shuffled(asked, seed, self.torn) if baseline == "shuffled" else _blind(asked)
         waiting = {i: question for i, question in enumerate(asked) if wanted is None or i in wanted}
         while waiting:
             following = {}
             for batch in self._batches(waiting):
                 final = {}
-                for i, output in batch:
+                for i, output, problem in batch:
                     question = waiting[i]
-                    prediction = Prediction(question, self.task.extract(question, output), baseline, output)
-                    behind = self.task.follow_up(prediction)
+                    text = "" if problem else self.task.extract(question, output)
+                    prediction = Prediction(question, text, baseline, output, problem)
+                    behind = None if problem else self.task.follow_up(prediction)
                     if behind is None:
                         final[i] = prediction
                     else:
@@ -85,28 +122,55 @@ class Asker:
     def _segmented(self, question: Question) -> Question:
         return replace(question, segments=[self.collator.segment(value) for value in question.segments])
 
-    def _batches(self, questions: Mapping[int, Question]) -> Iterator[list[tuple[int, str]]]:
-        """(Number, all that the model says) of each question; "" where a question is empty."""
-        if empty := [(i, "") for i, q in questions.items() if not not_empty(q.segments)]:
+    def _batches(self, questions: Mapping[int, Question]) -> Iterator[list[tuple[int, str, str]]]:
+        """(Number, all that the model says, why it cannot be read) of each question; "" where a question is empty."""
+        if empty := [(i, "", "") for i, q in questions.items() if not not_empty(q.segments)]:
             yield empty
         left = [i for i, q in questions.items() if not_empty(q.segments)]
-        prompts = [questions[i].segments for i in left]
-        if self.model.head is not None:
-            for at in range(0, len(left), self.batch_size):
-                chances = self.model.classify(prompts[at : at + self.batch_size])
-                texts = [max(scores, key=scores.__getitem__) for scores in chances]
-                yield list(zip(left[at : at + self.batch_size], texts, strict=True))
+        refused: list[tuple[int, str, str]] = []
+
+        def refuse(number: int, error: InputError) -> None:
+            refused.append((left[number], "", str(error)))
+            media = [s for s in questions[left[number]].segments if isinstance(s, Media)]
+            self.torn |= {identity(medium) for medium in media if unreadable(self.collator, [medium], medium.name)}
+
+        for batch in self._outputs([questions[i] for i in left], refuse):
+            yield [(left[i], output, "") for i, output in batch]
+            if refused:
+                yield refused
+                refused = []
+
+    def _outputs(
+        self, questions: Sequence[Question], refuse: Callable[[int, InputError], None]
+    ) -> Iterator[list[tuple[int, str]]]:
+        """Batch by batch, (place in the list, output); `refuse` gets the place of what cannot be read."""
+        prompts, names = [q.segments for q in questions], [f"question {q.id}" for q in questions]
+        if self.model.head is None:
+            yield from self.reader.answers(prompts, names, refuse)
             return
-        for batch in self.reader.answers(prompts, [f"question {questions[i].id}" for i in left]):
-            yield [(left[i], text) for i, text in batch]
+        for at in range(0, len(prompts), self.batch_size):
+            batch = list(range(at, min(at + self.batch_size, len(prompts))))
+            try:
+                chances = self.model.classify([prompts[i] for i in batch])
+            except InputError:
+                problems = {i: unreadable(self.collator, not_empty(prompts[i]), names[i]) for i in batch}
+                for i, problem in problems.items():
+                    if problem:
+                        refuse(i, problem)
+                batch = [i for i in batch if problems[i] is None]
+                chances = self.model.classify([prompts[i] for i in batch]) if batch else []
+            yield [(i, max(scores, key=scores.__getitem__)) for i, scores in zip(batch, chances, strict=True)]
 
 
-def _shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
-    """Each input's media change places: a medium is everywhere replaced by one and the same other medium."""
+def _shuffled(questions: Sequence[Question], seed: int, torn: Container[Hashable]) -> list[Question]:
+    """Each input's media change places: a medium is everywhere replaced by one and the same other medium.
+
+    Those that are `torn` stay where they are, so that no other question gets them.
+    """
     known: dict[str, dict[Hashable, Media]] = {}
     for question in questions:
         for segment in question.segments:
-            if isinstance(segment, Media):
+            if isinstance(segment, Media) and identity(segment) not in torn:
                 known.setdefault(segment.name, {})[identity(segment)] = segment
     others: dict[Hashable, Media] = {}
     for name in sorted(known):
@@ -115,7 +179,7 @@ def _shuffled(questions: Sequence[Question], seed: int) -> list[Question]:
         others |= {key: known[name][other] for key, other in zip(keys, (*keys[1:], *keys[:1]), strict=True)}
 
     def other(segment: Any) -> Any:
-        return others[identity(segment)] if isinstance(segment, Media) else segment
+        return others.get(identity(segment), segment) if isinstance(segment, Media) else segment
 
     return [replace(question, segments=list(map(other, question.segments))) for question in questions]
 

@@ -83,11 +83,7 @@ class Feed:
             read = [self.encode(example, random.Random(f"{self.recipe.seed} {i}")) for i, example in mine]
             fitting = by_length([one for one in read if isinstance(one, Encoded)])
             chunks = [fitting[i * self.micro : (i + 1) * self.micro] for i in range(self.accumulation)]
-            unreadable = [
-                Unreadable(i, example.name, str(one))
-                for (i, example), one in zip(mine, read, strict=True)
-                if not isinstance(one, Encoded | TooLong)
-            ]
+            unreadable = _unreadable(mine, read)
             too_long = len(mine) - len(fitting) - len(unreadable)
             return Share([self.batch(chunk) for chunk in chunks], samples, too_long, unreadable, state)
 
@@ -98,19 +94,24 @@ class Feed:
         samples: int = self._train.samples or self._train.total_steps * self._train.batch_size
         return samples
 
-    def evaluation(self, source: DataSource) -> Iterator[Batch]:
-        """A pass over a source, as many batches on every process."""
+    def evaluation(self, source: DataSource) -> Iterator[Share]:
+        """A pass over a source, as many batches on every process, one a share."""
 
-        def work() -> Iterator[list[tuple[int, Example]]]:
+        def work() -> Iterator[tuple[list[tuple[int, Example]], int]]:
             examples = (example for example, _ in itertools.islice(source.iterate(), self._train.evaluate_samples))
-            while chunk := list(itertools.islice(examples, self.micro * self.size)):
-                yield self._mine(chunk, 0)
+            for first in itertools.count(0, self.micro * self.size):
+                if not (chunk := list(itertools.islice(examples, self.micro * self.size))):
+                    return
+                yield self._mine(chunk, first), len(chunk)
 
-        def batch(mine: list[tuple[int, Example]]) -> Batch:
+        def share(given: tuple[list[tuple[int, Example]], int]) -> Share:
+            mine, samples = given
             read = [self.encode(example) for _, example in mine]
-            return self.batch([one for one in read if isinstance(one, Encoded)])
+            fitting = [one for one in read if isinstance(one, Encoded)]
+            unreadable = _unreadable(mine, read)
+            return Share([self.batch(fitting)], samples, len(mine) - len(fitting) - len(unreadable), unreadable, {})
 
-        return ahead(work(), batch, self.workers, self.pin)
+        return ahead(work(), share, self.workers, self.pin)
 
     def _mine(self, examples: Sequence[Example], first: int) -> list[tuple[int, Example]]:
         """This process's of some examples, each with its number in the run; `first` is that of the first."""
@@ -131,6 +132,15 @@ class Feed:
         encoded = encoded or [Encoded([self.collator.lm.eos], [False], [], "filler")]
         packing = self._train.packing
         return self.collator.pack(encoded, packing) if packing else self.collator.pad(encoded)
+
+
+def _unreadable(examples: Sequence[tuple[int, Example]], read: Sequence[Encoded | InputError]) -> list[Unreadable]:
+    """Those of some examples that could not be read, and why."""
+    return [
+        Unreadable(i, example.name, str(one))
+        for (i, example), one in zip(examples, read, strict=True)
+        if not isinstance(one, Encoded | TooLong)
+    ]
 
 
 def by_length(encoded: Sequence[Encoded]) -> list[Encoded]:

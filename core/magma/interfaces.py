@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .errors import PartError
 
 if TYPE_CHECKING:
-    from .segments import Example, Segment
+    from .segments import Example, Media, Segment
 
 Place = Literal["attention", "mlp"]
 PLACES: tuple[Place, ...] = ("attention", "mlp")
@@ -396,6 +396,8 @@ class Prediction:
     """"" for the model itself; "shuffled": media permuted among the questions; "blind": media taken away."""
     output: str = ""
     """All that it wrote."""
+    problem: str = ""
+    """Why the question could not be asked: a medium of it cannot be read. It counts as wrong; `text` is empty."""
 
 
 class Task(Part):
@@ -408,6 +410,8 @@ class Task(Part):
     """How long an answer may be."""
     stop: ClassVar[tuple[str, ...]] = ()
     """Strings that end an answer; they are not part of it."""
+    can_read: Callable[[Media], bool] = staticmethod(lambda _: True)
+    """Can the model read this medium? Set by who asks, so that a task can draw other completed examples."""
 
     @abstractmethod
     def __init__(self, config: PartConfig, seed: int) -> None:
@@ -432,6 +436,10 @@ class Task(Part):
     @abstractmethod
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """Named figures of one baseline's predictions."""
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        """How `score` measured these, or why a figure says little: a few words for each figure that needs them."""
+        return {}
 
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
         """Write what a person wants to look at into `folder` and return the files."""

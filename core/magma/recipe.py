@@ -31,6 +31,8 @@ from .notation import DEPTH, TooDeep, check_depth, parse_toml
 from .registry import installed
 
 SUFFIX = ".toml"
+MAX_UNREADABLE = 0.01
+"""The share of examples, or of an evaluation's questions, that need not be readable."""
 Precision = Literal["bf16", "fp16", "fp32"]
 
 
@@ -176,7 +178,7 @@ class Train(_Table):
     """What to do with an example that does not fit even when its text is cut."""
     unreadable: Literal["error", "skip"] = "error"
     """What to do with an example whose row or medium cannot be read; skipped ones are listed in skipped.jsonl."""
-    max_unreadable: float = Field(0.01, ge=0, le=1)
+    max_unreadable: float = Field(MAX_UNREADABLE, ge=0, le=1)
     """More than this share of the examples drawn so far, of at least 100, cannot be read: the run ends."""
     evaluate_every: int = Field(0, ge=0)
     """Steps between evaluations of the loss; 0: at the end alone."""

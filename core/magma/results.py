@@ -12,18 +12,18 @@ import json
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .errors import InputError
-from .evaluate import BASELINES, Asker, Baseline
+from .errors import InputError, first_of
+from .evaluate import BASELINES, Asker, Baseline, check_readable
 from .interfaces import Prediction, Question, Task
 from .manifest import RECIPE, digest, find, read_manifest
 from .model import Magma
 from .notation import parse_json
-from .recipe import Recipe
+from .recipe import MAX_UNREADABLE, Recipe
 from .segments import Media, Text, Tokens
 
 ABOUT, SCORES = "about.json", "scores.json"
@@ -46,6 +46,10 @@ class Evaluation:
     split: str = "test"
     artifacts: Path | None = None
     """Where the task draws; the folder where it is not given."""
+    max_unreadable: float = MAX_UNREADABLE
+    """A larger share of questions that cannot be read ends the evaluation."""
+    say: Callable[[str], None] = lambda _: None
+    """Gets what a person has to know: which questions cannot be read."""
 
     def run(
         self,
@@ -57,25 +61,31 @@ class Evaluation:
     ) -> dict[str, dict[str, dict[str, float]]]:
         """Ask what has not been answered yet; shots to baseline ("model" for none) to scores.
 
-        Raises `InputError` where the folder holds another evaluation, or takes its place.
+        Raises `InputError` where the folder holds another evaluation, or takes its place, and where too many questions
+        cannot be read.
         """
-        known = self._known(replace)
+        known, measures = self._known(replace)
         asker = Asker(self.model, self.task, self.batch_size)
         for count, baseline in itertools.product(shots, baselines):
             rows = self._answers(asker, count, baseline, progress)
             predictions = [prediction_of(row, baseline) for row in rows]
             known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
+            if not baseline:
+                measures[str(count)] = self.task.measures(predictions)
             if not count and not baseline:
                 self.task.artifacts(self.artifacts or self.folder, predictions)
             told = {**self.about, "primary": self.task.primary, "questions": len(rows), "scores": known}
+            told["measures"] = measures
             checkpoint.write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
         return known
 
-    def _known(self, replace: bool) -> dict[str, dict[str, dict[str, float]]]:
-        """Scores of before."""
+    def _known(self, replace: bool) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, str]]]:
+        """Scores of before, and how they were measured."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file, plain = self.folder / ABOUT, json.loads(json.dumps(self.about))
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else plain
+        if "config" in before:  # a field that a later version has added had its default
+            before["config"] = {**_defaults(self.task), **before["config"]}
         if other := [key for key in {**before, **plain} if before.get(key) != plain.get(key)]:
             if not replace:
                 raise InputError(
@@ -85,20 +95,22 @@ class Evaluation:
             self.folder.mkdir()
         checkpoint.write_text(file, json.dumps(plain, indent=1) + "\n")
         scores = self.folder / SCORES
-        found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8"))["scores"] if scores.is_file() else {}
-        return found
+        found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {}
+        return found.get("scores", {}), found.get("measures", {})
 
     def _answers(
         self, asker: Asker, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
     ) -> list[dict[str, Any]]:
-        """The rows of one file, which is written where it is not complete."""
+        """The rows of one file, which is written where it is not complete; what could not be read is asked again."""
         name = f"{shots}_shot{f'.{baseline}' if baseline else ''}"
         what = f"{self.task.name}, {shots} {'shot' if shots == 1 else 'shots'}{f', {baseline}' if baseline else ''}"
         path = self.folder / f"{name}.jsonl"
-        if path.is_file():
-            return list(_lines(path))
         partial = path.with_name(f"{path.name}.partial")
-        rows = {row["number"]: row for row in _lines(partial)} if partial.is_file() else {}
+        written = partial if partial.is_file() else path
+        known = list(_lines(written)) if written.is_file() else []
+        rows = {row["number"]: row for row in known if "problem" not in row}
+        if written == path and written.is_file() and len(rows) == len(known):
+            return known
         _rewrite(partial, rows.values())  # without a last line that was cut off
         done = len(rows)
         with partial.open("a", encoding="utf-8") as file:
@@ -113,10 +125,23 @@ class Evaluation:
                     file.flush()
                     done += len(new)
                     progress(what, done)
+                check_readable(_problems(rows.values()), len(rows), self.max_unreadable)
         ordered = [rows[number] for number in sorted(rows)]
         _rewrite(path, ordered)
         partial.unlink()
+        self._report(asker, path, ordered)
         return ordered
+
+    def _report(self, asker: Asker, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Say what could not be read, where there was something."""
+        if asker.not_shown:
+            self.say(f"other completed examples are shown than those that cannot be read:{first_of(asker.not_shown)}")
+            asker.not_shown.clear()
+        if problems := _problems(rows):
+            self.say(
+                f"{len(problems)} of {len(rows)} questions cannot be read and count as wrong; {path} has all of them:"
+                f"{first_of(problems)}"
+            )
 
     def _row(self, number: int, prediction: Prediction) -> dict[str, Any]:
         question = prediction.question
@@ -133,7 +158,28 @@ class Evaluation:
             "answers": list(question.answers),
             "extra": question.extra,
         }
+        if prediction.problem:
+            row["problem"] = prediction.problem
         return row if judged is None else {**row, "compared": judged[0], "score": judged[1]}
+
+
+def _problems(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why rows could not be asked, in the order of the questions."""
+    return [row["problem"] for row in sorted(rows, key=lambda row: row["number"]) if "problem" in row]
+
+
+def _defaults(task: Task) -> dict[str, Any]:
+    """The fields of a task's config that need not be given, as JSON."""
+    fields = type(task.config).model_fields.items()
+    optional = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    plain: dict[str, Any] = type(task.config).model_construct(**optional).model_dump(mode="json", include=set(optional))
+    return plain
+
+
+def measures_of(folder: Path) -> dict[str, dict[str, str]]:
+    """Shots to score to how it was measured, of the folder of an evaluation."""
+    found: dict[str, dict[str, str]] = json.loads((folder / SCORES).read_text(encoding="utf-8")).get("measures", {})
+    return found
 
 
 def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
@@ -159,15 +205,22 @@ def prediction_of(row: Mapping[str, Any], baseline: str = "") -> Prediction:
     """What a line of a file of predictions tells, as a task scores it: `prediction`, and `answers` or `answer`."""
     answers = row.get("answers") or []
     question = Question(
-        str(row.get("id", "")),
+        _text(row, "id"),
         [],
         str(row.get("answer") or statistics.mode(answers) if answers or row.get("answer") else ""),
-        str(row.get("group", "")),
+        _text(row, "group"),
         dict(row.get("extra") or {}),
         tuple(answers),
         tuple(row.get("shots") or ()),
     )
-    return Prediction(question, row["prediction"], baseline, str(row.get("output", row["prediction"])))
+    output = _text(row, "output", row["prediction"])
+    return Prediction(question, row["prediction"], baseline, output, _text(row, "problem"))
+
+
+def _text(row: Mapping[str, Any], key: str, default: str = "") -> str:
+    """A field as text; null is a field that is not there."""
+    value = row.get(key)
+    return default if value is None else str(value)
 
 
 def score_file(task: Task, path: Path) -> dict[str, Any]:
@@ -177,7 +230,7 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
     """
     predictions = []
     for number, row in enumerate(_lines(path, strict=True), 1):
-        answers = row.get("answers", [])
+        answers = [] if row.get("answers") is None else row["answers"]
         if not isinstance(row.get("prediction"), str):
             raise InputError(f"{path} line {number}: prediction: given {row.get('prediction')!r}; allowed: text")
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
@@ -189,6 +242,8 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
         raise InputError(f"{path} has no predictions; allowed: JSONL, a line a prediction")
     judged = [task.judge(prediction) for prediction in predictions]
     found: dict[str, Any] = dict(task.score(predictions))
+    if measures := task.measures(predictions):
+        found["measures"] = measures
     if all(one is not None for one in judged):
         found["per_item"] = [one[1] for one in judged if one is not None]
     return found
@@ -230,6 +285,8 @@ class Measured:
     published: Mapping[str, float]
     primary: frozenset[str]
     """Keys of the scores that their tasks name first."""
+    measures: Mapping[str, str] = field(default_factory=dict)
+    """How scores were measured."""
 
 
 def measured(run: Path) -> Measured:
@@ -237,26 +294,29 @@ def measured(run: Path) -> Measured:
     own = run / RECIPE
     recipe = Recipe.load(own if own.is_file() else find(run) / RECIPE, model_only=True)
     scores: dict[str, float] = {}
-    primary = set()
+    primary: set[str] = set()
+    measures: dict[str, str] = {}
     for path in sorted(run.glob(f"{EVALUATIONS}/*/{SCORES}")):
         told = json.loads(path.read_text(encoding="utf-8"))
         for shots, by in told["scores"].items():
             scores |= {f"{told['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
             primary.add(f"{told['task']}.{told['primary']}@{shots}")
+            by_score = told.get("measures", {}).get(shots, {})
+            measures |= {f"{told['task']}.{name}@{shots}": said for name, said in by_score.items()}
     published = {
         f"{task}.{name}@{shots}": figure
         for task, by in recipe.published.items()
         for name, figures in by.items()
         for shots, figure in figures.items()
     }
-    return Measured(recipe.name, scores, published, frozenset(primary))
+    return Measured(recipe.name, scores, published, frozenset(primary), measures)
 
 
 def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
     """Task to table, the first row its head: a row a run, a column for each score and number of shots.
 
     A figure that a paper reports stands in brackets beside ours. The last table is the mean over all columns of one
-    score, as the paper's "Avg.".
+    score, as the paper's "Avg."; "measures" says how figures were measured, where that is known.
     """
     found = [measured(run) for run in runs]
     keys = dict.fromkeys(
@@ -271,7 +331,20 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
         head = [key.partition(".")[2].replace("@", " @ ") for key in columns]
         tables[task] = [["run", *head], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
     tables |= _averages(found)
+    if said := [row for one in found for row in _measures(one, keys)]:
+        tables["measures"] = [["run", "task", "score", "measured as"], *said]
     return tables
+
+
+def _measures(one: Measured, keys: Iterable[str]) -> list[list[str]]:
+    """A row for each score of a task that was measured alike for all numbers of shots."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for key in keys:
+        if key in one.measures:
+            task, _, score = key.partition(".")
+            name, _, shots = score.partition("@")
+            rows.setdefault((task, name, one.measures[key]), []).append(shots)
+    return [[one.name, task, f"{name} @ {', '.join(shots)}", said] for (task, name, said), shots in rows.items()]
 
 
 def _wanted(key: str, found: Sequence[Measured]) -> bool:

@@ -7,7 +7,7 @@ single time. Answers are those of the plain loop. Axes: b prompts, h different b
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .errors import InputError, TooLong
 from .generate import Answer, Decoding, decode
 from .interfaces import Cache, Layout
 from .model import Magma
-from .segments import Example, Media, Segment, Text, Tokens
+from .segments import Collator, Example, Media, Segment, Text, Tokens
 
 
 def identity(segment: Segment) -> Hashable:
@@ -34,6 +34,17 @@ def identity(segment: Segment) -> Hashable:
 def not_empty(prompt: Sequence[Segment]) -> list[Segment]:
     """Without texts that say nothing."""
     return [segment for segment in prompt if not isinstance(segment, Text) or segment.text]
+
+
+def unreadable(collator: Collator, prompt: Sequence[Segment], name: str) -> InputError | None:
+    """Why a prompt cannot be read; None where it can, even if it is too long."""
+    try:
+        collator.sequence(Example(prompt, name))
+    except TooLong:
+        return None
+    except InputError as error:
+        return error
+    return None
 
 
 @dataclass(frozen=True)
@@ -73,10 +84,16 @@ class Reader:
         self._length = torch.zeros(1, dtype=torch.long)
 
     def answers(
-        self, prompts: Sequence[Sequence[Segment]], names: Sequence[str] | None = None
+        self,
+        prompts: Sequence[Sequence[Segment]],
+        names: Sequence[str] | None = None,
+        refuse: Callable[[int, InputError], None] | None = None,
     ) -> Iterator[list[tuple[int, str]]]:
-        """Batch by batch, (number of the prompt, answer) of each. Prompts that are equal are answered once."""
-        for batch in self._decoded(prompts, names):
+        """Batch by batch, (number of the prompt, answer) of each. Prompts that are equal are answered once.
+
+        `refuse` is called with the number of a prompt that cannot be read; without it that error is raised.
+        """
+        for batch in self._decoded(prompts, names, refuse):
             yield [(i, answer.text) for i, answer in batch]
 
     def tokens(self, prompts: Sequence[Sequence[Segment]]) -> Iterator[list[tuple[int, list[int]]]]:
@@ -86,7 +103,10 @@ class Reader:
 
     @torch.no_grad()
     def _decoded(
-        self, prompts: Sequence[Sequence[Segment]], names: Sequence[str] | None
+        self,
+        prompts: Sequence[Sequence[Segment]],
+        names: Sequence[str] | None,
+        refuse: Callable[[int, InputError], None] | None = None,
     ) -> Iterator[list[tuple[int, Answer]]]:
         if self.model.head is not None:
             raise InputError("this model has a [head]: it classifies, use classify")
@@ -99,8 +119,33 @@ class Reader:
         common = _shared([part.head for part in order])
         with self.model.evaluating():
             for batch in _batches(order, self.batch_size):
-                found = self._answer(batch, common)
+                try:
+                    found = self._answer(batch, common)
+                except InputError as error:
+                    if refuse is None or isinstance(error, TooLong):
+                        raise
+                    batch = self._readable(batch, twins, names, refuse)
+                    found = self._answer(batch, common) if batch else []
                 yield [(i, answer) for part, answer in zip(batch, found, strict=True) for i in twins[part.whole]]
+
+    def _readable(
+        self,
+        batch: Sequence[_Prompt],
+        twins: Mapping[Hashable, Sequence[int]],
+        names: Sequence[str],
+        refuse: Callable[[int, InputError], None],
+    ) -> list[_Prompt]:
+        """Those of a batch that can be read, after `refuse` was called with the others."""
+        kept = []
+        for part in batch:
+            prompt = [*part.head, *part.tail]
+            if unreadable(self.collator, prompt, part.name) is None:
+                kept.append(part)
+                continue
+            for number in twins[part.whole]:  # each is named for itself
+                if error := unreadable(self.collator, prompt, names[number]):
+                    refuse(number, error)
+        return kept
 
     def _split(self, number: int, prompt: Sequence[Segment], name: str) -> _Prompt:
         prompt = not_empty(prompt)

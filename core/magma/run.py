@@ -19,7 +19,7 @@ from .interfaces import Task
 from .manifest import CHECKPOINTS, RECIPE, digest, read_manifest
 from .plan import Plan, plan
 from .recipe import Recipe
-from .results import EVALUATIONS, Evaluation, about
+from .results import EVALUATIONS, Evaluation, about, measures_of
 from .runs import REPORT, draw
 from .train import Result, Watcher, train
 
@@ -33,6 +33,8 @@ class Console(Watcher):
     plan: Callable[[Plan], None] = lambda _: None
     asked: Callable[[str, int], None] = lambda *_: None
     """What is asked, and how many questions have their answer."""
+    note: Callable[[str], None] = lambda _: None
+    """What a person has to know: questions that cannot be read."""
 
 
 def run(
@@ -73,21 +75,29 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
         if recipe.tasks:
             watcher.say(f"loading {result.folder}")
             model = checkpoint.load(result.folder, device=result.device, say=watcher.say)
-            scores = {}
+            scores: dict[str, Any] = {}
+            measures: dict[str, dict[str, str]] = {}
+            assert recipe.train is not None
             for i, table in enumerate(recipe.tasks):
                 part, config = recipe.part(f"tasks.{i}")
                 task: Task = part(config, recipe.seed)
                 earlier = any(other.use == table.use for other in recipe.tasks[:i])
                 place = out / EVALUATIONS / (f"{task.name}.{i}" if earlier else task.name)
-                asked = Evaluation(model, task, place, about(task, 0, result.folder), artifacts=out)
+                named, share = about(task, 0, result.folder), recipe.train.max_unreadable
+                asked = Evaluation(model, task, place, named, artifacts=out, max_unreadable=share, say=watcher.note)
                 found = asked.run(table.shots, progress=watcher.asked, replace=True)
                 for shots in table.shots:
-                    scores[f"{i}.{with_shots(task.name, shots)}"] = scored = found[str(shots)]
+                    name = f"{i}.{with_shots(task.name, shots)}"
+                    scores[name] = scored = found[str(shots)]
+                    if said := measures_of(place).get(str(shots)):
+                        measures[name] = said
                     if len(scores) == 1:
                         report[task.primary] = scored["model"][task.primary]
                         report["shuffled_accuracy"] = scored["shuffled"][task.primary]
                         report["blind_accuracy"] = scored["blind"][task.primary]
             report["tasks"] = scores
+            if measures:
+                report["measures"] = measures
     checkpoint.write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]

@@ -67,6 +67,10 @@ class Screen:
         if not self.console.is_terminal or text.startswith("step"):
             self._line(text)
 
+    def note(self, text: str) -> None:
+        """Something that stays on the screen."""
+        self._line(text)
+
     def _line(self, text: str) -> None:
         self.spoke = time.perf_counter()
         self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}", soft_wrap=True)
@@ -75,7 +79,7 @@ class Screen:
         """This screen as a run's watcher."""
         from .run import Console
 
-        return Console(say=self.say, step=self._step, plan=self._plan, asked=self.answered)
+        return Console(say=self.say, step=self._step, plan=self._plan, asked=self.answered, note=self.note)
 
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
         if self.live.tasks[0].total != (total or None):
@@ -113,11 +117,15 @@ class Screen:
             )
             return
         for name, scores in report.get("tasks", {}).items():
+            measures = report.get("measures", {}).get(name, {})
             table = Table(name.partition(".")[2], *scores, box=None, header_style="bold")
             for column in table.columns[1:]:
                 column.justify = "right"
+            if measures:
+                table.add_column("measured as")
             for figure in scores["model"]:
-                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()))
+                said = [measures.get(figure, "")] if measures else []
+                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()), *said)
             self.console.print(table)
         if report.get("tasks"):
             self.console.print(

@@ -40,6 +40,8 @@ class Media:
 
     name: str
     value: Any
+    where: str = field(default="", compare=False)
+    """For errors: where it is from, if the value itself does not say it."""
 
 
 Segment = Text | Tokens | Media
@@ -217,7 +219,8 @@ class Collator:
         try:
             prepared = encoder.prepare(segment.value, rng)
         except InputError as error:
-            raise InputError(f"{result.name}: {segment.name}: {error}") from error
+            where = f"{segment.where}: " if segment.where else ""
+            raise InputError(f"{result.name}: {segment.name}: {where}{error}") from error
         size = prefix.size(encoder.size(prepared))
         result.media.append((segment.name, prepared, len(result), size))
         result.tokens += [0] * size

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from . import checkpoint
 from .assemble import DTYPES, assemble, learning_rates
 from .engine import Engine, World, join
-from .errors import CheckpointError, TrainingError
-from .feed import Feed, Share
+from .errors import CheckpointError, TrainingError, first_of
+from .feed import Feed, Share, Unreadable
 from .interfaces import DataSource
 from .manifest import (
     CHECKPOINTS,
@@ -55,6 +55,8 @@ _OPTIMIZER = "optimizer.safetensors"
 _RANDOM = "random.safetensors"
 _ENOUGH = 100
 """Of fewer examples the share that cannot be read says nothing."""
+_KEPT = 3
+"""Reasons that are remembered for an error."""
 _SMOOTH = 0.98
 """Share of the old value in the average loss that a spike is measured by."""
 
@@ -179,6 +181,8 @@ class State:
     applied: int = 0
     """Steps that changed the weights; the others were skipped."""
     skipped_in_a_row: int = 0
+    empty_in_a_row: int = 0
+    """Those of them of whose examples none could be read."""
     average: float | None = None
     """The loss of late."""
     skipped_examples: int = 0
@@ -211,6 +215,8 @@ class _Run:
         self.train: Train = recipe.train
         self.state = State(processes=world.size)
         self.saved: Path | None = None  # the checkpoint of this very state
+        self.reasons: list[str] = []
+        """Why examples could not be read, the first few."""
         gpu = world.device != "cpu"
         batches = micro_batches(self.train, world.size)
         self.feed = Feed(
@@ -269,7 +275,7 @@ class _Run:
                 buffer.copy_(old)
         (total,) = self.world.sum(float(summed))
         mean = total / targets if targets else math.nan
-        self._count(mean, share, int(too_long), applied)
+        self._count(mean, share, int(too_long), applied, empty=not targets)
         took = time.perf_counter() - began
         return {
             "step": self.state.step,
@@ -290,14 +296,17 @@ class _Run:
         """
         step, state = self.state.step + 1, self.state
         if count:
-            for one in sorted(itertools.chain(*self.world.gather(share.unreadable))):
+            found = sorted(itertools.chain(*self.world.gather(share.unreadable)))
+            for one in found:
                 self.skipped.write({"step": step, **one._asdict()})
+            self.reasons += [one.reason for one in found][: _KEPT - len(self.reasons)]
         state.unreadable_examples += count
         drawn = state.step * self.train.batch_size + share.samples
         if drawn >= _ENOUGH and state.unreadable_examples > self.train.max_unreadable * drawn:
             raise TrainingError(
                 f"step {step}: {state.unreadable_examples} of the {drawn} examples so far cannot be read, and "
-                f"train.max_unreadable allows a share of {self.train.max_unreadable:g}; {self.out / SKIPPED} lists them"
+                f"train.max_unreadable allows a share of {self.train.max_unreadable:g}; {self.out / SKIPPED} lists all:"
+                f"{first_of(self.reasons)}"
             )
 
     def _is_spike(self, summed: Tensor, targets: float) -> bool:
@@ -307,7 +316,7 @@ class _Run:
             return False  # without waiting for the GPU
         return self.world.sum(float(summed))[0] / targets > limit * average
 
-    def _count(self, loss: float, share: Share, too_long: int, applied: bool) -> None:
+    def _count(self, loss: float, share: Share, too_long: int, applied: bool, empty: bool) -> None:
         """Keep book of a step."""
         state = self.state
         state.step += 1
@@ -315,6 +324,7 @@ class _Run:
         state.skipped_examples += too_long
         state.applied += applied
         state.skipped_in_a_row = 0 if applied else state.skipped_in_a_row + 1
+        state.empty_in_a_row = 0 if applied else state.empty_in_a_row + empty
         if applied:
             state.average = loss if state.average is None else _SMOOTH * state.average + (1 - _SMOOTH) * loss
 
@@ -332,19 +342,40 @@ class _Run:
 
     @torch.no_grad()
     def evaluate_loss(self) -> float | None:
-        """Mean loss per target over the evaluation sets; None where there are none."""
+        """Mean loss per target over the evaluation sets; None where there are none.
+
+        Raises `TrainingError`, after a checkpoint, where too many of their examples cannot be read.
+        """
         if not self.evaluation:
             return None
         self.average_buffers()
         self.model.eval()
-        total, targets = 0.0, 0
+        total, targets, samples = 0.0, 0, 0
+        unreadable: list[Unreadable] = []
         for source in self.evaluation:
-            for batch in self.feed.evaluation(source):
-                loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))
-                total, targets = total + float(loss), targets + len(batch.labels)
+            for share in self.feed.evaluation(source):
+                samples += share.samples
+                unreadable += share.unreadable
+                for batch in share.batches:
+                    loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))
+                    total, targets = total + float(loss), targets + len(batch.labels)
         self.model.train()
-        total, counted = self.world.sum(total, targets)
+        total, counted, count = self.world.sum(total, targets, len(unreadable))
+        if count:
+            self._check_evaluated(unreadable, int(count), samples)
         return total / counted if counted else None
+
+    def _check_evaluated(self, unreadable: Sequence[Unreadable], count: int, samples: int) -> None:
+        """Say which of the `samples` evaluation examples cannot be read; `count` over all processes."""
+        reasons = [one.reason for one in sorted(itertools.chain(*self.world.gather(list(unreadable))))]
+        said = f"{count} of the {samples} evaluation examples cannot be read"
+        if count == samples or (samples >= _ENOUGH and count > self.train.max_unreadable * samples):
+            folder = self.save()
+            raise TrainingError(
+                f"step {self.state.step}: {said}, and train.max_unreadable allows a share of "
+                f"{self.train.max_unreadable:g}; the weights are in {folder}:{first_of(reasons)}"
+            )
+        self.watcher.say(f"step {self.state.step}: {said} and are left out:{first_of(reasons)}")
 
     def average_buffers(self) -> None:
         """Each process's BatchNorm saw its own share: the model's statistics are their mean."""
@@ -496,13 +527,21 @@ class _Run:
         return None if share is None else (share, began)
 
     def _stop_where_nothing_is_learnt(self) -> None:
-        count = self.state.skipped_in_a_row
-        if count >= self.train.max_skipped_steps:
+        state, count = self.state, self.state.skipped_in_a_row
+        enough = count >= self.train.max_skipped_steps
+        if state.empty_in_a_row == count and count and (enough or state.step == self.train.total_steps == count):
+            kept = f"the weights from before them are in {self.save()}; " if state.applied else ""
+            raise TrainingError(
+                f"step {state.step}: no example of the last {count} steps could be read, so that nothing was learnt; "
+                f"{kept}{self.out / SKIPPED} lists all {state.unreadable_examples}:{first_of(self.reasons)}"
+            )
+        if enough:
             folder = self.save()
+            empty = f"; of {state.empty_in_a_row} of them no example could be read" if state.empty_in_a_row else ""
             raise TrainingError(
                 f"step {self.state.step}: the last {count} steps were skipped, their loss or gradient not finite or a "
                 f"spike (train.max_skipped_steps is {self.train.max_skipped_steps}); the weights from before them are "
-                f"in {folder}. Lower train.lr or set train.gradient_clipping, and look at the data"
+                f"in {folder}{empty}. Lower train.lr or set train.gradient_clipping, and look at the data"
             )
 
     def _tell(self, row: Mapping[str, Any]) -> None:

@@ -11,8 +11,8 @@ from pydantic import Field
 from magma import LocalPath, Prediction, Question
 
 from .passes import Row
-from .tasks import RowsConfig, RowsTask, texts
-from .vqa_accuracy import accuracy, compared, normalised
+from .tasks import RowsConfig, RowsTask
+from .vqa_accuracy import ENOUGH, accuracy, compared, exact, exact_match
 
 
 class _Answered(RowsTask):
@@ -40,6 +40,8 @@ class _Answered(RowsTask):
 
     def judge(self, prediction: Prediction) -> tuple[str, float]:
         """The answer as it is compared, and 0 to 100."""
+        if prediction.problem:
+            return "", 0.0
         answers = right(prediction.question)
         return self.form(answers)(prediction.text), self.percent(prediction.text, answers)
 
@@ -62,6 +64,7 @@ def right(question: Question) -> Sequence[str]:
 class _QuestionsConfig(RowsConfig):
     """`template` is the prompt; a space and the answer follow it in a completed example (figure 3)."""
 
+    names = ("id", "question", "answer", "answers", "questions", "answer_type", "question_type", "group")
     template: str = "Q: {question} A:"
 
 
@@ -75,17 +78,32 @@ class _Questions(_Answered):
         return self.config.template.replace("{question}", row.text("question"))
 
     def answers(self, row: Row) -> list[str]:
-        return texts(row, "answer", "answers")
+        return row.texts("answer", "answers")
 
 
 class _OfTenPeople(_Questions):
-    """Scored as VQA v2 officially is: by how many of ten people gave the answer."""
+    """Scored as VQA v2 officially is: by how many of ten people gave the answer.
+
+    With fewer answers than that measure needs to reach 100, a prediction that is one of them is right.
+    """
 
     def form(self, answers: Sequence[str]) -> Callable[[str], str]:
-        return compared(answers)
+        return compared(answers) if len(answers) >= ENOUGH else exact
 
     def percent(self, text: str, answers: Sequence[str]) -> float:
-        return accuracy(text, answers)
+        return (accuracy if len(answers) >= ENOUGH else exact_match)(text, answers)
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        few = sum(len(right(prediction.question)) < ENOUGH for prediction in predictions)
+        if not few:
+            return {"accuracy": "VQA accuracy"}
+        said = f"exact match, fewer than {ENOUGH} answers a question"
+        if few < len(predictions):
+            said = (
+                f"exact match of {few} questions with fewer than {ENOUGH} answers, VQA accuracy of the other "
+                f"{len(predictions) - few}"
+            )
+        return {"accuracy": said}
 
 
 class Vqa2Task(_OfTenPeople):
@@ -140,10 +158,13 @@ class GqaTask(_Questions):
         split: str = "testdev"
 
     def form(self, answers: Sequence[str]) -> Callable[[str], str]:
-        return normalised
+        return exact
 
     def percent(self, text: str, answers: Sequence[str]) -> float:
-        return 100.0 * (normalised(text) in map(normalised, answers))
+        return exact_match(text, answers)
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        return {"accuracy": "exact match"}
 
 
 class SnliVeTask(_Answered):
@@ -158,6 +179,7 @@ class SnliVeTask(_Answered):
 
         path: LocalPath = Field("snli_ve", validate_default=True)
         split: str = "test"
+        names = ("id", "text", "label", "statements")
         template: str = "{text}"
 
     config: Config
@@ -173,6 +195,9 @@ class SnliVeTask(_Answered):
 
     def percent(self, text: str, answers: Sequence[str]) -> float:
         return 100.0 * (_label(text) in map(_label, answers))
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        return {"accuracy": "share of right classes"}
 
 
 def _label(text: str) -> str:

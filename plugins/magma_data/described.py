@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -16,7 +17,7 @@ from magma import LocalPath, PartError, Prediction
 
 from .answered import right
 from .passes import Row
-from .tasks import Asked, RowsConfig, RowsTask, texts
+from .tasks import Asked, RowsConfig, RowsTask
 
 _NO_JAVA = (
     "java: not found in PATH. CIDEr and BLEU are computed on the tokens of pycocoevalcap's tokenizer, which needs "
@@ -27,6 +28,8 @@ _NO_JAVA = (
 class _DescribedConfig(RowsConfig):
     """`prompt` stands behind the image and is no part of the caption (section 4.1.2)."""
 
+    names = ("id", "caption", "captions", "domain")
+    aliases: ClassVar = {"text": "caption"}
     prompt: str = "A picture of"
 
 
@@ -47,7 +50,7 @@ class _Described(RowsTask):
         return self.config.prompt
 
     def answers(self, row: Row) -> list[str]:
-        return texts(row, "caption", "captions")
+        return [text for text in row.texts("caption", "captions") if text]
 
     def read(self, split: str) -> Iterator[Asked]:
         """Image by image: rows with a caption each are one, with all captions."""
@@ -61,12 +64,25 @@ class _Described(RowsTask):
         sentences = [[prediction.text, *right(prediction.question)] for prediction in predictions]
         tokens = iter(tokenised([sentence for some in sentences for sentence in some]))
         pairs = [(next(tokens), [next(tokens) for _ in some[1:]]) for some in sentences]
-        parts: dict[str, list[tuple[str, list[str]]]] = defaultdict(list)
-        for prediction, pair in zip(predictions, pairs, strict=True):
-            parts[""].append(pair)
-            if group := prediction.question.group:
-                parts[f"_{group}"].append(pair)
-        return {f"{name}{part}": value for part, some in parts.items() for name, value in _measured(some).items()}
+        found: dict[str, float] = {}
+        for part, members in _parts(predictions).items():
+            found |= {f"{name}{part}": value for name, value in _measured([pairs[i] for i in members]).items()}
+        return found
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        """CIDEr weighs a word by how few of the images have it: of a single image every weight is 0."""
+        single = [part for part, members in _parts(predictions).items() if len(members) == 1]
+        return {f"cider{part}": "of a single image: meaningless, always 0" for part in single}
+
+
+def _parts(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
+    """What a score's name ends with, to the numbers of the predictions that it is of: "" for all, and each group."""
+    parts: dict[str, list[int]] = defaultdict(list)
+    for i, prediction in enumerate(predictions):
+        parts[""].append(i)
+        if group := prediction.question.group:
+            parts[f"_{group}"].append(i)
+    return parts
 
 
 class CocoCaptionsTask(_Described):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,10 +16,13 @@ from pydantic import Field, field_validator
 
 from magma import DataSource, Example, Media, PartConfig, Prediction, Question, State, Task, Text
 
+from .copies import digest
 from .passes import positions
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 Split = Literal["train", "test"]
+Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Pixels [n, 8, 8] and labels [n]."""
 
 Group = Literal["caption", "name", "parity_one_step", "parity_two_step", "next_one_step", "next_two_step", "larger"]
 
@@ -148,15 +152,13 @@ class DigitsTask(Task):
         media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (held, shown)]
         for group in self.config.groups:
             for i in range(count):
-                draw = random.Random(f"{seed} {shots} {group} {i}")
+                before, asked = self._drawn(group, i, (held, shown), f"{seed} {shots} {group} {i}", shots)
                 segments: list[Media | str] = []
                 used = []
-                for _ in range(shots):
-                    known, said = self._ask(group, draw.randrange(len(shown[1])), shown[1], draw)
+                for known, said in before:
                     question = f"{self.config.prompt} {said}." if group in CAPTIONED else f"{QUESTIONS[group]} {said}"
                     segments += [*(media[1][j] for j in known), f"{question}\n"]
                     used += [f"train/{j}" for j in known]
-                asked, _ = self._ask(group, i, held[1], draw)
                 segments += [media[0][j] for j in asked]
                 segments.append(self.config.prompt if group in CAPTIONED else QUESTIONS[group])
                 yield Question(
@@ -167,6 +169,20 @@ class DigitsTask(Task):
                     shots=used,
                     extra={"image": i, "label": int(held[1][i])},
                 )
+
+    def _drawn(
+        self, group: Group, i: int, parts: Sequence[Images], seed: str, shots: int
+    ) -> tuple[list[tuple[list[int], str]], list[int]]:
+        """What is shown, and the images that are asked about; drawn again while an image is among both."""
+        (asked_pixels, asked_labels), (pixels, labels) = parts
+        for number in itertools.count():
+            draw = random.Random(f"{seed} {number}" if number else seed)
+            before = [self._ask(group, draw.randrange(len(labels)), labels, draw) for _ in range(shots)]
+            asked, _ = self._ask(group, i, asked_labels, draw)
+            own = {digest(asked_pixels[j]) for j in asked} if shots else set()
+            if not any(digest(pixels[j]) in own for known, _ in before for j in known):
+                return before, asked
+        raise AssertionError
 
     @staticmethod
     def _ask(group: Group, i: int, labels: NDArray[np.int64], draw: random.Random) -> tuple[list[int], str]:
@@ -199,6 +215,10 @@ class DigitsTask(Task):
         for prediction in predictions:
             hits.setdefault(prediction.question.group, []).append(self.judge(prediction)[1])
         return {f"{group}_accuracy": sum(found) / len(found) for group, found in hits.items()}
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        groups = dict.fromkeys(prediction.question.group for prediction in predictions)
+        return {f"{group}_accuracy": "exact match of a word" for group in groups}
 
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
         """`samples.png`: 24 held-out images, what the model said, right or wrong."""

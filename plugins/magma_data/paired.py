@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from pydantic import Field
 
 from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
 
+from .copies import digest
 from .digits import Split, images
 from .passes import positions
-from .spoken import missing, recordings, recordings_for_trial
+from .spoken import Recording, missing, others_than, recordings, recordings_for_trial
 
 PROMPT = "Q: Are they the same number? A:"
 
@@ -136,18 +138,39 @@ class SameNumberTask(Task):
             asked = [asked[i * len(asked) // config.limit] for i in range(min(config.limit, len(asked)))]
         for j in asked:
             for same in (True, False):
-                draw = random.Random(f"{seed} {shots} {j} {same}")
-                segments: list[Media | str] = []
-                for other in draw.sample(shown.recordings, shots):
-                    yes = draw.random() < 0.5
-                    _, i = shown.draw(other.digit, yes, True, draw)
-                    segments += [Media(config.image, shown.pixels[i]), Media(config.audio, other.path)]
-                    segments.append(f"{config.prompt} {'yes' if yes else 'no'}\n")
                 one = pairs.recordings[j]
-                written, i = pairs.draw(one.digit, same, False, draw)
+                before, written, i = self._drawn(pairs, shown, one, same, f"{seed} {shots} {j} {same}", shots)
+                segments: list[Media | str] = []
+                for other, k, yes in before:
+                    segments += [Media(config.image, shown.pixels[k]), Media(config.audio, other.path)]
+                    segments.append(f"{config.prompt} {'yes' if yes else 'no'}\n")
                 segments += [Media(config.image, pairs.pixels[i]), Media(config.audio, one.path), config.prompt]
                 extra = {"image": i, "written": written, "spoken": one.digit}
                 yield Question(f"{one.path.stem}/{i}", segments, "yes" if same else "no", extra=extra)
+
+    @staticmethod
+    def _drawn(
+        pairs: _Pairs, shown: _Pairs, one: Recording, same: bool, seed: str, shots: int
+    ) -> tuple[list[tuple[Recording, int, bool]], int, int]:
+        """What is shown (recording, image, the same number?), then number and image of the question.
+
+        All are drawn again while the image is among the shown ones; the recording never is.
+        """
+        others = others_than(one, shown.recordings) if shots else ()
+        for number in itertools.count():
+            draw = random.Random(f"{seed} {number}" if number else seed)
+            before = []
+            for other in draw.sample(others, shots):
+                yes = draw.random() < 0.5
+                before.append((other, shown.draw(other.digit, yes, True, draw)[1], yes))
+            written, i = pairs.draw(one.digit, same, False, draw)
+            own = digest(pairs.pixels[i]) if shots else ""
+            if not any(digest(shown.pixels[k]) == own for _, k, _ in before):
+                return before, written, i
+        raise AssertionError
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        return {"accuracy": "exact match of yes or no"}
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`accuracy`, and `accuracy_unseen` over the pairs of numbers that training leaves out."""

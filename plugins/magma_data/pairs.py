@@ -16,11 +16,12 @@ from pydantic import Field
 
 from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Text, Trial
 
+from .columns import ColumnsConfig, MediaConfig
 from .passes import Row, Rows
 from .rows import BUFFER, IMAGES, Layout, find, is_url, open_rows
 
 
-class _Rows(PartConfig):
+class _Rows(ColumnsConfig):
     """Where the rows are, and in which order they come."""
 
     path: LocalPath
@@ -37,11 +38,8 @@ class _Rows(PartConfig):
     """Where the data set comes from: said where it is missing."""
 
 
-class _Config(_Rows):
+class _Config(_Rows, MediaConfig):
     """Rows with a medium."""
-
-    input: str = "image"
-    """The model's input that sees the images."""
 
 
 class _Source(DataSource):
@@ -78,7 +76,7 @@ class _Source(DataSource):
                 "`path` to it, or MAGMA_DATA to the folder that holds it"
             ]
         found = find(config.path, config.split, cls.layouts(config))
-        return found if isinstance(found, list) else []
+        return [*(found if isinstance(found, list) else []), *config.missing()]
 
     @classmethod
     def layouts(cls, config: _Rows) -> Sequence[Layout]:
@@ -92,7 +90,8 @@ class _Source(DataSource):
             raise InputError("; ".join(problems))
         config = self.config
         layouts = self.layouts(config)
-        return open_rows(config.path, config.split, self.each, layouts=layouts, buffer=config.buffer)
+        columns = config.resolve_columns()
+        return open_rows(config.path, config.split, self.each, layouts=layouts, buffer=config.buffer, columns=columns)
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
         """One pass, shuffled by seed and pass unless the config says otherwise."""
@@ -127,6 +126,9 @@ class Captions(_Pairs):
     class Config(_Config):
         """No prompt stands between image and caption, as in the paper (equation 3)."""
 
+        names = ("caption", "captions")
+        aliases: ClassVar = {"text": "caption"}
+
     @classmethod
     def layouts(cls, config: _Rows) -> Sequence[Layout]:
         """That of the authors' code too."""
@@ -149,6 +151,7 @@ class Vqa(_Pairs):
     class Config(_Config):
         """`template` is the prompt; a space and the answer follow (section 4.1.1)."""
 
+        names = ("question", "answer", "answers", "questions")
         template: str = "Q: {question} A:"
 
     config: Config
@@ -172,6 +175,7 @@ class Labelled(_Pairs):
     class Config(_Config):
         """`template` is what the model reads behind the image."""
 
+        names = ("text", "label", "statements")
         template: str = "{text}"
 
     config: Config
@@ -191,6 +195,7 @@ class PlainText(_Source):
     class Config(_Rows):
         """`documents` says what a document of a .txt file is."""
 
+        names = ("text",)
         documents: Literal["line", "file"] = "line"
 
     config: Config

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from magma import InputError, State
 
+from .columns import AS_NAMED, MEDIUM, Columns, listed
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,61 +27,114 @@ class Row:
     where: str
     """For errors: file and line, or shard and key."""
     fields: Mapping[str, Any]
+    """By column."""
     folder: Path | None = None
     """What the path of a medium in a file of its own is relative to."""
-    key: str = "image"
-    """The field that holds this path."""
+    key: str = MEDIUM
+    """The column that holds this path, unless `columns` says otherwise."""
     data: bytes | None = None
     """A medium that stands in the row itself, encoded."""
     problem: str | None = None
     """Why there is nothing to read: asking for anything raises it."""
     seed: str | None = None
     """For whoever draws among the row's texts: another one each pass; None: nothing is drawn."""
+    columns: Columns = AS_NAMED
+    """Which column holds which field."""
 
     @property
     def medium(self) -> Path | bytes:
         """A file, or the bytes of one, neither of them read or decoded here."""
         if self.data is not None:
             return self.data
-        path = PurePosixPath(self.text(self.key))
-        if self.folder is None:
-            raise InputError(f'{self.where}: {self.key}: given "{path}"; allowed: the medium itself')
+        column = self._medium_column
+        given = self._text_of(column)
+        if "://" in given:
+            raise InputError(f'{self.where}: {column}: given "{given}"; {_DOWNLOAD}')
+        path = PurePosixPath(given)
+        folder = self.columns.media or self.folder
+        if folder is None:
+            raise InputError(
+                f'{self.where}: {column}: given "{path}"; allowed: the medium itself, or a path inside the folder '
+                "that `media` names"
+            )
         if path.is_absolute() or ".." in path.parts:
-            raise InputError(f'{self.where}: {self.key}: given "{path}"; allowed: a path inside {self.folder}')
-        return self.folder / path
+            raise InputError(
+                f'{self.where}: {column}: given "{path}"; allowed: a path inside {folder}; `media` names another folder'
+            )
+        return folder / path
 
-    def text(self, key: str) -> str:
+    @property
+    def file(self) -> PurePosixPath | None:
+        """The path of its medium as the row has it; None where the row has none."""
+        value = None if self.data is not None else self.fields.get(self._medium_column)
+        return PurePosixPath(value) if isinstance(value, str) else None
+
+    @property
+    def _medium_column(self) -> str:
+        said = [column for column, value in self.fields.items() if value is not None]
+        return self.columns.medium or self.columns.implied(said) or self.key
+
+    def value(self, name: str) -> Any:
+        """What the row says in a field; None where it has none, or null."""
+        return self.fields.get(self.columns.of(name))
+
+    def text(self, name: str) -> str:
         """A text that is not empty."""
+        return self._text_of(self.columns.of(name))
+
+    def _text_of(self, column: str) -> str:
         if self.problem is not None:
             raise InputError(self.problem)
-        value = self.fields.get(key)
+        value = self.fields.get(column)
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{self.where}: {key}: given {value!r}; allowed: text")
+            known = "" if column in self.fields else f"; columns of this row: {self._listed()}"
+            raise InputError(f"{self.where}: {column}: given {value!r}; allowed: text{known}")
         return value.strip()
 
+    def _listed(self) -> str:
+        return listed([*([self.key] if self.data is not None else []), *self.fields])
+
+    def texts(self, single: str, several: str) -> list[str]:
+        """The texts of the list `several`, some of which may be empty, or the one text `single`."""
+        given = self.columns.given
+        name = single if single in given and several not in given else several
+        values = self.value(name)
+        if self.problem is not None or values is None or (name == single and not isinstance(values, list)):
+            return [self.text(single)]
+        known = [value for value in values if value is not None] if isinstance(values, list) else []
+        texts = [value.strip() for value in known if isinstance(value, str)]
+        if len(texts) < len(known) or not any(texts):
+            hidden = "; a split whose answers are kept from the public has no use here" if values == [] else ""
+            raise InputError(
+                f"{self.where}: {self.columns.of(name)}: given {values!r}; allowed: a list of texts that are not all "
+                f"empty{hidden}"
+            )
+        return texts
+
     def one_of(self, single: str, several: str) -> str:
-        """`single`, or one of the list `several`: a drawn one, or the first of the most frequent ones."""
-        if several not in self.fields:
-            return self.text(single)
-        values = self.fields[several]
-        if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-            raise InputError(f"{self.where}: {several}: given {values!r}; allowed: a list of texts")
-        texts: list[str] = [value.strip() for value in values]
-        if self.seed is None:
+        """One of `texts` that is not empty: a drawn one, or the first of the most frequent ones."""
+        texts = [text for text in self.texts(single, several) if text]
+        if self.seed is None or len(texts) == 1:
             return Counter(texts).most_common(1)[0][0]
         return random.Random(self.seed).choice(texts)
 
-    def each(self, key: str | None) -> list[Row]:
-        """A row for each entry of the list `key` (one image, many questions); this one alone where it has none."""
-        if key is None or key not in self.fields:
+    def each(self, column: str | None) -> list[Row]:
+        """A row for each entry of the list in `column` (one image, many questions); this row where it has none."""
+        if column is None or self.fields.get(column) is None:
             return [self]
-        entries = self.fields[key]
+        entries = self.fields[column]
         if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-            problem = f"{self.where}: {key}: given {entries!r}; allowed: a list of objects"
+            problem = f"{self.where}: {column}: given {entries!r}; allowed: a list of objects"
             return [replace(self, problem=problem)]
-        outer = {name: value for name, value in self.fields.items() if name != key}
+        outer = {name: value for name, value in self.fields.items() if name != column}
         rows = [outer | {name: value for name, value in entry.items() if value is not None} for entry in entries]
-        return [replace(self, where=f"{self.where} {key} {i}", fields=fields) for i, fields in enumerate(rows)]
+        return [replace(self, where=f"{self.where} {column} {i}", fields=fields) for i, fields in enumerate(rows)]
+
+
+_DOWNLOAD = (
+    "allowed: a path of a file. Download the files first: img2dataset (https://github.com/rom1504/img2dataset) makes "
+    "shards of a list of urls, which are read as they are; files in a folder are found with `media` set to that folder"
+)
 
 
 def positions(state: State, count: int) -> Iterator[tuple[int, State]]:
@@ -92,6 +147,13 @@ def positions(state: State, count: int) -> Iterator[tuple[int, State]]:
 
 class Rows(ABC):
     """All rows of a split."""
+
+    columns: Columns = AS_NAMED
+    """Which column holds which field."""
+
+    def rows_of(self, record: Row, each: str | None) -> list[Row]:
+        """What one place of the files gives: see `Row.each`."""
+        return replace(record, columns=self.columns).each(each)
 
     @abstractmethod
     def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
@@ -130,7 +192,7 @@ class Indexed(Rows):
 
     def __getitem__(self, i: int) -> Row:
         record = int(np.searchsorted(self.ends, i, side="right"))
-        rows = self.read(record).each(self.each)
+        rows = self.rows_of(self.read(record), self.each)
         return rows[i - int(self.ends[record])]  # from the back: the record's last row stands just before its end
 
     def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
@@ -149,8 +211,7 @@ class Indexed(Rows):
         """Rows that name one file of a medium come together, where the first of them stands."""
         media: dict[Any, list[int]] = {}
         for i in range(len(self)):
-            row = self[i]
-            media.setdefault(i if row.data is not None else str(row.fields.get(row.key, i)), []).append(i)
+            media.setdefault(self[i].file or i, []).append(i)
         for i in itertools.chain.from_iterable(media.values()):
             yield self[i]
 
@@ -200,7 +261,7 @@ class Streamed(Rows):
         """A sample holds its medium, and with it all rows about it."""
         for shard in self.shards:
             for sample in self.samples(shard, 0):
-                yield from sample.each(self.each)
+                yield from self.rows_of(sample, self.each)
 
     def _blocks(
         self, shards: Sequence[int], state: State, limit: int | None
@@ -213,7 +274,7 @@ class Streamed(Rows):
             shard, number, _ = first
             begin |= {"shard": shard, "sample": number}
             taken = [first, *itertools.islice(samples, self.buffer - 1)]
-            block = [row for _, _, sample in taken for row in sample.each(self.each)]
+            block = [row for _, _, sample in taken for row in self.rows_of(sample, self.each)]
             read = begin["rows"] + len(block)
             if limit is not None and read >= limit:
                 yield begin, block[: limit - begin["rows"]], None

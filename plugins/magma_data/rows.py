@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from magma import InputError
 
+from .columns import AS_NAMED, MEDIUM, Columns
 from .passes import Indexed, Row, Rows, Streamed
 
 IMAGE_DATA = "image_data"
@@ -176,8 +177,9 @@ def open_rows(
     *,
     layouts: Sequence[Layout] = IMAGES,
     buffer: int = BUFFER,
+    columns: Columns = AS_NAMED,
 ) -> Rows:
-    """The rows of a split, or of all.
+    """The rows of a split, or of all; `columns` says where a row's fields are.
 
     A record whose field `each` is a list of objects ("questions") is a row for each of them, all with its medium.
     `buffer` is the size of a block of what can only be read in sequence. Raises `InputError` where nothing is found.
@@ -185,13 +187,19 @@ def open_rows(
     found = find(path, split, layouts)
     if isinstance(found, list):
         raise InputError("; ".join(found))
+    rows = _opened_as(found, each and columns.of(each), buffer, columns)
+    rows.columns = columns
+    return rows
+
+
+def _opened_as(found: Found, each: str | None, buffer: int, columns: Columns) -> Rows:
     match found.layout:
         case "tar":
             return Tars(found.files, each, buffer)
         case "parquet":
-            return Parquet(found.files, each, buffer)
+            return Parquet(found.files, each, buffer, columns)
         case "datasets":
-            return Table(found.files, each)
+            return Table(found.files, each, columns)
         case "authors":
             return Authors(Path(found.files[0]))
         case "documents":
@@ -333,7 +341,7 @@ class Documents(_Files):
 class Table(Indexed):
     """What the datasets library saved: memory-mapped, a row is copied out when its turn comes, no medium decoded."""
 
-    def __init__(self, folders: Sequence[str], each: str | None) -> None:
+    def __init__(self, folders: Sequence[str], each: str | None, columns: Columns) -> None:
         super().__init__(each)
         import datasets
 
@@ -345,7 +353,8 @@ class Table(Indexed):
         self.folders = [Path(folder) for folder in folders]
         self.file_ends = np.cumsum([len(table) for table in self.tables])
         self.media = [
-            _medium_column(folder, table.data.schema) for folder, table in zip(folders, self.tables, strict=True)
+            _medium_column(folder, table.data.schema, columns)
+            for folder, table in zip(folders, self.tables, strict=True)
         ]
 
     def counts(self) -> NDArray[np.int64]:
@@ -372,8 +381,10 @@ class Table(Indexed):
         return _arrow_row(f"{folder} row {at}", fields, self.media[number], folder)
 
 
-def _medium_column(where: str, schema: Any) -> str | None:
+def _medium_column(where: str, schema: Any, wanted: Columns) -> str | None:
     """The column that holds media: bytes, or bytes and path as the datasets library stores them."""
+    if found := wanted.given_among(where, schema.names) or wanted.implied(schema.names):
+        return found
     import pyarrow.types as types
 
     def holds(kind: Any) -> bool:
@@ -382,22 +393,23 @@ def _medium_column(where: str, schema: Any) -> str | None:
         return bool(types.is_binary(kind) or types.is_large_binary(kind))
 
     columns = [field.name for field in schema if holds(field.type)]
-    if len(columns) > 1 and "image" not in columns:
+    if len(columns) > 1 and MEDIUM not in columns:
         raise InputError(
-            f"{where}: several columns hold media ({', '.join(columns)}); allowed: one, or one called image"
+            f"{where}: several columns hold media ({', '.join(columns)}); allowed: one, one called {MEDIUM}, or the "
+            f"one that `columns = {{ {wanted.input} = ... }}` names"
         )
-    return "image" if "image" in columns else next(iter(columns), None)
+    return MEDIUM if MEDIUM in columns else next(iter(columns), None)
 
 
 def _arrow_row(where: str, fields: dict[str, Any], column: str | None, folder: Path) -> Row:
     """Fields without those that are null; the medium apart."""
     medium = fields.pop(column, None) if column else None
     if isinstance(medium, dict):
-        data, path = medium["bytes"], medium.get("path")
+        data, path = medium.get("bytes"), medium.get("path")
     else:
-        data, path = medium, None
+        data, path = (medium, None) if isinstance(medium, bytes) else (None, medium)
     said = {name: value for name, value in fields.items() if value is not None}
-    return Row(where, said | ({column: path} if column and path else {}), folder, column or "image", data)
+    return Row(where, said | ({column: path} if column and path else {}), folder, column or MEDIUM, data)
 
 
 # Read in sequence
@@ -406,7 +418,7 @@ def _arrow_row(where: str, fields: dict[str, Any], column: str | None, folder: P
 class Parquet(Streamed):
     """Row groups of parquet files, which are decoded from their beginning: each is a shard."""
 
-    def __init__(self, files: Sequence[str], each: str | None, buffer: int) -> None:
+    def __init__(self, files: Sequence[str], each: str | None, buffer: int, columns: Columns) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -415,7 +427,7 @@ class Parquet(Streamed):
             try:
                 with pq.ParquetFile(file) as opened:
                     groups += [(file, group) for group in range(opened.num_row_groups)]
-                    _medium_column(file, opened.schema_arrow)
+                    _medium_column(file, opened.schema_arrow, columns)
             except (OSError, pa.ArrowException) as error:
                 raise InputError(f"{file} cannot be read as parquet: {error}") from error
         super().__init__(groups, each, buffer)
@@ -429,7 +441,7 @@ class Parquet(Streamed):
         folder, at = Path(file).parent, 0
         try:
             with pq.ParquetFile(file, memory_map=True) as opened:
-                column = _medium_column(file, opened.schema_arrow)
+                column = _medium_column(file, opened.schema_arrow, self.columns)
                 for batch in opened.iter_batches(64, row_groups=[group], use_threads=False):
                     for i in range(max(0, skip - at), len(batch)):
                         (fields,) = batch.slice(i, 1).to_pylist()
@@ -462,7 +474,7 @@ class Tars(Streamed):
                     found = str(name.with_name(stem))
                     if found != key:
                         if key is not None and number >= skip:
-                            yield _sample(shard, key, members)
+                            yield _sample(shard, key, members, self.columns)
                         number += key is not None
                         key, members = found, {}
                     if number >= skip:
@@ -475,7 +487,7 @@ class Tars(Streamed):
             where = f"{shard} {key or 'at its beginning'}"
             yield Row(where, {}, problem=f"{where}: the rest of the shard cannot be read: {broken}")
         elif key is not None and number >= skip:
-            yield _sample(shard, key, members)
+            yield _sample(shard, key, members, self.columns)
 
 
 def _opened(shard: str) -> IO[bytes]:
@@ -515,15 +527,23 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return content
 
 
-def _sample(shard: str, key: str, members: Mapping[str, bytes]) -> Row:
+def _sample(shard: str, key: str, members: Mapping[str, bytes], columns: Columns) -> Row:
     where = f"{shard} {key}"
-    media = [ending for ending in members if ending not in ("json", "txt")]
     try:
-        if len(media) > 1:
-            raise InputError(f"{where}: it has several media ({', '.join(media)}); allowed: one")
         fields = _parsed(f"{where}.json", members["json"]) if "json" in members else {}
         if "txt" in members and not {"caption", "captions"} & fields.keys():
             fields["caption"] = _decoded(f"{where}.txt", members["txt"])
+        medium = columns.given_among(where, [*members, *fields]) or columns.implied(members)
+        texts = {"json", "txt", *columns.given.values()}
+        media = [medium] if medium is not None else [ending for ending in members if ending not in texts]
+        if len(media) > 1:
+            raise InputError(
+                f"{where}: it has several media ({', '.join(media)}); allowed: one, or the one that "
+                f"`columns = {{ {columns.input} = ... }}` names"
+            )
+        for ending in columns.given.values():
+            if ending in members and ending not in (medium, *fields):
+                fields[ending] = _decoded(f"{where}.{ending}", members[ending])
     except InputError as error:
         return Row(where, {}, problem=str(error))
-    return Row(where, fields, data=members[media[0]] if media else None)
+    return Row(where, fields, data=members.get(media[0]) if media else None)

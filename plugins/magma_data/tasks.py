@@ -6,7 +6,7 @@ import json
 import random
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,8 @@ from pydantic import Field
 
 from magma import InputError, LocalPath, Media, PartConfig, Question, Task, Text, Trial
 
+from .columns import MediaConfig
+from .copies import digest
 from .passes import Row
 from .rows import find, open_rows
 
@@ -23,8 +25,10 @@ PASSES, OF_EACH = 16, 32
 """Completed examples are drawn from the first rows of so many shuffled passes: images of 512 rows fit into memory."""
 
 
-class RowsConfig(PartConfig):
+class RowsConfig(MediaConfig):
     """Where the rows are, and what stands between them. Every set has a `path` and a `split` of its own."""
+
+    names: ClassVar[tuple[str, ...]] = ("id",)
 
     path: LocalPath
     """A folder in one of the layouts of docs/recipes.md, such as `magma data convert` makes."""
@@ -32,8 +36,6 @@ class RowsConfig(PartConfig):
     """The one that is asked about."""
     shots_split: str = "train"
     """The one that completed examples are from."""
-    input: str = "image"
-    """The model's input that sees the images."""
     joint: str = "\n"
     """What stands behind a completed example."""
     fixed_shots: bool = False
@@ -60,24 +62,44 @@ class Asked:
 
 
 class Shown:
-    """Completed examples, and which of them stand before a question."""
+    """Completed examples, and which of them stand before a question.
 
-    def __init__(self, pool: Sequence[Asked], seed: int, fixed: bool) -> None:
-        self.pool, self.seed, self.fixed = sorted(pool, key=lambda one: one.id), seed, fixed
-        self.media = {one.medium.value for one in pool}
+    None has the question's id, none its medium: neither the same file nor another one with the same bytes.
+    """
+
+    def __init__(self, pool: Sequence[Asked], seed: int, fixed: bool, can_read: Callable[[Media], bool]) -> None:
+        self.pool, self.seed, self.fixed, self.can_read = sorted(pool, key=lambda one: one.id), seed, fixed, can_read
         random.Random(f"{seed}").shuffle(self.pool)  # a small split is drawn from alike in every layout
+        self.digests = [digest(one.medium.value) for one in self.pool]
+        self.readable: dict[str, bool] = {}
+        """Of the media that were drawn so far."""
 
     def before(self, asked: Asked, count: int) -> list[Asked]:
-        """`count` of them, none about the question's own image."""
-        others, own = self.pool, asked.medium.value
-        if own in self.media:
-            others = [one for one in self.pool if one.medium.value != own]
-        if len(others) < count:
-            raise InputError(
-                f"{count} shots: {len(others)} completed examples can stand before question {asked.id}; "
-                "allowed: a `shots_split` with more answered rows about other images, or fewer shots"
-            )
-        return others[:count] if self.fixed else random.Random(f"{self.seed} {asked.id}").sample(others, count)
+        """`count` of them; where some of them cannot be read, all are drawn again without those."""
+        if not count:
+            return []
+        own = digest(asked.medium.value)
+        others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != asked.id]
+        unread = 0
+        while True:
+            if len(others) < count:
+                raise InputError(
+                    f"{count} shots: {len(others)} completed examples can stand before question {asked.id}"
+                    f"{f' ({unread} others cannot be read)' if unread else ''}; "
+                    "allowed: a `shots_split` with more answered rows about other images, or fewer shots"
+                )
+            drawn = others[:count] if self.fixed else random.Random(f"{self.seed} {asked.id}").sample(others, count)
+            lost = [i for i in drawn if not self._check(i)]
+            if not lost:
+                return [self.pool[i] for i in drawn]
+            others, unread = [i for i in others if i not in lost], unread + len(lost)
+
+    def _check(self, i: int) -> bool:
+        """Can this one be read? Each medium is read once for this."""
+        found = self.readable.get(self.digests[i])
+        if found is None:
+            found = self.readable[self.digests[i]] = self.can_read(self.pool[i].medium)
+        return found
 
 
 class RowsTask(Task):
@@ -121,7 +143,7 @@ class RowsTask(Task):
         """A folder that is not there, or has no such split. Shots are looked for where some are asked for."""
         if Path(config.path).exists():
             found = find(config.path, config.split)
-            return found if isinstance(found, list) else []
+            return [*(found if isinstance(found, list) else []), *config.missing()]
         from .sets import find_set
 
         return [
@@ -143,7 +165,7 @@ class RowsTask(Task):
         config = self.config
         if problems := self.problems(config):
             raise InputError("; ".join(problems))
-        shown = Shown(self._pool(seed) if shots else [], seed, config.fixed_shots)
+        shown = Shown(self._pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
         known = set()
         for asked in islice(self.read(config.split if split == "test" else config.shots_split), config.limit):
             if asked.id in known:
@@ -165,14 +187,17 @@ class RowsTask(Task):
     def read(self, split: str) -> Iterator[Asked]:
         """The rows of a split as they are stored."""
         medium: Media | None = None
-        for row in open_rows(self.config.path, split, self.each).in_order():
+        columns = self.config.resolve_columns()
+        for row in open_rows(self.config.path, split, self.each, columns=columns).in_order():
             asked = self._asked(row, medium)
             yield asked
             medium = asked.medium
 
     def _pool(self, seed: int) -> list[Asked]:
         """Some rows of the split that shots are from, of shards the beginnings of several; no unanswered ones."""
-        rows = open_rows(self.config.path, self.config.shots_split, self.each, buffer=OF_EACH)
+        config = self.config
+        columns = config.resolve_columns()
+        rows = open_rows(config.path, config.shots_split, self.each, buffer=OF_EACH, columns=columns)
         found = {}
         for number in range(PASSES):
             way = random.Random(f"{seed} {number}").getrandbits(64)
@@ -186,22 +211,17 @@ class RowsTask(Task):
     def _asked(self, row: Row, last: Media | None = None) -> Asked:
         """A row's question; `last` is the medium of the row before it."""
         prompt, answers, value = self.prompt(row), tuple(self.answers(row)), row.medium
-        medium = last if last is not None and last.value == value else Media(self.config.input, value)
-        identity = row.fields.get("id", row.where.removeprefix(self.config.path).lstrip("/ "))
-        return Asked(str(identity), medium, prompt, answers, str(row.fields.get(self.group_field, "")))
+        medium = last if last is not None and last.value == value else self._medium(row.where, value)
+        identity, group = row.value("id"), row.value(self.group_field)
+        if identity is None:
+            identity = row.where.removeprefix(self.config.path).lstrip("/ ")
+        return Asked(str(identity), medium, prompt, answers, "" if group is None else str(group))
+
+    def _medium(self, where: str, value: Path | bytes) -> Media:
+        """Bytes do not say where they are from."""
+        return Media(self.config.input, value, "" if isinstance(value, Path) else where)
 
     def extract(self, question: Question, output: str) -> str:
         """Up to where an answer ends."""
         ends = [at for stop in self.stop if (at := output.find(stop)) >= 0]
         return output[: min(ends, default=None)].strip()
-
-
-def texts(row: Row, single: str, several: str) -> list[str]:
-    """A row's list `several`, of which some may be empty, or its one text `single`."""
-    if row.problem is not None or several not in row.fields:
-        return [row.text(single)]
-    values = row.fields[several]
-    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
-        hidden = "; a split whose answers are kept from the public cannot be scored here" if values == [] else ""
-        raise InputError(f"{row.where}: {several}: given {values!r}; allowed: a list of texts{hidden}")
-    return [value.strip() for value in values]

@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
+ENOUGH = 4
+"""From this many answers on the accuracy can reach 100: each answer is compared with the others, three of which have
+to agree with a prediction."""
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 _PERIOD = re.compile(r"\.(?!\d)")
 """A period that no digit follows. The official pattern means to look behind it too, and does not."""
@@ -65,6 +68,16 @@ def compared(answers: Sequence[str]) -> Callable[[str], str]:
     Where all people answered the same, nothing is normalised: a prediction is right as it stands, or wrong.
     """
     return normalised if len(set(map(trimmed, answers))) > 1 else trimmed
+
+
+def exact(text: str) -> str:
+    """The normalised form; of a text of which it leaves nothing ("A", as in multiple choice) the text in lower case."""
+    return normalised(text) or trimmed(text).lower()
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """Percent: 100 where it is one of the answers, both normalised; an empty answer is none."""
+    return 100.0 * (exact(prediction) in {exact(answer) for answer in answers} - {""})
 
 
 def accuracy(prediction: str, answers: Sequence[str]) -> float:

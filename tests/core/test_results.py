@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import RECIPE, WORDS, ToyTask
+from pydantic import Field
+from toys import RECIPE, WORDS, ToyEncoder, ToyTask
 from typer.testing import CliRunner
 
 import magma
@@ -289,3 +291,115 @@ def test_killed_and_asked_again(checkpoint: Path, tmp_path: Path) -> None:
     )
     for name in ("0_shot.jsonl", "0_shot.shuffled.jsonl", "0_shot.blind.jsonl", "scores.json"):
         assert (cut / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+
+
+# What cannot be read
+
+
+def torn(monkeypatch: pytest.MonkeyPatch, number: int | None) -> None:
+    plain = ToyEncoder.__dict__["prepare"]
+
+    def prepare(self: ToyEncoder, raw: Any, rng: Any = None) -> Any:
+        if raw == number:
+            raise InputError(f"{raw}.num is torn")
+        return plain(self, raw, rng)
+
+    monkeypatch.setattr(ToyEncoder, "prepare", prepare)
+
+
+def test_what_cannot_be_read_is_listed_and_asked_again_once_it_can(
+    model: Magma, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation(model, tmp_path / "whole").run([0], [""])
+    whole = rows(tmp_path / "whole")["0_shot.jsonl"]
+    said: list[str] = []
+    with monkeypatch.context() as patch:
+        torn(patch, 3)
+        asked = replace(evaluation(model, tmp_path / "torn"), max_unreadable=0.25, say=said.append)
+        scores = asked.run([0], [""])
+        kept = rows(tmp_path / "torn")["0_shot.jsonl"]
+        for good, row in zip(whole, kept, strict=True):
+            if row["number"] % 4 != 3:
+                assert row == good
+                continue
+            assert (row["problem"], row["prediction"], row["score"]) == (
+                f"question {row['id']}: number: 3.num is torn",
+                "",
+                0.0,
+            )
+        right = sum(row["score"] for row in whole if row["number"] % 4 != 3)
+        assert scores["0"]["model"]["count_accuracy"] == pytest.approx(right / 40)
+        path = tmp_path / "torn/0_shot.jsonl"
+        assert said == [
+            f"10 of 40 questions cannot be read and count as wrong; {path} has all of them:"
+            + "".join(f"\n  - question {i}: number: 3.num is torn" for i in (3, 7, 11))
+            + "\n  - and 7 others"
+        ]
+        with pytest.raises(InputError, match="10 of 40 questions cannot be read, and max_unreadable allows a share"):
+            replace(asked, folder=tmp_path / "ends", max_unreadable=0.2).run([0], [""])
+    asked.run([0], [""])
+    assert rows(tmp_path / "torn") == rows(tmp_path / "whole")
+    assert (tmp_path / "torn/scores.json").read_text() == (tmp_path / "whole/scores.json").read_text()
+
+
+def test_a_field_that_a_config_did_not_have_has_its_default(model: Magma, tmp_path: Path) -> None:
+    """An evaluation goes on in a newer version."""
+
+    class Config(PartConfig):
+        old: int = 1
+        added: dict[str, str] = Field(default_factory=dict)
+
+    def asked(**config: Any) -> Evaluation:
+        task = Counted(Config(), 0)
+        return Evaluation(model, task, tmp_path, {"task": "counted", "config": config}, 0, 64)
+
+    asked(old=1).run([0], [""])
+    asked(old=1, added={}).run([0], [""])
+    with pytest.raises(InputError, match=r"holds another evaluation \(config differ\)"):
+        asked(old=1, added={"a": "b"}).run([0], [""])
+
+
+# How scores were measured
+
+
+def test_a_table_says_how_scores_were_measured(model: Magma, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "measures", lambda *_: {"accuracy": "exact match"})
+    evaluation(model, tmp_path / "asked").run([0], [""])
+    assert json.loads((tmp_path / "asked/scores.json").read_text())["measures"] == {"0": {"accuracy": "exact match"}}
+
+
+def test_a_report_says_how_scores_were_measured(tmp_path: Path) -> None:
+    one = run_folder(tmp_path / "one", "", vqa2={"0": 31.0, "4": 40.0})
+    file = one / "eval/vqa2/scores.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "measures": {n: {"accuracy": "exact match"} for n in ("0", "4")}}))
+    assert report([one])["measures"] == [
+        ["run", "task", "score", "measured as"],
+        ["one", "vqa2", "accuracy @ 0, 4", "exact match"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("answers", "prediction", "value", "said"),
+    [
+        (["Red car"], "the red car.", 100, "exact match, fewer than 4 answers a question"),
+        (["red", "blue", "red"], "blue", 100, "exact match, fewer than 4 answers a question"),
+        (["red"] * 9 + ["blue"], "blue", 30, "VQA accuracy"),
+    ],
+)
+def test_the_program_says_which_measure_it_is(
+    answers: list[str], prediction: str, value: float, said: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "them.jsonl"
+    file.write_text(json.dumps({"prediction": prediction, "answers": answers, "id": None, "group": None}) + "\n")
+    for task in ("vqa2", "okvqa", "vizwiz"):
+        done = CliRunner().invoke(cli.cli, ["eval", "score", task, str(file), "--json", str(tmp_path / "out.json")])
+        assert done.exit_code == 0, done.output
+        assert f"accuracy  {value:.4f}  ({said})" in done.output
+        assert json.loads((tmp_path / "out.json").read_text())["measures"] == {"accuracy": said}
+
+
+def test_null_answers_are_none(tmp_path: Path) -> None:
+    file = tmp_path / "them.jsonl"
+    file.write_text(json.dumps({"prediction": "ab", "answers": None, "answer": "ab", "output": None}) + "\n")
+    assert score_file(Counted(PartConfig(), 0), file)["count_accuracy"] == 1.0

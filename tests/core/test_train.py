@@ -18,6 +18,7 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToySource
 
 import magma
 from magma import Example, InputError, Recipe, TooLong, TrainingError, checkpoint
+from magma.feed import Feed
 from magma.manifest import read_manifest
 from magma.mixture import Mixture
 from magma.plan import Costs, micro_batches
@@ -260,7 +261,8 @@ def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path, monkeypatch: p
         train(recipe(changes), tmp_path)
     assert str(raised.value) == (
         "step 25: 13 of the 100 examples so far cannot be read, and train.max_unreadable allows a share of 0.01; "
-        f"{tmp_path / 'skipped.jsonl'} lists them"
+        f"{tmp_path / 'skipped.jsonl'} lists all:"
+        "\n  - row 2 is no row\n  - row 2 is no row\n  - row 2 is no row"
     )
     assert len(skipped(tmp_path)) == 13
     assert checkpoint.find(tmp_path).name == "step-00000020"
@@ -278,6 +280,60 @@ def test_a_step_of_nothing_but_what_cannot_be_read_changes_nothing(
     assert [row["loss"] is None for row in rows_of(tmp_path) if "loss" in row] == [False, True] * 3
 
 
+@pytest.mark.parametrize("changes", [(), ("train.max_unreadable=1.0", "train.steps=30", "train.max_skipped_steps=5")])
+def test_a_run_that_can_read_nothing_ends_with_the_reasons(
+    changes: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a success nor a matter of the learning rate."""
+    torn(monkeypatch, *range(8))
+    with pytest.raises(TrainingError) as raised:
+        train(recipe(("train.unreadable=skip", *changes)), tmp_path)
+    steps = 5 if changes else 6
+    assert str(raised.value) == (
+        f"step {steps}: no example of the last {steps} steps could be read, so that nothing was learnt; "
+        f"{tmp_path / 'skipped.jsonl'} lists all {4 * steps}:"
+        "\n  - row 0 is no row\n  - row 1 is no row\n  - row 2 is no row"
+    )
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_was_learnt_before_nothing_could_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torn(monkeypatch, *range(4, 40))
+    longer = {"train": [{"use": "counting", "length": 40}]}
+    changes = ("train.unreadable=skip", "train.steps=9", "train.max_skipped_steps=3")
+    with pytest.raises(TrainingError, match="step 4: no example of the last 3 steps could be read") as raised:
+        train(recipe(changes, data=longer), tmp_path)
+    assert f"the weights from before them are in {checkpoint.find(tmp_path)}; " in str(raised.value)
+
+
+def test_an_evaluation_set_that_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torn(monkeypatch, 8, 9)
+    data = {"train": [{"use": "counting"}], "evaluation": [{"use": "counting", "length": 12}]}
+    said: list[str] = []
+    train(recipe(("train.unreadable=skip",), data=data), tmp_path / "some", watcher=Watcher(say=said.append))
+    assert (
+        "step 6: 2 of the 12 evaluation examples cannot be read and are left out:"
+        "\n  - row 8 is no row\n  - row 9 is no row"
+    ) in said
+    torn(monkeypatch, *range(8, 12))
+    data["evaluation"] = [{"use": "counting", "length": 12}]
+    monkeypatch.setattr("magma.feed.Feed.encode", _all_torn(Feed.encode))
+    with pytest.raises(
+        TrainingError, match="step 6: 12 of the 12 evaluation examples cannot be read, and train"
+    ) as raised:
+        train(recipe(("train.unreadable=skip",), data=data), tmp_path / "all")
+    assert f"the weights are in {checkpoint.find(tmp_path / 'all')}" in str(raised.value)
+
+
+def _all_torn(plain: Any) -> Any:
+    """Nothing that is encoded without a random generator, as in evaluations, can be read."""
+
+    def encode(self: Feed, example: Example, rng: random.Random | None = None) -> Any:
+        return plain(self, example, rng) if rng else InputError(f"{example.name} is torn")
+
+    return encode
+
+
 def test_workers_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Media and problems travel to them as they are."""
 
@@ -285,7 +341,8 @@ def test_workers_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise InputError(f"process {os.getpid()}")
 
     monkeypatch.setattr(ToyEncoder, "prepare", prepare)
-    train(recipe(("train.unreadable=skip", "train.steps=2", "train.workers=1")), tmp_path)
+    with pytest.raises(TrainingError, match="no example of the last 2 steps could be read"):
+        train(recipe(("train.unreadable=skip", "train.steps=2", "train.workers=1")), tmp_path)
     processes = {one["reason"].split()[-1] for one in skipped(tmp_path)}
     assert len(processes) == 1
     assert str(os.getpid()) not in processes

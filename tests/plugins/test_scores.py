@@ -102,6 +102,53 @@ def test_each_person_is_compared_with_the_nine_others(times: int, expected: floa
     assert accuracy("red", answers) == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("part", [Vqa2Task, OkVqaTask, VizWizTask])
+@pytest.mark.parametrize(
+    ("answers", "prediction", "expected"),
+    [
+        (["Two"], "2", 100),
+        (["Two"], "3", 0),
+        (["a dog", "puppy"], "Puppy!", 100),
+        (["A"], "a", 100),  # of which the normalisation leaves nothing
+        (["A"], "", 0),
+        (["", "b"], "", 0),
+        (["b"] * 4, "b", 100),  # from here on the official measure
+        (["b", "b", "c", "d"], "b", 50),
+    ],
+)
+def test_of_few_answers_one_has_to_match(
+    part: type[Task], answers: list[str], prediction: str, expected: float
+) -> None:
+    judged = task(part).judge(given(prediction, answers))
+    assert judged is not None
+    assert judged[1] == pytest.approx(expected)
+
+
+def test_every_measure_has_its_words() -> None:
+    few, many = given("b", ["b"]), given("b", ["b"] * 10)
+    asked = task(Vqa2Task)
+    assert asked.measures([many]) == {"accuracy": "VQA accuracy"}
+    assert asked.measures([few]) == {"accuracy": "exact match, fewer than 4 answers a question"}
+    assert asked.measures([few, many, many]) == {
+        "accuracy": "exact match of 1 questions with fewer than 4 answers, VQA accuracy of the other 2"
+    }
+    assert task(GqaTask).measures([few]) == {"accuracy": "exact match"}
+    assert task(SnliVeTask).measures([few]) == {"accuracy": "share of right classes"}
+
+
+def test_a_question_that_cannot_be_read_is_wrong() -> None:
+    lost = Prediction(Question("1", [], "", answers=[""] * 10), "", problem="torn")
+    assert task(Vqa2Task).judge(lost) == ("", 0.0)
+
+
+def test_cider_of_a_single_image_is_said_to_mean_nothing() -> None:
+    asked = task(NocapsTask)
+    several = [given(said, captions, domain) for domain, said, captions in IMAGES]
+    said = "of a single image: meaningless, always 0"
+    assert asked.measures(several) == {"cider_near": said}
+    assert asked.measures(several[:1]) == {"cider": said, "cider_in": said}
+
+
 def test_figures_by_type_of_answer() -> None:
     asked = task(Vqa2Task)
     people = ["2"] * 9 + ["3"]
@@ -152,7 +199,7 @@ def test_entailment_is_the_right_label() -> None:
         (["car"] * 10, " car and driver", "car"),
         (["the car"] * 10, " the car and driver", "the car"),  # nothing is normalised here
         (["the", "a"], " a b", "b"),
-        (["", " "], " a b", "a"),
+        ([*[""] * 9, " "], " a b", "a"),
     ],
 )
 def test_an_answer_is_as_long_as_the_longest_right_one(answers: list[str], output: str, expected: str) -> None:
@@ -219,6 +266,7 @@ def test_captions_score_what_the_official_package_says(capfd: pytest.CaptureFixt
     assert found["bleu4"] == pytest.approx(bleu, abs=1e-9)
     domains = ("in", "near", "out")
     assert list(found) == [f"{name}{part}" for part in ("", "_in", "_near", "_out") for name in ("cider", "bleu4")]
+    assert found["cider_near"] == 0  # of a single image
     for domain in domains[::2]:
         part = official([image for image in IMAGES if image[0] == domain])
         assert (found[f"cider_{domain}"], found[f"bleu4_{domain}"]) == pytest.approx(part, abs=1e-9)
