@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from magma_data.formats import open_rows
 from magma_data.pairs import Captions, Labelled, PlainText, Vqa, _Source
 from magma_data.passes import Row, Rows
-from magma_data.rows import open_rows
 from PIL import Image
 
 from magma import Example, InputError, Media, State, Text

@@ -1,0 +1,54 @@
+"""Rows on disk or behind urls, in every layout that the sources and evaluations of this package read.
+
+`find(path, split)` says what is there, `open_rows(path, split)` reads it: see `passes.Rows` for what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from magma import InputError
+
+from ..passes import Rows
+from .discovery import IMAGES, Found, Layout, find, is_url
+from .files import Authors, Documents
+from .lines import Lines, TextLines
+from .tables import Parquet, Table
+from .tar import Tars
+
+__all__ = ["BUFFER", "IMAGES", "Found", "Layout", "find", "is_url", "open_rows"]
+
+BUFFER = 1000
+
+
+def open_rows(
+    path: str,
+    split: str | None = None,
+    each: str | None = None,
+    *,
+    layouts: Sequence[Layout] = IMAGES,
+    buffer: int = BUFFER,
+) -> Rows:
+    """The rows of a split, or of all.
+
+    A record whose field `each` is a list of objects ("questions") is a row for each of them, all with its medium.
+    `buffer` is the size of a block of what can only be read in sequence. Raises `InputError` where nothing is found.
+    """
+    found = find(path, split, layouts)
+    if isinstance(found, list):
+        raise InputError("; ".join(found))
+    match found.layout:
+        case "tar":
+            return Tars(found.files, each, buffer)
+        case "parquet":
+            return Parquet(found.files, each, buffer)
+        case "datasets":
+            return Table(found.files, each)
+        case "authors":
+            return Authors(Path(found.files[0]))
+        case "documents":
+            return Documents(found.files)
+        case "lines":
+            return TextLines(found.files)
+    return Lines(found.files, each)
