@@ -80,7 +80,7 @@ def _toml(folder: Path) -> dict[str, Any]:
     path = folder / checkpoint.RECIPE
     if not path.is_file():
         raise InputError(f"{folder} has no {checkpoint.RECIPE}; allowed: the folder of a run")
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:

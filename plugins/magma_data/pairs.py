@@ -199,7 +199,7 @@ class PlainText(_Source):
     def layouts(cls, config: _Rows) -> Sequence[Layout]:
         """Text files first."""
         assert isinstance(config, cls.Config)
-        return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet")
+        return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet", "csv", "json")
 
     def example(self, row: Row) -> Example:
         """The text is the target."""

@@ -11,13 +11,13 @@ from pathlib import Path
 from magma import InputError
 
 from ..passes import Rows
-from .discovery import IMAGES, Found, Layout, find, is_url
+from .discovery import IMAGES, Found, Layout, find, is_hidden, is_url
 from .files import Authors, Documents
-from .lines import Lines, TextLines
+from .records import Records, RecordStream, is_compressed
 from .tables import Parquet, Table
-from .tar import Tars
+from .tar import Tars, members, split_member
 
-__all__ = ["BUFFER", "IMAGES", "Found", "Layout", "find", "is_url", "open_rows"]
+__all__ = ["BUFFER", "IMAGES", "Found", "Layout", "find", "is_hidden", "is_url", "members", "open_rows", "split_member"]
 
 BUFFER = 1000
 
@@ -49,6 +49,7 @@ def open_rows(
             return Authors(Path(found.files[0]))
         case "documents":
             return Documents(found.files)
-        case "lines":
-            return TextLines(found.files)
-    return Lines(found.files, each)
+    text = found.layout == "lines"
+    if any(map(is_compressed, found.files)):
+        return RecordStream(found.files, each, buffer, text)
+    return Records(found.files, each, text)

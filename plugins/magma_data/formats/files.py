@@ -14,7 +14,7 @@ from magma import InputError
 
 from ..passes import Indexed, Row
 from .content import decoded, parsed
-from .discovery import IMAGE_DATA
+from .discovery import IMAGE_DATA, is_hidden
 
 
 class _Files(Indexed):
@@ -48,8 +48,8 @@ class Authors(_Files):
     """The layout of the authors' code: a JSON file an image, with `image_path` and `captions`."""
 
     def __init__(self, folder: Path) -> None:
-        inside = folder / IMAGE_DATA
-        super().__init__(folder, sorted(str(file.relative_to(folder)) for file in inside.rglob("*.json")))
+        inside = (file.relative_to(folder) for file in (folder / IMAGE_DATA).rglob("*.json"))
+        super().__init__(folder, sorted(str(file) for file in inside if not is_hidden(file)))
 
     def row(self, file: Path, raw: bytes) -> Row:
         """The path of its image is relative to the whole folder."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,96 @@ from numpy.typing import NDArray
 from magma import InputError
 
 from ..passes import Indexed, Row, Streamed
+
+
+class Columns:
+    """What a table's schema says about its columns: which holds media, and which hold classes by number."""
+
+    def __init__(self, where: str, schema: Any, each: str | None) -> None:
+        self.medium, self.each = _medium_column(where, schema), each
+        features = _features(schema)
+        self.classes = {name: spec for name, spec in features.items() if '"ClassLabel"' in json.dumps(spec)}
+
+    def row(self, where: str, fields: dict[str, Any], folder: Path) -> Row:
+        """Fields without those that are null; the medium apart."""
+        medium = fields.pop(self.medium, None) if self.medium else None
+        if isinstance(medium, dict):
+            data, path = medium["bytes"], medium.get("path")
+        else:
+            data, path = medium, None
+        try:
+            known = {name: self.value(name, value) for name, value in fields.items()}
+        except InputError as error:
+            return Row(where, {}, problem=f"{where}: {error}")
+        said = {name: value for name, value in known.items() if value is not None}
+        if self.medium and path:
+            said[self.medium] = path
+        return Row(where, said, folder, self.medium or "image", data)
+
+    def value(self, name: str, value: Any) -> Any:
+        """A cell with the names of its classes; the column `each` as a list of objects."""
+        if name in self.classes:
+            value = _with_names(value, self.classes[name], name)
+        return _objects(value) if name == self.each else value
+
+
+def _features(schema: Any) -> Mapping[str, Any]:
+    """What the datasets library writes about the columns beside Arrow's types."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def _with_names(value: Any, spec: Any, column: str) -> Any:
+    """The names of the classes in a cell, at any depth; -1, which stands for no class, becomes None."""
+    if value is None:
+        return None
+    if isinstance(spec, list):  # as old versions write a list
+        return [_with_names(one, spec[0], column) for one in value]
+    if not isinstance(spec, dict):
+        return value
+    kind = spec.get("_type")
+    if kind == "ClassLabel":
+        names = spec.get("names") or []
+        if not isinstance(value, int) or not -1 <= value < len(names):
+            raise InputError(f"{column}: given the class {value!r}; allowed: 0 to {len(names) - 1}")
+        return names[value] if value >= 0 else None
+    if "feature" in spec and isinstance(kind, str):
+        inner = spec["feature"]
+        if isinstance(value, dict):  # `Sequence({...})` of old versions: an object of lists
+            return {name: [_with_names(one, inner.get(name), column) for one in many] for name, many in value.items()}
+        return [_with_names(one, inner, column) for one in value]
+    if isinstance(value, dict):
+        return {name: _with_names(one, spec.get(name), column) for name, one in value.items()}
+    return value
+
+
+def _objects(value: Any) -> Any:
+    """An object of lists, as the datasets library stored `Sequence({...})`, as a list of objects."""
+    if not isinstance(value, dict) or not value or not all(isinstance(many, list) for many in value.values()):
+        return value
+    if len(set(map(len, value.values()))) != 1:
+        return value
+    return [dict(zip(value, entry, strict=True)) for entry in zip(*value.values(), strict=True)]
+
+
+def _medium_column(where: str, schema: Any) -> str | None:
+    """The column that holds media: bytes, or bytes and path as the datasets library stores them."""
+    import pyarrow.types as types
+
+    def holds(kind: Any) -> bool:
+        if types.is_struct(kind):
+            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
+        return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+
+    columns = [field.name for field in schema if holds(field.type)]
+    if len(columns) > 1 and "image" not in columns:
+        raise InputError(
+            f"{where}: several columns hold media ({', '.join(columns)}); allowed: one, or one called image"
+        )
+    return "image" if "image" in columns else next(iter(columns), None)
 
 
 class Table(Indexed):
@@ -28,23 +119,27 @@ class Table(Indexed):
             raise InputError(f"{folders[0]} cannot be read as a saved dataset: {error}") from error
         self.folders = [Path(folder) for folder in folders]
         self.file_ends = np.cumsum([len(table) for table in self.tables])
-        self.media = [
-            _medium_column(folder, table.data.schema) for folder, table in zip(folders, self.tables, strict=True)
+        self.columns = [
+            Columns(folder, table.data.schema, each) for folder, table in zip(folders, self.tables, strict=True)
         ]
 
     def counts(self) -> NDArray[np.int64]:
         """The lengths of the lists."""
-        return np.concatenate([self._lengths(table) for table in self.tables])
+        both = zip(self.tables, self.columns, strict=True)
+        return np.concatenate([self._lengths(table, columns) for table, columns in both])
 
-    def _lengths(self, table: Any) -> NDArray[np.int64]:
+    def _lengths(self, table: Any, columns: Columns) -> NDArray[np.int64]:
         import pyarrow.compute as pc
-        import pyarrow.types as types
 
         ones = np.ones(len(table), dtype=np.int64)
-        if self.each not in table.column_names or not types.is_list(table.data.schema.field(self.each).type):
+        if self.each is None or self.each not in table.column_names:
             return ones
-        lengths = pc.list_value_length(table.data.column(self.each)).fill_null(1).to_numpy()
-        return np.maximum(ones, np.asarray(lengths, dtype=np.int64))  # of an empty list there is a row that says so
+        column = table.data.column(self.each)
+        if _is_list_of_objects(column.type) and not pc.list_flatten(column).null_count:
+            lengths = pc.list_value_length(column).fill_null(1).to_numpy()
+            return np.maximum(ones, np.asarray(lengths, dtype=np.int64))  # an empty list is a row that reports it
+        lengths = [len(columns.row("", {self.each: value.as_py()}, Path()).each(self.each)) for value in column]
+        return np.array(lengths, dtype=np.int64)
 
     def read(self, record: int) -> Row:
         """One row of one table."""
@@ -53,35 +148,15 @@ class Table(Indexed):
         at = record - int(self.file_ends[number]) + len(table)
         (fields,) = table[at : at + 1].to_pylist()
         folder = self.folders[number]
-        return _arrow_row(f"{folder} row {at}", fields, self.media[number], folder)
+        return self.columns[number].row(f"{folder} row {at}", fields, folder)
 
 
-def _medium_column(where: str, schema: Any) -> str | None:
-    """The column that holds media: bytes, or bytes and path as the datasets library stores them."""
+def _is_list_of_objects(kind: Any) -> bool:
+    """Any of Arrow's types of lists, with structs in it."""
     import pyarrow.types as types
 
-    def holds(kind: Any) -> bool:
-        if types.is_struct(kind):
-            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
-
-    columns = [field.name for field in schema if holds(field.type)]
-    if len(columns) > 1 and "image" not in columns:
-        raise InputError(
-            f"{where}: several columns hold media ({', '.join(columns)}); allowed: one, or one called image"
-        )
-    return "image" if "image" in columns else next(iter(columns), None)
-
-
-def _arrow_row(where: str, fields: dict[str, Any], column: str | None, folder: Path) -> Row:
-    """Fields without those that are null; the medium apart."""
-    medium = fields.pop(column, None) if column else None
-    if isinstance(medium, dict):
-        data, path = medium["bytes"], medium.get("path")
-    else:
-        data, path = medium, None
-    said = {name: value for name, value in fields.items() if value is not None}
-    return Row(where, said | ({column: path} if column and path else {}), folder, column or "image", data)
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(is_kind(kind) for is_kind in lists) and types.is_struct(kind.value_type)
 
 
 class Parquet(Streamed):
@@ -91,30 +166,38 @@ class Parquet(Streamed):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        groups = []
+        groups: list[tuple[str, int]] = []
+        self.broken: dict[str, str] = {}
         for file in files:
             try:
                 with pq.ParquetFile(file) as opened:
                     groups += [(file, group) for group in range(opened.num_row_groups)]
-                    _medium_column(file, opened.schema_arrow)
+                    Columns(file, opened.schema_arrow, each)
             except (OSError, pa.ArrowException) as error:
-                raise InputError(f"{file} cannot be read as parquet: {error}") from error
+                self.broken[file] = f"{file} cannot be read as parquet: {error}"
+                if len(self.broken) == len(files) or getattr(error, "errno", None):
+                    raise InputError(self.broken[file]) from error
+                groups.append((file, 0))
         super().__init__(groups, each, buffer)
 
     def samples(self, shard: tuple[str, int], skip: int) -> Iterator[Row]:
-        """The rows of a row group."""
+        """The rows of a row group; of a file that is damaged as a whole, one that says so."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         file, group = shard
+        if file in self.broken:
+            if not skip:
+                yield Row(file, {}, problem=self.broken[file])
+            return
         folder, at = Path(file).parent, 0
         try:
             with pq.ParquetFile(file, memory_map=True) as opened:
-                column = _medium_column(file, opened.schema_arrow)
+                columns = Columns(file, opened.schema_arrow, self.each)
                 for batch in opened.iter_batches(64, row_groups=[group], use_threads=False):
                     for i in range(max(0, skip - at), len(batch)):
                         (fields,) = batch.slice(i, 1).to_pylist()
-                        yield _arrow_row(f"{file} row group {group} row {at + i}", fields, column, folder)
+                        yield columns.row(f"{file} row group {group} row {at + i}", fields, folder)
                     at += len(batch)
         except (OSError, pa.ArrowException) as error:
             if skip <= at:
