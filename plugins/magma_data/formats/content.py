@@ -62,7 +62,7 @@ def opened(file: Path) -> IO[bytes]:
             import pyarrow as pa
 
             try:
-                return io.BufferedReader(pa.input_stream(str(file), compression="zstd"), 2**20)
+                return io.BufferedReader(pa.input_stream(str(file), compression="zstd"), 2**16)
             except pa.ArrowNotImplementedError as error:
                 raise InputError(
                     f"{file}: this build of pyarrow reads no zstd; allowed: the pyarrow of PyPI"
