@@ -479,9 +479,7 @@ def test_a_shard_with_another_count_than_its_stats_is_an_error(layout: str, tmp_
 
 def test_duplicate_members_of_a_tar_are_no_conversion(tmp_path: Path) -> None:
     fetched(tmp_path / "in", "000", "001", successes=2, extra=("000.json",))
-    with pytest.raises(
-        magma.InputError, match=r"00000.tar: two members are called 000.json; allowed"
-    ):
+    with pytest.raises(magma.InputError, match=r"00000.tar: two members are called 000.json; allowed"):
         data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
 
 

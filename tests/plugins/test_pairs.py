@@ -131,7 +131,8 @@ def test_the_authors_folders(tmp_path: Path) -> None:
         assert medium.value.is_file()
     for split in (None, "val"):
         assert Vqa.problems(Vqa.Config(path=str(tmp_path), split=split)) == [
-            f"path: {tmp_path} has none of: a folder that `save_to_disk` wrote, *.jsonl, *.tar, *.parquet"
+            f"path: {tmp_path} has none of: a folder that `save_to_disk` wrote, *.jsonl, *.tar, *.parquet, *.csv, *.tsv, "
+            "*.json"
         ]
     assert Captions.problems(Captions.Config(path=str(tmp_path))) == []
     write(tmp_path / "image_data/0", "0.json", [{"captions": ["a"]}])
