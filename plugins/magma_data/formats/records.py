@@ -70,10 +70,14 @@ class Text(Format):
 class Json(Format):
     """JSON objects: one a line, or all in an array."""
 
+    def __init__(self, array: bool) -> None:
+        """`array`: may it be an array? In JSONL, a line that begins with a bracket is a mistake of that line."""
+        self.array = array
+
     def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Decided by the first character, whatever the file is called."""
+        """Of what may be an array, the first character decides."""
         head = without_mark(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # all that `opened` gives can
-        if head.startswith(b"["):
+        if self.array and head.startswith(b"["):
             self.unit = "item"
             yield from self._items(file)
             return
@@ -185,7 +189,9 @@ def format_of(file: Path) -> Format:
             return Csv(",")
         case ".tsv":
             return Csv("\t")
-    return Json()
+        case ".json":
+            return Json(array=True)
+    return Json(array=False)
 
 
 def is_compressed(file: str) -> bool:
@@ -238,9 +244,9 @@ class Records(Indexed):
         super().__init__(each)
         self.sources = [_Source(Path(file), text) for file in files]
         found = [self._index(source) for source in self.sources]
-        self.places: NDArray[np.int64] = np.concatenate([places for places, _ in found])
+        self.places: NDArray[np.int64] = found[0][0] if len(found) == 1 else np.concatenate([one for one, _ in found])
         self.file_ends = np.cumsum([len(places) for places, _ in found])
-        self._counts: NDArray[np.int64] = np.concatenate([counts for _, counts in found])
+        self._counts: NDArray[np.int64] = found[0][1] if len(found) == 1 else np.concatenate([one for _, one in found])
 
     def _index(self, source: _Source) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """[n, 3] where each record begins, its bytes, its number; [n] how many rows it is."""
@@ -253,7 +259,7 @@ class Records(Indexed):
         if source.broken is not None:
             places.extend((0, 0, self._BROKEN))
             counts.append(1)
-        return np.array(places, dtype=np.int64).reshape(-1, 3), np.array(counts, dtype=np.int64)
+        return np.frombuffer(places, np.int64).reshape(-1, 3), np.frombuffer(counts, np.int64)
 
     def counts(self) -> NDArray[np.int64]:
         """Found with the records."""
