@@ -462,7 +462,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(str(seen[0]), [f"extends itself: {' -> '.join(str(p) for p in (*seen, path))}"])
     try:
-        raw = parse_toml(path.read_text(encoding="utf-8"))
+        raw = parse_toml(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
     except (OSError, ValueError) as error:
         raise RecipeError(str(path), [str(error)]) from error
     base = raw.pop("extends", None)

@@ -252,7 +252,7 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
 def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
     """Rows of JSONL; without `strict`, one that was cut off ends the file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(text.split("\n"), 1):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from magma import InputError
 
+from .formats import split_member
 from .pictures import Unreadable, examine
 from .shards import INDEX, LISTS, Kind, quiet, spread
 
@@ -225,7 +226,7 @@ def samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         def members() -> Iterator[tuple[str, str, bytes]]:
             for member in tar:
                 opened = tar.extractfile(member)
-                key, _, ending = member.name.partition(".")
+                key, ending = split_member(member.name)
                 yield key, ending, opened.read() if opened else b""
 
         for key, group in groupby(members(), lambda one: one[0]):

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import length_hint
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal
 
 from magma import InputError
 
+from .formats import is_hidden
 from .pictures import OnDisk, Picture
 from .shards import Drop, Item, Kind, Record
 
@@ -91,7 +92,7 @@ class Tree:
         inside = []
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if is_hidden(PurePath(entry.name)):
                     continue
                 if entry.name.endswith(DATA_ENDINGS):
                     if entry.is_file():

@@ -1,6 +1,6 @@
 """Something said about images, or said alone: captions, questions and answers, labels, plain text.
 
-Where rows come from and in which order is `rows.py`'s matter; here is what a model sees of one, and says.
+Where rows come from and in which order is the matter of `formats`; here is what a model sees of one, and says.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic import Field
 from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Text, Trial
 
 from .columns import ColumnsConfig, MediaConfig
+from .formats import BUFFER, IMAGES, Layout, find, is_url, open_rows
 from .passes import Row, Rows
-from .rows import BUFFER, IMAGES, Layout, find, is_url, open_rows
 
 
 class _Rows(ColumnsConfig):
@@ -204,7 +204,7 @@ class PlainText(_Source):
     def layouts(cls, config: _Rows) -> Sequence[Layout]:
         """Text files first."""
         assert isinstance(config, cls.Config)
-        return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet")
+        return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet", "csv", "json")
 
     def example(self, row: Row) -> Example:
         """The text is the target."""

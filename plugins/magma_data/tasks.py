@@ -18,8 +18,8 @@ from magma import InputError, LocalPath, Media, PartConfig, Question, Task, Text
 
 from .columns import MediaConfig
 from .copies import digest
+from .formats import find, open_rows
 from .passes import Row
-from .rows import find, open_rows
 
 PASSES, OF_EACH = 16, 32
 """Completed examples are drawn from the first rows of so many shuffled passes: images of 512 rows fit into memory."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from magma import InputError
 
+from .formats import members, split_member
 from .official import Counted, Found, Need, OfficialSet, Options, captioned, load_json, need
 from .pictures import AtUrl, InTar, OnDisk, Picture
 from .shards import Drop, Item
@@ -48,7 +49,7 @@ class _Listed(OfficialSet):
         return Counted(self._lines(paths[0]), _count_lines(paths[0]))
 
     def _lines(self, path: Path) -> Iterator[Item]:
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 cells = line.rstrip("\r\n").split("\t")
                 if number == 1 and sorted(cells) == ["caption", "url"]:  # written by hand, for img2dataset
@@ -143,7 +144,7 @@ class Wit(OfficialSet):
 
     def _rows(self, path: Path, options: Options) -> Iterator[Item]:
         csv.field_size_limit(2**31 - 1)  # whole sections of articles
-        with gzip.open(path, "rt", encoding="utf-8", errors="replace", newline="") as lines:
+        with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
             try:
                 for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), 1):
                     if row["language"] == (options.language or "en"):
@@ -192,8 +193,8 @@ def _shard(base: Path, options: Options) -> Iterator[Item]:
                 yield Drop(str(row["key"]), f"img2dataset: {row['status']}")
             else:
                 known[str(row["key"])] = row
-    for key, picture, said in _in_tar(tar) if tar.is_file() else _in_folder(base):
-        row = {**known.get(key, {}), **{name.lower(): value for name, value in said.items()}}
+    for key, picture, said in _as_counted(tar if tar.is_file() else base):
+        row = {**known.get(key.rpartition("/")[2], {}), **{name.lower(): value for name, value in said.items()}}
         if picture is None:
             yield Drop(key, "missing image")
         elif reason := _refused(row, options, f"{base}: its fields"):
@@ -206,51 +207,73 @@ def _shard(base: Path, options: Options) -> Iterator[Item]:
 Sample = tuple[str, Picture | None, dict[str, Any]]
 
 
+def _as_counted(path: Path) -> Iterator[Sample]:
+    """The samples of a tar or a folder. Raises `InputError` where they are not as many as img2dataset counted."""
+    samples = list(_in_tar(path) if path.suffix == ".tar" else _in_folder(path))
+    stats = path.with_name(f"{path.stem}_stats.json")
+    written = load_json(stats).get("successes") if stats.is_file() else None
+    if isinstance(written, int) and written != len(samples):
+        raise InputError(
+            f"{path}: {len(samples)} samples, but {stats.name} counts {written} successes; allowed: the shard as "
+            "img2dataset wrote it, with its own figures: fetch it again, or correct them"
+        )
+    yield from samples
+
+
 def _in_tar(path: Path) -> Iterator[Sample]:
-    """A sample's files stand one after the other; only the small ones are read."""
+    """Every sample, wherever in the shard its members are; only the small ones are read."""
+    samples: dict[str, dict[str, Picture | bytes]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for key, members in groupby(_members(tar), lambda member: member.name.partition(".")[0]):
-                picture, said = None, dict[str, Any]()
-                for member in members:
-                    ending = member.name.rpartition(".")[2].lower()
-                    if ending in _ENDINGS:
-                        picture = InTar(str(path), member.offset_data, member.size)
-                    elif ending in ("json", "txt"):
-                        opened = tar.extractfile(member)
-                        assert opened is not None
-                        _tell(said, f"{path} {member.name}", ending, opened.read())
-                yield key, picture, said
+            for member in members(tar):
+                key, ending = split_member(member.name)
+                sample = samples.setdefault(key, {})
+                if ending in sample:
+                    raise InputError(f"{path}: two members are called {member.name}; allowed: one of each name")
+                kind = ending.rpartition(".")[2]
+                if kind in ("json", "txt"):
+                    opened = tar.extractfile(member)
+                    assert opened is not None
+                    sample[ending] = opened.read()
+                elif kind in _ENDINGS:
+                    sample[ending] = InTar(str(path), member.offset_data, member.size)
     except tarfile.TarError as error:
         raise InputError(f"{path}: {error}; perhaps img2dataset was ended while it wrote it") from error
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The files, none of them kept: a tar remembers all that it has read."""
-    for member in tar:
-        if member.isfile():
-            yield member
-        tar.members = []  # type: ignore[attr-defined]  # documented nowhere, but public
+    for key, sample in samples.items():
+        yield _put_together(str(path), key, sample)
 
 
 def _in_folder(folder: Path) -> Iterator[Sample]:
     """The same from the files of a folder."""
-    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d+\.\w+", name))  # noqa: PTH208 - names alone
+    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d+\.\w+", name))  # noqa: PTH208 - names only
     for key, group in groupby(names, lambda name: name.partition(".")[0]):
-        picture, said = None, dict[str, Any]()
+        sample: dict[str, Picture | bytes] = {}
         for name in group:
             ending = name.rpartition(".")[2].lower()
-            if ending in _ENDINGS:
-                picture = OnDisk((str(folder / name),))
-            elif ending in ("json", "txt"):
-                _tell(said, str(folder / name), ending, (folder / name).read_bytes())
-        yield key, picture, said
+            if ending in ("json", "txt"):
+                sample[ending] = (folder / name).read_bytes()
+            elif ending in _ENDINGS:
+                sample[ending] = OnDisk((str(folder / name),))
+        yield _put_together(str(folder), key, sample)
+
+
+def _put_together(where: str, key: str, members: Mapping[str, Picture | bytes]) -> Sample:
+    """A sample of its members by their endings."""
+    picture, said = None, dict[str, Any]()
+    for ending, member in members.items():
+        if isinstance(member, bytes):
+            _tell(said, f"{where} {key}.{ending}", ending.rpartition(".")[2], member)
+        elif picture is not None:
+            raise InputError(f"{where} {key}: it has several images; allowed: one")
+        else:
+            picture = member
+    return key, picture, said
 
 
 def _tell(said: dict[str, Any], where: str, ending: str, data: bytes) -> None:
     """Add what a JSON or a text file says; the text stands for the caption where the JSON has none."""
     if ending == "txt":
-        said.setdefault("text", data.decode(errors="replace"))
+        said.setdefault("text", data.decode("utf-8-sig", errors="replace"))
         return
     try:
         said.update(json.loads(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import sys
 from pathlib import Path
@@ -129,6 +130,17 @@ def test_overrides(tmp_path: Path) -> None:
         Recipe.load(path, ["train.lr"])
     with pytest.raises(RecipeError, match=r"--set data\.train\.7\.length=1: there is no data\.train\.7\.length to set"):
         Recipe.load(path, ["data.train.7.length=1"])
+
+
+@pytest.mark.usefixtures("toys")
+def test_byte_order_marks_and_cr_lf_are_no_part_of_a_recipe(tmp_path: Path) -> None:
+    write(tmp_path, "base.toml", tomli_w.dumps(recipe()))
+    plain = write(tmp_path, "plain.toml", 'extends = "base.toml"\n[train]\nlr = 0.5\n')
+    expected = Recipe.load(plain)
+    for name in ("base.toml", "plain.toml"):
+        text = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(codecs.BOM_UTF8 + text.replace(b"\n", b"\r\n"))
+    assert Recipe.load(plain) == expected
 
 
 @pytest.mark.usefixtures("toys")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import signal
@@ -140,6 +141,13 @@ def test_anyones_predictions_are_scored(tmp_path: Path) -> None:
     lines = [{"prediction": "ab", "answers": ["ab", "ab", "c"]}, {"prediction": "abc", "answer": "x"}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert score_file(Counted(PartConfig(), 0), file) == {"count_accuracy": 0.5, "per_item": [1.0, 0.0]}
+
+
+def test_byte_order_marks_and_cr_lf_are_no_part_of_a_prediction(tmp_path: Path) -> None:
+    file = tmp_path / "them.jsonl"
+    line = json.dumps({"prediction": "ab", "answer": "ab"}).encode()
+    file.write_bytes(codecs.BOM_UTF8 + line + b"\r\n" + line + b"\r\n")
+    assert score_file(Counted(PartConfig(), 0), file)["per_item"] == [1.0, 1.0]
 
 
 def test_the_program_scores_as_the_official_evaluation_does(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import http.server
+import io
 import json
 import os
 import runpy
@@ -11,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections import Counter
@@ -432,6 +435,85 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(magma.InputError, match="no sample is left"):
         convert("cc3m", case, tmp_path / "out")
     convert("cc3m", cc3m(tmp_path / "source"), tmp_path / "out")
+
+
+# Files as people have them
+
+
+def fetched(folder: Path, *keys: str, successes: int, order: str = "jpg json", extra: tuple[str, ...] = ()) -> None:
+    """A shard of img2dataset whose members have these keys, and its figures."""
+    folder.mkdir(parents=True)
+    names = [f"{key}.{ending}" for key in keys for ending in order.split()] + [f"{name}" for name in extra]
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for name in names:
+            fields = json.dumps({"caption": name.removesuffix(".json"), "url": "u"}).encode()
+            content = picture(keys.index(name[:-4])) if name[:-4] in keys else fields
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (folder / "00000_stats.json").write_text(json.dumps({"count": 9, "successes": successes}))
+
+
+DOTTED = ("./v1.0/000", "./v1.0/001", "v1.1/000", "v1.1/001", "./002", "003")
+
+
+def test_dotted_folders_in_tar_members_are_converted(tmp_path: Path) -> None:
+    """With hidden members among them."""
+    fetched(tmp_path / "in", *DOTTED, successes=6, extra=("._003.jpg", "__MACOSX/._000.json", ".DS_Store"))
+    data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+    found = [(image, fields["id"], fields["captions"]) for _, image, fields in held(tmp_path / "out", "train")]
+    assert found == [(picture(i), key.removeprefix("./"), [key]) for i, key in enumerate(DOTTED)]
+
+
+@pytest.mark.parametrize("layout", ["webdataset", "files"])
+def test_a_shard_with_another_count_than_its_stats_is_an_error(layout: str, tmp_path: Path) -> None:
+    fetched(tmp_path / "in", "000", "001", successes=3)
+    if layout == "files":
+        (tmp_path / "in/00000").mkdir()
+        with tarfile.open(tmp_path / "in/00000.tar") as tar:
+            tar.extractall(tmp_path / "in/00000", filter="data")
+        (tmp_path / "in/00000.tar").unlink()
+    message = r"00000(\.tar)?: 2 samples, but 00000_stats.json counts 3 successes; allowed: "
+    with pytest.raises(magma.InputError, match=message):
+        data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+
+
+def test_duplicate_members_of_a_tar_are_no_conversion(tmp_path: Path) -> None:
+    fetched(tmp_path / "in", "000", "001", successes=2, extra=("000.json",))
+    with pytest.raises(magma.InputError, match=r"00000.tar: two members are called 000.json; allowed"):
+        data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+
+
+def test_members_that_are_not_adjacent_are_converted(tmp_path: Path) -> None:
+    fetched(tmp_path / "in", "000", "001", successes=2, order="jpg", extra=("001.json", "000.json"))
+    data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+    found = [(image, fields["captions"]) for _, image, fields in held(tmp_path / "out", "train")]
+    assert found == [(picture(0), ["000"]), (picture(1), ["001"])]
+
+
+def test_a_tar_without_its_end_mark_is_no_conversion(tmp_path: Path) -> None:
+    fetched(tmp_path / "in", "000", "001", successes=2)
+    tar = tmp_path / "in/00000.tar"
+    tar.write_bytes(tar.read_bytes().rstrip(bytes(1)) + bytes(512 - len(tar.read_bytes().rstrip(bytes(1))) % 512))
+    with pytest.raises(magma.InputError, match=r"00000.tar: it is cut off or damaged here; perhaps img2dataset was"):
+        data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+
+
+@pytest.mark.parametrize("name", ["cc3m", "cc12m"])
+@pytest.mark.parametrize("head", [False, True])
+def test_a_byte_order_mark_costs_a_list_no_row(name: str, head: bool, tmp_path: Path) -> None:
+    put(tmp_path / "in/web/0", picture(0))
+    put(tmp_path / "in/web/1", picture(1))
+    columns = ("caption", "url") if name == "cc3m" else ("url", "caption")
+    rows = [{"caption": f"text {i}", "url": f"file://{tmp_path}/in/web/{i}"} for i in (0, 1)]
+    rows = [dict(zip(columns, columns, strict=True)), *rows] if head else rows
+    lines = "".join("\t".join(row[column] for column in columns) + "\r\n" for row in rows)
+    file = "Train_GCC-training.tsv" if name == "cc3m" else "cc12m.tsv"
+    put(tmp_path / "in" / file, codecs.BOM_UTF8 + lines.encode())
+    data("convert", name, tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+    found = [(image, fields["captions"]) for _, image, fields in held(tmp_path / "out", "train")]
+    assert found == [(picture(0), ["text 0"]), (picture(1), ["text 1"])]
+    assert json.loads((tmp_path / "out/report.json").read_text())["splits"]["train"]["dropped"] == {}
 
 
 # Check and show

@@ -131,7 +131,8 @@ def test_the_authors_folders(tmp_path: Path) -> None:
         assert medium.value.is_file()
     for split in (None, "val"):
         assert Vqa.problems(Vqa.Config(path=str(tmp_path), split=split)) == [
-            f"path: {tmp_path} has none of: a folder that `save_to_disk` wrote, *.jsonl, *.tar, *.parquet"
+            f"path: {tmp_path} has none of: a folder that `save_to_disk` wrote, *.jsonl, *.tar, *.parquet, "
+            "*.csv, *.tsv, *.json"
         ]
     assert Captions.problems(Captions.Config(path=str(tmp_path))) == []
     write(tmp_path / "image_data/0", "0.json", [{"captions": ["a"]}])
@@ -194,7 +195,7 @@ def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatc
         f"split: given 'test', which {captions} does not have; allowed: train, val"
     ]
     assert Captions.problems(Captions.Config(path=str(tmp_path))) == [
-        f"path: {tmp_path} has none of: a folder that `save_to_disk` wrote, *.jsonl, *.tar, *.parquet, image_data/"
+        f"path: {tmp_path} holds several data sets, each with its splits: set; allowed: one of them ({captions})"
     ]
     monkeypatch.setenv("MAGMA_DATA", str(tmp_path))
     recipe = magma.Recipe.load(
