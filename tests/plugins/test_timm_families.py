@@ -73,7 +73,7 @@ SMALL = {
 }
 """Small models of the families whose first name is a large one. Families without an entry are tried with timm's own
 `test_` model, or with their first name."""
-LARGEST = 30e6
+LARGEST = 12e6
 """Parameters up to which weights are drawn and features computed; larger networks are run on meta only."""
 
 
