@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from magma_data.answered import GqaTask, Vqa2Task
 from magma_data.described import CocoCaptionsTask
+from magma_data.digits import DigitsTask
+from magma_data.paired import SameNumberTask
 from magma_data.pairs import Captions, Labelled, PlainText, Vqa, _Source
+from magma_data.spoken import SpokenDigitsTask
 from magma_data.tasks import RowsTask
 
 import magma
-from magma import Example, InputError, Media, RecipeError, Text
+from magma import Example, InputError, Media, Question, RecipeError, Text
 
 
 def lines(file: Path, *rows: Mapping[str, Any]) -> Path:
@@ -281,3 +284,26 @@ def test_a_shot_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
         InputError, match=r"0 completed examples can stand before question 1 \(4 others cannot be read\)"
     ):
         list(asked.examples("test", 1, 0))
+
+
+def test_digits_and_recordings_show_no_copies_either(tmp_path: Path) -> None:
+    """Of the training split, questions are asked about what may be shown, too."""
+    for take in (0, 5, 6, 7):
+        for digit in (3, 8):
+            content = b"same" if take in (5, 6) else f"{digit} {take}".encode()
+            (tmp_path / f"{digit}_ann_{take}.wav").write_bytes(content)
+
+    def contents(question: Question) -> list[Any]:
+        media = [s.value for s in question.segments if isinstance(s, Media)]
+        return [one.read_bytes() if isinstance(one, Path) else one.tobytes() for one in media]
+
+    for question in SpokenDigitsTask(SpokenDigitsTask.Config(path=str(tmp_path)), 0).examples("train", 1, 0):
+        *shown, own = contents(question)
+        assert own not in shown
+    for question in SameNumberTask(SameNumberTask.Config(path=str(tmp_path)), 0).examples("train", 1, 0):
+        *shown, image, recording = contents(question)
+        assert not {image, recording} & set(shown)
+    digits = DigitsTask(DigitsTask.Config(groups=("larger",), limit=60), 0)
+    for question in digits.examples("train", 40, 0):  # some had copies before
+        *shown, one, other = contents(question)
+        assert not {one, other} & set(shown)
