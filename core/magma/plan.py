@@ -125,6 +125,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
 
     `world` GPUs share each global batch; `micro_batches` are those to give the memory of, beside the recipe's own.
     """
+    length = _length(recipe, world)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries warn of what does not matter without data
         model = assemble(recipe, device="meta")
@@ -148,7 +149,6 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         lm = measured.flops - sum(measured.per_medium.values())
         costs = Costs(lm / positions, {name: float(count) for name, count in measured.per_medium.items()})
     media = sum(way.prefix.length for way in model.ways().values())
-    length = _length(recipe, world)
     return Plan(
         recipe=recipe.name,
         precision=recipe.train.precision if recipe.train else "fp32",
