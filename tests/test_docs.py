@@ -6,12 +6,12 @@ import inspect
 import json
 import re
 import runpy
-import subprocess
 import sys
 import types
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import program
 import pytest
 import torch
 
@@ -35,7 +35,7 @@ def test_readmes_python_runs(
     (tmp_path / "docs").symlink_to(ROOT / "docs")
     monkeypatch.chdir(tmp_path)
     run = "recipe run quickstart --set train.samples=32 --set tasks.0.limit=2 --set train.evaluate_samples=2"
-    subprocess.run([sys.executable, "-m", "magma.cli", *run.split()], check=True, capture_output=True)
+    assert program.magma(*run.split()).returncode == 0
     names: dict[str, object] = {}
     exec(load, names)
     assert len(capsys.readouterr().out.splitlines()) >= 2
@@ -139,12 +139,7 @@ def test_every_shipped_part_says_what_it_is() -> None:
 
 def test_readmes_plan_is_what_the_program_prints() -> None:
     (text,) = blocks("text")
-    done = subprocess.run(
-        [sys.executable, "-m", "magma.cli", "recipe", "plan", ROOT / "recipes/magma_long.toml"],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    done = program.magma("recipe", "plan", ROOT / "recipes/magma_long.toml")
     printed = [line.rstrip() for line in done.stdout.splitlines()]
     assert printed[: len(text.splitlines())] == text.splitlines()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 from magma_data.digits import WORDS, images
 from PIL import Image
+from program import magma as in_process
+from program import start
 
 import magma
 from magma.plan import Plan, plan
@@ -36,8 +37,23 @@ PARAMS = {  # table 1, column "Params"
 
 @cache
 def planned(name: str) -> Plan:
-    """A plan assembles its recipe on meta and runs it there, forward and backward."""
-    return plan(magma.Recipe.load(RECIPES[name]))
+    """A plan assembles its recipe on meta and runs it there, forward and backward.
+
+    The paper's language model and encoder are the same in most recipes: they have their full size in magma_long, and
+    elsewhere two of 28 equal layers, and an encoder of one block a stage.
+    """
+    recipe, long = magma.Recipe.load(RECIPES[name]), magma.Recipe.load("magma_long")
+    if name == "magma_long":
+        return plan(recipe)
+    small = ["lm.layers=2"] if recipe.part("lm") == long.part("lm") else []
+    encoder = "inputs.image.encoder"
+    if (
+        not name.startswith("paper/encoders/")
+        and "image" in recipe.inputs
+        and recipe.part(encoder) == long.part(encoder)
+    ):
+        small.append(f"{encoder}={{ use = 'clip', layers = [1, 1, 1, 1], width = 16, image_size = 64 }}")
+    return plan(magma.Recipe.load(RECIPES[name], small))
 
 
 def test_every_file_is_a_recipe_by_its_name() -> None:
@@ -47,12 +63,7 @@ def test_every_file_is_a_recipe_by_its_name() -> None:
     assert len({recipe.name for recipe in map(magma.Recipe.load, RECIPES.values())}) == len(RECIPES)
 
 
-def weighed(name: str) -> Any:
-    """The finetuning recipes are one model and one head, many times."""
-    return pytest.param(name, marks=[pytest.mark.slow] if name.startswith("paper/finetune/") else [])
-
-
-@pytest.mark.parametrize("name", [weighed(name) for name in RECIPES])
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_assembled_and_run_on_meta(name: str) -> None:
     found = planned(name)
     assert "lm" in {part.path for part in found.parts if not part.trained}
@@ -92,7 +103,8 @@ def test_the_params_column_of_table_1() -> None:
         model = magma.assemble(magma.Recipe.load(f"{ADAPTERS}/{row}"), device="meta")
         return sum(p.parameters for p in model.summary() if model.parts()[p.path][0].kind in ("prefix", "adapter"))
 
-    ratios = {row: added(row) / added("ff4") for row in PARAMS}
+    found = {row: added(row) for row in PARAMS}
+    ratios = {row: found[row] / found["ff4"] for row in PARAMS}
     assert {row: f"{x:.0f}" if x >= 0.95 else f"{x:.1f}" for row, x in ratios.items()} == PARAMS
     assert {name for name in RECIPES if name.startswith(ADAPTERS)} == {f"{ADAPTERS}/{row}" for row in PARAMS}
 
@@ -172,21 +184,24 @@ def test_memory_is_shared_as_zero_does() -> None:
 def program(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
     """With an empty cache, and a hub that nobody reaches."""
     environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": "http://127.0.0.1:9", "MAGMA_DATA": str(home)}
-    command = [sys.executable, "-m", "magma.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=home)
+    return start(*arguments, env=environment, cwd=home)
 
 
 def test_a_plan_needs_neither_data_nor_weights(tmp_path: Path) -> None:
-    done = program("recipe", "plan", ROOT / "recipes/magma_long.toml", "--json", "--world", "8", home=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["steps"] == 29_688
-    assert found["world"] == 8
     shown = program("recipe", "plan", "magma_long", home=tmp_path).stdout
     assert " ".join(shown.split()).count("lm gptj 6,050,882,784 frozen") == 1
     assert "144 image + 21 text (assumed) = 165 tokens an example; 4.34 TFLOP a sample" in shown
     assert "29,688 steps of 256 examples (7,600,000 samples), bf16" in shown
     assert "ZeRO 2 *" in shown
+
+
+def test_a_plan_is_json_for_programs() -> None:
+    words = ["--json", "--world", "8", "--set", "lm.layers=2"]
+    done = in_process("recipe", "plan", ROOT / "recipes/magma_long.toml", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["steps"] == 29_688
+    assert found["world"] == 8
 
 
 def test_all_that_is_missing_is_said_at_once_and_how_to_get_it(tmp_path: Path) -> None:
@@ -236,18 +251,18 @@ def test_magma_long_trains_small_from_end_to_end(digits: Path, tmp_path: Path) -
         *(f"data.train.{i}.path={digits / 'captions'}" for i in range(7)),
         *(f"data.train.{i}.path={digits / 'questions'}" for i in range(7, 11)),
         f"data.evaluation.0.path={digits / 'captions'}",
-        *("train.samples=1024", "train.batch_size=16", "train.precision=fp32", "train.lr=2e-3", "inputs.image.lr=2e-3"),
+        *("train.samples=512", "train.batch_size=8", "train.precision=fp32", "train.lr=2e-3", "inputs.image.lr=2e-3"),
         *("train.evaluate_every=16", "train.evaluate_samples=32", "train.warmup_steps=4"),
     ]
     sets = [word for change in changes for word in ("--set", change)]
-    done = program("recipe", "run", "magma_long", "--out", tmp_path / "run", *sets, home=tmp_path)
+    done = in_process("recipe", "run", "magma_long", "--out", tmp_path / "run", *sets)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     losses = [row["evaluation_loss"] for row in rows if "evaluation_loss" in row]
     assert losses[-1] < 0.5 * losses[0]
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert (report["steps"], report["frozen_unchanged"], report["finished"]) == (64, True, True)
-    assert "1,024 samples" in done.stderr
+    assert "512 samples" in done.stderr
     model = magma.load(tmp_path / "run")
     assert model.generate([tmp_path / "3.png"], max_tokens=4).startswith("A picture of")
 
@@ -293,7 +308,7 @@ def test_the_classification_recipe_trains_small(digits: Path, tmp_path: Path) ->
             f"init.checkpoint={tmp_path / 'base'}",
             f"data.train.0.path={digits / 'captions'}",
             f"data.evaluation.0.path={digits / 'captions'}",
-            *("train.steps=120", "train.batch_size=16", "train.precision=fp32", "train.evaluate_every=20"),
+            *("train.steps=120", "train.batch_size=8", "train.precision=fp32", "train.evaluate_every=20"),
             *("train.lr=2e-3", "inputs.image.lr=2e-3", "train.warmup_steps=4"),
             "train.early_stopping=9",  # a BatchNorm of few steps makes the loss jump before it falls
         ],

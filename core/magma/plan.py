@@ -7,19 +7,14 @@ operation on tensors without data; a dimension that does not fit shows itself th
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
-
 from .assemble import assemble, learning_rates
-from .errors import PartError, TooLong, TrainingError
-from .model import Input, Magma
+from .errors import TooLong, TrainingError
+from .measure import EXAMPLES, measure
+from .model import Magma
 from .recipe import Recipe, Train
 from .recompute import recompute
 from .segments import Batch, Encoded
@@ -29,10 +24,6 @@ TEXT_TOKENS = 20
 MICRO_BATCHES = (1, 8, 32, 128)
 OPTIMIZER_BYTES = 12
 """A parameter's float32 master copy, and the optimizer's two averages."""
-
-
-_EXAMPLES = 2
-"""BatchNorm takes no batch of one."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +125,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
 
     `world` GPUs share each global batch; `micro_batches` are those to give the memory of, beside the recipe's own.
     """
+    length = _length(recipe, world)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # libraries warn of what does not matter without data
         model = assemble(recipe, device="meta")
@@ -149,15 +141,14 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     totals["frozen"] = totals["parameters"] - trained
     batch = _example(model, recipe, text_tokens)
     kept_inputs = recompute(model, recipe.train.activation_checkpointing) if recipe.train else []
-    flops, activations = _measure(model, lambda: model(batch), kept_inputs)
+    measured = measure(model, batch, kept_inputs)
+    flops, activations = (measured.flops, measured.activations) if measured else (None, None)
     positions = batch.tokens.shape[1]
     costs = None
-    if flops is not None:
-        found = {name: _measure(model, _alone(way, batch.media[name]))[0] for name, way in model.ways().items()}
-        per_medium = {name: float(count or 0) for name, count in found.items()}
-        costs = Costs((flops - sum(per_medium.values())) / positions, per_medium)
+    if measured:
+        lm = measured.flops - sum(measured.per_medium.values())
+        costs = Costs(lm / positions, {name: float(count) for name, count in measured.per_medium.items()})
     media = sum(way.prefix.length for way in model.ways().values())
-    length = _length(recipe, world)
     return Plan(
         recipe=recipe.name,
         precision=recipe.train.precision if recipe.train else "fp32",
@@ -233,77 +224,7 @@ def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
         )
     encoded.tokens += [0] * text
     encoded.targets += [True] * text
-    return collator.pad([encoded] * _EXAMPLES).to("meta", model.dtype)
-
-
-def _alone(way: Input, x: Tensor) -> Callable[[], Tensor]:
-    """One input's share of the work."""
-    return lambda: way(x).values.sum()
-
-
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    """Attention as a GPU computes it: queries, keys, values and what comes out are kept, no scores.
-
-    Without it the unfused operations would be counted, which is what runs on meta.
-    """
-    plain = F.scaled_dot_product_attention
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention
-
-    def fused(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        **more: Any,
-    ) -> Tensor:
-        if more.get("enable_gqa"):
-            out: Tensor = plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
-        else:
-            out = kernel(query, key, value, dropout_p, is_causal, scale=scale)[0]
-        return out
-
-    setattr(F, "scaled_dot_product_attention", fused)  # noqa: B010  # mypy holds an assignment to its whole signature
-    try:
-        yield
-    finally:
-        setattr(F, "scaled_dot_product_attention", plain)  # noqa: B010
-
-
-def _measure(
-    model: Magma, run: Callable[[], Tensor], kept_inputs: Sequence[nn.Module] = ()
-) -> tuple[int | None, int | None]:
-    """FLOPs of forward and backward an example, and the bytes that forward keeps for backward.
-
-    `kept_inputs` are modules that keep what they are given, and no more.
-    """
-    own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage takes its number
-        return tensor
-
-    for module in kept_inputs:
-        module.register_forward_pre_hook(lambda _, given: (keep(given[0]), None)[1])
-    counter = FlopCounterMode(display=False)
-    try:
-        with counter, _fused_attention():
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                model.train()
-                loss = run()
-            saved = sum(t.untyped_storage().nbytes() for number, t in kept.items() if number not in own)
-            if loss.requires_grad:
-                torch.autograd.backward(loss)
-            model.zero_grad()
-    except (RuntimeError, ValueError, IndexError) as error:
-        if "meta" in str(error):  # a part asks for a value, and there is none
-            return None, None
-        raise PartError(f"the parts of this recipe do not fit together: {error}") from error
-    return counter.get_total_flops() // _EXAMPLES, saved // _EXAMPLES
+    return collator.pad([encoded] * EXAMPLES).to("meta", model.dtype)
 
 
 def _memory(

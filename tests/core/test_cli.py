@@ -16,13 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from program import magma, start
 
 QUICK = ["--set", "train.samples=96", "--set", "tasks.0.limit=6", "--set", "train.evaluate_samples=8"]
-
-
-def magma(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "magma.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +36,7 @@ def test_help_answers_in_half_a_second() -> None:
     times = []
     for _ in range(5):
         began = time.perf_counter()
-        done = magma("--help")
+        done = start("--help")
         times.append(time.perf_counter() - began)
     assert "Any modality into a frozen language model" in done.stdout
     assert min(times) < 0.5, times
@@ -217,7 +213,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     found = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        done = magma("recipe", "run", "quickstart", "--out", out, "--nproc", processes, *words)
+        done = start("recipe", "run", "quickstart", "--out", out, "--nproc", processes, *words)
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         found[processes] = [row["loss"] for row in rows if "loss" in row]
@@ -256,7 +252,7 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, process
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert max(row["step"] for row in rows) == steps
     words[words.index("train.samples=100000")] = f"train.samples={32 * (steps + 2)}"
-    again = magma(*words, "--resume")
+    again = start(*words, "--resume")
     assert again.returncode == 0, again.stderr
     assert f"going on from step {steps}" in again.stderr
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -272,6 +268,6 @@ def test_a_broken_command_plugin_is_named_and_left_out(tmp_path: Path) -> None:
         "import magma\n@magma.hookimpl\ndef magma_commands(cli):\n    @cli.command()\n    def greet(): print('hello')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = magma("greet", env=environment)
+    done = start("greet", env=environment)
     assert done.stdout == "hello\n"
     assert "commands of broken-commands left out: ModuleNotFoundError" in done.stderr

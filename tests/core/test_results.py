@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import program
 import pytest
 from pydantic import Field
 from toys import RECIPE, WORDS, ToyEncoder, ToyTask
@@ -270,33 +272,30 @@ def test_the_program_asks_scores_and_reports(checkpoint: Path, tmp_path: Path) -
     ],
 )
 def test_mistakes_are_told_before_the_model_is_loaded(tmp_path: Path, words: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "magma.cli", "eval", str(tmp_path), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    done = program.magma("eval", tmp_path, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
 
 
 def test_killed_and_asked_again(checkpoint: Path, tmp_path: Path) -> None:
     """By SIGKILL, at whatever it was doing."""
-    command = [sys.executable, "-m", "magma.cli", "eval", str(checkpoint), "--task", "digits", "--limit", "60"]
-    command += ["--batch-size", "16", "--shots", "0", "--set", 'groups=["caption", "parity_two_step"]']
-    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    whole = subprocess.run(
-        [*command, "--out", str(tmp_path / "whole")], env=environment, capture_output=True, check=False
-    )
+    words = ["eval", str(checkpoint), "--task", "digits", "--limit", "24", "--batch-size", "8", "--shots", "0"]
+    words += ["--set", 'groups=["caption", "parity_two_step"]']
+    whole = program.magma(*words, "--out", tmp_path / "whole")
     assert whole.returncode == 0, whole.stderr
     cut = tmp_path / "cut"
-    process = subprocess.Popen([*command, "--out", str(cut)], env=environment, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "magma.cli", *words, "--out", str(cut)]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not any(f.read_bytes() for f in cut.glob("0_shot*.partial")) and process.poll() is None:
-            pass
+            time.sleep(0.002)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (cut / "0_shot.blind.jsonl").exists()
-    assert (
-        subprocess.run([*command, "--out", str(cut)], env=environment, capture_output=True, check=False).returncode == 0
-    )
+    again = program.magma(*words, "--out", cut)
+    assert again.returncode == 0, again.stderr
     for name in ("0_shot.jsonl", "0_shot.shuffled.jsonl", "0_shot.blind.jsonl", "scores.json"):
         assert (cut / name).read_text() == (tmp_path / "whole" / name).read_text(), name
 

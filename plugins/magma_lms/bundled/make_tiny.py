@@ -167,13 +167,15 @@ def accuracies(model: Any, tokenizer: Any) -> dict[str, float]:
     found = {}
     for name, cases in probes().items():
         right = 0
-        for document, answer in cases:
-            ids = [0, *ids_of(document, tokenizer, {})]
-            prompt = len(ids)
-            while len(ids) < prompt + 3 and (len(ids) == prompt or ids[-1] != 0):
-                ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-            said = tokenizer.decode(ids[prompt:], skip_special_tokens=True).split()
-            right += bool(said) and said[0].strip(".,") == answer
+        prompts = [([0, *ids_of(document, tokenizer, {})], answer) for document, answer in cases]
+        for length in {len(ids) for ids, _ in prompts}:  # in batches without padding
+            rows = torch.tensor([ids for ids, _ in prompts if len(ids) == length])
+            for _ in range(3):
+                rows = torch.cat([rows, model(input_ids=rows).logits[:, -1:].argmax(-1)], dim=1)
+            answers = [answer for ids, answer in prompts if len(ids) == length]
+            for ids, answer in zip(rows[:, length:].tolist(), answers, strict=True):
+                said = tokenizer.decode(ids[: ids.index(0) if 0 in ids else None]).split()
+                right += bool(said) and said[0].strip(".,") == answer
         found[name] = right / len(cases)
     return found
 

@@ -1,0 +1,44 @@
+"""The `magma` program, in this process or in one of its own, which takes seconds to import torch."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+
+def magma(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `magma ARGUMENTS` here, from its entry point: what it printed and its exit status."""
+    from magma import cli
+
+    words = ["magma", *map(str, arguments)]
+    out, err = io.StringIO(), io.StringIO()
+    status: Any = 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd or Path.cwd()),
+        mock.patch.object(sys, "argv", words),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # pytest makes errors of them, a process prints them
+        try:
+            cli.main()
+        except SystemExit as end:
+            status = end.code or 0
+    return subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+
+
+def start(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run `magma ARGUMENTS` in a new process; `options` are those of `subprocess.run`."""
+    command = [sys.executable, "-m", "magma.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.run(
+        command, **{"capture_output": True, "text": True, "check": False, "env": environment, **options}
+    )
