@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -57,6 +58,25 @@ def as_lines(folder: Path) -> Path:
     return lines(folder / "train.jsonl", {"path": "clips/1.wav", "sentence": "Hello.", "image": "no.png"})
 
 
+def as_csv(folder: Path, suffix: str = "csv", comma: str = ",") -> Path:
+    (folder / "clips").mkdir(parents=True)
+    (folder / "clips/1.wav").write_bytes(b"sound")
+    rows = (["path", "sentence", "image"], ["clips/1.wav", "Hello.", "no.png"])
+    (folder / f"train.{suffix}").write_text("".join(comma.join(row) + "\n" for row in rows))
+    return folder
+
+
+def as_tsv(folder: Path) -> Path:
+    return as_csv(folder, "tsv", "\t")
+
+
+def as_compressed_json(folder: Path) -> Path:
+    file = as_lines(folder) / "train.jsonl"
+    (folder / "train.json.gz").write_bytes(gzip.compress(b"[" + file.read_bytes() + b"]"))
+    file.unlink()
+    return folder
+
+
 def as_table(folder: Path) -> Path:
     import datasets
 
@@ -86,7 +106,7 @@ def as_tar(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("write", [as_lines, as_table, as_parquet, as_tar])
+@pytest.mark.parametrize("write", [as_lines, as_csv, as_tsv, as_compressed_json, as_table, as_parquet, as_tar])
 def test_columns_say_which_is_which(write: Callable[[Path], Path], tmp_path: Path) -> None:
     folder = write(tmp_path / "set")
     for columns in ({"audio": "path", "text": "sentence"}, {"image": "path", "caption": "sentence"}):
