@@ -35,6 +35,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     return out, report, time.perf_counter() - began
 
 
+@pytest.mark.timed
 def test_it_learns_to_see_and_the_language_model_stays(quickstart: tuple[Path, dict[str, Any], float]) -> None:
     _, report, seconds = quickstart
     assert seconds < 240
@@ -69,6 +70,7 @@ def evaluated(model: Path, data: Path, out: Path, batch_size: int) -> list[str]:
     return [sys.executable, "-m", "magma.cli", "eval", str(model), *words, "--out", str(out)]
 
 
+@pytest.mark.timed  # it shares the run whose time is measured
 def test_a_vqa_set_of_digits(quickstart: tuple[Path, dict[str, Any], float], tmp_path: Path) -> None:
     """Scores, baselines and every answer, whatever the batches and however often it is killed."""
     model, *_ = quickstart

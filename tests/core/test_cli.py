@@ -31,6 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Comp
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_help_answers_in_half_a_second() -> None:
     """Timed where nothing runs beside it."""
     times = []

@@ -368,7 +368,7 @@ def test_an_archive_whose_sums_are_right_is_checked_too(tmp_path: Path) -> None:
         entries = {name: archive.read(name) for name in archive.namelist()}
     numbers = [name for name, data in entries.items() if "/data/" in name and len(data) > 1]
     (pickled,) = [name for name in entries if name.endswith("data.pkl")]
-    for i in range(100):
+    for i in range(200):
         changed = dict(entries)
         victim = pickled if i % 2 else draw.choice(numbers)
         data = entries[victim]
@@ -411,7 +411,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     for file in ("trained.safetensors", "lm/model.safetensors"):
         path = tmp_path / "model" / file
         original = path.read_bytes()
-        for _ in range(8):
+        for _ in range(20):
             data = bytearray(original)
             data[draw.randrange(len(data) - 1)] ^= 1 << draw.randrange(8)
             path.write_bytes(data)

@@ -94,6 +94,7 @@ def test_it_trains_beside_images_and_generates(stranger: dict[str, str], tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.timed
 def test_help_is_quick_though_the_stranger_imports_torch(stranger: dict[str, str]) -> None:
     times = []
     for _ in range(5):
