@@ -156,7 +156,7 @@ class SameNumberTask(Task):
 
         All are drawn again while the image is among the shown ones; the recording never is.
         """
-        others = others_than(one, shown.recordings) if shots else ()
+        others = others_than(one, shown.recordings, shots)
         for number in itertools.count():
             draw = random.Random(f"{seed} {number}" if number else seed)
             before = []

@@ -15,7 +15,20 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
+from magma import (
+    DataSource,
+    Example,
+    InputError,
+    LocalPath,
+    Media,
+    PartConfig,
+    Prediction,
+    Question,
+    State,
+    Task,
+    Text,
+    Trial,
+)
 
 from .copies import digest
 from .passes import positions
@@ -48,10 +61,18 @@ def recordings(folder: Path, split: Split) -> tuple[Recording, ...]:
     return tuple(found)
 
 
-def others_than(one: Recording, shown: Sequence[Recording]) -> Sequence[Recording]:
-    """Those that are no copy of this one."""
+def others_than(one: Recording, shown: Sequence[Recording], shots: int) -> Sequence[Recording]:
+    """Those that are no copy of this one. Raises `InputError` where they are fewer than `shots`."""
+    if not shots:
+        return ()
     own = digest(one.path)
-    return [other for other in shown if digest(other.path) != own]
+    others = [other for other in shown if digest(other.path) != own]
+    if len(others) < shots:
+        raise InputError(
+            f"{shots} shots: {len(others)} recordings of the training split are no copy of {one.path.name}; "
+            "allowed: at most that number"
+        )
+    return others
 
 
 def missing(path: str) -> list[str]:
@@ -68,9 +89,9 @@ def recordings_for_trial(folder: Path) -> Trial:
     """A recording of two digits by two speakers in each split."""
     import soundfile
 
-    noise = np.random.default_rng(0).normal(scale=0.1, size=800)
+    draw = np.random.default_rng(0)
     for digit, speaker, take in itertools.product((3, 8), ("ann", "bob"), (0, HELD_OUT)):
-        soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", noise, 8_000)
+        soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", draw.normal(scale=0.1, size=800), 8_000)
     return Trial({"path": str(folder)})
 
 
@@ -169,8 +190,7 @@ class SpokenDigitsTask(Task):
         draw = random.Random(f"{seed} {shots}")
         for one in asked:
             segments: list[Media | str] = []
-            others = others_than(one, shown) if shots else shown
-            for other in draw.sample(others, shots):
+            for other in draw.sample(others_than(one, shown, shots), shots):
                 segments += [Media(self.config.input, other.path), f"{self.config.prompt} {WORDS[other.digit]}\n"]
             segments += [Media(self.config.input, one.path), self.config.prompt]
             yield Question(one.path.stem, segments, WORDS[one.digit], extra={"speaker": one.speaker})
