@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 pytestmark = pytest.mark.slow
 
 
-def run(out: Path, *words: str) -> dict[str, object]:
+def run(out: Path, *words: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "magma.cli", "recipe", "run", *words, "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -28,11 +29,17 @@ def run(out: Path, *words: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], float]:
-    """The run, its report, and how many seconds it took."""
-    out = tmp_path_factory.mktemp("quickstart") / "run"
-    began = time.perf_counter()
-    report = run(out, "quickstart")
-    return out, report, time.perf_counter() - began
+    """The run, its report, and the seconds from its first file to its last.
+
+    MAGMA_TEST_QUICKSTART is the folder of such a run where there is one: CI has just made it with README's command.
+    """
+    if done := os.environ.get("MAGMA_TEST_QUICKSTART"):
+        out = Path(done)
+        report = json.loads((out / "report.json").read_text())
+    else:
+        out = tmp_path_factory.mktemp("quickstart") / "run"
+        report = run(out, "quickstart")
+    return out, report, (out / "report.json").stat().st_mtime - (out / "recipe.toml").stat().st_mtime
 
 
 @pytest.mark.timed
@@ -50,7 +57,7 @@ def test_it_learns_to_see_and_the_language_model_stays(quickstart: tuple[Path, d
 def vqa_of_digits(folder: Path) -> None:
     """Two questions an image, ten answers each, as VQA v2 has them."""
     folder.mkdir()
-    for split, count in (("train", 60), ("val", 40)):
+    for split, count in (("train", 60), ("val", 20)):
         pixels, labels = images("train" if split == "train" else "test")
         rows = []
         for i in range(count):
@@ -70,7 +77,6 @@ def evaluated(model: Path, data: Path, out: Path, batch_size: int) -> list[str]:
     return [sys.executable, "-m", "magma.cli", "eval", str(model), *words, "--out", str(out)]
 
 
-@pytest.mark.timed  # it shares the run whose time is measured
 def test_a_vqa_set_of_digits(quickstart: tuple[Path, dict[str, Any], float], tmp_path: Path) -> None:
     """Scores, baselines and every answer, whatever the batches and however often it is killed."""
     model, *_ = quickstart
