@@ -203,14 +203,14 @@ class ByHand(nn.Module):
 
     def __init__(self, model: Magma) -> None:
         super().__init__()
-        from transformers import AutoModelForCausalLM
+        from transformers import GPTJForCausalLM
 
         mine: Any = model.lm
         adapters = {place: list(made) for place, made in mine.adapters.items()}
         wrapped = mine.model.state_dict()
         state = {n.replace("sublayer.", ""): t for n, t in wrapped.items() if ".adapter." not in n}
         with torch.device("meta"):
-            self.lm = AutoModelForCausalLM.from_config(mine.model.config)
+            self.lm: Any = GPTJForCausalLM(mine.model.config)
         self.lm.load_state_dict(state, assign=True)
         _fill_buffers(self.lm)
         self.lm.requires_grad_(False).eval()

@@ -50,7 +50,7 @@ SUFFIXES = [".safetensors", ".pt"]
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-J of 319 M parameters in half precision, in shards of 100 MB."""
-    from transformers import AutoModelForCausalLM, GPTJConfig
+    from transformers import GPTJConfig, GPTJForCausalLM
 
     config = GPTJConfig(
         vocab_size=8192,
@@ -65,7 +65,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("full_size") / "lm"
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        model = GPTJForCausalLM(config).to(torch.bfloat16)
     model.to_empty(device="cpu")
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data.fill_(0.01)
