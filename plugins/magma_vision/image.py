@@ -84,7 +84,7 @@ class ImageEncoder(Encoder):
         with torch.device("meta"):
             self.network = build()
         try:
-            self.length, self.dim = self._grid(image_size, image_size)
+            self.length, self.dim = self._grid(self.network, image_size, image_size)
         except (RuntimeError, AssertionError) as error:
             raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
         self._lengths = {(image_size, image_size): self.length}
@@ -101,10 +101,11 @@ class ImageEncoder(Encoder):
         good = (written, Image.fromarray(photo[:, :30]), drawing)
         return Trial(cls.small, good, (folder / "none.png", cut, photo[:0]))
 
-    def _grid(self, height: int, width: int) -> tuple[int, int]:
-        """n and e of an image of this size, found on meta."""
+    def _grid(self, network: nn.Module, height: int, width: int) -> tuple[int, int]:
+        """n and e of an image of this size, by a network on meta."""
         with torch.device("meta"), torch.no_grad():
-            _, n, e = self.features(self._build().eval(), torch.empty(1, 3, height, width)).shape
+            _, n, e = self.features(network.eval(), torch.empty(1, 3, height, width)).shape
+        network.train()
         return n, e
 
     def _length(self, height: int, width: int) -> int | None:
@@ -113,7 +114,9 @@ class ImageEncoder(Encoder):
             return None
         if (height, width) not in self._lengths:
             try:
-                self._lengths[height, width] = self._grid(height, width)[0]
+                with torch.device("meta"):
+                    network = self._build()
+                self._lengths[height, width] = self._grid(network, height, width)[0]
             except (RuntimeError, AssertionError):
                 self._lengths[height, width] = 0
         length = self._lengths[height, width]

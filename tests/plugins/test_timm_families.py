@@ -96,28 +96,29 @@ def smallest(model: str) -> Timm:
 
 
 def check(model: str) -> None:
-    """Features have the declared sizes, a row does not depend on the others, and gradients reach the first layer."""
-    encoder = smallest(model).train()
+    """Features have the declared sizes, a row does not depend on the others, and gradients reach the images."""
+    encoder = smallest(model)
     size = encoder.image_size
-    values = encoder.features(encoder.network, torch.empty(2, 3, size, size, device="meta"))
+    small = sum(parameter.numel() for parameter in encoder.parameters()) <= LARGEST
+    if small:
+        torch.manual_seed(0)
+        encoder.init_weights()
+    network = encoder.network.eval()
+    images = torch.randn(2, 3, size, size, device=None if small else "meta", requires_grad=True)
+    values = encoder.features(network, images)
     assert values.shape == (2, encoder.length, encoder.dim)
-    parameters = list(encoder.parameters())
+    parameters = list(network.parameters())
     assert all(parameter.requires_grad for parameter in parameters)
-    reached = torch.autograd.grad(values.sum(), parameters, allow_unused=True)
-    assert reached[0] is not None
-    count = sum(p.numel() for p in parameters)
-    assert sum(g.numel() for g in reached if g is not None) > 0.5 * count
-    if count > LARGEST:
-        return
-    torch.manual_seed(0)
-    encoder.init_weights()
-    encoder.eval()
-    x = torch.randn(2, 3, size, size)
-    with torch.no_grad():
-        together = encoder(x).values
-        single = torch.cat([encoder(row[None]).values for row in x])
-    assert together.shape == (2, encoder.length, encoder.dim)
-    assert (together - single).abs().max() <= 1e-4 * together.abs().max()
+    of_images, *reached = torch.autograd.grad(values.sum(), [images, *parameters], allow_unused=True)
+    assert of_images is not None
+    # timm leaves some layers in place that only its classifier reads
+    assert sum(gradient is not None for gradient in reached) > 0.75 * len(parameters)
+    if small:
+        assert of_images.isfinite().all()
+        assert all(gradient.isfinite().all() for gradient in reached if gradient is not None)
+        with torch.no_grad():
+            alone = encoder.features(network, images[1:])
+        assert (values[1:] - alone).abs().max() <= 1e-4 * values.abs().max()
 
 
 @pytest.mark.slow
