@@ -57,7 +57,7 @@ def test_it_learns_to_see_and_the_language_model_stays(quickstart: tuple[Path, d
 def vqa_of_digits(folder: Path) -> None:
     """Two questions an image, ten answers each, as VQA v2 has them."""
     folder.mkdir()
-    for split, count in (("train", 60), ("val", 20)):
+    for split, count in (("train", 60), ("val", 40)):
         pixels, labels = images("train" if split == "train" else "test")
         rows = []
         for i in range(count):
