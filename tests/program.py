@@ -7,7 +7,9 @@ import io
 import os
 import subprocess
 import sys
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,3 +44,24 @@ def start(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command, **{"capture_output": True, "text": True, "check": False, "env": environment, **options}
     )
+
+
+def quickest(command: Callable[[], subprocess.CompletedProcess[str]]) -> float:
+    """The seconds of the fastest of five runs, each of which must succeed."""
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = command()
+        times.append(time.perf_counter() - began)
+        assert done.returncode == 0, done.stderr
+    return min(times)
+
+
+def help_limit() -> float:
+    """The seconds that `magma --help` may take.
+
+    Half a second; on a slow machine, twice the import of the library that formats the help. Importing torch takes ten
+    times as long.
+    """
+    library = [sys.executable, "-c", "import typer.rich_utils"]
+    return max(0.5, 2 * quickest(lambda: subprocess.run(library, capture_output=True, text=True, check=False)))
