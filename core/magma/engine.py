@@ -6,6 +6,7 @@ the model's own names, whatever the stage and however many processes: a run goes
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -108,12 +109,32 @@ def keep_freed_memory() -> None:
         mallopt(option, size)
 
 
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon optimizer without its compiled kernels.
+
+    `deepspeed.initialize` imports it to compare types; nothing here uses it. Its `torch.compile` decorators import
+    inductor, which takes seconds at every start.
+    """
+    import deepspeed
+
+    compiler = deepspeed.runtime.compiler
+    decorator = compiler.compile
+    compiler.compile = lambda: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    except ImportError:  # older versions have none
+        pass
+    finally:
+        compiler.compile = decorator
+
+
 def join() -> World:
     """Join the processes that a launcher started, or be the only one."""
     with _quiet():
         import deepspeed
         from deepspeed.accelerator import get_accelerator
 
+        _import_muon()
         accelerator = get_accelerator()
     backend = accelerator.communication_backend_name()
     if accelerator.device_name() == "cpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import itertools
 import random
 from collections.abc import Iterator, Sequence
@@ -43,22 +44,38 @@ CAPTIONED = ("caption", "parity_two_step", "next_two_step")
 """Groups that begin with a caption."""
 
 
+def _stored() -> NDArray[np.float64]:
+    """scikit-learn's digits [n, 65]: 64 values of 0 to 16, and the label.
+
+    Its file is read without importing it, which takes seconds at every start.
+    """
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None, "scikit-learn is a dependency"
+    assert package.submodule_search_locations is not None
+    file = Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
+    if not file.is_file():  # another version's place
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        return np.column_stack((digits.data, digits.target))
+    return np.loadtxt(file, delimiter=",")
+
+
 @functools.cache
 def images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images [n, 8, 8] of 0 to 255, and labels [n]. Every fifth image of each digit, shuffled once, is held out."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = (digits.images * (255 / 16)).round().astype(np.uint8)
+    rows = _stored()
+    labels = rows[:, 64].astype(np.int64)
+    pixels = (rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
     seen: dict[int, int] = {}
     chosen = []
     for i in order:
-        label = int(digits.target[i])
+        label = int(labels[i])
         seen[label] = seen.get(label, 0) + 1
         if (seen[label] % 5 == 0) == (split == "test"):
             chosen.append(int(i))
-    return pixels[chosen], digits.target[chosen].astype(np.int64)
+    return pixels[chosen], labels[chosen]
 
 
 def fill(template: str, word: str) -> str:

@@ -151,3 +151,11 @@ def test_scores_and_the_sample_sheet(tmp_path: Path) -> None:
     (path,) = task().artifacts(tmp_path, predictions)
     with Image.open(path) as sheet:
         assert sheet.size == (960, 800)
+
+
+def test_the_stored_digits_are_those_of_scikit_learn() -> None:
+    from magma_data.digits import _stored
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    assert np.array_equal(_stored(), np.column_stack((digits.data, digits.target)))
