@@ -18,7 +18,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-STEPS, HALF = 20, 10
+STEPS, HALF = 8, 4
 
 
 def recipe(stage: int, **changes: Any) -> dict[str, Any]:

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.slow
 Rows = list[dict[str, Any]]
 STAGES = (0, 1, 2, 3)
 PROCESSES = (1, 2)
+HALF_PRECISION = (2, 3)
+"""Stages that are interrupted in bf16: one of each optimizer of DeepSpeed, whose stages 1 and 2 share one."""
 FAST = {"activation_checkpointing": "all", "workers": 1}
 
 
@@ -60,9 +62,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 {"out": half, "recipe": recipe(stage), "stop": True},
                 {"out": resumed, "recipe": recipe(stage), "copy": half},
             ]
-        for stage in STAGES[1:]:
+        jobs += [
+            {"out": name(stage, processes, "bf16"), "recipe": recipe(stage, precision="bf16")} for stage in STAGES[1:]
+        ]
+        for stage in HALF_PRECISION:
             jobs += [
-                {"out": name(stage, processes, "bf16"), "recipe": recipe(stage, precision="bf16")},
                 {"out": name(stage, processes, "bf16-half"), "recipe": recipe(stage, precision="bf16"), "stop": True},
                 {
                     "out": name(stage, processes, "bf16-resumed"),
@@ -135,7 +139,7 @@ def test_losses_and_gradients_are_those_of_one_process(runs: Path) -> None:
 def test_an_interruption_leaves_no_trace(runs: Path, processes: int) -> None:
     """The same bits at the end, in float32 and in bf16."""
     for stage in STAGES:
-        for whole, resumed in (("whole", "resumed"), ("bf16", "bf16-resumed"))[: 1 + (stage > 0)]:
+        for whole, resumed in (("whole", "resumed"), ("bf16", "bf16-resumed"))[: 1 + (stage in HALF_PRECISION)]:
             ends = [name(stage, processes, kind) for kind in (whole, resumed)]
             assert losses(runs, ends[1]) == losses(runs, ends[0]), ends
             assert same(*(trained(runs, run) for run in ends)), ends
