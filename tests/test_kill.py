@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 KILLS = int(os.environ.get("MAGMA_TEST_KILLS", "30"))
+STEPS = 100 + 10 * KILLS
+"""A kill comes some 12 steps after the one before at most, and most come earlier."""
 SMALL = {
-    "train.steps": 400,
+    "train.steps": STEPS,
     "train.batch_size": 8,
     "train.checkpoint_every": 3,
-    "train.evaluate_every": 150,
+    "train.evaluate_every": STEPS // 3,
     "train.evaluate_samples": 8,
     "tasks": "[]",
 }
@@ -95,7 +97,7 @@ def test_killed_again_and_again_and_the_same_to_the_byte(tmp_path: Path) -> None
     assert process.wait() == 0, (tmp_path / "parts.log").read_text()[-3000:]
     for run in (whole, parts):
         assert json.loads((run / "report.json").read_text())["frozen_unchanged"] is True
-    ends = [run / "checkpoints/step-00000400/trained.safetensors" for run in (whole, parts)]
+    ends = [run / f"checkpoints/step-{STEPS:08d}/trained.safetensors" for run in (whole, parts)]
     assert ends[0].read_bytes() == ends[1].read_bytes()
     rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, parts)]
     for found in rows:

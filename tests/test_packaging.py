@@ -8,9 +8,11 @@ import subprocess
 import sys
 import venv
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,12 +43,45 @@ def test_the_wheel_carries_recipes_the_language_model_and_types(wheel: Path) -> 
     assert wheel.stat().st_size < 8_000_000
 
 
+def required(distribution: str, extras: frozenset[str] = frozenset()) -> set[str]:
+    """Names of the distributions that one requires, directly or through others."""
+    found: set[str] = set()
+    waiting = [(distribution, extras)]
+    seen = set()
+    while waiting:
+        name, wanted = waiting.pop()
+        if (name, wanted) in seen:
+            continue
+        seen.add((name, wanted))
+        for line in metadata.requires(name) or ():
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in ("", *wanted)):
+                found.add(requirement.name)
+                waiting.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+def link(names: set[str], site: Path) -> None:
+    """Put installed distributions into another environment: links to the folders and files at their top."""
+    for name in names:
+        distribution = metadata.distribution(name)
+        for top in {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__"}:
+            if not (site / top).exists():
+                (site / top).symlink_to(str(distribution.locate_file(top)))
+
+
 @pytest.mark.slow
 def test_the_wheel_runs_the_quickstart_by_name_without_a_compiler(wheel: Path, tmp_path: Path) -> None:
+    """In an environment that has nothing but what the wheel requires."""
     environment = tmp_path / "venv"
-    venv.create(environment, with_pip=True)
+    venv.create(environment)
     python = environment / "bin/python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", str(wheel)], check=True)
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run(pip, check=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    link(required("magma-multimodal"), site)
+    assert not (site / "pytest").exists(), "only what the wheel requires"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     bare = {

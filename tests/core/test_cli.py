@@ -209,7 +209,8 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     found = {}
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        done = start("recipe", "run", "quickstart", "--out", out, "--nproc", processes, *words)
+        program = magma if processes == 1 else start
+        done = program("recipe", "run", "quickstart", "--out", out, "--nproc", processes, *words)
         assert done.returncode == 0, done.stderr
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         found[processes] = [row["loss"] for row in rows if "loss" in row]

@@ -182,15 +182,22 @@ def accuracies(model: Any, tokenizer: Any) -> dict[str, float]:
 
 def main() -> None:
     """Tokenizer, training, float16 weights, probes; written aside and renamed."""
+    from transformers import PreTrainedTokenizerFast
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to make; it must not exist")
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer made before; the default makes one")
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"{arguments.out} exists already")
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
-    tokenizer, model = make_tokenizer(), make_model()
+    if arguments.tokenizer is None:
+        tokenizer = make_tokenizer()
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer)
+    model = make_model()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     train(model, tokenizer, arguments.steps)
     aside = arguments.out.with_name(f".{arguments.out.name}.partial")
