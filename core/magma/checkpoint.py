@@ -7,6 +7,7 @@ trainer's. A folder that brings its own language model holds it at `lm/`; paths 
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import stat
@@ -21,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .assemble import assemble, recipe_of
-from .errors import CheckpointError
+from .errors import CheckpointError, PartError
+from .interfaces import FrozenLM
 from .manifest import (
     FORMAT,
     MANIFEST,
@@ -123,6 +125,7 @@ def write(
             "parts": {row.path: _entry(model, row) for row in model.summary()},
             "trained": fingerprints(trained),
             "frozen": dict(frozen),
+            "text": {"beginning": list(model.lm.beginning), "joined": model.lm.joins},
             **list_files(folder),
             **notes,
         }
@@ -177,6 +180,7 @@ def save_tensors(
 def load(
     folder: str | Path,
     *,
+    lm: str | Path | None = None,
     overrides: Sequence[str] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
@@ -185,19 +189,42 @@ def load(
 ) -> Magma:
     """The model of a checkpoint, in eval mode, in its own precision unless `dtype` says otherwise.
 
-    `overrides` change its recipe on purpose, as `lm.weights=PLACE` where the frozen weights have moved. `verify`
-    compares the frozen weights with those it was trained with (in its own precision alone). Raises `CheckpointError`
-    for anything missing, unexpected, misshapen or changed.
+    `lm` is where the language model is now, if it has moved: a folder or a hub name; `overrides` change any other key
+    of its recipe on purpose, as `lm.bos=false`. `verify` compares the frozen weights with those it was trained with
+    (in its own precision alone). Raises `CheckpointError` for anything missing, unexpected, misshapen or changed.
     """
     folder = find(folder)
     manifest = read_manifest(folder)
     if not manifest.covers_recipe:
         logging.getLogger(__name__).warning("%s: %s is not checked: %s", folder, RECIPE, NOT_COVERED)
-    model = rebuild(folder, manifest, read_recipe(folder, manifest, overrides), say)
+    overrides = [*moved(lm), *overrides]
+    recipe = read_recipe(folder, manifest, overrides)
+    try:
+        model = rebuild(folder, manifest, recipe, say)
+    except PartError as error:
+        if lm is None and str(error).startswith("lm.weights:"):
+            raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
+        raise
+    keep_text(model.lm, manifest, overrides)
     if verify:
         say("comparing the frozen weights' fingerprints")
         check_frozen(model, folder, manifest)
     return model.to(device=device, dtype=dtype).eval()
+
+
+def moved(lm: str | Path | None) -> list[str]:
+    """What to override in a recipe whose language model is now at `lm`; a folder is relative to the current one."""
+    if lm is None:
+        return []
+    here = Path(lm).expanduser()
+    return [f"lm.weights={json.dumps(str(here.absolute() if here.is_dir() else lm))}"]
+
+
+def keep_text(lm: FrozenLM, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
+    """Let a language model turn text into tokens as it did when the checkpoint was trained; an override is kept."""
+    lm.joins = manifest.text.joined
+    if not any(override.partition("=")[0] == "lm.bos" for override in overrides):
+        lm.beginning = tuple(manifest.text.beginning)
 
 
 def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> Recipe:

@@ -72,9 +72,9 @@ def decode(
     """Every row's answer so far, after each token, until all rows have ended.
 
     `embeddings` [b, t, d] are right-padded prompts, or what follows behind a `cache`, which is filled on; `layout`
-    scores the last real position of each row. A row ends at one of `lm.ends`, at a stop string (which is not part of its
-    text), at `max_tokens` or where the context is full. Tokens that the model can score but not read (lm.readable and
-    above) are never chosen.
+    scores the last real position of each row. A row ends at one of `lm.ends`, at a stop string (which is not part of
+    its text), at `max_tokens` or where the context is full. Tokens that the model can score but not read (lm.readable
+    and above) are never chosen.
     """
     rows = embeddings.shape[0]
     generator = None

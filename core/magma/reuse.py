@@ -243,8 +243,8 @@ def _shared(heads: Sequence[tuple[Segment, ...]]) -> int:
         if len({identity(segment) for segment in column}) > 1:
             break
         count += 1
-    while (
-        count and isinstance(heads[0][count - 1], Text) and any(isinstance(h[count], Text) for h in heads if h[count:])
-    ):
-        count -= 1
+    following = [head[count] for head in heads if len(head) > count]
+    if any(isinstance(segment, Text) for segment in following):
+        while count and isinstance(heads[0][count - 1], Text):
+            count -= 1
     return count

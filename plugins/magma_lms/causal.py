@@ -174,8 +174,9 @@ class Transformers(FrozenLM):
 
     @property
     def ends(self) -> Collection[int]:
-        """Those of its architecture and of generation_config.json."""
-        return text.ends(self._architecture, self.model.generation_config)
+        """`eos`, and the others of its architecture and of generation_config.json."""
+        others = text.ends(self._architecture, self.model.generation_config) - {_end_of_text(self._architecture)}
+        return others | {self.eos}
 
     @cached_property
     def beginning(self) -> Sequence[int]:  # type: ignore[override]  # a checkpoint may set another one
