@@ -33,7 +33,7 @@ class Text:
     @classmethod
     def fill(cls, template: str, **values: str) -> Text:
         """A template with each `{name}` replaced. The template may hold control tokens, the values are plain text."""
-        names = "|".join(map(re.escape, values))
+        names = "|".join(map(re.escape, values)) or "(?!)"
         text, control, at = "", [], 0
         for found in re.finditer(rf"\{{({names})\}}", template):
             control.append((len(text), len(text) + found.start() - at))
@@ -42,6 +42,11 @@ class Text:
         control.append((len(text), len(text) + len(template) - at))
         text += template[at:]
         return cls(text, control=tuple((start, end) for start, end in control if end > start))
+
+    def __add__(self, other: Text) -> Text:
+        """One text of both, a target if the first is one."""
+        moved = ((start + len(self.text), end + len(self.text)) for start, end in other.control)
+        return Text(self.text + other.text, self.target, (*self.control, *moved))
 
 
 @dataclass(frozen=True)
