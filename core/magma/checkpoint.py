@@ -151,17 +151,21 @@ def save_tensors(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype,
     bring: Callable[[Path], None] = lambda _: None,
+    *,
+    joined: bool = True,
 ) -> Magma:
     """Write a folder that `load` opens from tensors by their names in the model, for who imports a checkpoint.
 
-    `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. The
-    model exists on meta alone, and is returned; tensors are looked up one at a time. Raises `CheckpointError` for
-    names, shapes or dtypes that are not the model's, and for weights that are not finite.
+    `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. `joined`
+    says whether texts that follow each other were tokenized as one when it was trained. The model exists on meta alone,
+    and is returned; tensors are looked up one at a time. Raises `CheckpointError` for names, shapes or dtypes that are
+    not the model's, and for weights that are not finite.
     """
     with written_aside(Path(folder)) as aside:
         bring(aside)
         checked = Recipe.load(recipe, folder=aside)
         model = assemble(checked, device="meta", dtype=dtype)
+        model.lm.joins = joined
         trained, frozen = model.trained_tensors(), model.frozen_tensors()
         if problems := misfits({**trained, **frozen}, tensors):
             raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
