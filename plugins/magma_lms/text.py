@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from magma import PartError
 
-Bos = Literal["auto"] | bool
+Bos = Literal["auto", True, False]
 PLAIN: Mapping[str, bool] = {"add_special_tokens": False, "split_special_tokens": True}
 """How text that somebody typed is tokenized: a special token in it is a few letters."""
 

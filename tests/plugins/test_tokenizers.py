@@ -14,14 +14,17 @@ import torch
 from llama_tokenizers import CORPUS, END, KINDS, language_model, prepend
 from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
+from program import magma as in_process
 from toys import ToyEncoder, ToyPrefix
 
 import magma
-from magma import CheckpointError, Decoding, Example, Input, InputError, Magma, Media, PartError, Text, Tokens
+from magma import CheckpointError, Decoding, Example, Input, InputError, Magma, Media, PartError, Text, Tokens, Trial
 from magma.generate import Answer, continuations
 from magma.joined import decode_after, encode
 from magma.reuse import Reader
 from magma.segments import Collator
+from magma.testing import Subject
+from magma.testing_text import TEXT_CHECKS
 
 SPLITS = [["A:", " seven"], ["A: ", "seven"], ["x\n", "y"], ["", "A: \u20ac", "", "\U0001f600 b"], ["a  ", "  b", "c"]]
 
@@ -185,6 +188,8 @@ def test_a_language_model_that_was_moved(stored: Path, tmp_path: Path) -> None:
     with pytest.raises(PartError, match=r'which is no folder.* Has it moved\? Load it with lm="PLACE", or --lm PLACE'):
         magma.load(stored)
     assert magma.load(stored, lm=tmp_path / "lm [two] 'x'").lm.beginning == (1,)
+    found = in_process("generate", str(stored), "--lm", str(tmp_path / "lm [two] 'x'"), "--text", "caf\udce9")
+    assert (found.returncode, found.stderr.count("building lm")) == (0, 1), found.stderr
     other = language_model(prepend())
     torch.nn.init.normal_(other.model.lm_head.weight)
     other.export(tmp_path / "other")
@@ -284,6 +289,17 @@ def test_a_stream_shows_what_generate_gives(lm: Causal) -> None:
                 if not more:
                     break
             assert "".join(continuations(iter(seen), how.stop)) == answer.text == text.partition(stop)[0]
+
+
+@pytest.mark.parametrize("kind", ["first", "always", "prepend"])
+def test_the_conformance_kit_finds_no_fault(kind: str, tmp_path: Path) -> None:
+    tokenizer = KINDS[kind]()
+    tokenizer.save_pretrained(tmp_path)
+    fields = language_model(tokenizer).config.model_dump(exclude_none=True)
+    subject = Subject(Causal, Trial({**fields, "tokenizer": str(tmp_path)}))
+    assert subject.make().marks_beginning
+    for check in TEXT_CHECKS:
+        check(subject)
 
 
 def test_kinds_are_what_they_say() -> None:
