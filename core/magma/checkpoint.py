@@ -204,12 +204,12 @@ def load(
     overrides = [*moved(lm), *overrides]
     recipe = read_recipe(folder, manifest, overrides)
     try:
-        model = rebuild(folder, manifest, recipe, say)
+        model = rebuild(folder, manifest, recipe, say, overrides)
     except PartError as error:
-        if lm is None and str(error).startswith("lm.weights:"):
+        part, config = recipe.part("lm")
+        if lm is None and part.problems(config):  # files that are there and damaged are none
             raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
         raise
-    keep_text(model.lm, manifest, overrides)
     if verify:
         say("comparing the frozen weights' fingerprints")
         check_frozen(model, folder, manifest)
@@ -224,8 +224,16 @@ def moved(lm: str | Path | None) -> list[str]:
     return [f"lm.weights={json.dumps(str(here.absolute() if here.is_dir() else lm))}"]
 
 
-def keep_text(lm: FrozenLM, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
-    """Let a language model turn text into tokens as it did when the checkpoint was trained; an override is kept."""
+def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
+    """Let a language model turn text into tokens as it did when the checkpoint was trained; an override is kept.
+
+    Raises `CheckpointError` for a beginning that it cannot read.
+    """
+    if beyond := [token for token in manifest.text.beginning if token >= lm.readable]:
+        raise CheckpointError(
+            f"{folder / MANIFEST}: text.beginning: given {beyond[0]}; allowed: tokens of the language model, 0 to "
+            f"{lm.readable - 1}"
+        )
     lm.joins = manifest.text.joined
     if not any(override.partition("=")[0] == "lm.bos" for override in overrides):
         lm.beginning = tuple(manifest.text.beginning)
@@ -237,9 +245,12 @@ def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ())
     return Recipe.load(folder / RECIPE, overrides, model_only=True)
 
 
-def rebuild(folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None]) -> Magma:
-    """The model with its trained tensors."""
+def rebuild(
+    folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None], overrides: Sequence[str] = ()
+) -> Magma:
+    """The model with its trained tensors; `overrides` are those that are in the recipe already."""
     model = assemble(recipe, dtype=dtype_of(manifest), frozen_weights_only=True, say=say)
+    keep_text(model.lm, folder, manifest, overrides)
     load_trained(model, folder)
     return model
 

@@ -56,9 +56,12 @@ class PartEntry(BaseModel):
 
 
 class TextEntry(BaseModel):
-    """How texts become tokens, where language models and versions of this package differ. By default: as before."""
+    """How texts become tokens, where language models and versions of this package differ. By default: as before.
 
-    model_config = ConfigDict(frozen=True, strict=True)
+    An unknown key is refused: it would be a rule that this version does not follow.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     beginning: list[NonNegativeInt] = []
     """The token ids before everything."""
     joined: bool = False

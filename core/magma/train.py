@@ -468,7 +468,7 @@ class _Run:
         place = folder / STATE
         manifest = read_manifest(folder)
         check_state(folder, manifest)
-        checkpoint.keep_text(self.model.lm, manifest)
+        checkpoint.keep_text(self.model.lm, folder, manifest)
         state = State.read(place / _TRAINER)
         tensors = checkpoint.read_trained(self.model, folder)
         try:
