@@ -7,6 +7,7 @@ trainer's. A folder that brings its own language model holds it at `lm/`; paths 
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import stat
@@ -21,7 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .assemble import assemble, recipe_of
-from .errors import CheckpointError
+from .errors import CheckpointError, PartError
+from .interfaces import FrozenLM
 from .manifest import (
     FORMAT,
     MANIFEST,
@@ -123,6 +125,7 @@ def write(
             "parts": {row.path: _entry(model, row) for row in model.summary()},
             "trained": fingerprints(trained),
             "frozen": dict(frozen),
+            "text": {"beginning": list(model.lm.beginning), "joined": model.lm.joins},
             **list_files(folder),
             **notes,
         }
@@ -148,17 +151,21 @@ def save_tensors(
     tensors: Mapping[str, Tensor],
     dtype: torch.dtype,
     bring: Callable[[Path], None] = lambda _: None,
+    *,
+    joined: bool = True,
 ) -> Magma:
     """Write a folder that `load` opens from tensors by their names in the model, for who imports a checkpoint.
 
-    `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. The
-    model exists on meta alone, and is returned; tensors are looked up one at a time. Raises `CheckpointError` for
-    names, shapes or dtypes that are not the model's, and for weights that are not finite.
+    `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. `joined`
+    says whether texts that follow each other were tokenized as one when it was trained. The model exists on meta alone,
+    and is returned; tensors are looked up one at a time. Raises `CheckpointError` for names, shapes or dtypes that are
+    not the model's, and for weights that are not finite.
     """
     with written_aside(Path(folder)) as aside:
         bring(aside)
         checked = Recipe.load(recipe, folder=aside)
         model = assemble(checked, device="meta", dtype=dtype)
+        model.lm.joins = joined
         trained, frozen = model.trained_tensors(), model.frozen_tensors()
         if problems := misfits({**trained, **frozen}, tensors):
             raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
@@ -177,6 +184,7 @@ def save_tensors(
 def load(
     folder: str | Path,
     *,
+    lm: str | Path | None = None,
     overrides: Sequence[str] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
@@ -185,19 +193,50 @@ def load(
 ) -> Magma:
     """The model of a checkpoint, in eval mode, in its own precision unless `dtype` says otherwise.
 
-    `overrides` change its recipe on purpose, as `lm.weights=PLACE` where the frozen weights have moved. `verify`
-    compares the frozen weights with those it was trained with (in its own precision alone). Raises `CheckpointError`
-    for anything missing, unexpected, misshapen or changed.
+    `lm` is where the language model is now, if it has moved: a folder or a hub name; `overrides` change any other key
+    of its recipe on purpose, as `lm.bos=false`. `verify` compares the frozen weights with those it was trained with
+    (in its own precision alone). Raises `CheckpointError` for anything missing, unexpected, misshapen or changed.
     """
     folder = find(folder)
     manifest = read_manifest(folder)
     if not manifest.covers_recipe:
         logging.getLogger(__name__).warning("%s: %s is not checked: %s", folder, RECIPE, NOT_COVERED)
-    model = rebuild(folder, manifest, read_recipe(folder, manifest, overrides), say)
+    overrides = [*moved(lm), *overrides]
+    recipe = read_recipe(folder, manifest, overrides)
+    try:
+        model = rebuild(folder, manifest, recipe, say, overrides)
+    except PartError as error:
+        part, config = recipe.part("lm")
+        if lm is None and part.problems(config):  # files that are there and damaged are none
+            raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
+        raise
     if verify:
         say("comparing the frozen weights' fingerprints")
         check_frozen(model, folder, manifest)
     return model.to(device=device, dtype=dtype).eval()
+
+
+def moved(lm: str | Path | None) -> list[str]:
+    """What to override in a recipe whose language model is now at `lm`; a folder is relative to the current one."""
+    if lm is None:
+        return []
+    here = Path(lm).expanduser()
+    return [f"lm.weights={json.dumps(str(here.absolute() if here.is_dir() else lm))}"]
+
+
+def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
+    """Let a language model turn text into tokens as it did when the checkpoint was trained; an override is kept.
+
+    Raises `CheckpointError` for a beginning that it cannot read.
+    """
+    if beyond := [token for token in manifest.text.beginning if token >= lm.readable]:
+        raise CheckpointError(
+            f"{folder / MANIFEST}: text.beginning: given {beyond[0]}; allowed: tokens of the language model, 0 to "
+            f"{lm.readable - 1}"
+        )
+    lm.joins = manifest.text.joined
+    if not any(override.partition("=")[0] == "lm.bos" for override in overrides):
+        lm.beginning = tuple(manifest.text.beginning)
 
 
 def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> Recipe:
@@ -206,9 +245,12 @@ def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ())
     return Recipe.load(folder / RECIPE, overrides, model_only=True)
 
 
-def rebuild(folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None]) -> Magma:
-    """The model with its trained tensors."""
+def rebuild(
+    folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None], overrides: Sequence[str] = ()
+) -> Magma:
+    """The model with its trained tensors; `overrides` are those that are in the recipe already."""
     model = assemble(recipe, dtype=dtype_of(manifest), frozen_weights_only=True, say=say)
+    keep_text(model.lm, folder, manifest, overrides)
     load_trained(model, folder)
     return model
 

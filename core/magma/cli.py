@@ -13,6 +13,7 @@ import typer
 
 from . import hookspecs
 from .cli_eval import evals
+from .cli_options import MovedLM
 from .cli_verify import verify
 from .errors import InputError, MagmaError, PluginError, TrainingError
 
@@ -300,6 +301,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End where this appears.")] = None,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     device: str = "cpu",
+    lm: MovedLM = None,
 ) -> None:
     """Continue a prompt of --text and of the checkpoint's inputs, in the order given.
 
@@ -316,7 +318,7 @@ def generate(
         from .checkpoint import load
         from .segments import Media, Text
 
-        model = load(folder, device=device, say=screen.say)
+        model = load(folder, lm=lm, device=device, say=screen.say)
     _check_names(model, [name for name, _ in prompt])
     segments = [Text(value) if name == "text" else Media(name, Path(value)) for name, value in prompt]
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -329,6 +331,7 @@ def generate(
 def export_lm(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    lm: MovedLM = None,
 ) -> None:
     """The untouched language model of a checkpoint, in its own library's format."""
     refuse_existing(out)
@@ -338,7 +341,7 @@ def export_lm(
         screen.say("importing libraries")
         from .checkpoint import load, written_aside
 
-        model = load(folder, say=screen.say)
+        model = load(folder, lm=lm, say=screen.say)
         model.lm.remove_adapters()
         screen.say(f"writing {out}")
         with written_aside(out) as aside:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from .cli_options import MovedLM
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def ask(
         float | None,
         typer.Option(min=0, max=1, help="A larger share of questions that cannot be read is an error; default 0.01."),
     ] = None,
+    lm: MovedLM = None,
 ) -> None:
     """Ask a checkpoint a task's questions and score the answers; the same command goes on after an interruption."""
     from .screen import Screen, print_columns
@@ -89,7 +91,7 @@ def ask(
         asked = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
         where = find(folder)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = checkpoint.load(where, device=chosen, say=screen.say)
+        model = checkpoint.load(where, lm=lm, device=chosen, say=screen.say)
         place = out or folder / EVALUATIONS / asked.name
         share = MAX_UNREADABLE if max_unreadable is None else max_unreadable
         named = about(asked, seed, where)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .cli_options import MovedLM
+
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
@@ -14,6 +16,7 @@ def verify(
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Where frozen weights have moved, such as lm.weights=PLACE."),
     ] = None,
+    lm: MovedLM = None,
 ) -> None:
     """Check that a checkpoint is complete and unmodified, and that its frozen weights are those it was trained with.
 
@@ -24,11 +27,12 @@ def verify(
 
     with Screen() as screen:
         screen.say("importing")
+        from .checkpoint import moved
         from .manifest import find
         from .verify import verify as examine
 
         where = find(folder)
-        found = examine(where, overrides or (), screen.say)
+        found = examine(where, [*moved(lm), *(overrides or ())], screen.say)
     print_columns(
         ["file or part", "compared", "result"],
         [[one.what, one.compared, f"NOT CHECKED: {one.unchecked}" if one.unchecked else "ok"] for one in found],

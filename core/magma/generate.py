@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .interfaces import Cache, FrozenLM, Layout
+from .joined import decode_after
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ def decode(
     """Every row's answer so far, after each token, until all rows have ended.
 
     `embeddings` [b, t, d] are right-padded prompts, or what follows behind a `cache`, which is filled on; `layout`
-    scores the last real position of each row. A row ends at end-of-text, at a stop string (which is not part of its
-    text), at `max_tokens` or where the context is full. Tokens that the model can score but not read (lm.readable and
-    above) are never chosen.
+    scores the last real position of each row. A row ends at one of `lm.ends`, at a stop string (which is not part of
+    its text), at `max_tokens` or where the context is full. Tokens that the model can score but not read (lm.readable
+    and above) are never chosen.
     """
     rows = embeddings.shape[0]
     generator = None
@@ -116,15 +117,15 @@ class Answer:
     @property
     def text(self) -> str:
         """The tokens decoded, without the stop string that ended them."""
-        return self.lm.decode(self.tokens)[: self.end]
+        return decode_after(self.lm, self.tokens)[: self.end]
 
     def add(self, token: int) -> bool:
         """Take one more token; False when the answer has ended."""
-        if token == self.lm.eos:
+        if token in self.lm.ends:
             return False
         self.tokens.append(token)
         if self.how.stop:
-            text = self.lm.decode(self.tokens)
+            text = decode_after(self.lm, self.tokens)
             ends = [at for stop in self.how.stop if (at := text.find(stop)) >= 0]
             if ends:
                 self.end = min(ends)
@@ -139,9 +140,9 @@ def continuations(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
     """
     shown, text = 0, ""
     for text in pieces:
-        held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
-        certain = len(text.rstrip("\ufffd")) if text.endswith("\ufffd") else len(text)
-        certain = min(certain, len(text) - held)
+        whole = text.rstrip("\ufffd")  # the character that follows may be one of a stop string
+        held = max((n for s in stop for n in range(1, len(s)) if whole.endswith(s[:n])), default=0)
+        certain = len(whole) - held
         if certain > shown:
             yield text[shown:certain]
             shown = certain

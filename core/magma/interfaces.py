@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
@@ -17,6 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from . import joined
 from .errors import PartError
 
 if TYPE_CHECKING:
@@ -271,6 +273,10 @@ class FrozenLM(Module):
     context: int
     vocab: int
     eos: int
+    beginning: Sequence[int] = ()
+    """Token ids that stand before all that it reads, media included: BOS, where it was trained with one."""
+    joins: bool = True
+    """Are texts that follow each other tokenized as one? False in checkpoints that were trained otherwise."""
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
@@ -286,13 +292,32 @@ class FrozenLM(Module):
         """Its blocks, the first one first: what can be recomputed or compiled one by one. None are named by default."""
         return ()
 
+    @property
+    def ends(self) -> Collection[int]:
+        """Every token that ends an answer; `eos` is the one that it is trained to write."""
+        return (self.eos,)
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """Tokens that a template may contain, and a text that somebody typed does not: "<|endoftext|>"."""
+        return {}
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """Text to token ids, no special token added."""
+        """The token ids of a text that begins a sequence. No token is added, and none is a control token."""
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids to text."""
+        """Token ids that begin a sequence to text."""
+
+    @cached_property
+    def marks_beginning(self) -> bool:
+        """Does `encode` put something before a text's first word, such as SentencePiece's space?"""
+        return joined.marks_beginning(self)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """As `encode`, and where each token stands: its first character and the one after its last; None: not known."""
+        return self.encode(text), None
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:

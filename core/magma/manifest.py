@@ -55,6 +55,19 @@ class PartEntry(BaseModel):
     trained: NonNegativeInt
 
 
+class TextEntry(BaseModel):
+    """How texts become tokens, where language models and versions of this package differ. By default: as before.
+
+    An unknown key is refused: it would be a rule that this version does not follow.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    beginning: list[NonNegativeInt] = []
+    """The token ids before everything."""
+    joined: bool = False
+    """Are texts that follow each other tokenized as one?"""
+
+
 class Manifest(BaseModel):
     """What was written. Keys that later versions add are kept."""
 
@@ -71,6 +84,7 @@ class Manifest(BaseModel):
     frozen: dict[str, Digest]
     state: dict[File, Digest] | None = None
     step: NonNegativeInt | None = None
+    text: TextEntry = TextEntry()
 
     @property
     def covers_recipe(self) -> bool:
@@ -221,8 +235,8 @@ def _on_purpose(folder: Path, wrong: Sequence[str]) -> str:
         return ""
     return (
         f". Put the file back as it was. To train these weights further with other settings, write a recipe with "
-        f'[init] checkpoint = "{folder}"; where only the frozen weights have moved, name their new place: '
-        'magma.load(FOLDER, overrides=["lm.weights=PLACE"])'
+        f'[init] checkpoint = "{folder}"; where only the language model has moved, name its new place: '
+        'magma.load(FOLDER, lm="PLACE"), or --lm PLACE in a command'
     )
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .errors import InputError, PartError, did_you_mean
 from .generate import Answer, Decoding, continuations, decode
 from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
-from .segments import Batch, Collator, Encoded, Example, Text, Tokens
+from .segments import Batch, Collator, Encoded, Example, Text
 
 BatchNormMode = Literal["train", "frozen"]
 
@@ -241,9 +241,8 @@ class Magma(nn.Module):
 
     def _continued(self, collator: Collator, prompt: Example, text: str) -> Encoded:
         """A prompt with a text behind it as its targets, whole."""
-        ids = torch.tensor(self.lm.encode(text), dtype=torch.long)
         ending = Text("")  # where the last segment is no target, no end-of-text follows
-        whole = Example([*prompt.segments, Tokens(ids, target=True), ending], f"{prompt.name} with {text!r} behind it")
+        whole = Example([*prompt.segments, Text(text, target=True), ending], f"{prompt.name} with {text!r} behind it")
         row = collator.sequence(whole, whole=True)
         if row.targets[0]:
             raise InputError(f"{prompt.name} is empty: nothing stands before {text!r} that could predict it")

@@ -121,7 +121,7 @@ class Evaluation:
                 for found in asker([q for _, q in window], baseline, self.seed, wanted):
                     new = [self._row(first + i, prediction) for i, prediction in sorted(found.items())]
                     rows |= {row["number"]: row for row in new}
-                    file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in new)
+                    file.writelines(_line(row) for row in new)
                     file.flush()
                     done += len(new)
                     progress(what, done)
@@ -270,7 +270,12 @@ def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    checkpoint.write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    checkpoint.write_text(path, "".join(map(_line, rows)))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A line of JSON in readable letters; half a surrogate pair, which no file can hold, is escaped."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 # Reports

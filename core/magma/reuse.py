@@ -24,7 +24,7 @@ from .segments import Collator, Example, Media, Segment, Text, Tokens
 def identity(segment: Segment) -> Hashable:
     """Equal for segments that are known to be the same; a medium that is no file is the same as itself alone."""
     if isinstance(segment, Text):
-        return segment.text
+        return segment.text, segment.control
     if isinstance(segment, Tokens):
         return tuple(segment.ids.tolist())
     value = segment.value
@@ -196,7 +196,8 @@ class Reader:
 
         The last position of each row is scored.
         """
-        encoded = [self.collator.sequence(Example(segments, name), whole=True) for segments, name in rows]
+        begins = not bool(start.any())
+        encoded = [self.collator.sequence(Example(segments, name), None, True, begins) for segments, name in rows]
         batch = self.collator.pad(encoded, score_last=True).to(self.model.device, self.model.dtype)
         ends = start + batch.layout.lengths
         context = self.model.lm.context
@@ -231,7 +232,10 @@ def _batches(parts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:
 
 
 def _shared(heads: Sequence[tuple[Segment, ...]]) -> int:
-    """How many segments all of them begin with; of a single one none, for nothing would be saved."""
+    """How many segments all of them begin with; of a single one none, for nothing would be saved.
+
+    Texts that follow each other stay together, for they are tokenized as one.
+    """
     if len(heads) < 2:
         return 0
     count = 0
@@ -239,4 +243,8 @@ def _shared(heads: Sequence[tuple[Segment, ...]]) -> int:
         if len({identity(segment) for segment in column}) > 1:
             break
         count += 1
+    following = [head[count] for head in heads if len(head) > count]
+    if any(isinstance(segment, Text) for segment in following):
+        while count and isinstance(heads[0][count - 1], Text):
+            count -= 1
     return count

@@ -5,7 +5,9 @@ Axes: b batch, t tokens (media positions included), m scored positions, s media 
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import joined
 from .errors import InputError, TooLong
 from .interfaces import Encoder, FrozenLM, Layout, Prefix
 
@@ -24,6 +27,26 @@ class Text:
     text: str
     target: bool = False
     """The model is trained to say this."""
+    control: tuple[tuple[int, int], ...] = ()
+    """Stretches (first character, and the one after the last) that may hold control tokens, as a template's do."""
+
+    @classmethod
+    def fill(cls, template: str, **values: str) -> Text:
+        """A template with each `{name}` replaced. The template may hold control tokens, the values are plain text."""
+        names = "|".join(map(re.escape, values)) or "(?!)"
+        text, control, at = "", [], 0
+        for found in re.finditer(rf"\{{({names})\}}", template):
+            control.append((len(text), len(text) + found.start() - at))
+            text += template[at : found.start()] + values[found.group(1)]
+            at = found.end()
+        control.append((len(text), len(text) + len(template) - at))
+        text += template[at:]
+        return cls(text, control=tuple((start, end) for start, end in control if end > start))
+
+    def __add__(self, other: Text) -> Text:
+        """One text of both, a target if the first is one."""
+        moved = ((start + len(self.text), end + len(self.text)) for start, end in other.control)
+        return Text(self.text + other.text, self.target, (*self.control, *moved))
 
 
 @dataclass(frozen=True)
@@ -170,31 +193,35 @@ class Collator:
             raise InputError(f"{what} fits several inputs ({', '.join(takers)}): say which with Media(name, value)")
         raise InputError(f"no input accepts {what}; inputs: {known}. To choose one, use Media(name, value)")
 
-    def sequence(self, example: Example, rng: random.Random | None = None, whole: bool = False) -> Encoded:
+    def sequence(
+        self, example: Example, rng: random.Random | None = None, whole: bool = False, begins: bool = True
+    ) -> Encoded:
         """Tokens, targets and prepared media of one example, cut to `max_length`.
 
-        An end-of-text token follows where the last segment is a target, and is a target itself. Text is cut at the
-        end; where that would split a medium or leave no target, `TooLong` names the example. Of a `whole` example,
-        such as a prompt, nothing may be cut.
+        The language model's `beginning` stands before everything, unless something was read before (`begins` is
+        False). Texts that follow each other are tokenized as one; a token of several texts is a target where one of
+        them is. An end-of-text token follows where the last segment is a target, and is a target itself. Text is cut at
+        the end; where that would split a medium or leave no target, `TooLong` names the example. Of a `whole` example,
+        such as a prompt, nothing may be cut, and U+FFFD takes the place of what cannot be encoded.
         """
         if example.problem is not None:
             raise InputError(example.problem)
         result = Encoded([], [], [], example.name, self._label(example))
-        wanted = False
-        for segment in example.segments:
-            if isinstance(segment, Media):
-                self._add_medium(result, segment, rng)
+        if begins:
+            self._begin(result, example.segments)
+        nothing = len(result)
+        for is_text, group in itertools.groupby(example.segments, lambda segment: isinstance(segment, Text)):
+            if is_text:
+                self._add_texts(result, [s for s in group if isinstance(s, Text)], whole, begins, nothing)
                 continue
-            ids = self.lm.encode(segment.text) if isinstance(segment, Text) else segment.ids.tolist()
-            if isinstance(segment, Tokens) and ids and not 0 <= min(ids) <= max(ids) < self.lm.readable:
-                raise InputError(
-                    f"{example.name}: token ids must be 0 to {self.lm.readable - 1}, got {min(ids)} to {max(ids)}"
-                )
-            result.tokens += ids
-            result.targets += [segment.target] * len(ids)
-            wanted = wanted or segment.target
-        if not result.tokens:
+            for segment in group:
+                if isinstance(segment, Media):
+                    self._add_medium(result, segment, rng)
+                elif isinstance(segment, Tokens):
+                    self._add_tokens(result, segment)
+        if len(result) == nothing:
             raise InputError(f"{example.name} is empty: it has neither text nor media")
+        wanted = any(isinstance(s, Text | Tokens) and s.target for s in example.segments)
         if isinstance(last := example.segments[-1], Text | Tokens) and last.target:
             result.tokens.append(self.lm.eos)
             result.targets.append(True)
@@ -210,6 +237,52 @@ class Collator:
         if example.label not in self.classes:
             raise InputError(f"{example.name}: label {example.label!r}; allowed: {', '.join(self.classes)}")
         return self.classes[example.label]
+
+    def _begin(self, result: Encoded, segments: Sequence[Segment]) -> None:
+        """What stands before everything; token ids may bring it themselves."""
+        ids = list(self.lm.beginning)
+        first = segments[0] if segments else None
+        if not (isinstance(first, Tokens) and first.ids[: len(ids)].tolist() == ids):
+            result.tokens += ids
+            result.targets += [False] * len(ids)
+
+    def _add_tokens(self, result: Encoded, segment: Tokens) -> None:
+        ids = segment.ids.tolist()
+        if ids and not 0 <= min(ids) <= max(ids) < self.lm.readable:
+            raise InputError(
+                f"{result.name}: token ids must be 0 to {self.lm.readable - 1}, got {min(ids)} to {max(ids)}"
+            )
+        result.tokens += ids
+        result.targets += [segment.target] * len(ids)
+
+    def _add_texts(self, result: Encoded, texts: list[Text], whole: bool, begins: bool, nothing: int) -> None:
+        """Texts that follow each other. `nothing` is how long the sequence is while it has only its beginning."""
+        for i, text in enumerate(texts):
+            if found := joined.first_half(text.text):
+                if not whole:
+                    raise InputError(
+                        f"{result.name}: its text has {found[1]} at character {found[0] + 1}, half of a surrogate "
+                        "pair; allowed: characters that can be written in UTF-8"
+                    )
+                texts[i] = replace(text, text=joined.without_halves(text.text))
+        pieces = itertools.groupby(joined.parts(texts, self.lm.control_tokens), lambda part: isinstance(part[1], int))
+        for is_control, group in pieces:
+            numbers, values = zip(*group, strict=True)
+            if is_control:
+                ids, owners = list(values), [(i, i) for i in range(len(values))]
+            else:
+                ids, owners = joined.encode(self.lm, values, begins and len(result) == nothing)
+                self._check_readable(result.name, ids)
+            result.tokens += ids
+            result.targets += [any(texts[numbers[i]].target for i in range(a, b + 1)) for a, b in owners]
+
+    def _check_readable(self, name: str, ids: Sequence[int]) -> None:
+        """A tokenizer may have tokens that were added to it and not to the language model."""
+        if beyond := [token for token in ids if not 0 <= token < self.lm.readable]:
+            raise InputError(
+                f"{name}: the tokenizer gives token {beyond[0]} ({self.lm.decode(beyond[:1])!r}), and the language "
+                f"model has word embeddings for 0 to {self.lm.readable - 1}: use the tokenizer it was trained with"
+            )
 
     def _add_medium(self, result: Encoded, segment: Media, rng: random.Random | None) -> None:
         if segment.name not in self.inputs:

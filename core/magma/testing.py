@@ -39,6 +39,7 @@ from .interfaces import (
     Trial,
 )
 from .segments import Example, Text, Tokens
+from .testing_text import TEXT_CHECKS
 
 WIDTH, LENGTH, DIM = 16, 5, 32
 """Of the encoder and the language model that a prefix, an adapter or a head is tried with."""
@@ -635,6 +636,9 @@ def adapters_come_and_go(subject: Subject) -> None:
     _need(asking <= own, "frozen, weights other than the adapters' ask for gradients")
     lm.remove_adapters()
     _same(subject.call(lm, given), before, "the language model without its adapters again")
+
+
+ALL.extend((FrozenLM, check) for check in TEXT_CHECKS)
 
 
 # Heads

@@ -466,7 +466,9 @@ class _Run:
     def resume(self, folder: Path) -> None:
         """Go on from a checkpoint of this run, with as many processes as it had or another number."""
         place = folder / STATE
-        check_state(folder, read_manifest(folder))
+        manifest = read_manifest(folder)
+        check_state(folder, manifest)
+        checkpoint.keep_text(self.model.lm, folder, manifest)
         state = State.read(place / _TRAINER)
         tensors = checkpoint.read_trained(self.model, folder)
         try:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from magma import LocalPath, Prediction, Question
+from magma import LocalPath, Prediction, Question, Text
 
 from .passes import Row
 from .tasks import RowsConfig, RowsTask
@@ -74,8 +74,8 @@ class _Questions(_Answered):
     config: _QuestionsConfig
     each = "questions"
 
-    def prompt(self, row: Row) -> str:
-        return self.config.template.replace("{question}", row.text("question"))
+    def prompt(self, row: Row) -> Text:
+        return Text.fill(self.config.template, question=row.text("question"))
 
     def answers(self, row: Row) -> list[str]:
         return row.texts("answer", "answers")
@@ -184,8 +184,8 @@ class SnliVeTask(_Answered):
 
     config: Config
 
-    def prompt(self, row: Row) -> str:
-        return self.config.template.replace("{text}", row.text("text"))
+    def prompt(self, row: Row) -> Text:
+        return Text.fill(self.config.template, text=row.text("text"))
 
     def answers(self, row: Row) -> list[str]:
         return [row.text("label")]

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from magma import LocalPath, PartError, Prediction
+from magma import LocalPath, PartError, Prediction, Text
 
 from .answered import right
 from .passes import Row
@@ -46,8 +46,8 @@ class _Described(RowsTask):
         """No rows, or no Java: that is told before a caption is written."""
         return [*super().problems(config), *([] if shutil.which("java") else [_NO_JAVA])]
 
-    def prompt(self, row: Row) -> str:
-        return self.config.prompt
+    def prompt(self, row: Row) -> Text:
+        return Text.fill(self.config.prompt)
 
     def answers(self, row: Row) -> list[str]:
         return [text for text in row.texts("caption", "captions") if text]

@@ -159,9 +159,9 @@ class Vqa(_Pairs):
 
     def example(self, row: Row) -> Example:
         """The answer is the target."""
-        prompt = self.config.template.replace("{question}", row.text("question"))
+        prompt = Text.fill(self.config.template, question=row.text("question"))
         answer = row.one_of("answer", "answers")
-        return Example([self.medium(row), Text(prompt), Text(f" {answer}", target=True)], row.where)
+        return Example([self.medium(row), prompt, Text(f" {answer}", target=True)], row.where)
 
 
 class Labelled(_Pairs):
@@ -183,8 +183,8 @@ class Labelled(_Pairs):
 
     def example(self, row: Row) -> Example:
         """For a model with a head."""
-        text = self.config.template.replace("{text}", row.text("text"))
-        return Example([self.medium(row), Text(text)], row.where, label=row.text("label"))
+        text = Text.fill(self.config.template, text=row.text("text"))
+        return Example([self.medium(row), text], row.where, label=row.text("label"))
 
 
 class PlainText(_Source):

@@ -50,7 +50,7 @@ class Asked:
 
     id: str
     medium: Media
-    prompt: str
+    prompt: Text
     answers: tuple[str, ...]
     group: str
 
@@ -153,7 +153,7 @@ class RowsTask(Task):
         ]
 
     @abstractmethod
-    def prompt(self, row: Row) -> str:
+    def prompt(self, row: Row) -> Text:
         """What stands behind the image. Raises `InputError`."""
 
     @abstractmethod
@@ -174,10 +174,11 @@ class RowsTask(Task):
                 )
             known.add(asked.id)
             before = shown.before(asked, shots)
-            completed = [(one.medium, Text(f"{one.prompt} {one.answer}{config.joint}")) for one in before]
+            joint = Text.fill(config.joint)
+            completed = [(one.medium, one.prompt + Text(f" {one.answer}") + joint) for one in before]
             yield Question(
                 id=asked.id,
-                segments=[*(part for pair in completed for part in pair), asked.medium, Text(asked.prompt)],
+                segments=[*(part for pair in completed for part in pair), asked.medium, asked.prompt],
                 answer=asked.answer,
                 group=asked.group,
                 answers=asked.answers,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from magma import Decoding, InputError, Tokens, load
+from magma import Decoding, InputError, Text, Tokens, load
 
 from . import missing
 
@@ -124,9 +124,10 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         if about:  # else it asks for a choice's likelihood behind nothing
             doc_to_visual, *where = about
             values = _flat(doc_to_visual(self._document(*where)))
-        before, after = (part.replace("{text}", context) for part in self.template)
+        before, after = (Text.fill(part, text=context) for part in self.template)
         if not values:
-            return [before + after] if before + after else [Tokens(torch.tensor([self.model.lm.eos]))]
+            alone = before + after
+            return [alone] if alone.text else [Tokens(torch.tensor([self.model.lm.eos]))]
         collator = self.model.collator()
         with _naming([request]):
             return [collator.segment(piece) for piece in (before, *values, after)]

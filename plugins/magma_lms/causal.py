@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Trial, Weights, did_you_mean
 
-from . import files
+from . import files, text
 from .families import FAMILIES, wrap
+from .text import PLAIN, Bos
 
 
 class KeysAndValues(Cache):
@@ -53,10 +54,13 @@ class KeysAndValues(Cache):
 class Transformers(FrozenLM):
     """Any model of transformers of a family that the plugin can name."""
 
-    def __init__(self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any) -> None:
+    def __init__(
+        self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any, bos: Bos
+    ) -> None:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
         super().__init__(config)
+        self._bos = bos
         self._weights, self._tokenizer_source, self._architecture = weights, tokenizer, architecture
         if architecture.model_type not in FAMILIES:
             raise PartError(
@@ -168,9 +172,40 @@ class Transformers(FrozenLM):
             )
         return files.read("tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained)
 
+    @property
+    def ends(self) -> Collection[int]:
+        """`eos`, and the others of its architecture and of generation_config.json."""
+        others = text.ends(self._architecture, self.model.generation_config) - {_end_of_text(self._architecture)}
+        return others | {self.eos}
+
+    @cached_property
+    def beginning(self) -> Sequence[int]:  # type: ignore[override]  # a checkpoint may set another one
+        """BOS, if `lm.bos` asks for it. Without a tokenizer "auto" gives none: only token ids are read."""
+        if self._bos is False:
+            return ()
+        try:
+            tokenizer = self._tokenizer
+        except PartError:
+            if self._bos == "auto":
+                return ()
+            raise
+        return text.beginning(tokenizer, self._bos, self.readable)
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """The tokenizer's special tokens that the model can read."""
+        return text.special_tokens(self._tokenizer, self.readable)
+
     def encode(self, text: str) -> list[int]:
-        """Token ids, no special ones added."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        """Token ids of plain text."""
+        return list(self._tokenizer.encode(text, **PLAIN))
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        """The same, with the offsets that a fast tokenizer knows."""
+        if not self._tokenizer.is_fast:
+            return self.encode(text), None
+        found = self._tokenizer(text, return_offsets_mapping=True, **PLAIN)
+        return list(found["input_ids"]), list(found["offset_mapping"])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Their text, as it is."""
@@ -280,6 +315,8 @@ class Causal(Transformers):
         """Fields of the transformers configuration that `model_type` names; the others have that one's defaults."""
         tokenizer: Weights | None = None
         """A hub name or folder; `weights` where it is not given."""
+        bos: Bos = "auto"
+        """Does BOS stand before everything? "auto": as the tokenizer itself does it."""
 
         @model_validator(mode="after")
         def _one_source(self) -> Self:
@@ -297,7 +334,7 @@ class Causal(Transformers):
         else:
             assert config.weights is not None
             architecture = files.read("weights", config.weights, AutoConfig.from_pretrained)
-        super().__init__(config, config.weights, config.tokenizer, architecture)
+        super().__init__(config, config.weights, config.tokenizer, architecture, config.bos)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:

@@ -23,6 +23,7 @@ from . import files
 from .causal import Transformers, as_bias, real, visible
 from .families import Adapted
 from .shared import SharedKeysAndValues
+from .text import Bos
 
 
 class Attention(nn.Module):
@@ -194,6 +195,8 @@ class GPTJ(Transformers):
         """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
         tokenizer: Weights | None = None
         """A hub name or folder; `weights` where it is not given."""
+        bos: Bos = "auto"
+        """Does BOS stand before everything? "auto": as the tokenizer itself does it."""
         layers: int = Field(28, ge=1)
         dim: int = Field(4096, ge=1)
         heads: int = Field(16, ge=1)
@@ -217,7 +220,7 @@ class GPTJ(Transformers):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config))
+        super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config), config.bos)
         if config.words is not None and config.words > self.vocab:
             raise PartError(f"lm.words: given {config.words}; allowed: at most the head's {self.vocab} rows")
         self._make_ours()

@@ -64,6 +64,7 @@ def to_folder(
         {name: tensors[theirs] for name, theirs in mapped.items()},
         dtype,
         bring,
+        joined=False,  # the authors' code tokenizes each text by itself
     )
     return [*_told(mapped), *_told_sizes(sizes, dtype), *said]
 

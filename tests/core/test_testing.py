@@ -431,6 +431,63 @@ class Thaws(Causal):
         self.frozen = True
 
 
+class PutsASpace(Causal):
+    """Puts a space before every text, and does not say so."""
+
+    marks_beginning = False  # type: ignore[assignment]
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(f" {text}")
+
+    def encode_with_offsets(self, text: str) -> Any:
+        return self.encode(text), None
+
+
+class Strips(Causal):
+    """Loses the space that an answer begins with."""
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return super().decode(tokens).lstrip(" ")
+
+
+class Misplaces(Causal):
+    """Gives offsets that are a letter late."""
+
+    def encode_with_offsets(self, text: str) -> Any:
+        ids, offsets = super().encode_with_offsets(text)
+        return ids, [(start + 2, end + 2) for start, end in offsets or ()]
+
+
+class Apart(Causal):
+    """Tokenizes each text by itself."""
+
+    joins = False
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(f" {text}")
+
+
+class Ascii(Causal):
+    """Knows English letters."""
+
+    def encode(self, text: str) -> list[int]:
+        return super().encode(text.encode("ascii").decode())
+
+
+class Beyond(Causal):
+    """Has a token for what it does not know, and no word embedding for it."""
+
+    def encode(self, text: str) -> list[int]:
+        return [*super().encode(text.replace("\ufffd", "")), *([self.vocab] if "\ufffd" in text else [])]
+
+
+class Obeys(Causal):
+    """Takes the name of a control token for the token."""
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text))
+
+
 FAULTS: dict[type[magma.Part], str] = {
     WrongWidth: "features_have_their_sizes",
     WrongLength: "features_have_their_sizes",
@@ -465,6 +522,13 @@ FAULTS: dict[type[magma.Part], str] = {
     Keeps: "adapters_come_and_go",
     Repeats: "cache_changes_nothing",
     Thaws: "frozen_for_good",
+    PutsASpace: "texts_in_a_row_are_one",
+    Strips: "texts_in_a_row_are_one",
+    Misplaces: "texts_in_a_row_are_one",
+    Apart: "texts_in_a_row_are_one",
+    Ascii: "odd_letters_are_read",
+    Beyond: "odd_letters_are_read",
+    Obeys: "typed_control_tokens_are_letters",
 }
 
 

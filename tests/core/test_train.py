@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import toys
 from safetensors.torch import load_file
 from toys import RECIPE, ToyAdapter, ToyEncoder, ToySource
 
@@ -208,6 +209,27 @@ def test_examples_that_cannot_be_read_are_skipped_and_counted(tmp_path: Path, mo
         "name": "counting 3",
         "reason": "counting 3: number: given 3; it is torn",
     }
+
+
+def test_text_that_no_tokenizer_accepts_is_skipped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toys, "WORDS", ("zero", "one", "two", "three \ud83d"))
+    with pytest.raises(InputError, match=r"counting 3: its text has \\ud83d at character 8, half of a surrogate pair"):
+        train(recipe(), tmp_path / "ends")
+    assert train(recipe(("train.unreadable=skip",)), tmp_path / "goes on").unreadable == 6
+    assert {row["name"] for row in skipped(tmp_path / "goes on")} == {"counting 3", "counting 7"}
+
+
+def test_a_run_of_an_earlier_version_keeps_its_way_with_texts(tmp_path: Path) -> None:
+    def stop(now: Progress) -> None:
+        if now.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = train(recipe(), tmp_path, watcher=Watcher(step=stop)).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest.pop("text") == {"beginning": [], "joined": True}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    resumed = train(recipe(), tmp_path, resume=True).folder
+    assert json.loads((resumed / "manifest.json").read_text())["text"] == {"beginning": [], "joined": False}
 
 
 def skipped(out: Path) -> list[dict[str, Any]]:

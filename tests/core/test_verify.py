@@ -158,7 +158,7 @@ def at(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 KEYS: dict[tuple[str, ...], Any] = {
     **{(key,): str for key in ("magma", "torch", "dtype")},
     **{(key,): int for key in ("format", "step")},
-    **{(key,): dict for key in ("parts", "files", "weights", "trained", "frozen", "state")},
+    **{(key,): dict for key in ("parts", "files", "weights", "trained", "frozen", "state", "text")},
     ("parts", "lm"): dict,
     **{("parts", "lm", key): str for key in ("name", "from")},
     **{("parts", "lm", key): int for key in ("parameters", "trained")},
@@ -167,11 +167,13 @@ KEYS: dict[tuple[str, ...], Any] = {
     ("trained", BIAS): str,
     ("frozen", "lm.words.weight"): str,
     ("state", "state/optimizer.safetensors"): str,
+    ("text", "beginning"): list,
+    ("text", "joined"): bool,
 }
 WRONG: tuple[Any, ...] = ("int8", [1], -7, {"x": None}, None)
 
 
-FREE = ("magma", "torch", "name", "from", "step", "state")
+FREE = ("magma", "torch", "name", "from", "step", "state", "beginning")
 """Keys whose values nothing else decides."""
 OPTIONAL = ("step", "state")
 
@@ -226,6 +228,7 @@ REFUSED: dict[str, tuple[str, Modify]] = {
     "a frozen key more": ("frozen tensors", manifest(lambda raw: raw["frozen"].update(more="0" * 64))),
     "a file outside": (MANIFEST, manifest(lambda raw: raw["files"].update({"../x": "0" * 64}))),
     "a file that never was": ("nothing", manifest(lambda raw: raw["files"].update(nothing="0" * 64))),
+    "a beginning that cannot be read": (MANIFEST, manifest(lambda raw: raw["text"].update(beginning=[257]))),
     "another size": (LM, manifest(lambda raw: raw["weights"].update({LM: 1}))),
     "a tensor less": (BIAS, tensors(TRAINED, lambda found: found.pop(BIAS), matching=True)),
     "a tensor more": ("extra", tensors(TRAINED, lambda found: found.update(extra=torch.ones(1)), matching=True)),
@@ -255,6 +258,7 @@ HARMLESS: dict[str, Modify] = {
     "a key that a later version adds": manifest(lambda raw: raw.update(later=[1])),
     "written by another version": manifest(lambda raw: raw.update(magma="9.9")),
     "the recipe not covered": manifest(lambda raw: raw["files"].pop(TOML)),
+    "no text, as before": manifest(lambda raw: raw.pop("text")),
     "no step": manifest(lambda raw: raw.pop("step")),
     "no state": lambda folder: shutil.rmtree(folder / "state"),
     "a file beside the others": put("README.md", "mine"),

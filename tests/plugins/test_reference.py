@@ -127,7 +127,7 @@ def test_a_tokenizer_comes_from_a_folder_with_its_image_token(tmp_path: Path) ->
     assert said[-1] == f"tokenizer: {tmp_path / 'words'} with <|image|>"
     model = magma.load(tmp_path / "model", dtype=torch.float32)
     assert model.lm.encode("w3 w5") == [3, 5]
-    assert model.lm.encode("<|image|>") == [85]
+    assert model.lm.control_tokens["<|image|>"] == 85
     assert model.generate(["w3 w5"], max_tokens=4)
     words(40).save_pretrained(tmp_path / "few")
     with pytest.raises(CheckpointError, match="has 41 tokens with <|image|>; allowed: 86"):
@@ -169,7 +169,7 @@ def test_gpt2s_tokenizer_is_taken_where_it_can_be_had(tmp_path: Path, monkeypatc
     monkeypatch.setattr(magma, "hub_problem", lambda *_: None)
     *_, said = to_folder(tmp_path / "in.pt", tmp_path / "with")
     assert said == "tokenizer: gpt2 with <|image|>"
-    assert magma.load(tmp_path / "with").lm.encode("<|image|>") == [50_257]
+    assert magma.load(tmp_path / "with").lm.control_tokens["<|image|>"] == 50_257
 
 
 def words(count: int) -> Any:
