@@ -15,6 +15,7 @@ from . import hookspecs
 from .cli_eval import evals
 from .cli_verify import verify
 from .errors import InputError, MagmaError, PluginError, TrainingError
+from .signals import end_with_launcher, exit_status
 
 if TYPE_CHECKING:
     from .model import Magma
@@ -78,7 +79,8 @@ def recipe_run(
         words = ["recipe", "run", recipe, "--out", str(out)]
         words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing libraries")
-        from .run import alone, check, check_folder, launch, run
+        from .launch import launch
+        from .run import alone, check, check_folder, run
 
         if several:
             check(loaded)
@@ -92,6 +94,8 @@ def recipe_run(
                 processes = report["processes"]
                 again = [*words, *(["--nproc", str(processes)] if processes > 1 else []), "--resume"]
                 screen.report(report, out, ["magma", *again])
+    if screen.stopped_by:
+        raise typer.Exit(exit_status(screen.stopped_by))
     if several:
         raise typer.Exit(launch([*words, *(["--resume"] if resume else [])], nproc, hostfile))
 
@@ -397,6 +401,7 @@ def main() -> None:
     """Entry point. A user's mistake is a message and exit status 2, never a traceback."""
     # Before torch is loaded: threads that wait by spinning make a CPU run 20 times slower beside any other process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_with_launcher()
     _add_plugin_commands()
     try:
         cli()

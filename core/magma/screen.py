@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import sys
 import time
@@ -16,6 +15,8 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from .ranks import is_first
 
 if TYPE_CHECKING:
     from .plan import Plan
@@ -41,7 +42,7 @@ class Screen:
     QUIET_S = 3.0
 
     def __init__(self) -> None:
-        self.active = int(os.environ.get("RANK", 0)) == 0
+        self.active = is_first()
         self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
         columns = (
             *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}")),
@@ -52,6 +53,8 @@ class Screen:
         self.spoke = 0.0
         self.first: tuple[int, float] | None = None
         """The first step that was seen, and when."""
+        self.stopped_by = 0
+        """The signal that stopped the run."""
         self.began = time.perf_counter()
 
     def __enter__(self) -> Screen:
@@ -79,7 +82,17 @@ class Screen:
         """This screen as a run's watcher."""
         from .run import Console
 
-        return Console(say=self.say, step=self._step, plan=self._plan, asked=self.answered, note=self.note)
+        return Console(
+            say=self.say,
+            step=self._step,
+            plan=self._plan,
+            asked=self.answered,
+            note=self.note,
+            stopped=self._stopped,
+        )
+
+    def _stopped(self, number: int) -> None:
+        self.stopped_by = number
 
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
         if self.live.tasks[0].total != (total or None):
@@ -112,7 +125,8 @@ class Screen:
         self.live.stop()
         if not report["finished"]:
             self.console.print(
-                f"Stopped at step {report['steps']}; nothing is lost. Resume with:\n  {shlex.join(again)}",
+                f"{report['stopped_by']} stopped the run at step {report['steps']}; nothing is lost. Resume with:\n"
+                f"  {shlex.join(again)}",
                 soft_wrap=True,  # the command has to be copied in one piece
             )
             return
