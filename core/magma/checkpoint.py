@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .assemble import assemble, recipe_of
+from .device import check_device
 from .errors import CheckpointError
 from .manifest import (
     FORMAT,
@@ -187,8 +188,9 @@ def load(
 
     `overrides` change its recipe on purpose, as `lm.weights=PLACE` where the frozen weights have moved. `verify`
     compares the frozen weights with those it was trained with (in its own precision alone). Raises `CheckpointError`
-    for anything missing, unexpected, misshapen or changed.
+    for anything missing, unexpected, misshapen or changed, `InputError` for a device that this machine does not have.
     """
+    device = check_device(device)
     folder = find(folder)
     manifest = read_manifest(folder)
     if not manifest.covers_recipe:

@@ -15,6 +15,7 @@ from . import hookspecs
 from .cli_eval import evals
 from .cli_verify import verify
 from .errors import InputError, MagmaError, PluginError, TrainingError
+from .home_paths import accept_home, expand_home
 from .signals import end_with_launcher, exit_status
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def recipe_run(
         words = ["recipe", "run", recipe, "--out", str(out)]
         words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing libraries")
-        from .launch import launch
+        from .launch import HOSTFILE, launch
         from .run import alone, check, check_folder, run
 
         if several:
@@ -92,7 +93,10 @@ def recipe_run(
             report = run(loaded, out, resume=resume, watcher=screen.watcher())
             if report:
                 processes = report["processes"]
-                again = [*words, *(["--nproc", str(processes)] if processes > 1 else []), "--resume"]
+                how = ["--nproc", str(processes)] if processes > 1 else []
+                if HOSTFILE in os.environ:
+                    how = ["--hostfile", os.environ[HOSTFILE]]
+                again = [*words, *how, "--resume"]
                 screen.report(report, out, ["magma", *again])
     if screen.stopped_by:
         raise typer.Exit(exit_status(screen.stopped_by))
@@ -322,7 +326,7 @@ def generate(
 
         model = load(folder, device=device, say=screen.say)
     _check_names(model, [name for name, _ in prompt])
-    segments = [Text(value) if name == "text" else Media(name, Path(value)) for name, value in prompt]
+    segments = [Text(value) if name == "text" else Media(name, expand_home(Path(value))) for name, value in prompt]
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     for piece in model.stream(segments, **options, stop=tuple(stop or ()), seed=seed):
         typer.echo(piece, nl=False)
@@ -403,6 +407,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_launcher()
     _add_plugin_commands()
+    accept_home(cli)
     try:
         cli()
     except MagmaError as error:
@@ -436,7 +441,7 @@ def _of_the_disk(error: OSError, words: list[str]) -> str | None:
 
 def _said_of(path: str, word: str, number: int | None) -> str | None:
     """How a path is called that a word names, or that is above it, inside it, or beside it to take its place."""
-    found, wanted = Path(os.path.realpath(path)), Path(os.path.realpath(word))
+    found, wanted = (Path(os.path.realpath(expand_home(Path(one)))) for one in (path, word))
     if not word:
         return None
     if found.parent == wanted.parent and (found == wanted or found.name.startswith(f".{wanted.name}.")):

@@ -24,6 +24,8 @@ from typing import Any
 from .errors import InputError, TrainingError
 from .signals import LAUNCHER, STOP_SIGNALS, exit_status, stop_requests
 
+HOSTFILE = "MAGMA_HOSTFILE"
+"""Environment variable of processes that were started on the hosts of a hostfile: its path."""
 PORT = 29500
 """Where the first host listens for the others, as torch and DeepSpeed do; MASTER_PORT in the environment changes it."""
 GRACE_S = 10.0
@@ -59,6 +61,13 @@ class Child:
         with suppress(OSError):
             self.process.kill()
 
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        self.process.wait()
+        if self.process.stdin is not None:
+            with suppress(OSError):  # what it did not read
+                self.process.stdin.close()
+
 
 def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None = None) -> int:
     """Run `magma ARGUMENTS` in several processes, here or on the hosts of a hostfile; the exit status.
@@ -69,7 +78,7 @@ def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None =
     command = [sys.executable, "-m", "magma.cli", *arguments]
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
-        return supervise(lambda: _start_hosts(hosts, command))
+        return supervise(lambda: _start_hosts(hosts, command, {HOSTFILE: str(hostfile)}))
     # Imported by whoever checks the recipe anyway. A store of this process, as torchrun's, leaves no port to guess.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
@@ -123,7 +132,7 @@ def supervise(start: Callable[[], Iterator[Child]]) -> int:
         finally:
             end_all()
             for child in children:
-                child.process.wait()
+                child.wait()
     killed = request and status == exit_status(signal.SIGKILL)
     return exit_status(request.number) if killed else status
 
@@ -167,10 +176,10 @@ def read_hostfile(path: Path) -> dict[str, int]:
     return hosts
 
 
-def _start_hosts(hosts: Mapping[str, int], command: Sequence[str]) -> Iterator[Child]:
+def _start_hosts(hosts: Mapping[str, int], command: Sequence[str], more: Mapping[str, str]) -> Iterator[Child]:
     """An ssh for each host. All of them need this folder and this Python in the same place."""
     size, first = sum(hosts.values()), 0
-    environment = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
+    environment = {**{key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}, **more}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     environment["MASTER_ADDR"] = os.environ.get("MASTER_ADDR") or _address(next(iter(hosts)))
     environment["MASTER_PORT"] = os.environ.get("MASTER_PORT") or str(PORT)

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from .run import Console
 
 
+def plain_console(**options: Any) -> RichConsole:
+    """A console that prints text as it is: brackets and colons of a path are neither markup nor an emoji."""
+    return RichConsole(**options, markup=False, emoji=False, highlight=False)
+
+
 class _Bar(Progress):
     """A bar, and below it the news: on one line they are too long for most terminals."""
 
@@ -43,11 +48,9 @@ class Screen:
 
     def __init__(self) -> None:
         self.active = is_first()
-        self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
-        columns = (
-            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}")),
-            TimeRemainingColumn(),
-        )
+        self.console = plain_console(stderr=True, quiet=not self.active)
+        texts = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[count]}"))
+        columns = (SpinnerColumn(), next(texts), BarColumn(), next(texts), TimeRemainingColumn())
         self.live = _Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.live.add_task("starting", total=None, news="", count="")
         self.spoke = 0.0
@@ -76,7 +79,7 @@ class Screen:
 
     def _line(self, text: str) -> None:
         self.spoke = time.perf_counter()
-        self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}", soft_wrap=True)
+        self.console.print(Text.assemble((f"{self.spoke - self.began:6.1f} s", "dim"), "  ", text), soft_wrap=True)
 
     def watcher(self) -> Console:
         """This screen as a run's watcher."""
@@ -237,7 +240,7 @@ def print_columns(heads: list[str], rows: list[list[str]]) -> None:
 
 def _stdout() -> RichConsole:
     """A file or a pipe is as wide as a table needs."""
-    return RichConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return plain_console(width=None if sys.stdout.isatty() else 160)
 
 
 def _scaled(value: float | None, unit: str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from magma import screen as module
 from magma.screen import Screen, _duration, _scaled
@@ -29,7 +28,7 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def shown(*told: tuple[float, Progress]) -> list[str]:
         screen, text = Screen(), io.StringIO()
-        screen.console = Console(file=text, highlight=False)
+        screen.console = module.plain_console(file=text)
         watcher = screen.watcher()
         for second, one in told:
             now[0] = second
@@ -72,7 +71,7 @@ def test_durations_have_units_that_fit(seconds: float, expected: str) -> None:
 
 def test_the_end_explains_the_columns(tmp_path: Path) -> None:
     screen, text = Screen(), io.StringIO()
-    screen.console = Console(file=text, highlight=False, width=200)
+    screen.console = module.plain_console(file=text, width=200)
     scores = {"model": {"accuracy": 0.9}, "shuffled": {"accuracy": 0.1}, "blind": {"accuracy": 0.1}}
     report = {"finished": True, "tasks": {"0.digits": scores}, "frozen_tensors": 45, "frozen_fingerprint": "1a"}
     screen.report({**report, "steps": 20, "seconds": 100.2}, tmp_path, [])
