@@ -242,6 +242,7 @@ class DigitsTask(Task):
                 + ("right" if right else f"wrong: {prediction.question.answer}"),
                 color="#1a7f37" if right else "#cf222e",
                 fontsize=9,
+                parse_math=False,
             )
         figure.tight_layout(h_pad=2)
         path = folder / "samples.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,51 @@ def test_the_end_explains_the_columns(tmp_path: Path) -> None:
     assert "shuffled: each question with the media of another one. blind: without media." in text.getvalue()
     assert "45 frozen tensors are unchanged: sha256 1a\n" in text.getvalue()
     assert f"20 training steps took 1 min 40 s; all files are in {tmp_path}" in text.getvalue()
+
+
+FOREIGN = "runs/exp[seven] [/x] [bold]a :bug: $x_{"
+
+
+def test_foreign_text_is_printed_as_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Brackets and colons of a path are neither markup nor an emoji, wherever something is printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+    screen = Screen()
+    screen.say(FOREIGN)
+    screen.note(FOREIGN)
+    stopped = {"finished": False, "steps": 3, "stopped_by": "SIGTERM"}
+    screen.report(stopped, tmp_path, ["magma", "--out", FOREIGN, "--resume"])
+    finished = {"finished": True, "steps": 3, "seconds": 1, "frozen_tensors": 1, "frozen_fingerprint": "1a"}
+    scores = {"model": {FOREIGN: 0.5}}
+    tasks = {"tasks": {f"0.{FOREIGN}": scores}, "measures": {f"0.{FOREIGN}": {FOREIGN: FOREIGN}}}
+    screen.report({**finished, **tasks}, Path(FOREIGN), [])
+    module.print_columns([FOREIGN], [[FOREIGN]])
+    shown = capsys.readouterr()
+    assert shown.out.count(FOREIGN) == 2
+    lines = [line for line in shown.err.splitlines() if FOREIGN in line]
+    assert len(lines) == 6
+    assert lines[2].strip() == f"magma --out '{FOREIGN}' --resume"
+    assert lines[3].count(FOREIGN) == 1
+    assert lines[4].count(FOREIGN) == 2
+
+
+@pytest.mark.parametrize("folder", ["core", "plugins"])
+def test_no_console_reads_markup(folder: str) -> None:
+    """Columns of a bar have a switch of their own."""
+    for file in (Path(__file__).parents[2] / folder).rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        for call in re.findall(r"\b(?:Rich)?Console\(.*(?:stderr|width|\*\*options).*\)", text):
+            assert "markup=False, emoji=False" in call, f"{file}: {call}"
+        for call in re.findall(r"\bTextColumn\(.*?\)", text):
+            assert "markup=False" in call, f"{file}: {call}"
+
+
+def test_a_bar_shows_foreign_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    plain = module.plain_console
+    monkeypatch.setattr(module, "plain_console", lambda **_: plain(file=text, force_terminal=True, width=200))
+    with Screen() as screen:
+        screen.say(FOREIGN)
+        screen.live.refresh()
+    assert FOREIGN in text.getvalue()
