@@ -399,6 +399,7 @@ def _add_plugin_commands() -> None:
         except Exception as error:  # whatever a stranger's module does, the program starts
             owner = point.dist.name if point.dist else "unknown"
             typer.echo(f"magma: commands of {owner} left out: {type(error).__name__}: {error}", err=True)
+    accept_home(cli)
 
 
 def main() -> None:
@@ -407,7 +408,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_launcher()
     _add_plugin_commands()
-    accept_home(cli)
     try:
         cli()
     except MagmaError as error:

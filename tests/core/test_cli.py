@@ -270,8 +270,11 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert len(found[1]) == 4
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGINT), pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, processes: int, number: int) -> None:
+    """Ctrl-C of a terminal, which reaches the whole group, and what docker or Kubernetes send to one process."""
     out = tmp_path / "run"
     words = ["recipe", "run", "quickstart", "--out", str(out), "--nproc", str(processes), *QUICK]
     words[-5:-4] = ["train.samples=100000"]
@@ -280,14 +283,16 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, process
         [sys.executable, "-m", "magma.cli", *words],
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # so that the signal reaches the whole group, as a terminal's does
+        start_new_session=True,
     ) as child:
         assert child.stderr is not None
         seen = ""
         while "training" not in seen and child.poll() is None:
             seen += child.stderr.readline()
-        os.killpg(child.pid, signal.SIGINT)
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(child.pid, number)
         seen += child.stderr.read()
+    assert child.returncode == 128 + number
     assert "nothing is lost. Resume with:" in seen, seen
     (said,) = [line for line in seen.splitlines() if line.startswith("  magma recipe run quickstart")]
     assert said.endswith(" --nproc 2 --resume" if processes == 2 else " --resume")
