@@ -125,7 +125,8 @@ def supervise(start: Callable[[], Iterator[Child]]) -> int:
                         if ended not in _STOPPED:
                             deadline = time.monotonic() + (GRACE_S if ended > 0 else 0)
                         if running and ended < 0 and not request:
-                            print(f"magma: {signal.Signals(-ended).name} ended {child.name}", file=sys.stderr)
+                            with suppress(OSError):
+                                print(f"magma: {signal.Signals(-ended).name} ended {child.name}", file=sys.stderr)
                 if running and time.monotonic() > deadline:
                     end_all()
                 time.sleep(POLL_S if running else 0)

@@ -6,7 +6,8 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +24,34 @@ if TYPE_CHECKING:
     from .run import Console
 
 
+class _LastingConsole(RichConsole):
+    """A console that falls silent when its terminal or pipe is gone: a run still has a checkpoint to save.
+
+    Ctrl-C ends the `tee` that a run prints to, and a closed terminal refuses what is written.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with self._lasting():
+            super().print(*objects, **options)
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lasting():  # of a bar, which writes when its block ends
+            super().__exit__(*error)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # rich would end the process
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.quiet = True
+
+
 def plain_console(**options: Any) -> RichConsole:
     """A console that prints text as it is: brackets and colons of a path are neither markup nor an emoji."""
-    return RichConsole(**options, markup=False, emoji=False, highlight=False)
+    return _LastingConsole(**options, markup=False, emoji=False, highlight=False)
 
 
 class _Bar(Progress):

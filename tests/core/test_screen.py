@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -127,3 +129,23 @@ def test_a_bar_shows_foreign_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
         screen.say(FOREIGN)
         screen.live.refresh()
     assert FOREIGN in text.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO])
+def test_a_screen_that_is_gone_does_not_end_a_run(number: int, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`magma recipe run R 2>&1 | tee log`: Ctrl-C ends tee first; a closed terminal refuses what is written."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(number, os.strerror(number))
+
+    plain, gone = module.plain_console, Gone()
+    monkeypatch.setattr(module, "plain_console", lambda **_: plain(file=gone, force_terminal=terminal))
+    with Screen() as screen:
+        screen.say("saving a checkpoint")
+        screen.note("a note")
+        screen.watcher().step(progress(1))
+        screen.live.refresh()
+        screen.report({"finished": False, "steps": 1, "stopped_by": "SIGINT"}, Path(), ["magma"])
+    assert screen.console.quiet
