@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import random
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
@@ -138,13 +139,18 @@ class Asker:
         """
         if not self.fewer_shots:
             raise error
-        for count in range(1, len(question.shot_lengths) + 1):
-            shorter = _without(question, count)
-            found = refusal(self.collator, not_empty(shorter.segments), f"question {question.id}")
-            if not isinstance(found, TooLong):
-                return shorter, count
-            error = found
-        raise error
+
+        def problem(count: int) -> InputError | None:
+            segments = _without(question, count).segments
+            return refusal(self.collator, not_empty(segments), f"question {question.id}")
+
+        shots = len(question.shot_lengths)
+        counts = range(1, shots + 1)
+        # Each try reads every medium.
+        count = 1 + bisect.bisect_left(counts, True, key=lambda count: not isinstance(problem(count), TooLong))
+        if count > shots:
+            raise (problem(shots) or error) if shots else error
+        return _without(question, count), count
 
     def _batches(
         self, questions: Mapping[int, Question], shortened: dict[int, tuple[Question, int]]
