@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from .device import check_device
 from .errors import PartError
 from .interfaces import Adapter, Module, Place
 from .model import Input, Magma
@@ -33,12 +34,13 @@ def assemble(
     nothing is loaded. `frozen_weights_only` leaves the pretrained weights of trainable parts out, for who has
     better ones. Parts whose paths are in `absent` stay on meta. Equal recipes give equal weights: the random generator
     is seeded for the duration and put back. `say` is called with what is being loaded. Raises `RecipeError`,
-    `PluginError` or `PartError`.
+    `PluginError` or `PartError`, `InputError` for a device that this machine does not have.
     """
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
     if dtype is None:
         dtype = DTYPES[recipe.train.precision] if recipe.train else torch.float32
-    meta = device is not None and torch.device(device).type == "meta"
+    device = None if device is None else check_device(device)
+    meta = device is not None and device.type == "meta"
     said: set[str] = set()
 
     def build(path: str, *context: Any, trainable: bool = False) -> Any:

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from .assemble import assemble, recipe_of
+from .device import check_device
 from .errors import CheckpointError, PartError
 from .interfaces import FrozenLM
 from .manifest import (
@@ -195,8 +196,10 @@ def load(
 
     `lm` is where the language model is now, if it has moved: a folder or a hub name; `overrides` change any other key
     of its recipe on purpose, as `lm.bos=false`. `verify` compares the frozen weights with those it was trained with
-    (in its own precision alone). Raises `CheckpointError` for anything missing, unexpected, misshapen or changed.
+    (in its own precision alone). Raises `CheckpointError` for anything missing, unexpected, misshapen or changed,
+    `InputError` for a device that this machine does not have.
     """
+    device = check_device(device)
     folder = find(folder)
     manifest = read_manifest(folder)
     if not manifest.covers_recipe:

@@ -16,6 +16,8 @@ from .cli_eval import evals
 from .cli_options import MovedLM
 from .cli_verify import verify
 from .errors import InputError, MagmaError, PluginError, TrainingError
+from .home_paths import accept_home, expand_home
+from .signals import end_with_launcher, exit_status
 
 if TYPE_CHECKING:
     from .model import Magma
@@ -79,7 +81,8 @@ def recipe_run(
         words = ["recipe", "run", recipe, "--out", str(out)]
         words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing libraries")
-        from .run import alone, check, check_folder, launch, run
+        from .launch import HOSTFILE, launch
+        from .run import alone, check, check_folder, run
 
         if several:
             check(loaded)
@@ -91,8 +94,13 @@ def recipe_run(
             report = run(loaded, out, resume=resume, watcher=screen.watcher())
             if report:
                 processes = report["processes"]
-                again = [*words, *(["--nproc", str(processes)] if processes > 1 else []), "--resume"]
+                how = ["--nproc", str(processes)] if processes > 1 else []
+                if HOSTFILE in os.environ:
+                    how = ["--hostfile", os.environ[HOSTFILE]]
+                again = [*words, *how, "--resume"]
                 screen.report(report, out, ["magma", *again])
+    if screen.stopped_by:
+        raise typer.Exit(exit_status(screen.stopped_by))
     if several:
         raise typer.Exit(launch([*words, *(["--resume"] if resume else [])], nproc, hostfile))
 
@@ -320,7 +328,7 @@ def generate(
 
         model = load(folder, lm=lm, device=device, say=screen.say)
     _check_names(model, [name for name, _ in prompt])
-    segments = [Text(value) if name == "text" else Media(name, Path(value)) for name, value in prompt]
+    segments = [Text(value) if name == "text" else Media(name, expand_home(Path(value))) for name, value in prompt]
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     for piece in model.stream(segments, **options, stop=tuple(stop or ()), seed=seed):
         typer.echo(piece, nl=False)
@@ -394,12 +402,14 @@ def _add_plugin_commands() -> None:
         except Exception as error:  # whatever a stranger's module does, the program starts
             owner = point.dist.name if point.dist else "unknown"
             typer.echo(f"magma: commands of {owner} left out: {type(error).__name__}: {error}", err=True)
+    accept_home(cli)
 
 
 def main() -> None:
     """Entry point. A user's mistake is a message and exit status 2, never a traceback."""
     # Before torch is loaded: threads that wait by spinning make a CPU run 20 times slower beside any other process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_with_launcher()
     _add_plugin_commands()
     try:
         cli()
@@ -434,7 +444,7 @@ def _of_the_disk(error: OSError, words: list[str]) -> str | None:
 
 def _said_of(path: str, word: str, number: int | None) -> str | None:
     """How a path is called that a word names, or that is above it, inside it, or beside it to take its place."""
-    found, wanted = Path(os.path.realpath(path)), Path(os.path.realpath(word))
+    found, wanted = (Path(os.path.realpath(expand_home(Path(one)))) for one in (path, word))
     if not word:
         return None
     if found.parent == wanted.parent and (found == wanted or found.name.startswith(f".{wanted.name}.")):

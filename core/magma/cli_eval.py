@@ -68,6 +68,10 @@ def ask(
     seed: Annotated[int, typer.Option(help="Draws the completed examples, and shuffles media.")] = 0,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
     out: Annotated[Path | None, typer.Option(help="FOLDER/eval/TASK where it is not given.")] = None,
+    fewer_shots: Annotated[
+        bool,
+        typer.Option(help="Ask a question that does not fit with all completed examples with fewer; else an error."),
+    ] = True,
     max_unreadable: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="A larger share of questions that cannot be read is an error; default 0.01."),
@@ -79,23 +83,27 @@ def ask(
 
     with Screen() as screen:
         screen.say("importing libraries")
-        import torch
-
         from . import checkpoint
+        from .device import check_device, default_device
         from .evaluate import BASELINES
         from .manifest import find
         from .recipe import MAX_UNREADABLE
         from .results import EVALUATIONS, Evaluation, about, measures_of
 
+        chosen = check_device(device or default_device())
         fields = {"path": str(data)} if data else {}
         asked = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
         where = find(folder)
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = checkpoint.load(where, lm=lm, device=chosen, say=screen.say)
         place = out or folder / EVALUATIONS / asked.name
         share = MAX_UNREADABLE if max_unreadable is None else max_unreadable
-        named = about(asked, seed, where)
-        evaluation = Evaluation(model, asked, place, named, seed, batch_size, max_unreadable=share, say=screen.note)
+        named = {**about(asked, seed, where), **({} if fewer_shots else {"fewer_shots": False})}
+        evaluation = Evaluation(
+            *(model, asked, place, named, seed, batch_size),
+            max_unreadable=share,
+            fewer_shots=fewer_shots,
+            say=screen.note,
+        )
         found = evaluation.run(shots or [0], BASELINES if baselines else BASELINES[:1], screen.answered)
     measures = measures_of(place)
     print_columns(

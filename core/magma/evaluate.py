@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from .errors import InputError, first_of
+from .errors import InputError, TooLong, first_of
 from .generate import Decoding
 from .interfaces import Prediction, Question, Task
 from .model import Magma
 from .recipe import MAX_UNREADABLE
-from .reuse import Reader, identity, not_empty, unreadable
+from .reuse import Reader, identity, not_empty, refusal, unreadable
 from .segments import Media
 
 Baseline = Literal["", "shuffled", "blind"]
@@ -30,14 +32,16 @@ def evaluate(
     baselines: Sequence[Baseline] = BASELINES,
     progress: Callable[[int, int], None] = lambda *_: None,
     max_unreadable: float = MAX_UNREADABLE,
+    fewer_shots: bool = True,
 ) -> list[Prediction]:
     """Greedy answers to every question, for the model itself and for each baseline.
 
     shuffled: each input's media change places at random. blind: they are taken away; questions of which nothing is
     left are answered with nothing. A question that cannot be read has a `problem` and counts as wrong; raises
-    `InputError` where `max_unreadable` allows no such share of them (`check_readable`).
+    `InputError` where `max_unreadable` allows no such share of them (`check_readable`). A question that is too long is
+    asked with `fewer_shots`, which its prediction counts; otherwise, or where it does not fit alone, raises `TooLong`.
     """
-    ask = Asker(model, task, batch_size)
+    ask = Asker(model, task, batch_size, fewer_shots)
     questions = list(task.examples(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
@@ -70,8 +74,9 @@ class Asker:
     What the model can read is what the task may show.
     """
 
-    def __init__(self, model: Magma, task: Task, batch_size: int) -> None:
-        self.model, self.task, self.batch_size = model, task, batch_size
+    def __init__(self, model: Magma, task: Task, batch_size: int, fewer_shots: bool = True) -> None:
+        """`fewer_shots`: leave out completed examples of a question that is too long."""
+        self.model, self.task, self.batch_size, self.fewer_shots = model, task, batch_size, fewer_shots
         self.collator = model.collator()
         self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
         self.not_shown: list[str] = []
@@ -102,14 +107,16 @@ class Asker:
         if baseline:
             asked = _shuffled(asked, seed, self.torn) if baseline == "shuffled" else _blind(asked)
         waiting = {i: question for i, question in enumerate(asked) if wanted is None or i in wanted}
+        dropped: dict[int, int] = {}
         while waiting:
-            following = {}
-            for batch in self._batches(waiting):
+            following: dict[int, Question] = {}
+            shortened: dict[int, tuple[Question, int]] = {}
+            for batch in self._batches(waiting, shortened):
                 final = {}
                 for i, output, problem in batch:
                     question = waiting[i]
                     text = "" if problem else self.task.extract(question, output)
-                    prediction = Prediction(question, text, baseline, output, problem)
+                    prediction = Prediction(question, text, baseline, output, problem, dropped.get(i, 0))
                     behind = None if problem else self.task.follow_up(prediction)
                     if behind is None:
                         final[i] = prediction
@@ -117,19 +124,50 @@ class Asker:
                         following[i] = self._segmented(behind)
                 if final:
                     yield final
+            for i, (shorter, count) in shortened.items():
+                following[i] = shorter
+                dropped[i] = dropped.get(i, 0) + count
             waiting = following
 
     def _segmented(self, question: Question) -> Question:
         return replace(question, segments=[self.collator.segment(value) for value in question.segments])
 
-    def _batches(self, questions: Mapping[int, Question]) -> Iterator[list[tuple[int, str, str]]]:
-        """(Number, all that the model says, why it cannot be read) of each question; "" where a question is empty."""
+    def _shortened(self, question: Question, error: TooLong) -> tuple[Question, int]:
+        """A question with as many of its completed examples as fit, the nearest ones, and how many are left out.
+
+        Raises the error that says that it is too long where that is not allowed or not possible.
+        """
+        if not self.fewer_shots:
+            raise error
+
+        def problem(count: int) -> InputError | None:
+            segments = _without(question, count).segments
+            return refusal(self.collator, not_empty(segments), f"question {question.id}")
+
+        shots = len(question.shot_lengths)
+        counts = range(1, shots + 1)
+        # Each try reads every medium.
+        count = 1 + bisect.bisect_left(counts, True, key=lambda count: not isinstance(problem(count), TooLong))
+        if count > shots:
+            raise (problem(shots) or error) if shots else error
+        return _without(question, count), count
+
+    def _batches(
+        self, questions: Mapping[int, Question], shortened: dict[int, tuple[Question, int]]
+    ) -> Iterator[list[tuple[int, str, str]]]:
+        """(Number, all that the model says, why it cannot be read) of each question; "" where a question is empty.
+
+        Those that are too long are left out; `shortened` gets what `_shortened` makes of them.
+        """
         if empty := [(i, "", "") for i, q in questions.items() if not not_empty(q.segments)]:
             yield empty
         left = [i for i, q in questions.items() if not_empty(q.segments)]
         refused: list[tuple[int, str, str]] = []
 
         def refuse(number: int, error: InputError) -> None:
+            if isinstance(error, TooLong):
+                shortened[left[number]] = self._shortened(questions[left[number]], error)
+                return
             refused.append((left[number], "", str(error)))
             media = [s for s in questions[left[number]].segments if isinstance(s, Media)]
             self.torn |= {identity(medium) for medium in media if unreadable(self.collator, [medium], medium.name)}
@@ -153,7 +191,9 @@ class Asker:
             try:
                 chances = self.model.classify([prompts[i] for i in batch])
             except InputError:
-                problems = {i: unreadable(self.collator, not_empty(prompts[i]), names[i]) for i in batch}
+                problems = {i: refusal(self.collator, not_empty(prompts[i]), names[i]) for i in batch}
+                if not any(problems.values()):
+                    raise
                 for i, problem in problems.items():
                     if problem:
                         refuse(i, problem)
@@ -185,6 +225,22 @@ def _shuffled(questions: Sequence[Question], seed: int, torn: Container[Hashable
 
 
 def _blind(questions: Sequence[Question]) -> list[Question]:
-    return [
-        replace(question, segments=[s for s in question.segments if not isinstance(s, Media)]) for question in questions
-    ]
+    blind = []
+    for question in questions:
+        kept = [not isinstance(segment, Media) for segment in question.segments]
+        ends = list(itertools.accumulate(question.shot_lengths, initial=0))
+        lengths = [sum(kept[start:end]) for start, end in itertools.pairwise(ends)]
+        segments = list(itertools.compress(question.segments, kept))
+        blind.append(replace(question, segments=segments, shot_lengths=lengths))
+    return blind
+
+
+def _without(question: Question, count: int) -> Question:
+    """A question without the first `count` of its completed examples."""
+    named = len(question.shots) // len(question.shot_lengths)
+    return replace(
+        question,
+        segments=question.segments[sum(question.shot_lengths[:count]) :],
+        shots=question.shots[count * named :],
+        shot_lengths=question.shot_lengths[count:],
+    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -14,6 +14,7 @@ from .interfaces import DataSource
 from .mixture import Mixture
 from .recipe import Recipe
 from .segments import Batch, Collator, Encoded, Example
+from .signals import end_with_parent, ignore_stop_signals
 
 T = TypeVar("T")
 AHEAD = 2
@@ -177,16 +178,16 @@ class _Order:
         return iter(self.work)
 
 
-def _deaf(_: int) -> None:
-    """Ctrl-C and SIGTERM are for the trainer, which saves and then ends its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
 def ahead(work: Iterable[Any], do: Callable[[Any], T], workers: int, pin: bool) -> Iterator[T]:
     """`do` of each, in order, up to `AHEAD` for each worker before it is asked for; no worker: when it is."""
     import torch
     from torch.utils.data import DataLoader
+
+    trainer = os.getpid()
+
+    def begin(_: int) -> None:
+        ignore_stop_signals()
+        end_with_parent(trainer)
 
     loader: Any = DataLoader(
         _Work(do),  # type: ignore[arg-type]  # a map from work, not from numbers
@@ -195,7 +196,7 @@ def ahead(work: Iterable[Any], do: Callable[[Any], T], workers: int, pin: bool) 
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
         pin_memory=pin,
-        worker_init_fn=_deaf if workers else None,
+        worker_init_fn=begin if workers else None,
         multiprocessing_context="fork" if workers else None,
         generator=torch.Generator(),  # the training's own generator is left alone
     )

@@ -408,6 +408,9 @@ class Question:
     """Several people's answers, where a task has those; `answer` alone where it is empty."""
     shots: Sequence[str] = ()
     """Which completed examples stand before it."""
+    shot_lengths: Sequence[int] = ()
+    """How many segments each completed example has, from the first segment on. Where this is given, a question that is
+    too long can be asked with fewer of them. Each has equally many entries in `shots`."""
 
 
 @dataclass
@@ -423,6 +426,8 @@ class Prediction:
     """All that it wrote."""
     problem: str = ""
     """Why the question could not be asked: a medium of it cannot be read. It counts as wrong; `text` is empty."""
+    dropped_shots: int = 0
+    """Completed examples that were left out because the question does not fit with all of them."""
 
 
 class Task(Part):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +14,12 @@ from typing import Any
 
 from . import checkpoint
 from .errors import TrainingError
+from .launch import run_alone
 from .manifest import RECIPE
 from .recipe import Recipe
 from .run import check
 from .runs import REPORT, metrics
+from .signals import STOP_SIGNALS, exit_status
 
 TABLE = "matrix.json"
 
@@ -57,7 +57,10 @@ def cells(sources: Sequence[str], out: Path, seeds: Sequence[int], overrides: Se
 def run_matrix(
     plan: Sequence[Cell], overrides: Sequence[str], say: Callable[[str], None], arguments: Sequence[str] = ()
 ) -> list[Cell]:
-    """Run what has not finished, each in a process of its own, and go on behind one that fails. Returns those."""
+    """Run what has not finished, each in a process of its own, and go on behind one that fails. Returns those.
+
+    A signal that stops a run stops all of it: `SystemExit` with that run's status.
+    """
     failed = []
     for i, cell in enumerate(plan, 1):
         where = f"{i}/{len(plan)} {cell.recipe.name}, seed {cell.seed}"
@@ -68,7 +71,11 @@ def run_matrix(
         begun = (cell.folder / RECIPE).is_file()
         words = ["recipe", "run", cell.source, "--out", str(cell.folder), *arguments, *(["--resume"] if begun else [])]
         words += [word for change in (*overrides, f"seed={cell.seed}") for word in ("--set", change)]
-        if subprocess.run([sys.executable, "-m", "magma.cli", *words], check=False).returncode or not cell.report:
+        status = run_alone(words)
+        if status in map(exit_status, STOP_SIGNALS):
+            say(f"{where}: stopped; the same command resumes it")
+            raise SystemExit(status)
+        if status or not cell.report:
             failed.append(cell)
     return failed
 

@@ -41,8 +41,8 @@ Precision = Literal["bf16", "fp16", "fp32"]
 
 def _resolve(value: str, info: ValidationInfo) -> str:
     """A relative path, where it exists: beside the recipe, in $MAGMA_DATA, in the working folder. Else as given."""
-    if Path(value).expanduser().is_absolute():
-        return str(Path(value).expanduser())
+    if (expanded := Path(os.path.expanduser(value))).is_absolute():  # noqa: PTH111  # an unknown ~user is a file's name
+        return str(expanded)
     folder = (info.context or {}).get("folder")
     places = [folder, os.environ.get("MAGMA_DATA"), Path.cwd()]
     for place in places:

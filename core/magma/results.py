@@ -48,6 +48,8 @@ class Evaluation:
     """Where the task draws; the folder where it is not given."""
     max_unreadable: float = MAX_UNREADABLE
     """A larger share of questions that cannot be read ends the evaluation."""
+    fewer_shots: bool = True
+    """Ask a question that does not fit with all completed examples with fewer of them; otherwise it is an error."""
     say: Callable[[str], None] = lambda _: None
     """Gets what a person has to know: which questions cannot be read."""
 
@@ -65,7 +67,8 @@ class Evaluation:
         cannot be read.
         """
         known, measures = self._known(replace)
-        asker = Asker(self.model, self.task, self.batch_size)
+        fewer: dict[str, dict[str, int]] = {}
+        asker = Asker(self.model, self.task, self.batch_size, self.fewer_shots)
         for count, baseline in itertools.product(shots, baselines):
             rows = self._answers(asker, count, baseline, progress)
             predictions = [prediction_of(row, baseline) for row in rows]
@@ -76,6 +79,10 @@ class Evaluation:
                 self.task.artifacts(self.artifacts or self.folder, predictions)
             told = {**self.about, "primary": self.task.primary, "questions": len(rows), "scores": known}
             told["measures"] = measures
+            if short := sum("dropped_shots" in row for row in rows):
+                fewer.setdefault(str(count), {})[baseline or "model"] = short
+            if fewer:
+                told["asked_with_fewer_shots"] = fewer
             checkpoint.write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
         return known
 
@@ -137,6 +144,11 @@ class Evaluation:
         if asker.not_shown:
             self.say(f"other completed examples are shown than those that cannot be read:{first_of(asker.not_shown)}")
             asker.not_shown.clear()
+        if fewer := sum("dropped_shots" in row for row in rows):
+            self.say(
+                f"{fewer} of {len(rows)} questions do not fit with all completed examples and are asked with fewer; "
+                f"{path} has how many are left out, in dropped_shots"
+            )
         if problems := _problems(rows):
             self.say(
                 f"{len(problems)} of {len(rows)} questions cannot be read and count as wrong; {path} has all of them:"
@@ -158,6 +170,8 @@ class Evaluation:
             "answers": list(question.answers),
             "extra": question.extra,
         }
+        if prediction.dropped_shots:
+            row["dropped_shots"] = prediction.dropped_shots
         if prediction.problem:
             row["problem"] = prediction.problem
         return row if judged is None else {**row, "compared": judged[0], "score": judged[1]}

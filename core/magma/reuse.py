@@ -36,15 +36,19 @@ def not_empty(prompt: Sequence[Segment]) -> list[Segment]:
     return [segment for segment in prompt if not isinstance(segment, Text) or segment.text]
 
 
-def unreadable(collator: Collator, prompt: Sequence[Segment], name: str) -> InputError | None:
-    """Why a prompt cannot be read; None where it can, even if it is too long."""
+def refusal(collator: Collator, prompt: Sequence[Segment], name: str) -> InputError | None:
+    """Why a prompt cannot be read, or that it is too long (`TooLong`); None where nothing is wrong."""
     try:
-        collator.sequence(Example(prompt, name))
-    except TooLong:
-        return None
+        collator.sequence(Example(prompt, name), whole=True)
     except InputError as error:
         return error
     return None
+
+
+def unreadable(collator: Collator, prompt: Sequence[Segment], name: str) -> InputError | None:
+    """Why a prompt cannot be read; None where it can, even if it is too long."""
+    found = refusal(collator, prompt, name)
+    return None if isinstance(found, TooLong) else found
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Reader:
     ) -> Iterator[list[tuple[int, str]]]:
         """Batch by batch, (number of the prompt, answer) of each. Prompts that are equal are answered once.
 
-        `refuse` is called with the number of a prompt that cannot be read; without it that error is raised.
+        `refuse` is called with the number of a prompt that cannot be read or is too long, and why; without it that
+        error is raised.
         """
         for batch in self._decoded(prompts, names, refuse):
             yield [(i, answer.text) for i, answer in batch]
@@ -121,10 +126,13 @@ class Reader:
             for batch in _batches(order, self.batch_size):
                 try:
                     found = self._answer(batch, common)
-                except InputError as error:
-                    if refuse is None or isinstance(error, TooLong):
+                except InputError:
+                    if refuse is None:
                         raise
-                    batch = self._readable(batch, twins, names, refuse)
+                    kept = self._readable(batch, twins, names, refuse)
+                    if len(kept) == len(batch):
+                        raise
+                    batch = kept
                     found = self._answer(batch, common) if batch else []
                 yield [(i, answer) for part, answer in zip(batch, found, strict=True) for i in twins[part.whole]]
 
@@ -135,15 +143,15 @@ class Reader:
         names: Sequence[str],
         refuse: Callable[[int, InputError], None],
     ) -> list[_Prompt]:
-        """Those of a batch that can be read, after `refuse` was called with the others."""
+        """Those of a batch that can be read and fit, after `refuse` was called with the others."""
         kept = []
         for part in batch:
             prompt = [*part.head, *part.tail]
-            if unreadable(self.collator, prompt, part.name) is None:
+            if refusal(self.collator, prompt, part.name) is None:
                 kept.append(part)
                 continue
             for number in twins[part.whole]:  # each is named for itself
-                if error := unreadable(self.collator, prompt, names[number]):
+                if error := refusal(self.collator, prompt, names[number]):
                     refuse(number, error)
         return kept
 

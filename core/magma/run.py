@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from .errors import LACKING, RecipeError, TrainingError
 from .interfaces import Task
 from .manifest import CHECKPOINTS, RECIPE, digest, read_manifest
 from .plan import Plan, plan
+from .ranks import ranks
 from .recipe import Recipe
 from .results import EVALUATIONS, Evaluation, about, measures_of
 from .runs import REPORT, draw
@@ -35,6 +34,8 @@ class Console(Watcher):
     """What is asked, and how many questions have their answer."""
     note: Callable[[str], None] = lambda _: None
     """What a person has to know: questions that cannot be read."""
+    stopped: Callable[[int], None] = lambda _: None
+    """The number of the signal that stopped the run; it is called in every process."""
 
 
 def run(
@@ -56,15 +57,19 @@ def run(
     check(recipe)
     out = Path(out)
     check_folder(out, resume)
-    if int(os.environ.get("RANK", 0)):
-        train(recipe, out, resume=resume, watcher=watcher)
+    rank, size = ranks()
+    if rank:
+        if stopped_by := train(recipe, out, resume=resume, watcher=watcher).stopped_by:
+            watcher.stopped(stopped_by)
         return {}
-    with alone(out):
+    with alone(out, watcher.note):
         watcher.say("planning")
-        planned = plan(recipe, int(os.environ.get("WORLD_SIZE", 1)))
+        planned = plan(recipe, size)
         watcher.plan(planned)
         checkpoint.write_text(out / RECIPE, recipe.to_toml())
         result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs)
+        if result.stopped_by:
+            watcher.stopped(result.stopped_by)
         return _report(recipe, out, result, watcher)
 
 
@@ -111,8 +116,8 @@ def with_shots(name: str, shots: int) -> str:
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """A run's folder for one run at a time: a killed launcher may leave processes that still write to it."""
+def alone(out: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
+    """A run's folder for one run at a time. A file system that has no locks is noted, and nothing is locked."""
     import fcntl
 
     out.mkdir(parents=True, exist_ok=True)
@@ -123,6 +128,8 @@ def alone(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise TrainingError(f"{out} is being written by another process: wait for it, or end it first") from error
+        except OSError as error:
+            note(f"{path} cannot be locked: {error.strerror}; do not start a second run with --out {out}")
         try:
             yield
         finally:
@@ -148,9 +155,10 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "finished": result.finished,
+        **({"stopped_by": signal.Signals(result.stopped_by).name} if result.stopped_by else {}),
         "steps": result.steps,
         "seconds": round(result.seconds, 2),
-        "processes": int(os.environ.get("WORLD_SIZE", 1)),
+        "processes": ranks().size,
         "frozen_unchanged": not result.changed,
         "frozen_tensors": len(result.frozen),
         "frozen_fingerprint": digest(result.frozen),
@@ -161,34 +169,3 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "parts": {path: entry.model_dump(by_alias=True) for path, entry in manifest.parts.items()},
         "checkpoint": str(result.folder),
     }
-
-
-def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None = None) -> int:
-    """Start `magma` with these arguments in several processes, here or on the hosts of a hostfile; the exit status.
-
-    Local processes are torch's elastic launcher's; a hostfile is passed on to DeepSpeed's launcher. Ctrl-C reaches
-    every process, and each saves before it ends.
-    """
-    if hostfile is not None:
-        command = ["-m", "deepspeed.launcher.runner", "--hostfile", str(hostfile), "--module", "magma.cli"]
-    else:
-        command = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-            "--module",
-            "magma.cli",
-        ]
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
-    children = subprocess.Popen([sys.executable, *command, *arguments], env=environment)
-    before = {number: signal.signal(number, _ignore) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return children.wait()
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
-
-
-def _ignore(number: int, frame: object) -> None:
-    """The children get the terminal's signal themselves; this process only waits for them."""

@@ -106,7 +106,8 @@ def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
     losses, *below = axes[:, 0]
     for i, folder in enumerate(folders):
         rows = metrics(folder)
-        whose = f"{folder.name}: " if len(folders) > 1 else ""
+        name = folder.name.replace("$", r"\$")  # between two of them matplotlib reads mathematics
+        whose = f"{name}: " if len(folders) > 1 else ""
         for key, style in (("loss", "-"), ("evaluation_loss", "o-")):
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:

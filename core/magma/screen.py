@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,41 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from rich.table import Table
 from rich.text import Text
 
+from .ranks import is_first
+
 if TYPE_CHECKING:
     from .plan import Plan
     from .run import Console
+
+
+class _LastingConsole(RichConsole):
+    """A console that falls silent when its terminal or pipe is gone: a run still has a checkpoint to save.
+
+    Ctrl-C ends the `tee` that a run prints to, and a closed terminal refuses what is written.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with self._lasting():
+            super().print(*objects, **options)
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lasting():  # of a bar, which writes when its block ends
+            super().__exit__(*error)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True  # rich would end the process
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.quiet = True
+
+
+def plain_console(**options: Any) -> RichConsole:
+    """A console that prints text as it is: brackets and colons of a path are neither markup nor an emoji."""
+    return _LastingConsole(**options, markup=False, emoji=False, highlight=False)
 
 
 class _Bar(Progress):
@@ -41,17 +73,17 @@ class Screen:
     QUIET_S = 3.0
 
     def __init__(self) -> None:
-        self.active = int(os.environ.get("RANK", 0)) == 0
-        self.console = RichConsole(stderr=True, quiet=not self.active, highlight=False)
-        columns = (
-            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}")),
-            TimeRemainingColumn(),
-        )
+        self.active = is_first()
+        self.console = plain_console(stderr=True, quiet=not self.active)
+        texts = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[count]}"))
+        columns = (SpinnerColumn(), next(texts), BarColumn(), next(texts), TimeRemainingColumn())
         self.live = _Bar(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
         self.task = self.live.add_task("starting", total=None, news="", count="")
         self.spoke = 0.0
         self.first: tuple[int, float] | None = None
         """The first step that was seen, and when."""
+        self.stopped_by = 0
+        """The signal that stopped the run."""
         self.began = time.perf_counter()
 
     def __enter__(self) -> Screen:
@@ -73,13 +105,23 @@ class Screen:
 
     def _line(self, text: str) -> None:
         self.spoke = time.perf_counter()
-        self.console.print(f"[dim]{self.spoke - self.began:6.1f} s[/dim]  {text}", soft_wrap=True)
+        self.console.print(Text.assemble((f"{self.spoke - self.began:6.1f} s", "dim"), "  ", text), soft_wrap=True)
 
     def watcher(self) -> Console:
         """This screen as a run's watcher."""
         from .run import Console
 
-        return Console(say=self.say, step=self._step, plan=self._plan, asked=self.answered, note=self.note)
+        return Console(
+            say=self.say,
+            step=self._step,
+            plan=self._plan,
+            asked=self.answered,
+            note=self.note,
+            stopped=self._stopped,
+        )
+
+    def _stopped(self, number: int) -> None:
+        self.stopped_by = number
 
     def _bar(self, what: str, done: int, total: int, news: str, left: Callable[[], str] = str) -> None:
         if self.live.tasks[0].total != (total or None):
@@ -112,7 +154,8 @@ class Screen:
         self.live.stop()
         if not report["finished"]:
             self.console.print(
-                f"Stopped at step {report['steps']}; nothing is lost. Resume with:\n  {shlex.join(again)}",
+                f"{report['stopped_by']} stopped the run at step {report['steps']}; nothing is lost. Resume with:\n"
+                f"  {shlex.join(again)}",
                 soft_wrap=True,  # the command has to be copied in one piece
             )
             return
@@ -223,7 +266,7 @@ def print_columns(heads: list[str], rows: list[list[str]]) -> None:
 
 def _stdout() -> RichConsole:
     """A file or a pipe is as wide as a table needs."""
-    return RichConsole(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return plain_console(width=None if sys.stdout.isatty() else 160)
 
 
 def _scaled(value: float | None, unit: str) -> str:

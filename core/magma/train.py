@@ -10,10 +10,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -46,6 +44,7 @@ from .plan import Costs, micro_batches, zero_stage
 from .recipe import Constant, Recipe, Train
 from .recompute import blocks, recompute
 from .segments import Batch
+from .signals import stop_requests
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
@@ -103,7 +102,9 @@ class Result:
     seconds: float
     """Wall-clock seconds of the training loop of this process, evaluations and checkpoints included."""
     finished: bool
-    """False where a signal ended it early."""
+    """False where a signal stopped it."""
+    stopped_by: int
+    """The number of that signal, the same in all processes; 0: none."""
     frozen: dict[str, str]
     """Fingerprints of the frozen tensors before training."""
     changed: list[str]
@@ -118,24 +119,6 @@ class Result:
     """The most bytes this process has held."""
     device: str
     """Where this process trained."""
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask for an end after the current step; one second later they end the process as usual."""
-    asked: list[float] = []
-
-    def handler(*_: Any) -> None:
-        if asked and time.monotonic() - asked[0] > 1:
-            raise KeyboardInterrupt
-        asked.append(time.monotonic())
-
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
@@ -659,24 +642,26 @@ def train(
         for block in blocks(model, "train.compile"):
             block.compile(dynamic=True)
     torch.manual_seed(recipe.seed + world.rank)
-    with interruptible() as stopped:
+    with stop_requests() as request:
         watcher.say("starting DeepSpeed")
         run = _Run(recipe, out, world, watcher, model, costs)
         if resume:
             _resume(run)
         watcher.say("training: the first step takes longer than the others")
         began = time.perf_counter()
-        finished = run.loop(stopped)
+        finished = run.loop(lambda: bool(request))
         folder = run.finish(finished)
         seconds = time.perf_counter() - began
         watcher.say("comparing the frozen weights' fingerprints")
         changed = differing(run.frozen, run.fingerprints())
+        stopped_by = next(filter(None, world.gather(request.number)), 0)  # any process may have received it
     state = run.state
     return Result(
         folder=folder,
         steps=state.step,
         seconds=seconds,
-        finished=finished,
+        finished=finished and not stopped_by,
+        stopped_by=stopped_by,
         frozen=run.frozen,
         changed=changed,
         skipped=state.skipped_examples,

@@ -111,8 +111,10 @@ class _Screen:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-        self.console, self.unit, self.spoke = Console(stderr=True, highlight=False), unit, 0.0
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[count]}"))
+        self.console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        self.unit, self.spoke = unit, 0.0
+        texts = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[count]}"))
+        columns = (SpinnerColumn(), next(texts), BarColumn(), next(texts))
         live = self.console.is_terminal
         self.bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True, disable=not live)
         self.task = self.bar.add_task("reading", total=None, count="")
@@ -167,4 +169,4 @@ def _stdout() -> Console:
     """A file or a pipe is as wide as a table needs."""
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    return Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -171,11 +171,12 @@ class DigitsTask(Task):
             for i in range(count):
                 before, asked = self._drawn(group, i, (held, shown), f"{seed} {shots} {group} {i}", shots)
                 segments: list[Media | str] = []
-                used = []
+                used, lengths = [], []
                 for known, said in before:
                     question = f"{self.config.prompt} {said}." if group in CAPTIONED else f"{QUESTIONS[group]} {said}"
                     segments += [*(media[1][j] for j in known), f"{question}\n"]
                     used += [f"train/{j}" for j in known]
+                    lengths.append(len(known) + 1)
                 segments += [media[0][j] for j in asked]
                 segments.append(self.config.prompt if group in CAPTIONED else QUESTIONS[group])
                 yield Question(
@@ -184,6 +185,7 @@ class DigitsTask(Task):
                     answer=_answer(group, [int(held[1][j]) for j in asked]),
                     group=group,
                     shots=used,
+                    shot_lengths=lengths,
                     extra={"image": i, "label": int(held[1][i])},
                 )
 
@@ -257,6 +259,7 @@ class DigitsTask(Task):
                 + ("right" if right else f"wrong: {prediction.question.answer}"),
                 color="#1a7f37" if right else "#cf222e",
                 fontsize=9,
+                parse_math=False,
             )
         figure.tight_layout(h_pad=2)
         path = folder / "samples.png"

@@ -146,7 +146,9 @@ class SameNumberTask(Task):
                     segments.append(f"{config.prompt} {'yes' if yes else 'no'}\n")
                 segments += [Media(config.image, pairs.pixels[i]), Media(config.audio, one.path), config.prompt]
                 extra = {"image": i, "written": written, "spoken": one.digit}
-                yield Question(f"{one.path.stem}/{i}", segments, "yes" if same else "no", extra=extra)
+                yield Question(
+                    f"{one.path.stem}/{i}", segments, "yes" if same else "no", extra=extra, shot_lengths=[3] * shots
+                )
 
     @staticmethod
     def _drawn(

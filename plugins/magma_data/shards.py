@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -261,6 +262,10 @@ def _alone(out: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InputError(f"{out} is being written by another process: wait for it, or end it first") from error
+        except OSError as error:
+            logging.getLogger(__name__).warning(
+                "%s cannot be locked: %s; do not start a second conversion into %s", path, error.strerror, out
+            )
         try:
             yield
         finally:

@@ -193,7 +193,9 @@ class SpokenDigitsTask(Task):
             for other in draw.sample(others_than(one, shown, shots), shots):
                 segments += [Media(self.config.input, other.path), f"{self.config.prompt} {WORDS[other.digit]}\n"]
             segments += [Media(self.config.input, one.path), self.config.prompt]
-            yield Question(one.path.stem, segments, WORDS[one.digit], extra={"speaker": one.speaker})
+            yield Question(
+                one.path.stem, segments, WORDS[one.digit], extra={"speaker": one.speaker}, shot_lengths=[2] * shots
+            )
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`accuracy`, and `accuracy_<speaker>`."""

@@ -183,6 +183,7 @@ class RowsTask(Task):
                 group=asked.group,
                 answers=asked.answers,
                 shots=[one.id for one in before],
+                shot_lengths=[len(pair) for pair in completed],
             )
 
     def read(self, split: str) -> Iterator[Asked]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -15,16 +16,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from program import help_limit, magma, quickest, start
+
+from magma.home_paths import expand_home
 
 QUICK = ["--set", "train.samples=96", "--set", "tasks.0.limit=6", "--set", "train.evaluate_samples=8"]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """A short quickstart."""
-    out = tmp_path_factory.mktemp("runs") / "short"
+    """A short quickstart, in a folder whose name rich would read as markup."""
+    out = tmp_path_factory.mktemp("runs") / "short[seven]"
     done = magma("recipe", "run", "quickstart", "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr
     return out, done
@@ -56,6 +60,7 @@ def test_a_run_leaves_all_that_is_promised(run: tuple[Path, subprocess.Completed
     assert set(report["tasks"]["0.digits"]) == {"model", "shuffled", "blind"}
     assert "inputs.image.encoder" in done.stderr
     assert f"45 frozen tensors are unchanged: sha256 {report['frozen_fingerprint']}" in done.stderr
+    assert f"all files are in {out}\n" in done.stderr
 
 
 def test_verify_says_what_is_as_it_was_written(
@@ -162,6 +167,8 @@ def test_generate_takes_segments_in_their_order(run: tuple[Path, Any], tmp_path:
         (["loose"], "given 'loose'; allowed: --text TEXT, or --INPUT FILE"),
         (["--text"], "--text is the last word"),
         ([], "the prompt is empty"),
+        (["--text", "a", "--device", "gpu"], "device: given 'gpu'; allowed on this machine: cpu"),
+        (["--text", "a", "--device", "cuda:99"], "device: given 'cuda:99'"),
     ],
 )
 def test_generate_explains_mistakes(run: tuple[Path, Any], words: list[str], message: str) -> None:
@@ -169,6 +176,45 @@ def test_generate_explains_mistakes(run: tuple[Path, Any], words: list[str], mes
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_device_that_is_not_here_is_refused_by_every_command(run: tuple[Path, Any]) -> None:
+    for words in (["generate", run[0], "--text", "a"], ["eval", run[0], "--task", "digits"]):
+        done = magma(*words, "--device", "gpu")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].startswith("magma: device: given 'gpu'; allowed on this machine: cpu")
+
+
+def test_a_path_behind_an_equals_sign_may_begin_with_a_tilde(
+    run: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell expands `--out ~/x`, but not `--out=~/x`. Text stays text."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("L", (28, 28)).save(tmp_path / "x.png")
+    words = ["generate", run[0], "--max-tokens", 3, "--image"]
+    here, there = magma(*words, tmp_path / "x.png"), magma(*words[:-1], "--image=~/x.png", cwd=run[0])
+    assert here.returncode == there.returncode == 0, there.stderr
+    assert here.stdout == there.stdout
+    (tmp_path / "out").mkdir()
+    done = magma("plugin", "new", "lidar", "--kind=task", "--out=~/out", cwd=run[0])
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["magma-lidar"]
+    assert expand_home(Path("~nobody-is-called-so/x")) == Path("~nobody-is-called-so/x")
+    assert expand_home([Path("~/a"), "~/b", 3]) == [tmp_path / "a", "~/b", 3]
+
+
+def test_every_commands_paths_may_begin_with_a_tilde() -> None:
+    """Those of plugins too."""
+    from magma import cli
+
+    def commands(program: typer.Typer) -> list[Any]:
+        groups = [group.typer_instance for group in program.registered_groups if group.typer_instance]
+        return [*program.registered_commands, *itertools.chain(*map(commands, groups))]
+
+    magma("plugin", "list")  # the program has started once
+    callbacks = [command.callback for command in commands(cli.cli)]
+    assert len(callbacks) > 15
+    assert all(hasattr(callback, "accepts_home") for callback in callbacks)
 
 
 def test_five_mistakes_end_the_run_before_anything_loads(tmp_path: Path) -> None:
@@ -220,8 +266,11 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert len(found[1]) == 4
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, processes: int) -> None:
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGINT), pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow)]
+)
+def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, processes: int, number: int) -> None:
+    """Ctrl-C of a terminal, which reaches the whole group, and what docker or Kubernetes send to one process."""
     out = tmp_path / "run"
     words = ["recipe", "run", "quickstart", "--out", str(out), "--nproc", str(processes), *QUICK]
     words[-5:-4] = ["train.samples=100000"]
@@ -230,14 +279,16 @@ def test_ctrl_c_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, process
         [sys.executable, "-m", "magma.cli", *words],
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # so that the signal reaches the whole group, as a terminal's does
+        start_new_session=True,
     ) as child:
         assert child.stderr is not None
         seen = ""
         while "training" not in seen and child.poll() is None:
             seen += child.stderr.readline()
-        os.killpg(child.pid, signal.SIGINT)
+        send = os.killpg if number == signal.SIGINT else os.kill
+        send(child.pid, number)
         seen += child.stderr.read()
+    assert child.returncode == 128 + number
     assert "nothing is lost. Resume with:" in seen, seen
     (said,) = [line for line in seen.splitlines() if line.startswith("  magma recipe run quickstart")]
     assert said.endswith(" --nproc 2 --resume" if processes == 2 else " --resume")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from toys import RECIPE, ToyEncoder, ToyTask
 
 import magma
-from magma import InputError, Media, PartConfig, Prediction, Question, Text
+from magma import InputError, Media, PartConfig, Prediction, Question, Text, TooLong
 from magma.evaluate import Asker, check_readable
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -154,3 +155,74 @@ def test_a_task_knows_what_the_model_can_read(monkeypatch: pytest.MonkeyPatch) -
     assert [task.can_read(Media("number", n)) for n in (1, 2)] == [True, False]
     assert asker.not_shown == ["a completed example: number: 2.num is torn"]
     assert task.can_read(Media("smell", 2))  # a mistake in the task, not in the medium
+
+
+# What does not fit
+
+
+class Behind(ToyTask):
+    """Questions of many lengths behind shots of 16 positions each; 64 fit."""
+
+    max_tokens = 2
+    lengths: Sequence[int] = (2,)
+
+    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        for i, count in enumerate((4, 30, 4, 40)):
+            shown = [part for j in range(shots) for part in (Media("number", 2), f"shot {j} ......")]
+            names = [name for j in range(shots) for name in (f"{j}a", f"{j}b")]
+            yield Question(
+                *(str(i), [*shown, Media("number", 0), "?" * count], "x"),
+                shots=names,
+                shot_lengths=list(self.lengths) * shots,
+            )
+
+
+class Follows(Behind):
+    """Asks again, too long for one more of the shots."""
+
+    def follow_up(self, prediction: Prediction) -> Question | None:
+        question = prediction.question
+        if question.extra:
+            return None
+        return replace(question, segments=[*question.segments, "!" * 15], extra={"again": True})
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_a_question_that_is_too_long_is_asked_with_the_shots_that_fit(batch_size: int) -> None:
+    model = magma.assemble(RECIPE).eval()
+    found = magma.evaluate(model, Behind(PartConfig(), 0), shots=3, batch_size=batch_size, baselines=("", "shuffled"))
+    for answers in (found[:4], found[4:]):
+        assert [p.dropped_shots for p in answers] == [0, 1, 0, 2]
+        assert [len(p.question.segments) for p in answers] == [8, 6, 8, 4]
+        assert answers[1].question.shots == ["1a", "1b", "2a", "2b"]  # the nearest ones stay
+    for prediction in found[:4]:
+        assert prediction.text == model.generate(prediction.question.segments, max_tokens=2)
+    blind = magma.evaluate(model, Behind(PartConfig(), 0), shots=4, baselines=("blind",))[3]
+    assert (blind.dropped_shots, len(blind.question.segments)) == (3, 2)  # 3 times 12 and 40; without media
+
+
+def test_a_follow_up_may_need_fewer_shots_too() -> None:
+    model = magma.assemble(RECIPE).eval()
+    found = magma.evaluate(model, Follows(PartConfig(), 0), shots=3, baselines=("",))
+    assert [p.dropped_shots for p in found] == [1, 2, 1, 3]
+    assert [len(p.question.segments) for p in found] == [7, 5, 7, 3]
+
+
+def test_a_model_that_classifies_gets_fewer_shots_too() -> None:
+    model = magma.assemble({**RECIPE, "head": {"use": "classes", "classes": ["even", "odd"]}}).eval()
+    found = magma.evaluate(model, Behind(PartConfig(), 0), shots=3, baselines=("",))
+    assert [p.dropped_shots for p in found] == [0, 1, 0, 2]
+    assert all(p.text in ("even", "odd") for p in found)
+
+
+def test_it_is_refused_where_that_is_wanted_or_no_shot_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = magma.assemble(RECIPE).eval()
+    with pytest.raises(TooLong, match=r"^question 1 needs 79 positions .*and at most 64 fit"):
+        magma.evaluate(model, Behind(PartConfig(), 0), shots=3, batch_size=1, fewer_shots=False)
+    monkeypatch.setattr(Behind, "lengths", ())  # a task that does not say how long they are
+    with pytest.raises(TooLong, match=r"^question 1 needs 79 positions"):
+        magma.evaluate(model, Behind(PartConfig(), 0), shots=3, batch_size=1)
+    monkeypatch.setattr(Behind, "lengths", (2,))
+    short = magma.assemble({**RECIPE, "lm": {"use": "toy", "context": 24}}).eval()
+    with pytest.raises(TooLong, match=r"^question 1 needs 31 positions"):
+        magma.evaluate(short, Behind(PartConfig(), 0), shots=3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would be run; each leaves a report, but for b's first try."""
     seen: list[list[str]] = []
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        assert not check
-        words = command[3:]
+    def run(words: list[str]) -> int:
         seen.append(words)
         out = Path(words[words.index("--out") + 1])
         out.mkdir(parents=True, exist_ok=True)
@@ -46,9 +43,9 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             {"step": 2, "evaluation_loss": 3.5},
         ]
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return subprocess.CompletedProcess(command, int(failed))
+        return int(failed)
 
-    monkeypatch.setattr("magma.matrix.subprocess.run", run)
+    monkeypatch.setattr("magma.matrix.run_alone", run)
     return seen
 
 
@@ -84,3 +81,19 @@ def test_mistakes_are_found_before_anything_is_run(recipes: list[str], tmp_path:
         cells(recipes, tmp_path, [0], ["train.lrr=1"])
     with pytest.raises(RecipeError, match="mini_adapters_none cannot run"):
         cells(["mini/adapters/none"], tmp_path, [0], ["lm.weights=/nowhere/at/all"])
+
+
+def test_a_signal_that_stops_a_run_stops_the_others(
+    recipes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    def stopped(words: list[str]) -> int:
+        started.append(words)
+        return 143
+
+    monkeypatch.setattr("magma.matrix.run_alone", stopped)
+    with pytest.raises(SystemExit) as ended:
+        run_matrix(cells(recipes, tmp_path / "out", [0], []), [], lambda _: None)
+    assert ended.value.code == 143
+    assert len(started) == 1

@@ -21,7 +21,7 @@ from toys import RECIPE, WORDS, ToyEncoder, ToyTask
 from typer.testing import CliRunner
 
 import magma
-from magma import InputError, Magma, Media, PartConfig, Prediction, Question, cli
+from magma import InputError, Magma, Media, PartConfig, Prediction, Question, TooLong, cli
 from magma.results import Evaluation, report, score_file
 
 KINDS = ("", "shuffled", "blind")
@@ -38,7 +38,10 @@ class Counted(ToyTask):
             shown = [part for j in range(shots) for part in (Media("number", (i + j) % 4), f" {WORDS[(i + j) % 4]}. ")]
             used = [str((i + j) % 4) for j in range(shots)]
             yield Question(
-                str(i), [*shown, Media("number", i % 4), "is" * (i % 3)], WORDS[i % 4], extra={"i": i}, shots=used
+                *(str(i), [*shown, Media("number", i % 4), "is" * (i % 3)], WORDS[i % 4]),
+                extra={"i": i},
+                shots=used,
+                shot_lengths=[2] * shots,
             )
 
     def extract(self, question: Question, output: str) -> str:
@@ -123,6 +126,28 @@ def test_an_interruption_changes_nothing(model: Magma, tmp_path: Path, torn: str
     for name in ("scores.json", "about.json"):
         assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
     assert not list((tmp_path / "cut").glob("*.partial"))
+
+
+def test_questions_asked_with_fewer_shots_are_counted(toys: None, tmp_path: Path) -> None:  # noqa: ARG001
+    """In the file, in scores.json, and on the screen; the same after an interruption, and refused by option."""
+    model = magma.assemble({**RECIPE, "lm": {"use": "toy", "context": 24}}).eval()
+    said: list[str] = []
+    asked = replace(evaluation(model, tmp_path / "a"), say=said.append)
+    asked.run([0, 2])
+    found = rows(tmp_path / "a")
+    counts = {name: sum("dropped_shots" in row for row in kept) for name, kept in found.items()}
+    assert counts["0_shot.jsonl"] == counts["2_shot.blind.jsonl"] == 0
+    assert 0 < counts["2_shot.jsonl"] < 40
+    assert all(len(row["shots"]) == 2 - row.get("dropped_shots", 0) for row in found["2_shot.jsonl"])
+    told = json.loads((tmp_path / "a/scores.json").read_text())["asked_with_fewer_shots"]
+    assert told["2"]["model"] == counts["2_shot.jsonl"]
+    assert set(told) == {"2"}
+    assert any(f"{counts['2_shot.jsonl']} of 40 questions do not fit with all completed" in one for one in said)
+    before = (tmp_path / "a/scores.json").read_text()
+    asked.run([0, 2])
+    assert (tmp_path / "a/scores.json").read_text() == before
+    with pytest.raises(TooLong):
+        replace(evaluation(model, tmp_path / "b"), fewer_shots=False).run([2])
 
 
 def test_a_folder_belongs_to_one_evaluation(model: Magma, tmp_path: Path) -> None:

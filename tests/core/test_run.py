@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from toys import RECIPE, ToyTask
 import magma
 from magma import RecipeError, TrainingError
 from magma.recipe import build_part
+from magma.run import Console, alone
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -65,8 +70,6 @@ def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path, monkeypatch: py
 
 
 def test_a_folder_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
-    from magma.run import alone
-
     with alone(tmp_path / "run"), pytest.raises(TrainingError, match="is being written by another process"):
         magma.run(RECIPE, tmp_path / "run")
     magma.run(RECIPE, tmp_path / "run")
@@ -99,3 +102,52 @@ def test_a_finished_run_is_resumed_without_writing_its_checkpoint_again(tmp_path
     assert report["finished"]
     assert file.stat().st_mtime_ns == before
     assert (tmp_path / "metrics.jsonl").read_text() == rows
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_stops_a_run_which_saves_and_resumes_to_the_same_bytes(number: int, tmp_path: Path) -> None:
+    """In the middle, and in the last step: then what is left is to ask the tasks' questions."""
+    magma.run(RECIPE, tmp_path / "whole")
+    ends = []
+    for step in (2, 6):
+        stopped: list[int] = []
+
+        def signalled(now: Any, step: int = step) -> None:
+            if now.step == step:
+                os.kill(os.getpid(), number)
+
+        out = tmp_path / f"stopped{step}"
+        report = magma.run(RECIPE, out, watcher=Console(step=signalled, stopped=stopped.append))
+        assert (report["finished"], report["stopped_by"]) == (False, signal.Signals(number).name)
+        assert report["steps"] == step
+        assert "tasks" not in report
+        assert stopped == [number]
+        assert [p.name for p in (out / "checkpoints").iterdir()] == [f"step-0000000{step}"]
+        report = magma.run(RECIPE, out, resume=True)
+        assert report["finished"]
+        assert "stopped_by" not in report
+        assert report["tasks"] == json.loads((tmp_path / "whole/report.json").read_text())["tasks"]
+        ends.append((out / "checkpoints/step-00000006/trained.safetensors").read_bytes())
+    assert set(ends) == {(tmp_path / "whole/checkpoints/step-00000006/trained.safetensors").read_bytes()}
+
+
+def test_a_run_in_a_thread(tmp_path: Path) -> None:
+    """As notebooks and servers start one; only the main thread may handle signals."""
+    before = signal.getsignal(signal.SIGTERM)
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(magma.run, RECIPE, tmp_path / "thread").result()
+    assert report["finished"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_noted(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    notes: list[str] = []
+    with alone(tmp_path / "run", notes.append):
+        pass
+    said = f"{tmp_path}/run/.lock cannot be locked: {os.strerror(number)}; do not start a second run with"
+    assert notes == [f"{said} --out {tmp_path}/run"]

@@ -98,6 +98,7 @@ def test_shots_are_training_images_of_which_the_same_was_asked() -> None:
         kinds = [type(segment).__name__ for segment in question.segments]
         assert kinds == [*["Media"] * (1 + (group == "larger")), "str"] * 3
         assert len(question.shots) == kinds.count("Media") - 1 - (group == "larger")
+        assert question.shot_lengths == [len(kinds) // 3] * 2
         known = [int(labels[int(shot.removeprefix("train/"))]) for shot in question.shots]
         if group == "larger":
             assert question.segments[2] == f"{LARGER} {WORDS[max(known[:2])]}\n"

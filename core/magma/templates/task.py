@@ -42,7 +42,8 @@ class NewPart(magma.Task):
                 numbers, place = self._draw(draw)
                 segments += [magma.Media(self.config.input, numbers), f"The {place} is the largest.\n"]
             numbers, place = self._draw(draw)
-            yield magma.Question(f"{split} {i}", [*segments, magma.Media(self.config.input, numbers), "The"], place)
+            segments += [magma.Media(self.config.input, numbers), "The"]
+            yield magma.Question(f"{split} {i}", segments, place, shot_lengths=[2] * shots)
 
     def _draw(self, draw: random.Random) -> tuple[list[float], str]:
         numbers, place = [draw.random() for _ in PLACES], draw.randrange(len(PLACES))
