@@ -271,19 +271,25 @@ class Engine:
 
         known = set(state.keys())
         own = self.model.trained_tensors()
-        for name, value in tensors.items():
+
+        def exact(name: str) -> Tensor:
+            """As precise as the checkpoint has it: of half precision its float32 copy."""
+            master = f"{name}.{MASTER}"
+            found: Tensor = state.get_tensor(master) if master in known else tensors[name]
+            return found
+
+        for name in tensors:
             if self.stage == 3 and name in self.trained:
                 with deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0):
                     if self.world.rank == 0:
-                        own[name].copy_(value)
+                        own[name].copy_(exact(name))
             else:
-                own[name].copy_(value)
+                own[name].copy_(exact(name))
         if applied:
             self._make_averages(applied)
         for name, p in self.trained.items():
             if self.stage:
-                master = f"{name}.{MASTER}"
-                self._put(p, state.get_tensor(master) if master in known else tensors[name].float(), None)
+                self._put(p, exact(name).float(), None)
             for key in AVERAGES if applied else ():
                 self._put(p, state.get_tensor(f"{name}.{key}"), key)
 
@@ -343,8 +349,10 @@ class Engine:
 
     @scale.setter
     def scale(self, found: Mapping[str, float]) -> None:
-        for key, value in found.items():
-            setattr(self._zero.loss_scaler, key, value)
+        """A scaler of another kind, or none, belongs to another precision: then this one starts fresh."""
+        if found.keys() == self.scale.keys():
+            for key, value in found.items():
+                setattr(self._zero.loss_scaler, key, value)
 
 
 def _groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:
