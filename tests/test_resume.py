@@ -18,6 +18,7 @@ from magma.train import train
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("stored_toys"),
     pytest.mark.filterwarnings("ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning"),  # DeepSpeed 0.19.8
 ]
 
@@ -44,7 +45,7 @@ def resumed(kind: tuple[str, int], processes: int, origin: str) -> dict[str, Any
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, stored_toys: None) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All pairs within one process; with two, every kind resumes what either precision wrote, stages in turn."""
     folder = tmp_path_factory.mktemp("resume")
     for processes in (1, 2):

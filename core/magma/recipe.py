@@ -160,8 +160,8 @@ class Train(_Table):
     """Examples a step, over all processes."""
     samples: PositiveInt | None = None
     steps: PositiveInt | None = None
-    micro_batch_size: PositiveInt | None = None
-    """Examples that one process takes at once; all of its share where it is not given."""
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Examples that one process takes at once. auto: as many of its share as fit into memory by the plan's estimate."""
     warmup_steps: int = Field(0, ge=0)
     schedule: Constant | Cosine | Linear = Field(Cosine(use="cosine"), discriminator="use")
     optimizer: Optimizer = Optimizer()

@@ -17,6 +17,7 @@ from . import checkpoint
 from .errors import LACKING, RecipeError, TrainingError
 from .interfaces import Task
 from .manifest import CHECKPOINTS, RECIPE, digest, read_manifest
+from .microbatch import explained
 from .plan import Plan, plan
 from .recipe import Recipe
 from .results import EVALUATIONS, Evaluation, about, measures_of
@@ -33,8 +34,6 @@ class Console(Watcher):
     plan: Callable[[Plan], None] = lambda _: None
     asked: Callable[[str, int], None] = lambda *_: None
     """What is asked, and how many questions have their answer."""
-    note: Callable[[str], None] = lambda _: None
-    """What a person has to know: questions that cannot be read."""
 
 
 def run(
@@ -57,14 +56,16 @@ def run(
     out = Path(out)
     check_folder(out, resume)
     if int(os.environ.get("RANK", 0)):
-        train(recipe, out, resume=resume, watcher=watcher)
+        with explained(recipe):
+            train(recipe, out, resume=resume, watcher=watcher)
         return {}
     with alone(out):
         watcher.say("planning")
         planned = plan(recipe, int(os.environ.get("WORLD_SIZE", 1)))
         watcher.plan(planned)
         checkpoint.write_text(out / RECIPE, recipe.to_toml())
-        result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs)
+        with explained(recipe, planned):
+            result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs, plan=planned)
         return _report(recipe, out, result, watcher)
 
 
