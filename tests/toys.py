@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +166,43 @@ class ToyEncoder(Encoder):
         return Features(features, x.argmax(-1) + 1)
 
 
+class TightEncoder(ToyEncoder):
+    """Memory runs out above a number of rows, in all processes or in one. In training it draws random numbers."""
+
+    name = "tight"
+
+    class Config(ToyEncoder.Config):
+        rows: int
+        when: Literal["forward", "backward", "evaluation"] = "forward"
+        process: int | None = None
+        batches: int = 0
+        """The first ones fit in any case."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.passed = 0
+
+    def forward(self, x: Tensor) -> Features:
+        learning = torch.is_grad_enabled()
+        self.passed += not x.is_meta
+        here = self.config.process in (None, int(os.environ.get("RANK", 0)))
+        tight = here and not x.is_meta and len(x) > self.config.rows and self.passed > self.config.batches
+        when = "backward" if learning and self.config.when == "backward" else "forward" if learning else "evaluation"
+        tight = tight and when == self.config.when
+        if tight and when != "backward":
+            raise torch.OutOfMemoryError("toy out of memory. Tried to allocate 1 row")
+        features, lengths = super().forward(x)
+        if tight and features.requires_grad:
+            features.register_hook(_run_out)
+        return Features(features + 0.1 * torch.randn_like(features) if learning else features, lengths)
+
+
+def _run_out(_: Tensor) -> None:
+    raise torch.OutOfMemoryError("toy out of memory. Tried to allocate 1 gradient")
+
+
 class ToyPrefix(Prefix):
     name = "plain"
 
@@ -257,7 +295,7 @@ class ToyTask(Task):
 
 @hookimpl
 def magma_parts() -> list[type]:
-    return [ToyLM, ToyEncoder, ToyPrefix, ToyAdapter, ToyHead, ToySource, ToyTask]
+    return [ToyLM, ToyEncoder, TightEncoder, ToyPrefix, ToyAdapter, ToyHead, ToySource, ToyTask]
 
 
 RECIPE: dict[str, Any] = {

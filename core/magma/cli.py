@@ -145,6 +145,9 @@ def recipe_plan(
     micro_batch: Annotated[
         list[int] | None, typer.Option(min=1, help="Examples that a GPU takes at once; repeat it for several.")
     ] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="Gigabytes of a GPU, which decide an automatic micro batch.")
+    ] = None,
     text_tokens: Annotated[int, typer.Option(min=1, help="Assumed length of an example's text.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
@@ -152,7 +155,12 @@ def recipe_plan(
     from .plan import plan
     from .recipe import Recipe
 
-    found = plan(Recipe.load(recipe, overrides or ()), world, micro_batch or (), text_tokens)
+    loaded = Recipe.load(recipe, overrides or ())
+    found = plan(loaded, world, micro_batch or (), text_tokens)
+    if memory is not None and loaded.train is not None:
+        from .microbatch import fitted
+
+        found = fitted(found, loaded.train, int(memory * 1e9))
     if as_json:
         typer.echo(json.dumps(found.to_dict(), indent=1))
         return

@@ -13,8 +13,8 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,74 +25,15 @@ from .errors import TrainingError
 from .model import Magma
 from .plan import zero_stage
 from .recipe import Train
+from .unfinished_step import discard
+from .world import Agreement, World
 
-T = TypeVar("T")
 AVERAGES = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter, by torch's names."""
 MASTER = "master"
 """The float32 copy of a parameter that is trained in half precision."""
-PEAKS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "V100": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-}
-"""Dense half-precision FLOPs a second, from the makers' datasheets, by what is in a GPU's name."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among all of them."""
-
-    rank: int = 0
-    size: int = 1
-    device: str = "cpu"
-
-    def sum(self, *values: float) -> list[float]:
-        """Each value, summed over the processes."""
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        torch.distributed.all_reduce(tensor)
-        return [float(value) for value in tensor.tolist()]
-
-    def gather(self, value: T) -> list[T]:
-        """Everyone's value, by rank; small ones that can be pickled."""
-        if self.size == 1:
-            return [value]
-        found: list[Any] = [None] * self.size
-        torch.distributed.all_gather_object(found, value)
-        return found
-
-    def barrier(self) -> None:
-        """Wait for all."""
-        if self.size > 1:
-            torch.distributed.barrier()
-
-    @property
-    def peak(self) -> float | None:
-        """FLOPs a second of this GPU in half precision by its datasheet; None where it is not known here."""
-        if self.device == "cpu":
-            return None
-        model = torch.cuda.get_device_name()
-        return next((peak for part, peak in PEAKS.items() if part in model), None)
-
-    def memory(self) -> int:
-        """The most bytes this process has held: of its GPU, of main memory without one."""
-        if self.device != "cpu":
-            return int(torch.cuda.max_memory_allocated())
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def keep_freed_memory() -> None:
@@ -151,7 +92,18 @@ def join() -> World:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return World(rank, size, device, _agreement() if size > 1 else None)
+
+
+@cache
+def _agreement() -> Agreement:
+    """One a process, however many runs it trains."""
+    from deepspeed.comm import comm
+
+    agreement = Agreement()
+    agreement.guard(comm.cdb)
+    return agreement
 
 
 class Engine:
@@ -222,14 +174,18 @@ class Engine:
         loss: Tensor = self._engine(batch)
         return loss
 
-    def backward(self, loss: Tensor) -> bool:
-        """Gradients of one micro-batch, and after the last one a step; False where there was none to take.
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of one micro-batch."""
+        self._engine.backward(loss)
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()  # it counts
+
+    def step(self) -> bool:
+        """A step along the gradients of all micro-batches; False where there was none to take.
 
         A gradient that is not finite changes nothing: weights and optimizer stay as they are.
         """
-        self._engine.backward(loss)
-        last = self._engine.is_gradient_accumulation_boundary()
-        if last and not self.stage:
+        if not self.stage:
             gradients = [p.grad for p in self.trained.values() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             self.norm = float(norm)
@@ -241,11 +197,19 @@ class Engine:
             if self.train.gradient_clipping:
                 nn.utils.clip_grads_with_norm_(self.trained.values(), self.train.gradient_clipping, norm)
         self._engine.step()
-        if last and self.stage:
+        if self.stage:
             norm = self._engine.get_global_grad_norm()
             self.norm = math.nan if norm is None else float(norm)
             return not self._zero.overflow
         return True
+
+    def restart(self, micro: int, accumulation: int) -> None:
+        """Take back the micro-batches of a step that was not finished; the next ones are of this size and number."""
+        discard(self._engine, self.stage)
+        self._engine.set_train_micro_batch_size(micro)
+        self._engine.set_train_batch_size(micro * accumulation * self.world.size)
+        if self.stage:
+            self._zero.gradient_accumulation_steps = accumulation
 
     # Whole tensors
 
@@ -292,19 +256,25 @@ class Engine:
 
         known = set(state.keys())
         own = self.model.trained_tensors()
-        for name, value in tensors.items():
+
+        def exact(name: str) -> Tensor:
+            """As precise as the checkpoint has it: of half precision its float32 copy."""
+            master = f"{name}.{MASTER}"
+            found: Tensor = state.get_tensor(master) if master in known else tensors[name]
+            return found
+
+        for name in tensors:
             if self.stage == 3 and name in self.trained:
                 with deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0):
                     if self.world.rank == 0:
-                        own[name].copy_(value)
+                        own[name].copy_(exact(name))
             else:
-                own[name].copy_(value)
+                own[name].copy_(exact(name))
         if applied:
             self._make_averages(applied)
         for name, p in self.trained.items():
             if self.stage:
-                master = f"{name}.{MASTER}"
-                self._put(p, state.get_tensor(master) if master in known else tensors[name].float(), None)
+                self._put(p, exact(name).float(), None)
             for key in AVERAGES if applied else ():
                 self._put(p, state.get_tensor(f"{name}.{key}"), key)
 
@@ -364,8 +334,10 @@ class Engine:
 
     @scale.setter
     def scale(self, found: Mapping[str, float]) -> None:
-        for key, value in found.items():
-            setattr(self._zero.loss_scaler, key, value)
+        """A scaler of another kind, or none, belongs to another precision: then this one starts fresh."""
+        if found.keys() == self.scale.keys():
+            for key, value in found.items():
+                setattr(self._zero.loss_scaler, key, value)
 
 
 def _groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:

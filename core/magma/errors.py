@@ -49,6 +49,10 @@ class TrainingError(MagmaError):
     """A run that cannot be started or continued."""
 
 
+class OutOfMemory(MagmaError):
+    """A single example or prompt that needs more memory than the device has."""
+
+
 _SHOWN = 3
 """Reasons that an error lists."""
 

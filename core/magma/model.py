@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from .errors import InputError, PartError, did_you_mean
 from .generate import Answer, Decoding, continuations, decode
 from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
+from .memory import in_pieces
 from .segments import Batch, Collator, Encoded, Example, Text
 
 BatchNormMode = Literal["train", "frozen"]
@@ -196,7 +197,7 @@ class Magma(nn.Module):
         encoder gives it); `TooLong` where they do not fit the context. The mode is the model's own: dropout acts in
         training mode.
         """
-        batch = self._prompts([segments])
+        batch = self._prompts(self._examples(self.collator(), [segments]))
         width = batch.tokens.shape[1]
         batch.layout = type(batch.layout)(
             batch.layout.positions, batch.layout.lengths, torch.arange(width, device=self.device)
@@ -209,10 +210,16 @@ class Magma(nn.Module):
         """The probability of every class of the head, for each prompt: a list of segments as `generate` takes it."""
         if self.head is None:
             raise InputError("this model has no [head]: it writes, use generate")
+        head = self.head
+
+        def scores(some: Sequence[Example]) -> list[list[float]]:
+            batch = self._prompts(some)
+            found: list[list[float]] = head(self.lm(self.embed(batch), batch.layout)).float().softmax(-1).tolist()
+            return found
+
         with self.evaluating():
-            batch = self._prompts(prompts)
-            scores = self.head(self.lm(self.embed(batch), batch.layout)).float().softmax(-1)
-        return [dict(zip(self.head.classes, row, strict=True)) for row in scores.tolist()]
+            rows = in_pieces(self._examples(self.collator(), prompts), scores)
+        return [dict(zip(head.classes, row, strict=True)) for row in rows]
 
     @torch.no_grad()
     def log_likelihood(self, prompts: Sequence[Sequence[Any]], texts: Sequence[str]) -> list[tuple[float, bool]]:
@@ -228,9 +235,12 @@ class Magma(nn.Module):
         collator = self.collator()
         examples = self._examples(collator, prompts)
         rows = [self._continued(collator, example, text) for example, text in zip(examples, texts, strict=True)]
-        batch = collator.pad(rows).to(self.device, self.dtype)
         with self.evaluating():
-            logits = self.lm.head(self.lm(self.embed(batch), batch.layout)).float()
+            return in_pieces(rows, lambda some: self._likelihoods(collator.pad(some), some))
+
+    def _likelihoods(self, batch: Batch, rows: Sequence[Encoded]) -> list[tuple[float, bool]]:
+        batch = batch.to(self.device, self.dtype)
+        logits = self.lm.head(self.lm(self.embed(batch), batch.layout)).float()
         chances = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
         chosen = (logits[:, : self.lm.readable].argmax(-1) == batch.labels).cpu()
         counts = [sum(row.targets) for row in rows]
@@ -257,33 +267,36 @@ class Magma(nn.Module):
         top_k, top_p, stop, seed.
         """
         many = _several(prompt)
-        *_, answers = self._decode(prompt if many else [prompt], _decoding(how))
-        texts = [answer.text for answer in answers]
+        texts = [answer.text for answer in self._answers(prompt if many else [prompt], _decoding(how))]
         return texts if many else texts[0]
 
     def generate_tokens(self, prompt: Sequence[Any], **how: Any) -> Any:
         """As `generate`, but token ids: a list of ints, or a list of those. No tokenizer is needed without `stop`."""
         many = _several(prompt)
-        *_, answers = self._decode(prompt if many else [prompt], _decoding(how))
-        ids = [list(answer.tokens) for answer in answers]
+        ids = [list(answer.tokens) for answer in self._answers(prompt if many else [prompt], _decoding(how))]
         return ids if many else ids[0]
 
     def stream(self, prompt: Sequence[Any], **how: Any) -> Iterator[str]:
         """The same for one prompt, piece by piece as it is written."""
         decoding = _decoding(how)
-        return continuations((answer.text for (answer,) in self._decode([prompt], decoding)), decoding.stop)
+        examples = self._examples(self.collator(), [prompt])
+        return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
+
+    def _answers(self, prompts: Sequence[Sequence[Any]], how: Decoding) -> list[Answer]:
+        """All at once, or one piece after the other where memory runs out."""
+        return in_pieces(self._examples(self.collator(), prompts), lambda some: list(self._decode(some, how))[-1])
 
     @torch.no_grad()
-    def _decode(self, prompts: Sequence[Sequence[Any]], how: Decoding) -> Iterator[list[Answer]]:
+    def _decode(self, prompts: Sequence[Example], how: Decoding) -> Iterator[list[Answer]]:
         if self.head is not None:
             raise InputError("this model has a [head]: it classifies, use classify")
         with self.evaluating():
             batch = self._prompts(prompts)
             yield from decode(self.lm, self.embed(batch), batch.layout, how)
 
-    def _prompts(self, prompts: Sequence[Sequence[Any]]) -> Batch:
+    def _prompts(self, prompts: Sequence[Example]) -> Batch:
         collator = self.collator()
-        encoded = [collator.sequence(example, whole=True) for example in self._examples(collator, prompts)]
+        encoded = [collator.sequence(example, whole=True) for example in prompts]
         return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
 
     @staticmethod

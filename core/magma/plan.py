@@ -113,6 +113,14 @@ class Plan:
     """Beside a checkpoint, to go on from it."""
     length: Length | None
 
+    def needed(self, micro_batch: int) -> int | None:
+        """Bytes of one GPU at the recipe's own stage of ZeRO; None where activations are unknown."""
+        if self.length is None or self.activation_bytes_per_sample is None:
+            return None
+        row = next(row for row in self.memory if row.stage == max(1, self.length.stage))
+        optimizer = row.optimizer * (1 if self.length.stage else self.world)
+        return row.weights + row.gradients + optimizer + micro_batch * self.activation_bytes_per_sample
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields, with those of `length` among them."""
         found = asdict(self)
@@ -171,20 +179,28 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
 
 
 def micro_batches(train: Train, processes: int) -> tuple[int, int]:
-    """Examples that one process takes at once, and accumulation steps, for a global batch."""
+    """Examples that one process takes at once, and accumulation steps, for a global batch.
+
+    "auto" gives the whole share, which `microbatch.choose` makes smaller where memory asks for it.
+    """
     if train.batch_size % processes:
         raise TrainingError(
             f"train.batch_size: given {train.batch_size}; allowed with {processes} processes: a multiple of {processes}"
         )
     share = train.batch_size // processes
-    micro = train.micro_batch_size or share
+    micro = share if train.micro_batch_size == "auto" else train.micro_batch_size
     if share % micro:
-        allowed = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+        allowed = ", ".join(map(str, divisors(share)))
         raise TrainingError(
             f"train.micro_batch_size: given {micro}; allowed, so that {share} examples a process "
             f"divide evenly: {allowed}"
         )
     return micro, share // micro
+
+
+def divisors(share: int) -> list[int]:
+    """The micro-batch sizes into which a process's share divides evenly, ascending."""
+    return [n for n in range(1, share + 1) if share % n == 0]
 
 
 def zero_stage(train: Train, config: Mapping[str, Any]) -> int:

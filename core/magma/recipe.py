@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     NonNegativeInt,
@@ -152,6 +153,13 @@ class Optimizer(_Table):
     weight_decay: float = Field(0.0, ge=0)
 
 
+def _check_micro_batch(value: Any) -> Any:
+    """One message, where pydantic has one for each type."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    raise ValueError('"auto", or a whole number above 0')
+
+
 class Train(_Table):
     """How to train."""
 
@@ -160,8 +168,8 @@ class Train(_Table):
     """Examples a step, over all processes."""
     samples: PositiveInt | None = None
     steps: PositiveInt | None = None
-    micro_batch_size: PositiveInt | None = None
-    """Examples that one process takes at once; all of its share where it is not given."""
+    micro_batch_size: Annotated[int | Literal["auto"], BeforeValidator(_check_micro_batch)] = "auto"
+    """Examples that one process takes at once. auto: as many of its share as fit into memory by the plan's estimate."""
     warmup_steps: int = Field(0, ge=0)
     schedule: Constant | Cosine | Linear = Field(Cosine(use="cosine"), discriminator="use")
     optimizer: Optimizer = Optimizer()

@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import InputError, TooLong
 from .generate import Answer, Decoding, decode
 from .interfaces import Cache, Layout
+from .memory import Pieces
 from .model import Magma
 from .segments import Collator, Example, Media, Segment, Text, Tokens
 
@@ -82,6 +83,7 @@ class Reader:
 
     def __init__(self, model: Magma, how: Decoding, batch_size: int = 64) -> None:
         self.model, self.how, self.batch_size = model, how, batch_size
+        self._pieces = Pieces(batch_size)
         self.collator = model.collator()
         self._common: tuple[Segment, ...] | None = None
         self._cache: Cache | None = None
@@ -125,7 +127,7 @@ class Reader:
         with self.model.evaluating():
             for batch in _batches(order, self.batch_size):
                 try:
-                    found = self._answer(batch, common)
+                    found = self._answers(batch, common)
                 except InputError:
                     if refuse is None:
                         raise
@@ -133,7 +135,7 @@ class Reader:
                     if len(kept) == len(batch):
                         raise
                     batch = kept
-                    found = self._answer(batch, common) if batch else []
+                    found = self._answers(batch, common) if batch else []
                 yield [(i, answer) for part, answer in zip(batch, found, strict=True) for i in twins[part.whole]]
 
     def _readable(
@@ -161,8 +163,12 @@ class Reader:
         cut = last if last + 1 == len(prompt) else last + 1  # something has to be left that the answer stands behind
         return _Prompt(number, tuple(prompt[:cut]), tuple(prompt[cut:]), name)
 
+    def _answers(self, batch: Sequence[_Prompt], common: int) -> list[Answer]:
+        """One batch, or smaller ones where memory runs out."""
+        return self._pieces(batch, lambda some: self._answer(some, common))
+
     def _answer(self, batch: Sequence[_Prompt], common: int) -> list[Answer]:
-        """One batch: the common beginning, then each different one, then what follows it."""
+        """One batch that fits: the common beginning, then each different one, then what follows it."""
         heads = {part.beginning: part for part in reversed(batch)}
         place = {beginning: i for i, beginning in enumerate(heads)}
         tails = [part.tail for part in batch]

@@ -15,6 +15,7 @@ from . import checkpoint
 from .errors import LACKING, RecipeError, TrainingError
 from .interfaces import Task
 from .manifest import CHECKPOINTS, RECIPE, digest, read_manifest
+from .microbatch import explained
 from .plan import Plan, plan
 from .ranks import ranks
 from .recipe import Recipe
@@ -32,8 +33,6 @@ class Console(Watcher):
     plan: Callable[[Plan], None] = lambda _: None
     asked: Callable[[str, int], None] = lambda *_: None
     """What is asked, and how many questions have their answer."""
-    note: Callable[[str], None] = lambda _: None
-    """What a person has to know: questions that cannot be read."""
     stopped: Callable[[int], None] = lambda _: None
     """The number of the signal that stopped the run; it is called in every process."""
 
@@ -59,15 +58,18 @@ def run(
     check_folder(out, resume)
     rank, size = ranks()
     if rank:
-        if stopped_by := train(recipe, out, resume=resume, watcher=watcher).stopped_by:
-            watcher.stopped(stopped_by)
+        with explained(recipe):
+            result = train(recipe, out, resume=resume, watcher=watcher)
+        if result.stopped_by:
+            watcher.stopped(result.stopped_by)
         return {}
     with alone(out, watcher.note):
         watcher.say("planning")
         planned = plan(recipe, size)
         watcher.plan(planned)
         checkpoint.write_text(out / RECIPE, recipe.to_toml())
-        result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs)
+        with explained(recipe, planned):
+            result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs, plan=planned)
         if result.stopped_by:
             watcher.stopped(result.stopped_by)
         return _report(recipe, out, result, watcher)

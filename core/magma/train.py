@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .assemble import DTYPES, assemble, learning_rates
-from .engine import Engine, World, join
+from .engine import Engine, join
 from .errors import CheckpointError, TrainingError, first_of
 from .feed import Feed, Share, Unreadable
 from .interfaces import DataSource
@@ -37,14 +37,17 @@ from .manifest import (
     list_state,
     read_manifest,
 )
+from .memory import free_unused
+from .microbatch import MicroBatch, advice, agreed
 from .mixture import Mixture
 from .model import Magma
 from .notation import parse_json
-from .plan import Costs, micro_batches, zero_stage
+from .plan import Costs, Plan, zero_stage
 from .recipe import Constant, Recipe, Train
 from .recompute import blocks, recompute
 from .segments import Batch
 from .signals import stop_requests
+from .world import MemoryShort, World
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
@@ -90,6 +93,8 @@ class Watcher:
 
     say: Callable[[str], None] = lambda _: None
     step: Callable[[Progress], None] = lambda _: None
+    note: Callable[[str], None] = lambda _: None
+    """What a person has to know, and what stays on the screen."""
 
 
 @dataclass
@@ -172,6 +177,7 @@ class State:
     """Those that did not fit."""
     unreadable_examples: int = 0
     processes: int = 1
+    micro_batch: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
@@ -190,18 +196,25 @@ class _Run:
     """One process's side of a run."""
 
     def __init__(
-        self, recipe: Recipe, out: Path, world: World, watcher: Watcher, model: Magma, costs: Costs | None
+        self,
+        recipe: Recipe,
+        out: Path,
+        world: World,
+        watcher: Watcher,
+        model: Magma,
+        micro_batch: MicroBatch,
+        costs: Costs | None,
     ) -> None:
         assert recipe.train is not None
         self.recipe, self.out, self.world, self.watcher, self.model = recipe, out, world, watcher, model
-        self.costs = costs
+        self.micro_batch, self.costs = micro_batch, costs
         self.train: Train = recipe.train
-        self.state = State(processes=world.size)
+        self.state = State(processes=world.size, micro_batch=micro_batch.size)
         self.saved: Path | None = None  # the checkpoint of this very state
         self.reasons: list[str] = []
         """Why examples could not be read, the first few."""
         gpu = world.device != "cpu"
-        batches = micro_batches(self.train, world.size)
+        batches = micro_batch.size, micro_batch.accumulation
         self.feed = Feed(
             recipe,
             model.collator(self.train.max_length, 8 if gpu else 1),
@@ -212,6 +225,8 @@ class _Run:
             pin=gpu,
         )
         self.mixture = Mixture(*_sources(recipe, "train"))
+        self.state.data = self.mixture.state()
+        self.shares: Iterator[Share] = iter(())
         self.evaluation, _ = _sources(recipe, "evaluation")
         model.lockstep = world.size > 1
         self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
@@ -228,7 +243,6 @@ class _Run:
         """One optimizer step; its row of the metrics. `began` is when its input was asked for."""
         waited = time.perf_counter() - began
         rates = self.engine.rates(factor(self.train, self.state.step))
-        device, dtype = self.world.device, DTYPES[self.train.precision]
         sizes = [
             sum(counts)
             for counts in zip(*(_sizes(batch, list(self.feed.collator.inputs)) for batch in share.batches), strict=True)
@@ -239,20 +253,10 @@ class _Run:
         self._leave_out(share, int(unreadable))
         if not targets and not unreadable:
             raise TrainingError(f"step {self.state.step + 1}: none of its {share.samples} examples has a target token")
-        summed, applied = torch.zeros((), dtype=torch.float64, device=device), False
         before = [t.clone() for t in self.buffers]
         # Where everything is left out there is no step: a gradient of zero would still move what has momentum.
-        for i, batch in enumerate(share.batches if targets else []):
-            loss = self.engine(batch.to(device, dtype))
-            summed += loss.detach()
-            # DeepSpeed divides by the accumulation steps and averages over the processes.
-            if self.train.loss == "token_mean":
-                loss = loss * (len(share.batches) * self.world.size / targets)
-            else:
-                loss = loss / max(1, len(batch.labels))
-            if i + 1 == len(share.batches) and self._is_spike(summed, targets):
-                loss = loss * math.nan  # a gradient that is not finite changes nothing
-            applied = self.engine.backward(loss)
+        summed = self._gradients(share, targets) if targets else torch.zeros(())
+        applied = bool(targets) and self.engine.step()
         if not applied:  # BatchNorm has averaged what nobody learns from
             for buffer, old in zip(self.buffers, before, strict=True):
                 buffer.copy_(old)
@@ -271,6 +275,60 @@ class _Run:
             "samples_per_s": share.samples / took,
             **self._speeds(sizes, took),
         }
+
+    def _gradients(self, share: Share, targets: float) -> Tensor:
+        """Forward and backward of all micro-batches: the loss, summed over this process's targets.
+
+        When memory runs out, the step begins again with smaller micro-batches in all processes.
+        """
+        buffers, generators = [t.clone() for t in self.buffers], self._own_generators()
+        while True:
+            try:
+                with self.world.abandoned_together():
+                    return self._accumulate(share.batches, targets)
+            except MemoryShort as short:
+                failure = str(short)
+            for buffer, old in zip(self.buffers, buffers, strict=True):
+                buffer.copy_(old)
+            self._set_own_generators(generators)
+            self._halve(failure)
+            share = next(self.shares)
+
+    def _accumulate(self, batches: Sequence[Batch], targets: float) -> Tensor:
+        device, dtype = self.world.device, DTYPES[self.train.precision]
+        summed = torch.zeros((), dtype=torch.float64, device=device)
+        for i, batch in enumerate(batches):
+            loss = self.engine(batch.to(device, dtype))
+            summed += loss.detach()
+            # DeepSpeed divides by the accumulation steps and averages over the processes.
+            if self.train.loss == "token_mean":
+                loss = loss * (len(batches) * self.world.size / targets)
+            else:
+                loss = loss / max(1, len(batch.labels))
+            if i + 1 == len(batches) and self._is_spike(summed, targets):
+                loss = loss * math.nan  # a gradient that is not finite changes nothing
+            self.engine.backward(loss)
+        return summed
+
+    def _halve(self, failure: str) -> None:
+        """Go on with smaller micro-batches from the state as it is. Raises `OutOfMemory`."""
+        size = self.micro_batch.size
+        self.micro_batch.halve(failure, advice(self.recipe, self.world.size))
+        self.watcher.note(
+            f"step {self.state.step + 1}: memory ran out with {size} examples at once ({failure}); "
+            f"it is repeated with {self.micro_batch.size}"
+        )
+        self._use_micro_batch()
+
+    def _use_micro_batch(self) -> None:
+        """Bring the engine and what it is fed to the size of micro-batches, at the beginning of a step."""
+        size, accumulation = self.micro_batch.size, self.micro_batch.accumulation
+        self.engine.restart(size, accumulation)
+        free_unused()
+        self.state.micro_batch = size
+        self.feed = replace(self.feed, micro=size, accumulation=accumulation)
+        self.mixture.restore(self.state.data)
+        self.shares = self.feed.training(self.mixture, self.state.step)
 
     def _leave_out(self, share: Share, count: int) -> None:
         """List this step's examples that cannot be read, `count` over all processes; too many of them end the run.
@@ -332,7 +390,21 @@ class _Run:
         if not self.evaluation:
             return None
         self.average_buffers()
-        self.model.eval()
+        while True:
+            try:
+                with self.world.abandoned_together(), self.model.evaluating():
+                    total, targets, samples, unreadable = self._evaluated()
+                break
+            except MemoryShort as short:
+                failure = str(short)
+            self._halve(failure)
+        total, counted, count = self.world.sum(total, targets, len(unreadable))
+        if count:
+            self._check_evaluated(unreadable, int(count), samples)
+        return total / counted if counted else None
+
+    def _evaluated(self) -> tuple[float, int, int, list[Unreadable]]:
+        """The summed loss of this process's examples, their targets, all examples, and what cannot be read."""
         total, targets, samples = 0.0, 0, 0
         unreadable: list[Unreadable] = []
         for source in self.evaluation:
@@ -342,11 +414,7 @@ class _Run:
                 for batch in share.batches:
                     loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))
                     total, targets = total + float(loss), targets + len(batch.labels)
-        self.model.train()
-        total, counted, count = self.world.sum(total, targets, len(unreadable))
-        if count:
-            self._check_evaluated(unreadable, int(count), samples)
-        return total / counted if counted else None
+        return total, targets, samples, unreadable
 
     def _check_evaluated(self, unreadable: Sequence[Unreadable], count: int, samples: int) -> None:
         """Say which of the `samples` evaluation examples cannot be read; `count` over all processes."""
@@ -414,11 +482,18 @@ class _Run:
 
     def _generators(self) -> dict[str, Tensor]:
         """The random generators of every process, by rank."""
-        own = [torch.get_rng_state()]
-        if self.world.device != "cpu":
-            own.append(torch.cuda.get_rng_state())
+        own = self._own_generators()
         kinds = ("cpu", "device")
         return {f"{kinds[i]}.{rank}": t for rank, one in enumerate(self.world.gather(own)) for i, t in enumerate(one)}
+
+    def _own_generators(self) -> list[Tensor]:
+        """Of the CPU, and of this process's GPU."""
+        return [torch.get_rng_state(), *([torch.cuda.get_rng_state()] if self.world.device != "cpu" else [])]
+
+    def _set_own_generators(self, states: Sequence[Tensor]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state)
 
     def folder(self, step: int) -> Path:
         """The checkpoint of a step."""
@@ -468,8 +543,12 @@ class _Run:
             self.watcher.say(f"{folder} was written by {state.processes} processes, and {self.world.size} go on")
         self.engine.scale = state.scale
         self.mixture.restore(state.data)
-        state.processes = self.world.size
+        same, size = state.processes == self.world.size, state.micro_batch
+        state.processes, state.micro_batch = self.world.size, self.micro_batch.size
         self.state, self.saved = state, folder
+        if same and size and self.train.micro_batch_size == "auto" and not self.micro_batch.share % size:
+            self.micro_batch.size = size  # whatever memory is free now, sums keep their order
+            self._use_micro_batch()
 
     def loop(self, stopped: Callable[[], bool]) -> bool:
         """Train to the end, or until all agree to stop; True where the end was reached."""
@@ -478,8 +557,8 @@ class _Run:
         skips = first and self.train.unreadable == "skip"
         with _Log(self.out / METRICS, first, begun) as metrics, _Log(self.out / SKIPPED, skips, begun) as self.skipped:
             self.model.train()
-            shares = self.feed.training(self.mixture, self.state.step)
-            while share := self._next(shares):
+            self.shares = self.feed.training(self.mixture, self.state.step)
+            while share := self._next():
                 row = self.step(*share)
                 metrics.write(row)
                 self._tell(row)
@@ -505,10 +584,10 @@ class _Run:
                     self.save()
         return True
 
-    def _next(self, shares: Iterator[Share]) -> tuple[Share, float] | None:
+    def _next(self) -> tuple[Share, float] | None:
         """The input of a step, and when it was asked for."""
         began = time.perf_counter()
-        share = next(shares, None)
+        share = next(self.shares, None)
         return None if share is None else (share, began)
 
     def _stop_where_nothing_is_learnt(self) -> None:
@@ -617,11 +696,13 @@ def train(
     resume: bool = False,
     watcher: Watcher | None = None,
     costs: Costs | None = None,
+    plan: Plan | None = None,
 ) -> Result:
     """Train a recipe and leave its checkpoint under `out`.
 
-    One process, or one of several that a launcher started; `costs` are a plan's, to tell FLOPs a second. Raises
-    `TrainingError`, `CheckpointError` or what a part raises; a signal saves a checkpoint and returns.
+    One process, or one of several that a launcher started; `costs` are a plan's, to tell FLOPs a second, and the first
+    process's `plan` decides an automatic micro-batch size. Raises `TrainingError`, `CheckpointError`, `OutOfMemory` or
+    what a part raises; a signal saves a checkpoint and returns.
     """
     watcher = watcher or Watcher()
     if recipe.train is None:
@@ -631,7 +712,8 @@ def train(
     watcher.say("loading the trainer")
     world = join()
     _check_precision(recipe.train, world)
-    micro_batches(recipe.train, world.size)
+    micro_batch, said = agreed(recipe, world, plan)
+    watcher.note(said)
     partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # then each weight moves when its turn comes
     model = assemble(recipe, device=None if partitioned else world.device, say=watcher.say)
     if recipe.init.checkpoint is not None and not resume:
@@ -644,7 +726,7 @@ def train(
     torch.manual_seed(recipe.seed + world.rank)
     with stop_requests() as request:
         watcher.say("starting DeepSpeed")
-        run = _Run(recipe, out, world, watcher, model, costs)
+        run = _Run(recipe, out, world, watcher, model, micro_batch, costs)
         if resume:
             _resume(run)
         watcher.say("training: the first step takes longer than the others")

@@ -135,6 +135,34 @@ def test_resume_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     assert all(torch.equal(t, ends[1][name]) for name, t in ends[0].items())
 
 
+@pytest.mark.parametrize("before", [("fp32", 2), ("bf16", 2), ("fp32", 3)])
+@pytest.mark.parametrize("after", [("fp32", 0), ("bf16", 1)])
+def test_it_resumes_with_another_precision_and_stage(
+    tmp_path: Path, before: tuple[str, int], after: tuple[str, int]
+) -> None:
+    """tests/test_resume.py has all pairs."""
+
+    def run(kind: tuple[str, int], steps: int, out: Path, resume: bool = False) -> None:
+        changes = (f"train.steps={steps}", f"train.precision={kind[0]}", "train.schedule={ use = 'constant' }")
+        train(recipe(changes, deepspeed={"zero_optimization": {"stage": kind[1]}}), out, resume=resume)
+
+    run(("fp32", 0), 4, tmp_path / "whole")
+    run(before, 2, tmp_path / "parts")
+    run(after, 4, tmp_path / "parts", resume=True)
+    exact = before[0] == after[0] == "fp32"
+    assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5 if exact else 1e-2)
+
+
+def test_half_precision_resumes_in_float32_from_its_copies(tmp_path: Path) -> None:
+    """Not from the rounded weights."""
+    train(recipe(("train.steps=2", "train.precision=bf16")), tmp_path)
+    copies = load_file(tmp_path / "checkpoints/step-00000002/state/optimizer.safetensors")
+    train(recipe(("train.steps=3", "train.lr=1e-12")), tmp_path, resume=True)
+    for name, p in magma.load(tmp_path).named_parameters():
+        if p.requires_grad:
+            assert torch.allclose(p, copies[f"{name}.master"], rtol=0, atol=1e-9), name
+
+
 def test_checkpoints_on_the_way_are_kept_and_pruned(tmp_path: Path) -> None:
     train(recipe(("train.checkpoint_every=1", "train.keep_checkpoints=3")), tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-0000000{n}" for n in (4, 5, 6)]
