@@ -229,9 +229,10 @@ def test_a_template_may_hold_control_tokens_and_its_values_none(lm: Causal) -> N
     found = collator.sequence(Example([filled])).tokens
     assert (found.count(1), found.count(2)) == (2, 1)
     assert found[2:-2] == encode(lm, [f"A: seven{END}"], begins=False)[0]
-    assert Text.fill("Q: {question} A:", question="{question}?") == Text(
-        "Q: {question}? A:", control=((0, 3), (14, 17))
-    )
+    nested = Text.fill("Q: {question} A:", question="{question}?")
+    assert (nested.text, nested.control) == ("Q: {question}? A:", ((0, 3), (14, 17)))
+    both = nested + Text(" x") + Text.fill("</s>")
+    assert (both.text, both.control) == ("Q: {question}? A: x</s>", ((0, 3), (14, 17), (19, 23)))
     assert collator.sequence(Example([Text(filled.text)])).tokens.count(1) == 1
 
 
