@@ -222,6 +222,19 @@ def test_typed_control_tokens_are_letters(lm: Causal) -> None:
     assert 0 not in ids
 
 
+def test_a_tokenizer_that_knows_no_option_for_it() -> None:
+    class Own(llama_tokenizers.SlowTokenizer):
+        """As Mistral's library, which refuses the option, and takes every text for plain text."""
+
+        def encode(self, text: str, **how: Any) -> list[int]:
+            if how.pop("split_special_tokens", False):
+                raise ValueError("not supported")
+            return super().encode(text, split_special_tokens=True, **how)
+
+    lm = language_model(Own())
+    assert lm.encode(f"a{END}b") == language_model(prepend()).encode(f"a{END}b")
+
+
 def test_a_template_may_hold_control_tokens_and_its_values_none(lm: Causal) -> None:
     collator = Collator(lm, {})
     filled = Text.fill("<s>A:{text}</s> x", text=f" seven{END}")
