@@ -27,7 +27,7 @@ class Text:
     text: str
     target: bool = False
     """The model is trained to say this."""
-    control: tuple[tuple[int, int], ...] = ()
+    control: tuple[tuple[int, int], ...] = field(default=(), compare=False)
     """Stretches (first character, and the one after the last) that may hold control tokens, as a template's do."""
 
     @classmethod

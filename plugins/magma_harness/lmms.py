@@ -41,6 +41,7 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
     template: the prompt. `{media}` stands for all that the task's `doc_to_visual` gives, in its order, `{text}` for the
     context that the task writes, and `\\n` for a new line: "{media}Q: {text} A:".
     max_new_tokens: how long an answer may be where the task does not say it.
+    lm: where the language model is now, if it has moved.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         device: str | None = None,
         template: str = TEMPLATE,
         max_new_tokens: int = 256,
+        lm: str | None = None,
         max_batch_size: int | str | None = None,  # lmms-eval always offers it; there is no search for a batch size
     ) -> None:
         super().__init__()
@@ -58,7 +60,7 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self.batch_size = int(batch_size)
         self.max_new_tokens = max_new_tokens
         self.template = _template(str(template))
-        self.model = load(str(pretrained), device=_device(device))
+        self.model = load(str(pretrained), lm=lm, device=_device(device))
         self.device = self.model.device
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

@@ -20,7 +20,7 @@ from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place
 
 from . import files, text
 from .families import FAMILIES, wrap
-from .text import PLAIN, Bos
+from .text import Bos
 
 
 class KeysAndValues(Cache):
@@ -196,15 +196,19 @@ class Transformers(FrozenLM):
         """The tokenizer's special tokens that the model can read."""
         return text.special_tokens(self._tokenizer, self.readable)
 
+    @cached_property
+    def _plain(self) -> dict[str, bool]:
+        return text.plain(self._tokenizer)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
-        return list(self._tokenizer.encode(text, **PLAIN))
+        return list(self._tokenizer.encode(text, **self._plain))
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         """The same, with the offsets that a fast tokenizer knows."""
-        if not self._tokenizer.is_fast:
+        if not getattr(self._tokenizer, "is_fast", False):
             return self.encode(text), None
-        found = self._tokenizer(text, return_offsets_mapping=True, **PLAIN)
+        found = self._tokenizer(text, return_offsets_mapping=True, **self._plain)
         return list(found["input_ids"]), list(found["offset_mapping"])
 
     def decode(self, tokens: Sequence[int]) -> str:

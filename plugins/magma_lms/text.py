@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from magma import PartError
 
 Bos = Literal["auto", True, False]
-PLAIN: Mapping[str, bool] = {"add_special_tokens": False, "split_special_tokens": True}
-"""How text that somebody typed is tokenized: a special token in it is a few letters."""
+
+
+def plain(tokenizer: Any) -> dict[str, bool]:
+    """How text that somebody typed is tokenized: the name of a special token in it is a few letters.
+
+    Mistral's own library never takes it for more, and does not know the option.
+    """
+    how = {"add_special_tokens": False, "split_special_tokens": True}
+    try:
+        tokenizer.encode("a", **how)
+    except ValueError:
+        del how["split_special_tokens"]
+    return how
 
 
 def beginning(tokenizer: Any, bos: Bos, readable: int) -> tuple[int, ...]:
@@ -34,7 +44,7 @@ def beginning(tokenizer: Any, bos: Bos, readable: int) -> tuple[int, ...]:
 
 def special_tokens(tokenizer: Any, readable: int) -> dict[str, int]:
     """Text and id of each special token that has a word embedding."""
-    added = tokenizer.added_tokens_decoder.items()
+    added = getattr(tokenizer, "added_tokens_decoder", {}).items()
     return {str(token.content): int(i) for i, token in added if token.special and i < readable}
 
 

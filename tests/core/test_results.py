@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import magma
 from magma import InputError, Magma, Media, PartConfig, Prediction, Question, TooLong, cli
-from magma.results import Evaluation, report, score_file
+from magma.results import Evaluation, _line, report, score_file
 
 KINDS = ("", "shuffled", "blind")
 
@@ -435,3 +435,9 @@ def test_null_answers_are_none(tmp_path: Path) -> None:
     file = tmp_path / "them.jsonl"
     file.write_text(json.dumps({"prediction": "ab", "answers": None, "answer": "ab", "output": None}) + "\n")
     assert score_file(Counted(PartConfig(), 0), file)["count_accuracy"] == 1.0
+
+
+def test_an_answer_with_half_a_surrogate_pair_is_written() -> None:
+    line = _line({"answer": "caf\u00e9 \ud83d"})
+    assert line.encode() == b'{"answer": "caf\xc3\xa9 \\ud83d"}\n'
+    assert json.loads(line) == {"answer": "caf\u00e9 \ud83d"}

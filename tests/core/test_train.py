@@ -244,7 +244,7 @@ def test_text_that_no_tokenizer_accepts_is_skipped_too(tmp_path: Path, monkeypat
     with pytest.raises(InputError, match=r"counting 3: its text has \\ud83d at character 8, half of a surrogate pair"):
         train(recipe(), tmp_path / "ends")
     assert train(recipe(("train.unreadable=skip",)), tmp_path / "goes on").unreadable == 6
-    assert {row["name"] for row in skipped(tmp_path / "goes on")} == {"counting 3", "counting 7"}
+    assert all("half of a surrogate pair" in row["reason"] for row in skipped(tmp_path / "goes on"))
 
 
 def test_a_run_of_an_earlier_version_keeps_its_way_with_texts(tmp_path: Path) -> None:

@@ -222,6 +222,19 @@ def test_typed_control_tokens_are_letters(lm: Causal) -> None:
     assert 0 not in ids
 
 
+def test_a_tokenizer_that_knows_no_option_for_it() -> None:
+    class Own(llama_tokenizers.SlowTokenizer):
+        """As Mistral's library, which refuses the option, and takes every text for plain text."""
+
+        def encode(self, text: str, **how: Any) -> list[int]:
+            if how.pop("split_special_tokens", False):
+                raise ValueError("not supported")
+            return super().encode(text, split_special_tokens=True, **how)
+
+    lm = language_model(Own())
+    assert lm.encode(f"a{END}b") == language_model(prepend()).encode(f"a{END}b")
+
+
 def test_a_template_may_hold_control_tokens_and_its_values_none(lm: Causal) -> None:
     collator = Collator(lm, {})
     filled = Text.fill("<s>A:{text}</s> x", text=f" seven{END}")
@@ -229,9 +242,10 @@ def test_a_template_may_hold_control_tokens_and_its_values_none(lm: Causal) -> N
     found = collator.sequence(Example([filled])).tokens
     assert (found.count(1), found.count(2)) == (2, 1)
     assert found[2:-2] == encode(lm, [f"A: seven{END}"], begins=False)[0]
-    assert Text.fill("Q: {question} A:", question="{question}?") == Text(
-        "Q: {question}? A:", control=((0, 3), (14, 17))
-    )
+    nested = Text.fill("Q: {question} A:", question="{question}?")
+    assert (nested.text, nested.control) == ("Q: {question}? A:", ((0, 3), (14, 17)))
+    both = nested + Text(" x") + Text.fill("</s>")
+    assert (both.text, both.control) == ("Q: {question}? A: x</s>", ((0, 3), (14, 17), (19, 23)))
     assert collator.sequence(Example([Text(filled.text)])).tokens.count(1) == 1
 
 
