@@ -42,3 +42,11 @@ def start(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(
         command, **{"capture_output": True, "text": True, "check": False, "env": environment, **options}
     )
+
+
+def is_running(process: int) -> bool:
+    """Zombies, which a container without an init process keeps, do not count."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
