@@ -65,3 +65,11 @@ def help_limit() -> float:
     """
     library = [sys.executable, "-c", "import typer.rich_utils"]
     return max(0.5, 2 * quickest(lambda: subprocess.run(library, capture_output=True, text=True, check=False)))
+
+
+def is_running(process: int) -> bool:
+    """Zombies, which a container without an init process keeps, do not count."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -65,7 +65,7 @@ def recipe_run(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME where it is not given.")] = None,
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = 1,
-    hostfile: Annotated[Path | None, typer.Option(help="Hosts, as DeepSpeed's launcher takes them.")] = None,
+    hostfile: Annotated[Path | None, typer.Option(help="Lines HOST slots=N; processes are started with ssh.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
 ) -> None:
     """Train a recipe, evaluate it, and leave everything in a folder."""

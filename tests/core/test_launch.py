@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from program import is_running
 
 from magma import InputError, TrainingError, launch
 from magma.launch import Child, read_hostfile, supervise
 
 WAITS = (
     "import signal, sys, time; signal.signal(signal.SIG{name}, lambda *_: sys.exit({status})); "
-    "open(sys.argv[1], 'w').close(); time.sleep(60)"
+    "open(sys.argv[1], 'w').close(); time.sleep(600)"
 )
 
 
@@ -55,16 +56,16 @@ def test_a_second_signal_ends_them_at_once(tmp_path: Path, monkeypatch: pytest.M
     deaf = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').close(); "
     signalled(signal.SIGTERM, [tmp_path / "0"], gap=0.3, count=2)
     began = time.monotonic()
-    assert supervise(lambda: start(f"{deaf} time.sleep(60)", argument=f"{tmp_path}/")) == 128 + signal.SIGTERM
-    assert time.monotonic() - began < 30
+    assert supervise(lambda: start(f"{deaf} time.sleep(600)", argument=f"{tmp_path}/")) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 120
 
 
 @pytest.mark.parametrize(
     ("codes", "status"),
     [
         (["", ""], 0),
-        (["import sys; sys.exit(2)", "import time; time.sleep(60)"], 2),
-        (["import os; os.kill(os.getpid(), 9)", "import time; time.sleep(60)"], 137),
+        (["import sys; sys.exit(2)", "import time; time.sleep(600)"], 2),
+        (["import os; os.kill(os.getpid(), 9)", "import time; time.sleep(600)"], 137),
         (["import sys; sys.exit(143)", "import time; time.sleep(0.5)"], 143),  # the other one is still saving
     ],
 )
@@ -81,9 +82,9 @@ def test_one_that_fails_ends_the_others(
 
     began = time.monotonic()
     assert supervise(begin) == status
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 120
     last = children[-1].process.returncode
-    assert last == (-signal.SIGKILL if "sleep(60)" in codes[-1] else 0)
+    assert last == (-signal.SIGKILL if "sleep(600)" in codes[-1] else 0)
     assert capfd.readouterr().err == ("magma: SIGKILL ended process 0\n" if status == 137 else "")
 
 
@@ -91,7 +92,7 @@ def test_what_was_started_ends_where_the_next_one_cannot_start() -> None:
     children: list[Child] = []
 
     def begin() -> Iterator[Child]:
-        children.extend(start("import time; time.sleep(60)"))
+        children.extend(start("import time; time.sleep(600)"))
         yield from children
         raise OSError("no more processes")
 
@@ -140,7 +141,7 @@ RANK = (
     "from magma.signals import end_with_launcher; end_with_launcher(); "
     "aside = out / ('aside' + os.environ['RANK']); "
     "aside.write_text(json.dumps({'pid': os.getpid(), **{name: os.environ[name] for name in names}})); "
-    "aside.rename(out / os.environ['RANK']); time.sleep(60)"
+    "aside.rename(out / os.environ['RANK']); time.sleep(600)"
 )
 
 
@@ -177,13 +178,13 @@ def test_a_host_that_loses_the_connection_ends_its_processes(tmp_path: Path) -> 
     host.stdin.flush()
     while not (tmp_path / "0").exists():
         time.sleep(0.01)
-    process = Path("/proc", str(json.loads((tmp_path / "0").read_text())["pid"]), "stat")
+    process = json.loads((tmp_path / "0").read_text())["pid"]
     host.stdin.close()
-    assert host.wait(20) == -signal.SIGKILL
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.exists() and ") Z" not in process.read_text():
+    assert host.wait(120) == -signal.SIGKILL
+    deadline = time.monotonic() + 120
+    while is_running(process) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert time.monotonic() < deadline
+    assert not is_running(process)
 
 
 def test_a_host_that_ssh_does_not_reach_is_named(hosts: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import http.server
 import io
@@ -608,3 +609,17 @@ def test_official_files_nested_too_deep_are_named(tmp_path: Path) -> None:
         load_json(tmp_path / "deep.json")
     with pytest.raises(magma.InputError, match="deep.json line 1: no JSON"):
         next(load_lines(tmp_path / "deep.json"))
+
+
+def test_a_file_system_without_locks_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with shards._alone(tmp_path):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path}/.lock cannot be locked: Function not implemented; do not start a second conversion into {tmp_path}"
+    ]
