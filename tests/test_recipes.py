@@ -188,11 +188,12 @@ def program(*arguments: object, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_plan_needs_neither_data_nor_weights(tmp_path: Path) -> None:
-    shown = program("recipe", "plan", "magma_long", home=tmp_path).stdout
+    shown = program("recipe", "plan", "magma_long", "--memory", "80", home=tmp_path).stdout
     assert " ".join(shown.split()).count("lm gptj 6,050,882,784 frozen") == 1
     assert "144 image + 21 text (assumed) = 165 tokens an example; 4.34 TFLOP a sample" in shown
     assert "29,688 steps of 256 examples (7,600,000 samples), bf16" in shown
     assert "ZeRO 2 *" in shown
+    assert "1 GPU, 4 x 64 examples each a step" in shown  # 256 at once would need 228 GB
 
 
 def test_a_plan_is_json_for_programs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import os
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ def ran_out(error: BaseException) -> bool:
 def free_unused() -> None:
     """Give back what nothing refers to any more: a failed pass leaves circles of references and cached blocks."""
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -89,5 +92,6 @@ class Pieces:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the allocator's advice."""
-    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+    """What an error says, without the place in torch's source and the allocator's advice."""
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return text.partition("err == 0. ")[2].partition(". ")[0] or text.partition(". ")[0].rstrip(".")

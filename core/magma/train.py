@@ -546,7 +546,8 @@ class _Run:
         same, size = state.processes == self.world.size, state.micro_batch
         state.processes, state.micro_batch = self.world.size, self.micro_batch.size
         self.state, self.saved = state, folder
-        if same and size and self.train.micro_batch_size == "auto" and not self.micro_batch.share % size:
+        other = size not in (None, self.micro_batch.size)
+        if same and size and other and self.train.micro_batch_size == "auto" and not self.micro_batch.share % size:
             self.micro_batch.size = size  # whatever memory is free now, sums keep their order
             self._use_micro_batch()
 

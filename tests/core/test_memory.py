@@ -106,6 +106,7 @@ def test_what_counts_as_too_little_memory() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
     assert ran_out(raised.value)
+    assert memory.first_line(raised.value).startswith("DefaultCPUAllocator: can't allocate memory: you tried to alloc")
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not ran_out(RuntimeError("shape mismatch"))
