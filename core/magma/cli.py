@@ -140,17 +140,20 @@ def recipe_plan(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What a recipe will cost: parameters, FLOPs, memory, steps. Needs neither data nor weights."""
-    from .plan import plan
+    from .plan import plan_stages
     from .recipe import Recipe
 
-    found = plan(Recipe.load(recipe, overrides or ()), world, micro_batch or (), text_tokens)
+    loaded = Recipe.load(recipe, overrides or ())
+    plans = plan_stages(loaded, world, micro_batch or (), text_tokens)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        told = [one.to_dict() for one in plans]
+        typer.echo(json.dumps({"stages": told} if loaded.stages else told[0], indent=1))
         return
     from .screen import print_memory, print_plan
 
-    print_plan(found)
-    print_memory(found)
+    for one in plans:
+        print_plan(one)
+        print_memory(one)
 
 
 @recipes.command("list")
@@ -178,8 +181,12 @@ def recipe_show(
 ) -> None:
     """A recipe with everything it inherits and every default."""
     from .recipe import Recipe
+    from .schedule import schedule_warnings
+    from .screen import print_warnings
 
-    typer.echo(Recipe.load(recipe, overrides or ()).to_toml(), nl=False)
+    loaded = Recipe.load(recipe, overrides or ())
+    typer.echo(loaded.to_toml(), nl=False)
+    print_warnings(schedule_warnings(loaded))
 
 
 @runs.command("show")

@@ -1,0 +1,78 @@
+"""`[init] checkpoint` and the beginning of a stage: a new model starts from a checkpoint, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoint import keep, read_stored, read_trained, stored_in
+from .errors import CheckpointError
+from .manifest import CHECKPOINT, NEW, OWN, Manifest, differing, dtype_of, fingerprint, origins, read_manifest
+from .model import Magma
+
+
+def start_from(
+    model: Magma, folder: Path, dtype: torch.dtype, say: Callable[[str], None] = lambda _: None
+) -> dict[str, str]:
+    """Give the parts of a newly assembled model the weights that a checkpoint holds of them; `origins` of each part.
+
+    A part may be frozen now and trained there, or the reverse. A part that was frozen there keeps its own weights.
+    The model is in the precision of its parts' files, as `assemble` without a device leaves it; what the checkpoint
+    holds comes in `dtype`. Raises `CheckpointError` where own weights are not those of the checkpoint's run, and where
+    its tensors do not fit.
+    """
+    manifest = read_manifest(folder)
+    parts = {path: model.part_tensors(path) for path in model.parts()}
+    found = origins(parts, manifest)
+    say(f"starting from {folder}: {summary(found)}")
+    old = {name: t for path, tensors in parts.items() if found[path] != NEW for name, t in tensors.items()}
+    own = {name: t for name, t in old.items() if name in manifest.frozen and name not in manifest.trained}
+    stored = {name: tensor for name, tensor in old.items() if name not in own}
+    values = read_stored(folder, manifest, stored)
+    _check_own(folder, manifest, parts, own)
+    for name, target in stored.items():
+        value = values[name]
+        target.data = value.to(target.device, dtype if value.is_floating_point() else value.dtype)
+    keep(model, stored)
+    return found
+
+
+def summary(found: Mapping[str, str]) -> str:
+    """Where parts start, in a line: "checkpoint: adapters.mlp; own weights: lm"."""
+    groups = {kind: [path for path, origin in found.items() if origin == kind] for kind in (CHECKPOINT, OWN, NEW)}
+    return "; ".join(f"{kind}: {', '.join(paths)}" for kind, paths in groups.items() if paths)
+
+
+def _check_own(
+    folder: Path, manifest: Manifest, parts: Mapping[str, Mapping[str, Tensor]], own: Mapping[str, Tensor]
+) -> None:
+    """Raise `CheckpointError` unless own weights are those that the checkpoint's run had, in its precision."""
+    dtype = dtype_of(manifest)
+    prints = {name: fingerprint(t.to(dtype) if t.is_floating_point() else t) for name, t in own.items()}
+    changed = differing({name: manifest.frozen[name] for name in own}, prints)
+    if not changed:
+        return
+    counts = {path: len(tensors.keys() & set(changed)) for path, tensors in parts.items()}
+    lines = "".join(
+        f"\n  - {path}: {count} of {len(parts[path])} tensors are others" for path, count in counts.items() if count
+    )
+    raise CheckpointError(
+        f"{folder}: parts that were frozen in its run start from their own weights, and these are not the ones of that "
+        f"run:{lines}\nGive these parts the weights, the sizes and the seed that they had there"
+    )
+
+
+def restore_frozen(model: Magma, folder: Path) -> None:
+    """Before a run resumes: frozen parts whose weights its checkpoint holds."""
+    frozen = {
+        name: t for name, t in stored_in(model, read_manifest(folder)).items() if name not in model.trained_tensors()
+    }
+    if not frozen:
+        return
+    values = read_trained(model, folder)
+    for name, target in frozen.items():
+        target.data = values[name].to(target.device, target.dtype)
+    keep(model, frozen)
