@@ -21,6 +21,8 @@ from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Modu
 from .names import module_problem
 from .segments import Batch, Collator, Encoded, Example, Text, Tokens
 
+ALWAYS_STORED = ("prefix", "adapter", "head")
+"""Kinds of parts that a checkpoint holds even if they are frozen: they have no file of weights."""
 BatchNormMode = Literal["train", "frozen"]
 
 
@@ -362,7 +364,7 @@ class Magma(nn.Module):
         kept = [
             tensor
             for path, modules in self.parts().items()
-            if modules[0].frozen and (path in self.from_checkpoint or modules[0].kind in ("prefix", "adapter", "head"))
+            if modules[0].frozen and (path in self.from_checkpoint or modules[0].kind in ALWAYS_STORED)
             for tensor in self.part_tensors(path).items()
         ]
         return {**self.trained_tensors(), **dict(kept)}

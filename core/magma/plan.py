@@ -16,7 +16,7 @@ from .assemble import assemble, learning_rates
 from .errors import TooLong, TrainingError
 from .manifest import OWN, find, origins, read_manifest
 from .measure import EXAMPLES, measure
-from .model import Magma
+from .model import ALWAYS_STORED, Magma
 from .recipe import Recipe, Train
 from .recompute import recompute
 from .schedule import schedule_warnings
@@ -199,8 +199,11 @@ def plan_stages(
         found = plan(stage, world, micro_batches, text_tokens)
         if number:
             before = plans[-1]
-            ended = {part.path: before.stage if part.trained else part.start or OWN for part in before.parts}
-            found = replace(found, parts=[replace(part, start=ended[part.path]) for part in found.parts])
+            start = {
+                part.path: before.stage if part.trained or part.kind in ALWAYS_STORED else part.start or OWN
+                for part in before.parts
+            }
+            found = replace(found, parts=[replace(part, start=start[part.path]) for part in found.parts])
         plans.append(replace(found, stage=recipe.stage_label(number)))
     return plans
 

@@ -326,8 +326,8 @@ class Recipe(_Table):
         for number, stage in enumerate(stages):
             found: list[str] = []
             kept.append(cls._settle_stage(base, number, stage, context, found))
-            new = [problem.removeprefix("recipe: ") for problem in found if problem not in of_base]
-            problems += [f"stages[{number}].{problem}" for problem in new]
+            new = [f".{problem}" for problem in found if problem not in of_base]
+            problems += [f"stages[{number}]{problem.replace('.recipe: ', ': ', 1)}" for problem in new]
         if problems or settled is None:
             raise RecipeError(origin, problems)
         return cls.model_validate({**settled, "stages": kept}, context=context)

@@ -44,7 +44,7 @@ def train_stages(
         check_fits(stage, join())
     result: Result | None = None
     for number in range(len(finished), len(stages)):
-        watcher.say(f"stage {number + 1} of {len(stages)}: {recipe.stage_label(number)}")
+        watcher.say(f"{recipe.stage_label(number)}, of {len(stages)}")
         start = out / CHECKPOINTS / f"step-{finished[-1].checkpoint:08d}" if finished else None
         later = sum(stage.train.total_steps for stage in stages[number + 1 :] if stage.train)
         place = Place(recipe, number, start, tuple(finished), later)

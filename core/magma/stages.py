@@ -37,7 +37,7 @@ class Stage(_Table):
     """What a stage may change."""
 
     name: str | None = Field(None, min_length=1)
-    """What logs, plans and curves call it; "stage 1", "stage 2", ... by default."""
+    """Shown behind its number in logs, plans and curves."""
     inputs: dict[str, InputStage] = {}
     adapters: dict[Place, PartStage] = {}
     head: PartStage | None = None
@@ -47,8 +47,9 @@ class Stage(_Table):
 
 
 def label(stages: Sequence[Stage], number: int) -> str:
-    """How a stage, counted from 0, is called."""
-    return stages[number].name or f"stage {number + 1}"
+    """How a stage, counted from 0, is called: "stage 1", or "stage 1: NAME"."""
+    name = stages[number].name
+    return f"stage {number + 1}: {name}" if name else f"stage {number + 1}"
 
 
 def overlay(recipe: Mapping[str, Any], number: int, stage: Mapping[str, Any]) -> dict[str, Any]:
