@@ -249,6 +249,17 @@ OWNED_BY_TRAIN = {
 }
 
 
+def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """A stage's table, where a manifest names the stage."""
+    stages = raw.get("stages")
+    if not isinstance(stages, list) or number >= len(stages) or not isinstance(stages[number], Mapping):
+        raise RecipeError(
+            origin, [f"stages: the checkpoint's manifest.json has stage {number + 1}, and the recipe not"]
+        )
+    found: Mapping[str, Any] = stages[number]
+    return found
+
+
 _OF_THE_RUN = ("data", "tasks", "train", "deepspeed", "stages")
 
 
@@ -290,8 +301,9 @@ class Recipe(_Table):
         """From a file, the name of a bundled recipe, or a dict; `overrides` are `a.b=value` in TOML's notation.
 
         `model_only` is for the recipe of a checkpoint: it leaves out what it was trained on and asked, whose plugins
-        then need not be installed, and gives keys that did not exist yet their `legacy_defaults`; `stage` is the one
-        that wrote it. Raises `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
+        then need not be installed, and gives keys that did not exist yet their `legacy_defaults`. `stage` is the one
+        that wrote the checkpoint, counted from 0. Raises `RecipeError` with every mistake in it. Nothing is loaded or
+        downloaded.
         """
         if isinstance(source, Mapping):
             origin, folder = "the recipe", folder or Path.cwd()
@@ -305,7 +317,7 @@ class Recipe(_Table):
             origin, raw, folder = str(path), _read(path), folder or path.parent
         if model_only:
             if stage is not None:
-                raw = overlay(raw, stage, raw["stages"][stage])
+                raw = overlay(raw, stage, _stage_of(origin, raw, stage))
             raw = {key: value for key, value in raw.items() if key not in _OF_THE_RUN}
         problems: list[str] = []
         for override in overrides:

@@ -732,6 +732,8 @@ def train(
         seconds = time.perf_counter() - began
         watcher.say("comparing the frozen weights' fingerprints")
         changed = differing(run.frozen, run.fingerprints())
+    if place.later:
+        run.engine.release()
     state = run.state
     return Result(
         folder=folder,

@@ -206,13 +206,22 @@ def test_a_part_that_a_stage_freezes_keeps_what_it_has_learnt(tmp_path: Path) ->
     assert not torch.equal(first["inputs.number.encoder.linear.weight"], fresh["inputs.number.encoder.linear.weight"])
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_stages_under_zero(tmp_path: Path, stage: int) -> None:
-    zero = {"zero_optimization": {"stage": stage}}
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_stages_under_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
+    models: list[magma.Magma] = []
+
+    def assemble(*args: Any, **how: Any) -> magma.Magma:
+        models.append(magma.assemble(*args, **how))
+        return models[-1]
+
     train_stages(recipe(), tmp_path / "plain")
-    train_stages(recipe(deepspeed=zero), tmp_path / "zero")
+    monkeypatch.setattr("magma.train.assemble", assemble)
+    train_stages(recipe(deepspeed={"zero_optimization": {"stage": stage}}), tmp_path / "zero")
     found = [[row["loss"] for row in metrics(tmp_path / run) if "loss" in row] for run in ("plain", "zero")]
     assert found[1] == pytest.approx(found[0], rel=1e-4)
+    # two models do not fit where one does: the first stage's has been freed
+    held = [sum(t.untyped_storage().nbytes() for t in [*m.parameters(), *m.buffers()]) for m in models]
+    assert held[0] == 0 < held[1]
 
 
 def test_early_stopping_ends_a_stage_with_its_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
