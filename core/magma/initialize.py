@@ -40,11 +40,16 @@ def start_from(
     }
     values = read_stored(folder, manifest, stored)
     _check_own(folder, manifest, own)
-    for name, target in stored.items():
-        value = values[name]
-        target.data = value.to(target.device, dtype if value.is_floating_point() else value.dtype)
+    _put(stored, values, dtype)
     keep(model, stored)
     return found
+
+
+def _put(targets: Mapping[str, Tensor], values: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Values in the run's precision, whatever that of a part's own file."""
+    for name, target in targets.items():
+        value = values[name]
+        target.data = value.to(target.device, dtype if value.is_floating_point() else value.dtype)
 
 
 def summary(found: Mapping[str, str]) -> str:
@@ -78,14 +83,11 @@ def _check_own(folder: Path, manifest: Manifest, own: Mapping[str, Mapping[str, 
         )
 
 
-def restore_frozen(model: Magma, folder: Path) -> None:
-    """Before a run resumes: frozen parts whose weights its checkpoint holds."""
-    frozen = {
-        name: t for name, t in stored_in(model, read_manifest(folder)).items() if name not in model.trained_tensors()
-    }
+def restore_frozen(model: Magma, folder: Path, dtype: torch.dtype) -> None:
+    """Before a run resumes: frozen parts whose weights its checkpoint holds, in `dtype`."""
+    stored = stored_in(model, read_manifest(folder))
+    frozen = {name: stored[name] for name in stored.keys() - model.trained_tensors().keys()}
     if not frozen:
         return
-    values = read_trained(model, folder)
-    for name, target in frozen.items():
-        target.data = values[name].to(target.device, target.dtype)
+    _put(frozen, read_trained(model, folder), dtype)
     keep(model, frozen)

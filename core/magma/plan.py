@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .assemble import assemble, learning_rates
-from .errors import TooLong, TrainingError
+from .errors import PartError, TooLong, TrainingError
 from .manifest import OWN, find, origins, read_manifest
 from .measure import EXAMPLES, measure
 from .model import ALWAYS_STORED, Magma
@@ -193,10 +193,13 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
 def plan_stages(
     recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text_tokens: int = TEXT_TOKENS
 ) -> list[Plan]:
-    """The plan of every stage, in order; of a recipe without [[stages]] its own."""
+    """The plan of every stage, in order; of a recipe without [[stages]] its own. Errors of `plan` name the stage."""
     plans: list[Plan] = []
     for number, stage in enumerate(recipe.in_stages()):
-        found = plan(stage, world, micro_batches, text_tokens)
+        try:
+            found = plan(stage, world, micro_batches, text_tokens)
+        except (PartError, TooLong, TrainingError) as error:
+            raise type(error)(f"{f'stages[{number}]: ' if recipe.stages else ''}{error}") from error
         if number:
             before = plans[-1]
             start = {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .errors import LACKING, RecipeError, TrainingError
+from .errors import LACKING, InputError, RecipeError, TrainingError
 from .interfaces import Task
 from .manifest import CHECKPOINTS, RECIPE, digest, read_manifest
 from .plan import Plan, plan_stages
@@ -80,7 +80,10 @@ def _write_recipe(recipe: Recipe, out: Path) -> None:
 
 def _take_over(recipe: Recipe, out: Path, note: Callable[[str], None]) -> None:
     """The recipe that a run resumes with becomes the run's."""
-    seed = recipe_of_run(out).get("seed", 0)
+    try:
+        seed = recipe_of_run(out).get("seed", 0)
+    except InputError:  # it cannot be read, and is not needed any more
+        seed = recipe.seed
     if seed != recipe.seed:
         note(
             f"seed: the run had {seed} until now, and is resumed with {recipe.seed}: data sources draw in the order of "

@@ -707,12 +707,13 @@ def train(
     last = latest(out) if resume else None
     start = None if last else place.start or (recipe.init.checkpoint and find(recipe.init.checkpoint))
     model = assemble(recipe, device=None if partitioned or start else world.device, say=watcher.say)
+    dtype = DTYPES[recipe.train.precision]
     if last:
-        restore_frozen(model, last)
+        restore_frozen(model, last, dtype)
     if start:
-        start_from(model, start, DTYPES[recipe.train.precision], watcher.say)
+        start_from(model, start, dtype, watcher.say)
         if not partitioned:
-            model.to(device=world.device, dtype=DTYPES[recipe.train.precision])
+            model.to(device=world.device, dtype=dtype)
     recompute(model, recipe.train.activation_checkpointing)
     if recipe.train.compile:
         for block in blocks(model, "train.compile"):

@@ -96,6 +96,15 @@ def test_a_run_with_a_frozen_part_from_a_checkpoint_resumes_to_the_byte(tmp_path
     assert ends[0].read_bytes() == ends[1].read_bytes()
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_checkpoint_again(tmp_path: Path) -> None:
+    train(recipe("train.steps=4", "train.lr=2e-2"), tmp_path / "1")
+    loaded = recipe(init={"checkpoint": str(tmp_path / "1")})
+    train(loaded, tmp_path / "whole")
+    train(loaded, tmp_path / "again", resume=True)
+    ends = [tmp_path / run / "checkpoints/step-00000002/trained.safetensors" for run in ("whole", "again")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
+
+
 @pytest.mark.parametrize(("first", "second"), [("bf16", "fp32"), ("fp32", "bf16")])
 def test_the_two_runs_may_have_other_precisions(tmp_path: Path, first: str, second: str) -> None:
     train(recipe(FREEZE["encoder"], f"train.precision={first}"), tmp_path / "1")

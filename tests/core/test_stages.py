@@ -284,6 +284,8 @@ def test_the_plan_has_every_stage() -> None:
         "adapters.mlp": LABELS[0],
     }
     assert [one.length.steps for one in (first, second) if one.length] == [3, 4]
+    with pytest.raises(TrainingError, match=r"stages\[1\]: train.micro_batch_size: given 3; .*evenly: 1, 2, 4"):
+        plan_stages(recipe("stages.1.train.micro_batch_size=3"))
 
 
 def test_the_commands_and_the_curves(tmp_path: Path) -> None:
