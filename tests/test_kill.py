@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,8 +30,13 @@ SMALL = {
 
 def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
     """Two processes under a launcher."""
-    sets = [word for key, value in SMALL.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "magma.cli", "recipe", "run", "quickstart", "--out", str(out), "--nproc", "2"]
+    return start_recipe("quickstart", SMALL, out, "--nproc", "2", *more)
+
+
+def start_recipe(recipe: str, values: dict[str, Any], out: Path, *more: str) -> subprocess.Popen[bytes]:
+    """A recipe with these values."""
+    sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    command = [sys.executable, "-m", "magma.cli", "recipe", "run", recipe, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (out.parent / f"{out.name}.log").open("ab") as log:
         return subprocess.Popen([*command, *sets, *more], env=environment, stdout=log, stderr=log)
@@ -101,10 +107,42 @@ def test_killed_again_and_again_and_the_same_to_the_byte(tmp_path: Path) -> None
         assert json.loads((run / "report.json").read_text())["frozen_unchanged"] is True
     ends = [run / f"checkpoints/step-{STEPS:08d}/trained.safetensors" for run in (whole, parts)]
     assert ends[0].read_bytes() == ends[1].read_bytes()
-    rows = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (whole, parts)]
-    for found in rows:
-        for row in found:
-            for key in [key for key in row if key.endswith("_s")]:
-                del row[key]
-    assert rows[0] == rows[1]
+    assert untimed(whole) == untimed(parts)
+    assert not list((parts / "checkpoints").glob(".*"))
+
+
+def untimed(out: Path) -> list[dict[str, Any]]:
+    """The rows of the metrics without what a clock measured."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in rows]
+
+
+STAGES = {
+    "stages.0.train.steps": 9,
+    "train.steps": 9,
+    "train.batch_size": 8,
+    "train.checkpoint_every": 2,
+    "train.evaluate_samples": 8,
+    "tasks": "[]",
+}
+
+
+@pytest.mark.slow
+def test_killed_in_each_stage_and_the_same_to_the_byte(tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert start_recipe("quickstart_stages", STAGES, whole).wait() == 0
+    for kills, step in enumerate((5, 15)):  # in the first stage and in the second, behind a checkpoint
+        process = start_recipe("quickstart_stages", STAGES, parts, *(["--resume"] if kills else []))
+        await_steps(process, parts, step - steps_of(parts) + kills)  # the first stage's evaluation is a row, too
+        assert process.poll() is None, (tmp_path / "parts.log").read_text()[-3000:]
+        process.kill()
+        process.wait()
+    assert {row.get("stage") for row in untimed(parts)} == {"stage 1: prefix", "stage 2: all"}
+    assert start_recipe("quickstart_stages", STAGES, parts, "--resume").wait() == 0
+    for file in ("trained.safetensors", "state/optimizer.safetensors", "state/trainer.json"):
+        for step in (9, 18):  # the last checkpoint of each stage
+            ends = [run / f"checkpoints/step-{step:08d}" / file for run in (whole, parts)]
+            assert ends[0].read_bytes() == ends[1].read_bytes(), (file, step)
+    assert untimed(whole) == untimed(parts)
+    assert [row["step"] for row in untimed(whole) if "loss" in row] == list(range(1, 19))
     assert not list((parts / "checkpoints").glob(".*"))

@@ -11,7 +11,7 @@ import json
 import logging
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -108,12 +108,12 @@ def write(
     tensors: Mapping[str, Tensor] | None = None,
     **notes: Any,
 ) -> None:
-    """The three files, into an existing folder. `tensors` where the model itself holds only a share of them.
+    """The three files, into an existing folder. `tensors` are the stored ones where the model holds only a share.
 
     Everything else in the folder is listed in the manifest, to which `notes` are added.
     """
-    trained = model.trained_tensors() if tensors is None else tensors
-    if problems := not_finite(trained, model.trained_tensors()):
+    trained = model.stored_tensors() if tensors is None else tensors
+    if problems := not_finite(trained, model.stored_tensors()):
         raise CheckpointError(f"the model cannot be saved:\n{bullets(problems)}")
     save_file({name: _own(tensor) for name, tensor in trained.items()}, folder / TRAINED)
     (folder / RECIPE).write_text(recipe.to_toml(folder), encoding="utf-8")
@@ -167,7 +167,7 @@ def save_tensors(
         checked = Recipe.load(recipe, folder=aside)
         model = assemble(checked, device="meta", dtype=dtype)
         model.lm.joins = joined
-        trained, frozen = model.trained_tensors(), model.frozen_tensors()
+        trained, frozen = model.stored_tensors(), model.frozen_tensors()
         if problems := misfits({**trained, **frozen}, tensors):
             raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
 
@@ -245,38 +245,57 @@ def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequenc
 def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> Recipe:
     """A checkpoint's recipe, once all files beside its tensors have been compared with the manifest."""
     check_files(folder, manifest)
-    return Recipe.load(folder / RECIPE, overrides, model_only=True)
+    return Recipe.load(folder / RECIPE, overrides, model_only=True, stage=manifest.stage)
 
 
 def rebuild(
     folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None], overrides: Sequence[str] = ()
 ) -> Magma:
     """The model with its trained tensors; `overrides` are those that are in the recipe already."""
-    model = assemble(recipe, dtype=dtype_of(manifest), frozen_weights_only=True, say=say)
+    model = assemble(
+        recipe, dtype=dtype_of(manifest), frozen_weights_only=True, replaced=stored_parts(manifest), say=say
+    )
     keep_text(model.lm, folder, manifest, overrides)
     load_trained(model, folder)
     return model
 
 
-def load_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> None:
-    """Fill a model's trained tensors from a checkpoint, as `read_trained` finds them."""
-    wanted = model.trained_tensors()
+def stored_parts(manifest: Manifest) -> list[str]:
+    """Paths of encoders, prefixes and the head, if the checkpoint holds their weights."""
+    paths = [path for path in manifest.parts if path != "lm"]  # the adapters' tensors lie inside it
+    return [path for path in paths if any(name.startswith(f"{path}.") for name in manifest.trained)]
+
+
+def load_trained(model: Magma, folder: Path) -> None:
+    """Fill a model with a checkpoint's tensors, as `read_trained` finds them."""
+    wanted = stored_in(model, read_manifest(folder))
     with torch.no_grad():
-        for name, tensor in read_trained(model, folder, new_parts=new_parts).items():
+        for name, tensor in read_trained(model, folder).items():
             wanted[name].copy_(tensor)
+    keep(model, wanted)
 
 
-def read_trained(model: Magma, folder: Path, *, new_parts: bool = False) -> dict[str, Tensor]:
-    """A checkpoint's tensors: exactly the model's trained ones, of those shapes and dtypes, finite and undamaged.
+def keep(model: Magma, names: Collection[str]) -> None:
+    """Note which frozen parts have these tensors from a checkpoint: what is saved of the model holds them, too."""
+    model.from_checkpoint = frozenset(
+        path for path, modules in model.parts().items() if modules[0].frozen and model.part_tensors(path).keys() & names
+    )
 
-    With `new_parts`, parts that the checkpoint's model does not have, such as a head, are not asked for.
-    """
+
+def stored_in(model: Magma, manifest: Manifest) -> dict[str, Tensor]:
+    """The model's tensors that this checkpoint of it holds: the trained ones, and of frozen parts those listed."""
+    frozen = {name: tensor for name, tensor in model.frozen_tensors().items() if name in manifest.trained}
+    return {**model.trained_tensors(), **frozen}
+
+
+def read_trained(model: Magma, folder: Path) -> dict[str, Tensor]:
+    """A checkpoint's tensors: exactly what it holds of the model, as `read_stored` reads them."""
     manifest = read_manifest(folder)
-    wanted = model.trained_tensors()
-    if new_parts:
-        new = [m for path, modules in model.parts().items() if path not in manifest.parts for m in modules]
-        fresh = {id(t) for module in new for t in [*module.parameters(), *module.buffers()]}
-        wanted = {name: tensor for name, tensor in wanted.items() if id(tensor) not in fresh}
+    return read_stored(folder, manifest, stored_in(model, manifest))
+
+
+def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors: exactly the `wanted` ones, of those shapes and dtypes, finite and undamaged."""
     path = folder / TRAINED
     found = read_tensors(path)[0]
     if problems := misfits(wanted, found):

@@ -152,22 +152,27 @@ def recipe_plan(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """What a recipe will cost: parameters, FLOPs, memory, steps. Needs neither data nor weights."""
-    from .plan import plan
+    from .plan import plan_stages
     from .recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
-    found = plan(loaded, world, micro_batch or (), text_tokens)
-    if memory is not None and loaded.train is not None:
+    plans = plan_stages(loaded, world, micro_batch or (), text_tokens)
+    if memory is not None:
         from .microbatch import fitted
 
-        found = fitted(found, loaded.train, int(memory * 1e9))
+        trains = [stage.train for stage in loaded.in_stages()]
+        plans = [
+            fitted(one, train, int(memory * 1e9)) if train else one for one, train in zip(plans, trains, strict=True)
+        ]
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), indent=1))
+        told = [one.to_dict() for one in plans]
+        typer.echo(json.dumps({"stages": told} if loaded.stages else told[0], indent=1))
         return
     from .screen import print_memory, print_plan
 
-    print_plan(found)
-    print_memory(found)
+    for one in plans:
+        print_plan(one)
+        print_memory(one)
 
 
 @recipes.command("list")
@@ -195,8 +200,12 @@ def recipe_show(
 ) -> None:
     """A recipe with everything it inherits and every default."""
     from .recipe import Recipe
+    from .schedule import schedule_warnings
+    from .screen import print_warnings
 
-    typer.echo(Recipe.load(recipe, overrides or ()).to_toml(), nl=False)
+    loaded = Recipe.load(recipe, overrides or ())
+    typer.echo(loaded.to_toml(), nl=False)
+    print_warnings(schedule_warnings(loaded))
 
 
 @runs.command("show")

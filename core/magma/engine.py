@@ -211,6 +211,21 @@ class Engine:
         if self.stage:
             self._zero.gradient_accumulation_steps = accumulation
 
+    def release(self) -> None:
+        """Free the weights and the optimizer: another model follows, and what DeepSpeed has hooked keeps this one."""
+        self._engine.destroy()
+        nothing = torch.empty(0)
+        for p in self.model.parameters():
+            p.grad = None
+            if self.stage == 3:
+                p.ds_tensor.data = nothing  # type: ignore[attr-defined]  # DeepSpeed's
+        for tensor in [*self.model.parameters(), *self.model.buffers()]:
+            tensor.data = nothing.to(tensor.dtype)
+        self._adam.state.clear()
+        for group in self._adam.param_groups:
+            for p in group["params"]:
+                p.data = nothing.to(p.dtype)
+
     # Whole tensors
 
     def whole(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ language model are listed by size: their tensors are among the `frozen` ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -85,6 +85,8 @@ class Manifest(BaseModel):
     state: dict[File, Digest] | None = None
     step: NonNegativeInt | None = None
     text: TextEntry = TextEntry()
+    stage: NonNegativeInt | None = None
+    """Which of the recipe's [[stages]] wrote it, counted from 0."""
 
     @property
     def covers_recipe(self) -> bool:
@@ -114,6 +116,21 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         problems = [explain(Manifest, one) for one in error.errors(include_url=False)]
     raise CheckpointError(f"{path} is not what was written:\n{bullets(problems)}")
+
+
+CHECKPOINT, OWN, NEW = "checkpoint", "own weights", "new"
+
+
+def origins(parts: Mapping[str, Collection[str]], manifest: Manifest) -> dict[str, str]:
+    """Where each part starts if a checkpoint is the beginning; `parts` are the names of their tensors, by path.
+
+    "checkpoint": it holds the part. "own weights": the part was frozen there, and its weights are where they were.
+    "new": the checkpoint's model does not have the part.
+    """
+    return {
+        path: NEW if path not in manifest.parts else CHECKPOINT if manifest.trained.keys() & set(names) else OWN
+        for path, names in parts.items()
+    }
 
 
 def find(folder: str | Path) -> Path:

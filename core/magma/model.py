@@ -19,8 +19,11 @@ from .errors import InputError, PartError, did_you_mean
 from .generate import Answer, Decoding, continuations, decode
 from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
 from .memory import in_pieces
+from .names import module_problem
 from .segments import Batch, Collator, Encoded, Example, Text
 
+ALWAYS_STORED = ("prefix", "adapter", "head")
+"""Kinds of parts that a checkpoint holds even if they are frozen: they have no file of weights."""
 BatchNormMode = Literal["train", "frozen"]
 
 
@@ -30,7 +33,7 @@ class Input(nn.Module):
     def __init__(
         self, encoder: Encoder, prefix: Prefix, trainable: bool = True, batchnorm: BatchNormMode = "train"
     ) -> None:
-        """`trainable` and `batchnorm` speak of the encoder alone; the prefix always learns.
+        """`trainable` and `batchnorm` are the encoder's; a prefix learns unless it was frozen.
 
         batchnorm: "train" normalises by each batch's statistics and averages them; "frozen" by the pretrained ones.
         """
@@ -93,7 +96,12 @@ class Magma(nn.Module):
         super().__init__()
         self.lm = lm
         self.head = head
+        for name in inputs or {}:
+            if problem := module_problem(name):
+                raise PartError(f"inputs.{name}: given {name!r}; allowed: {problem}")
         self.inputs = nn.ModuleDict(dict(inputs or {}))
+        self.from_checkpoint: frozenset[str] = frozenset()
+        """Paths of frozen parts that have a checkpoint's weights: a new checkpoint needs them, too."""
         self.lockstep = False
         """Run every input for every batch also where nothing is learnt: other processes may have media for it."""
         for place, make in (adapters or {}).items():
@@ -360,10 +368,34 @@ class Magma(nn.Module):
         found.update({name: t for name, t in saved.items() if id(t) in open_buffers})
         return found
 
+    def stored_tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: what training changes, and frozen parts that have no other source.
+
+        Those are prefixes, adapters and heads, and parts that have a checkpoint's weights.
+        """
+        kept = [
+            tensor
+            for path, modules in self.parts().items()
+            if modules[0].frozen and (path in self.from_checkpoint or modules[0].kind in ALWAYS_STORED)
+            for tensor in self.part_tensors(path).items()
+        ]
+        return {**self.trained_tensors(), **dict(kept)}
+
+    def part_tensors(self, path: str) -> dict[str, Tensor]:
+        """Everything of a part that is saved with a model, by name; of the language model without its adapters."""
+        adapters = self.lm.all_adapters() if path == "lm" else []
+        inside = {id(t) for module in adapters for t in _tensors(module)}
+        own = {id(t) for module in self.parts()[path] for t in _tensors(module)} - inside
+        return {name: t for name, t in self.state_dict(keep_vars=True).items() if id(t) in own}
+
     def frozen_tensors(self) -> dict[str, Tensor]:
         """Everything else that is saved with a model: what no step may change."""
         trained = self.trained_tensors()
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in trained}
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _several(prompt: Any) -> bool:

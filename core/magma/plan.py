@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from .assemble import assemble, learning_rates
-from .errors import TooLong, TrainingError
+from .errors import PartError, TooLong, TrainingError
+from .manifest import OWN, find, origins, read_manifest
 from .measure import EXAMPLES, measure
-from .model import Magma
+from .model import ALWAYS_STORED, Magma
 from .recipe import Recipe, Train
 from .recompute import recompute
+from .schedule import schedule_warnings
 from .segments import Batch, Encoded
 
 TEXT_TOKENS = 20
@@ -38,6 +41,8 @@ class PartPlan:
     frozen: int
     lr: float | None
     """None: it does not learn."""
+    start: str | None = None
+    """Where its weights start, with an [init] checkpoint or in a later stage; None: from its own weights."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,10 @@ class Plan:
     state_bytes: int
     """Beside a checkpoint, to go on from it."""
     length: Length | None
+    stage: str = ""
+    """Which of [[stages]] it is."""
+    warnings: list[str] = field(default_factory=list)
+    """What of the schedule the run will not reach."""
 
     def needed(self, micro_batch: int) -> int | None:
         """Bytes of one GPU at the recipe's own stage of ZeRO; None where activations are unknown."""
@@ -138,8 +147,18 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         warnings.simplefilter("ignore")  # libraries warn of what does not matter without data
         model = assemble(recipe, device="meta")
     rates = learning_rates(recipe) if recipe.train else {}
+    starts = _starts(model, recipe)
     parts = [
-        PartPlan(row.path, model.parts()[row.path][0].kind, row.name, row.parameters, row.trained, row.frozen, rate)
+        PartPlan(
+            row.path,
+            model.parts()[row.path][0].kind,
+            row.name,
+            row.parameters,
+            row.trained,
+            row.frozen,
+            rate,
+            starts.get(row.path),
+        )
         for row in model.summary()
         for rate in (rates.get(row.path) if row.trained else None,)
     ]
@@ -172,10 +191,42 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         costs=costs,
         activation_bytes_per_sample=activations,
         memory=_memory(model, totals, world, length, micro_batches, activations) if length else [],
-        checkpoint_bytes=sum(t.numel() * t.element_size() for t in model.trained_tensors().values()),
+        checkpoint_bytes=sum(t.numel() * t.element_size() for t in model.stored_tensors().values()),
         state_bytes=OPTIMIZER_BYTES * trained,
         length=length,
+        warnings=schedule_warnings(recipe),
     )
+
+
+def plan_stages(
+    recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text_tokens: int = TEXT_TOKENS
+) -> list[Plan]:
+    """The plan of every stage, in order; of a recipe without [[stages]] its own. Errors of `plan` name the stage."""
+    plans: list[Plan] = []
+    for number, stage in enumerate(recipe.in_stages()):
+        try:
+            found = plan(stage, world, micro_batches, text_tokens)
+        except (PartError, TooLong, TrainingError) as error:
+            raise type(error)(f"{f'stages[{number}]: ' if recipe.stages else ''}{error}") from error
+        if number:
+            before = plans[-1]
+            start = {
+                part.path: before.stage if part.trained or part.kind in ALWAYS_STORED else part.start or OWN
+                for part in before.parts
+            }
+            found = replace(found, parts=[replace(part, start=start[part.path]) for part in found.parts])
+        plans.append(replace(found, stage=recipe.stage_label(number)))
+    return plans
+
+
+def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:
+    """Where each part starts, by path, where the recipe starts from a checkpoint."""
+    folder = recipe.init.checkpoint
+    if folder is None:
+        return {}
+    if not Path(folder).is_dir():  # a plan needs no file
+        return dict.fromkeys(model.parts(), "unknown")
+    return origins({path: model.part_tensors(path) for path in model.parts()}, read_manifest(find(folder)))
 
 
 def micro_batches(train: Train, processes: int) -> tuple[int, int]:

@@ -6,7 +6,9 @@ Core knows the frame; each table with a `use` is checked by the `Config` of the 
 from __future__ import annotations
 
 import copy
+import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -28,8 +30,11 @@ from pydantic import (
 
 from .errors import LACKING, PluginError, RecipeError, did_you_mean
 from .interfaces import Part, PartConfig, Place
+from .names import name_problem
 from .notation import DEPTH, TooDeep, check_depth, parse_toml
 from .registry import installed
+from .stages import Stage, label, overlay, settle, strangers, with_length
+from .tables import merge_recipes, set_length
 
 SUFFIX = ".toml"
 MAX_UNREADABLE = 0.01
@@ -74,7 +79,7 @@ Weights = LocalPath
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Use(BaseModel):
@@ -102,13 +107,24 @@ class Init(_Table):
     """A MAGMA folder to start the trained weights from."""
 
 
+def _input_name(name: str, info: ValidationInfo) -> str:
+    """A checkpoint of an earlier version keeps the names that it has."""
+    problem = name_problem(name)
+    if problem and not (info.context or {}).get("checkpoint"):
+        raise ValueError(problem)
+    return name
+
+
+InputName = Annotated[str, AfterValidator(_input_name)]
+
+
 class InputTable(_Table):
     """One way into the language model."""
 
     encoder: Use
     prefix: Use
     trainable: bool = True
-    """Speaks of the encoder alone; the prefix always learns."""
+    """Of the encoder only; the prefix's table has a `trainable`, too."""
     lr: PositiveFloat | None = None
     """The encoder's learning rate; [train].lr where it is not given."""
     batchnorm: Literal["train", "frozen"] = "train"
@@ -144,11 +160,14 @@ class Linear(_Table):
     final: float = Field(0.0, ge=0, le=1)
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(_Table):
     """As torch.optim has it."""
 
     use: Literal["adam", "adamw"] = "adam"
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     weight_decay: float = Field(0.0, ge=0)
 
@@ -238,7 +257,18 @@ OWNED_BY_TRAIN = {
 }
 
 
-_OF_THE_RUN = ("data", "tasks", "train", "deepspeed")
+def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, Any]:
+    """A stage's table, where a manifest names the stage."""
+    stages = raw.get("stages")
+    if not isinstance(stages, list) or number >= len(stages) or not isinstance(stages[number], Mapping):
+        raise RecipeError(
+            origin, [f"stages: the checkpoint's manifest.json has stage {number + 1}, and the recipe not"]
+        )
+    found: Mapping[str, Any] = stages[number]
+    return found
+
+
+_OF_THE_RUN = ("data", "tasks", "train", "deepspeed", "stages")
 
 
 class Recipe(_Table):
@@ -249,7 +279,7 @@ class Recipe(_Table):
     seed: int = Field(0, ge=-(2**63), lt=2**63)
     lm: Use
     init: Init = Init()
-    inputs: dict[str, InputTable] = {}
+    inputs: dict[InputName, InputTable] = {}
     adapters: dict[Place, Use] = {}
     head: Use | None = None
     data: Data = Data()
@@ -258,6 +288,7 @@ class Recipe(_Table):
     """What a paper reports of this very experiment, task to score to shots to figure: `magma eval report` shows it."""
     train: Train | None = None
     deepspeed: dict[str, Any] = {}
+    stages: tuple[Stage, ...] = ()
 
     @model_validator(mode="after")
     def _something_to_watch(self) -> Self:
@@ -273,12 +304,14 @@ class Recipe(_Table):
         folder: Path | None = None,
         *,
         model_only: bool = False,
+        stage: int | None = None,
     ) -> Recipe:
         """From a file, the name of a bundled recipe, or a dict; `overrides` are `a.b=value` in TOML's notation.
 
         `model_only` is for the recipe of a checkpoint: it leaves out what it was trained on and asked, whose plugins
-        then need not be installed, and gives keys that did not exist yet their `legacy_defaults`. Raises
-        `RecipeError` with every mistake in it. Nothing is loaded or downloaded.
+        then need not be installed, and gives keys that did not exist yet their `legacy_defaults`. `stage` is the one
+        that wrote the checkpoint, counted from 0. Raises `RecipeError` with every mistake in it. Nothing is loaded or
+        downloaded.
         """
         if isinstance(source, Mapping):
             origin, folder = "the recipe", folder or Path.cwd()
@@ -291,6 +324,8 @@ class Recipe(_Table):
             path = find(source)
             origin, raw, folder = str(path), _read(path), folder or path.parent
         if model_only:
+            if stage is not None:
+                raw = overlay(raw, stage, _stage_of(origin, raw, stage))
             raw = {key: value for key, value in raw.items() if key not in _OF_THE_RUN}
         problems: list[str] = []
         for override in overrides:
@@ -300,6 +335,27 @@ class Recipe(_Table):
 
     @classmethod
     def _check(cls, origin: str, raw: dict[str, Any], context: dict[str, Any], problems: list[str]) -> Recipe:
+        given = raw.get("stages", [])
+        stages = given if isinstance(given, list) else []
+        base = with_length(raw, stages)
+        settled = cls._settle(base, context, problems)
+        if stages is not given:
+            problems.append(f"stages: given {_shown(given)}; allowed: tables, [[stages]]")
+        of_base = set(problems)
+        kept = []
+        for number, stage in enumerate(stages):
+            found: list[str] = []
+            kept.append(cls._settle_stage(base, number, stage, context, found))
+            new = [f".{problem}" for problem in found if problem not in of_base]
+            problems += [f"stages[{number}]{problem.replace('.recipe: ', ': ', 1)}" for problem in new]
+        if problems or settled is None:
+            raise RecipeError(origin, problems)
+        return cls.model_validate({**settled, "stages": kept}, context=context)
+
+    @classmethod
+    def _settle(cls, raw: dict[str, Any], context: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
+        """The tables with the defaults of every part filled in; None, and more `problems`, where there are mistakes."""
+        before = len(problems)
         recipe = None
         try:
             recipe = cls.model_validate(raw, context=context)
@@ -313,13 +369,39 @@ class Recipe(_Table):
             for key, owner in OWNED_BY_TRAIN.items()
             if isinstance(raw.get("deepspeed"), dict) and key in raw["deepspeed"]
         ]
-        if problems or recipe is None:
-            raise RecipeError(origin, problems)
+        if recipe is None or len(problems) > before:
+            return None
         settled = recipe.model_dump(mode="json", exclude_none=True)
         for path, fields in resolved.items():
             holder, key = _place(settled, path)
             holder[key] = fields
-        return cls.model_validate(settled, context=context)
+        return settled
+
+    @classmethod
+    def _settle_stage(
+        cls, base: dict[str, Any], number: int, stage: Any, context: dict[str, Any], problems: list[str]
+    ) -> dict[str, Any]:
+        """One of [[stages]], counted from 0, as `_settle` does it."""
+        try:
+            checked = Stage.model_validate(stage)
+        except ValidationError as error:
+            problems += [explain(Stage, one) for one in error.errors()]
+            return {}
+        problems += strangers(base, checked)
+        settled = None if problems else cls._settle(overlay(base, number, stage), context, problems)
+        return {**settle(settled or {}, stage), **({"name": checked.name} if checked.name else {})}
+
+    def in_stages(self) -> list[Recipe]:
+        """The recipe of every stage, in order; only this one where it has no [[stages]]."""
+        if not self.stages:
+            return [self]
+        base = self.model_dump(mode="json", exclude_none=True)
+        tables = [stage.model_dump(mode="json", exclude_defaults=True) for stage in self.stages]
+        return [type(self).model_validate(overlay(base, number, table)) for number, table in enumerate(tables)]
+
+    def stage_label(self, number: int) -> str:
+        """How logs, plans and curves call a stage, counted from 0; nothing where there are no stages."""
+        return label(self.stages, number) if self.stages else ""
 
     def part(self, path: str) -> tuple[type[Any], Any]:
         """The class and the config of the part at a path such as `inputs.NAME.encoder` or `data.train.0`."""
@@ -335,6 +417,11 @@ class Recipe(_Table):
 
     def problems(self) -> list[str]:
         """What this machine lacks to run it: missing files, packages, data. Nothing is loaded."""
+        if self.stages:
+            lacking = [(number, stage.problems()) for number, stage in enumerate(self.in_stages())]
+            shared = [one for one in lacking[0][1] if all(one in found for _, found in lacking)]
+            own = [f"stages[{number}].{one}" for number, found in lacking for one in found if one not in shared]
+            return [*shared, *own]
         found = [f"{path}: {problem}" for path, part, config in self.parts() for problem in part.problems(config)]
         checkpoint = self.init.checkpoint
         if checkpoint is not None and not Path(checkpoint).is_dir():
@@ -346,7 +433,17 @@ class Recipe(_Table):
 
         Paths inside `folder` are written relative to it.
         """
-        return tomli_w.dumps(_relative(self.model_dump(mode="json", exclude_none=True), folder))
+        tables = self.model_dump(mode="json", exclude_none=True)
+        if self.stages:
+            tables["stages"] = [stage.model_dump(mode="json", exclude_defaults=True) for stage in self.stages]
+        else:
+            del tables["stages"]  # earlier versions do not know the key
+        return tomli_w.dumps(_relative(tables, folder))
+
+
+def learns(table: Use) -> bool:
+    """Whether a prefix, an adapter or a head is trained: by default it is."""
+    return bool(table.fields.get("trainable", True))
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -377,10 +474,10 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 # Keys of a part's table that the frame reads, not the part.
 _FRAME_KEYS = {
-    "adapters": ("lr",),
+    "adapters": ("lr", "trainable"),
     "data.train": ("weight",),
-    "head": ("lr",),
-    "inputs": ("lr",),
+    "head": ("lr", "trainable"),
+    "inputs": ("lr", "trainable"),
     "tasks": ("shots",),
 }
 
@@ -400,8 +497,11 @@ def _check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pr
     own = _own_fields(path, table)
     for key in table.keys() - own.keys() - {"use", "shots"}:
         value = table[key]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            problems.append(f"{path}.{key}: given {value!r}; allowed: a number above 0")
+        if key == "trainable":
+            if not isinstance(value, bool):
+                problems.append(f"{path}.{key}: given {value!r}; allowed: true, false")
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            problems.append(f"{path}.{key}: given {value!r}; allowed: a number above 0, and finite")
     try:
         part = installed().find(kind, table["use"]).part
     except PluginError as error:
@@ -483,45 +583,17 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise RecipeError(str(path), [f"extends: given {base!r}; {parent} does not exist"])
     inherited = _read(parent, (*seen, path))
     inherited.pop("published", None)  # it speaks of that recipe alone
-    merged = _merge(inherited, raw)
-    if isinstance(raw.get("train"), Mapping):
-        for key in raw["train"].keys() & _OTHER_LENGTH.keys():
-            _forget_other_length(merged, key, raw["train"])
-    return merged
-
-
-_OTHER_LENGTH = {"samples": "steps", "steps": "samples"}
-
-
-def _forget_other_length(raw: dict[str, Any], key: str, own: Mapping[str, Any]) -> None:
-    """Whoever sets a run's length in steps takes back what an extended recipe says in samples, and vice versa."""
-    other = _OTHER_LENGTH[key]
-    if other not in own and isinstance(raw.get("train"), Mapping):
-        raw["train"] = {name: value for name, value in raw["train"].items() if name != other}
-
-
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables merge key by key; everything else, and a table that uses another part, is replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        old = merged.get(key)
-        merged[key] = value
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and _same_part(old, value):
-            merged[key] = _merge(old, value)
-    return merged
-
-
-def _same_part(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    return bool(new.get("use", old.get("use")) == old.get("use"))
+    return merge_recipes(inherited, raw)
 
 
 def _remove_switched_off(raw: dict[str, Any]) -> None:
-    """`attention = false` takes out an adapter that the extended recipe has; the same for an input or the head."""
+    """`attention = false` takes out an adapter that the extended recipe has; so do an input, the head, the stages."""
     for key in ("inputs", "adapters"):
         if isinstance(raw.get(key), Mapping):
             raw[key] = {name: table for name, table in raw[key].items() if table is not False}
-    if raw.get("head") is False:
-        del raw["head"]
+    for key in ("head", "stages"):
+        if raw.get(key) is False:
+            del raw[key]
 
 
 def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
@@ -539,12 +611,11 @@ def _override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
         return
     except ValueError:
         parsed = value
-    section, _, field = path.partition(".")
-    if section == "train" and field in _OTHER_LENGTH:
-        _forget_other_length(raw, field, {})
     try:
         holder, key = _place(raw, path)
         holder[key] = parsed
+        if re.fullmatch(r"(stages\.\d+\.)?train\.\w+", path):
+            set_length(holder, str(key))
     except (AttributeError, IndexError, ValueError, TypeError):
         problems.append(f"--set {text}: there is no {path} to set")
 
@@ -563,7 +634,7 @@ def _place(raw: dict[str, Any], path: str) -> tuple[Any, str | int]:
 
 def explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
     """What pydantic found, in one line: dotted path, what was given, what is allowed."""
-    location = [str(part) for part in error["loc"]]
+    location = [str(part) for part in error["loc"] if part != "[key]"]
     path = ".".join([prefix, *location] if prefix else location) or prefix or "recipe"
     if error["type"] == "missing":
         return f"{path}: missing; it has no default"

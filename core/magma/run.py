@@ -7,21 +7,22 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .errors import LACKING, RecipeError, TrainingError
+from .errors import LACKING, InputError, RecipeError, TrainingError
 from .interfaces import Task
 from .manifest import CHECKPOINTS, RECIPE, digest, read_manifest
-from .microbatch import explained
-from .plan import Plan, plan
+from .plan import Plan, plan_stages
 from .ranks import ranks
 from .recipe import Recipe
 from .results import EVALUATIONS, Evaluation, about, measures_of
-from .runs import REPORT, draw
-from .train import Result, Watcher, train
+from .runs import REPORT, draw, recipe_of_run
+from .staged import train_stages
+from .train import Result, Watcher
 
 LOSS = "loss.png"
 
@@ -58,21 +59,41 @@ def run(
     check_folder(out, resume)
     rank, size = ranks()
     if rank:
-        with explained(recipe):
-            result = train(recipe, out, resume=resume, watcher=watcher)
+        result = train_stages(recipe, out, resume=resume, watcher=watcher)
         if result.stopped_by:
             watcher.stopped(result.stopped_by)
         return {}
     with alone(out, watcher.note):
         watcher.say("planning")
-        planned = plan(recipe, size)
-        watcher.plan(planned)
-        checkpoint.write_text(out / RECIPE, recipe.to_toml())
-        with explained(recipe, planned):
-            result = train(recipe, out, resume=resume, watcher=watcher, costs=planned.costs, plan=planned)
+        plans = plan_stages(recipe, size)
+        for planned in plans:
+            watcher.plan(planned)
+        if resume:  # the run keeps its recipe until it is certain that this one goes with its checkpoint
+            watcher = replace(watcher, begun=partial(_take_over, recipe, out, watcher.note))
+        else:
+            _write_recipe(recipe, out)
+        result = train_stages(recipe, out, resume=resume, watcher=watcher, plans=plans)
         if result.stopped_by:
             watcher.stopped(result.stopped_by)
         return _report(recipe, out, result, watcher)
+
+
+def _write_recipe(recipe: Recipe, out: Path) -> None:
+    checkpoint.write_text(out / RECIPE, recipe.to_toml())
+
+
+def _take_over(recipe: Recipe, out: Path, note: Callable[[str], None]) -> None:
+    """The recipe that a run resumes with becomes the run's."""
+    try:
+        seed = recipe_of_run(out).get("seed", 0)
+    except InputError:  # it cannot be read, and is not needed any more
+        seed = recipe.seed
+    if seed != recipe.seed:
+        note(
+            f"seed: the run had {seed} until now, and is resumed with {recipe.seed}: data sources draw in the order of "
+            f"seed {recipe.seed} from here, so that examples of this pass may come twice or not at all"
+        )
+    _write_recipe(recipe, out)
 
 
 def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict[str, Any]:
@@ -84,13 +105,14 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
             model = checkpoint.load(result.folder, device=result.device, say=watcher.say)
             scores: dict[str, Any] = {}
             measures: dict[str, dict[str, str]] = {}
-            assert recipe.train is not None
+            last = recipe.in_stages()[-1].train
+            assert last is not None
             for i, table in enumerate(recipe.tasks):
                 part, config = recipe.part(f"tasks.{i}")
                 task: Task = part(config, recipe.seed)
                 earlier = any(other.use == table.use for other in recipe.tasks[:i])
                 place = out / EVALUATIONS / (f"{task.name}.{i}" if earlier else task.name)
-                named, share = about(task, 0, result.folder), recipe.train.max_unreadable
+                named, share = about(task, 0, result.folder), last.max_unreadable
                 asked = Evaluation(model, task, place, named, artifacts=out, max_unreadable=share, say=watcher.note)
                 found = asked.run(table.shots, progress=watcher.asked, replace=True)
                 for shots in table.shots:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from .errors import InputError
 from .manifest import RECIPE
 from .notation import parse_toml
+from .stages import overlay
+from .tables import flat
 from .train import METRICS
 
 REPORT = "report.json"
@@ -34,11 +37,12 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 def figures(folder: Path) -> dict[str, str]:
     """Name to figure, as a table shows them: how far it is, losses, speed, scores."""
     rows = metrics(folder)
-    recipe = _toml(folder)
-    train = recipe.get("train", {})
+    recipe = recipe_of_run(folder)
+    stages = recipe.get("stages", [])
     steps = [row for row in rows if "loss" in row]
     evaluated = [row for row in rows if "evaluation_loss" in row]
-    total = train.get("steps") or -(-train.get("samples", 0) // max(1, train.get("batch_size", 1)))
+    tables = [overlay(recipe, number, stage) for number, stage in enumerate(stages)] or [recipe]
+    total = sum(_length(table.get("train", {})) for table in tables)
     report_path = folder / REPORT
     report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.is_file() else {}
     found = {
@@ -47,6 +51,8 @@ def figures(folder: Path) -> dict[str, str]:
         "steps": f"{steps[-1]['step'] if steps else 0:,} of {total:,}",
         "examples": f"{sum(row.get('samples', 0) for row in steps):,}",
     }
+    if steps and "stage" in steps[-1]:
+        found["stage"] = steps[-1]["stage"]
     if steps:
         recent = steps[-RECENT:]
         seconds = sum(row["samples"] / row["samples_per_s"] for row in recent if row["samples_per_s"])
@@ -70,14 +76,21 @@ def figures(folder: Path) -> dict[str, str]:
     return found
 
 
+def _length(train: Mapping[str, Any]) -> int:
+    """The steps of a [train] table."""
+    steps: int = train.get("steps") or -(-train.get("samples", 0) // max(1, train.get("batch_size", 1)))
+    return steps
+
+
 def differences(one: Path, other: Path) -> dict[str, tuple[str, str]]:
     """Dotted keys of the two recipes whose values differ; "" where a recipe has no such key."""
-    flat = [dict(_flat(_toml(folder))) for folder in (one, other)]
-    keys = [key for key in {**flat[0], **flat[1]} if flat[0].get(key) != flat[1].get(key)]
-    return {key: (str(flat[0].get(key, "")), str(flat[1].get(key, ""))) for key in keys}
+    found = [dict(flat(recipe_of_run(folder))) for folder in (one, other)]
+    keys = [key for key in {**found[0], **found[1]} if found[0].get(key) != found[1].get(key)]
+    return {key: (str(found[0].get(key, "")), str(found[1].get(key, ""))) for key in keys}
 
 
-def _toml(folder: Path) -> dict[str, Any]:
+def recipe_of_run(folder: Path) -> dict[str, Any]:
+    """The tables of recipe.toml. Raises `InputError` where it is not there, or cannot be read."""
     path = folder / RECIPE
     if not path.is_file():
         raise InputError(f"{folder} has no {RECIPE}; allowed: the folder of a run")
@@ -87,12 +100,21 @@ def _toml(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def _flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [pair for key, one in value.items() for pair in _flat(one, f"{path}.{key}" if path else str(key))]
-    if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-        return [pair for i, one in enumerate(value) for pair in _flat(one, f"{path}.{i}")]
-    return [(path, value)]
+def beginnings(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The first step of each stage; nothing of a run without stages."""
+    found: dict[str, int] = {}
+    for row in rows:
+        if "stage" in row:
+            found.setdefault(row["stage"], row["step"])
+    return found
+
+
+def _mark_stages(ax: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line and a name where each stage begins."""
+    for name, step in beginnings(rows).items():
+        ax.axvline(step - 0.5, color="0.6", linewidth=1, linestyle="--")
+        place = ax.get_xaxis_transform()  # x in steps, y from the bottom of the axes to the top
+        ax.text(step, 0.98, name, transform=place, fontsize=8, color="0.4", rotation=90, va="top", parse_math=False)
 
 
 def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
@@ -117,9 +139,12 @@ def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
                 losses.plot(
                     *zip(*points, strict=True), style, label=label, color=color, alpha=alpha, linewidth=1, markersize=4
                 )
+        if len(folders) == 1:
+            for ax in axes[:, 0]:
+                _mark_stages(ax, rows)
         for ax in below:
-            for part in next((row["lr"] for row in rows if "lr" in row), {}):
-                points = [(row["step"], row["lr"][part]) for row in rows if "lr" in row]
+            for part in dict.fromkeys(part for row in rows for part in row.get("lr", {})):
+                points = [(row["step"], row["lr"].get(part, math.nan)) for row in rows if "lr" in row]
                 ax.plot(*zip(*points, strict=True), label=whose + part, linewidth=1)
     losses.set(ylabel="cross-entropy per target token (nats)", yscale="log")
     for ax in below:

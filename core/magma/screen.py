@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -203,13 +204,18 @@ def _news(now: Any) -> str:
 def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
     """A table of the parts, and what an example and the run amount to."""
     console = console or _stdout()
+    if plan.stage:
+        console.print(Text(plan.stage, style="bold"))
     table = Table("part", "name", "parameters", "trained", "learning rate", box=None, header_style="bold")
     for column in table.columns[2:]:
         column.justify = "right"
-    for part in plan.parts:
+    starts = [[part.start] if part.start else [] for part in plan.parts]
+    if any(starts):
+        table.add_column("starts from")
+    for part, start in zip(plan.parts, starts, strict=True):
         rate = f"{part.lr:g}" if part.lr else ""
         trained = f"{part.trained:,}" if part.trained else "frozen"
-        table.add_row(part.path, part.name, f"{part.parameters:,}", trained, rate)
+        table.add_row(part.path, part.name, f"{part.parameters:,}", trained, rate, *map(escape, start))
     table.add_row("all", "", f"{plan.totals['parameters']:,}", f"{plan.totals['trained']:,}", "")
     console.print(table)
     tokens = plan.tokens_per_example
@@ -225,6 +231,14 @@ def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
             f"a checkpoint {_scaled(plan.checkpoint_bytes, 'B')}, state to go on from {_scaled(plan.state_bytes, 'B')}",
             soft_wrap=True,
         )
+    print_warnings(plan.warnings, console)
+
+
+def print_warnings(warnings: Iterable[str], console: RichConsole | None = None) -> None:
+    """What a recipe says and a run of it will not do; by default on standard error."""
+    console = console or RichConsole(stderr=True, highlight=False)
+    for warning in warnings:
+        console.print(Text(f"warning: {warning}"), soft_wrap=True)
 
 
 def print_memory(plan: Plan, console: RichConsole | None = None) -> None:

@@ -26,12 +26,15 @@ from .assemble import DTYPES, assemble, learning_rates
 from .engine import Engine, join
 from .errors import CheckpointError, TrainingError, first_of
 from .feed import Feed, Share, Unreadable
+from .initialize import restore_frozen, start_from
 from .interfaces import DataSource
 from .manifest import (
     CHECKPOINTS,
     STATE,
+    Manifest,
     check_state,
     differing,
+    dtype_of,
     find,
     fingerprint,
     list_state,
@@ -42,9 +45,10 @@ from .microbatch import MicroBatch, advice, agreed
 from .mixture import Mixture
 from .model import Magma
 from .notation import parse_json
-from .plan import Costs, Plan, zero_stage
-from .recipe import Constant, Recipe, Train
+from .plan import Costs, Plan, micro_batches, zero_stage
+from .recipe import Recipe, Train
 from .recompute import blocks, recompute
+from .schedule import factor
 from .segments import Batch
 from .signals import stop_requests
 from .world import MemoryShort, World
@@ -52,7 +56,7 @@ from .world import MemoryShort, World
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 """The examples that were left out because they could not be read, a line each."""
-_TRAINER = "trainer.json"
+TRAINER = "trainer.json"
 _OPTIMIZER = "optimizer.safetensors"
 _RANDOM = "random.safetensors"
 _ENOUGH = 100
@@ -95,6 +99,8 @@ class Watcher:
     step: Callable[[Progress], None] = lambda _: None
     note: Callable[[str], None] = lambda _: None
     """What a person has to know, and what stays on the screen."""
+    begun: Callable[[], None] = lambda: None
+    """Weights and state are loaded: nothing of the run was refused."""
 
 
 @dataclass
@@ -135,19 +141,6 @@ def _sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
     return sources, weights
 
 
-def factor(train: Train, step: int) -> float:
-    """The learning rate of a step (counted from 0), as a fraction of the highest."""
-    if step < train.warmup_steps:
-        return (step + 1) / train.warmup_steps
-    if isinstance(train.schedule, Constant):
-        return 1.0
-    done = (step - train.warmup_steps) / max(1, train.total_steps - 1 - train.warmup_steps)
-    done = min(1.0, done)
-    final = train.schedule.final
-    shape = (1 + math.cos(math.pi * done)) / 2 if train.schedule.use == "cosine" else 1 - done
-    return final + (1 - final) * shape
-
-
 # The run
 
 
@@ -162,10 +155,29 @@ class Best:
 
 
 @dataclass
+class Finished:
+    """A stage that has ended. JSON."""
+
+    learnt: dict[str, Any]
+    """What decided its weights, as `stages.what_was_learnt` gives it."""
+    checkpoint: int
+    """The step of the checkpoint that the next stage starts from."""
+    steps: int
+    skipped_steps: int
+    skipped_examples: int
+    unreadable_examples: int
+
+
+@dataclass
 class State:
     """Where a run stands, weights, optimizer and generators apart. JSON."""
 
     step: int = 0
+    """Of the whole run."""
+    first: int = 0
+    """The steps of the stages before this one."""
+    finished: list[Finished] = field(default_factory=list)
+    """The stages before this one. The counts below are those of this one."""
     applied: int = 0
     """Steps that changed the weights; the others were skipped."""
     skipped_in_a_row: int = 0
@@ -182,18 +194,44 @@ class State:
     scale: dict[str, float] = field(default_factory=dict)
     best: Best | None = None
 
+    @property
+    def done(self) -> int:
+        """The steps of this stage so far."""
+        return self.step - self.first
+
     @classmethod
     def read(cls, path: Path) -> State:
         """From the file of a checkpoint. Raises `CheckpointError`."""
         try:
             found = parse_json(path.read_text(encoding="utf-8"))
-            return cls(**{**found, "best": found["best"] and Best(**found["best"])})
+            finished = [Finished(**one) for one in found.get("finished", [])]
+            return cls(**{**found, "best": found["best"] and Best(**found["best"]), "finished": finished})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path.parents[1]} has no state to go on from: {error}") from error
 
 
+@dataclass(frozen=True)
+class Place:
+    """A stage's place in its run."""
+
+    whole: Recipe
+    """The recipe with all of its stages."""
+    number: int | None = None
+    """Which stage it is, counted from 0; None: the run has no stages."""
+    start: Path | None = None
+    """The last checkpoint of the stage before it."""
+    finished: tuple[Finished, ...] = ()
+    later: int = 0
+    """Steps of the stages after it, by the recipe."""
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """What a row of the metrics says of the stage."""
+        return {} if self.number is None else {"stage": self.whole.stage_label(self.number)}
+
+
 class _Run:
-    """One process's side of a run."""
+    """One process's side of a run, or of one of its stages."""
 
     def __init__(
         self,
@@ -204,12 +242,20 @@ class _Run:
         model: Magma,
         micro_batch: MicroBatch,
         costs: Costs | None,
+        place: Place,
     ) -> None:
         assert recipe.train is not None
         self.recipe, self.out, self.world, self.watcher, self.model = recipe, out, world, watcher, model
-        self.micro_batch, self.costs = micro_batch, costs
+        self.micro_batch, self.costs, self.place = micro_batch, costs, place
         self.train: Train = recipe.train
-        self.state = State(processes=world.size, micro_batch=micro_batch.size)
+        first = sum(stage.steps for stage in place.finished)
+        self.state = State(
+            step=first,
+            first=first,
+            finished=list(place.finished),
+            processes=world.size,
+            micro_batch=micro_batch.size,
+        )
         self.saved: Path | None = None  # the checkpoint of this very state
         self.reasons: list[str] = []
         """Why examples could not be read, the first few."""
@@ -242,7 +288,7 @@ class _Run:
     def step(self, share: Share, began: float) -> dict[str, Any]:
         """One optimizer step; its row of the metrics. `began` is when its input was asked for."""
         waited = time.perf_counter() - began
-        rates = self.engine.rates(factor(self.train, self.state.step))
+        rates = self.engine.rates(factor(self.train, self.state.done))
         sizes = [
             sum(counts)
             for counts in zip(*(_sizes(batch, list(self.feed.collator.inputs)) for batch in share.batches), strict=True)
@@ -266,6 +312,7 @@ class _Run:
         took = time.perf_counter() - began
         return {
             "step": self.state.step,
+            **self.place.mark,
             "loss": mean if math.isfinite(mean) else None,
             "gradient_norm": self.engine.norm if applied and math.isfinite(self.engine.norm) else None,
             "lr": rates,
@@ -328,7 +375,7 @@ class _Run:
         self.state.micro_batch = size
         self.feed = replace(self.feed, micro=size, accumulation=accumulation)
         self.mixture.restore(self.state.data)
-        self.shares = self.feed.training(self.mixture, self.state.step)
+        self.shares = self.feed.training(self.mixture, self.state.done)
 
     def _leave_out(self, share: Share, count: int) -> None:
         """List this step's examples that cannot be read, `count` over all processes; too many of them end the run.
@@ -342,7 +389,7 @@ class _Run:
                 self.skipped.write({"step": step, **one._asdict()})
             self.reasons += [one.reason for one in found][: _KEPT - len(self.reasons)]
         state.unreadable_examples += count
-        drawn = state.step * self.train.batch_size + share.samples
+        drawn = state.done * self.train.batch_size + share.samples
         if drawn >= _ENOUGH and state.unreadable_examples > self.train.max_unreadable * drawn:
             raise TrainingError(
                 f"step {step}: {state.unreadable_examples} of the {drawn} examples so far cannot be read, and "
@@ -445,7 +492,7 @@ class _Run:
         self.watcher.say(f"saving a checkpoint at step {self.state.step}")
         self.average_buffers()
         tensors = {}
-        for name, tensor in self.engine.whole(self.model.trained_tensors()):
+        for name, tensor in self.engine.whole(self.model.stored_tensors()):
             if self.world.rank == 0:
                 tensors[name] = tensor.detach().cpu()
         optimizer = self.engine.state(self.state.applied)
@@ -473,11 +520,13 @@ class _Run:
                 save_file(dict(found), place / STATE / name)
             self.state.scale = self.engine.scale
             text = json.dumps(asdict(self.state))
-            (place / STATE / _TRAINER).write_text(text, encoding="utf-8")
-            notes = {"step": self.state.step, "state": list_state(place)}
-            checkpoint.write(place, self.model, self.recipe, self.frozen, tensors, **notes)
+            (place / STATE / TRAINER).write_text(text, encoding="utf-8")
+            notes = {"step": self.state.step, "stage": self.place.number, "state": list_state(place)}
+            checkpoint.write(place, self.model, self.place.whole, self.frozen, tensors, **notes)
+        kept = {self.folder(stage.checkpoint) for stage in self.state.finished}
+        kept |= {self.folder(self.state.best.step)} if self.state.best else set()
         for old in sorted(folder.parent.glob("step-*"))[: -self.train.keep_checkpoints]:
-            if not self.state.best or old != self.folder(self.state.best.step):
+            if old not in kept:
                 shutil.rmtree(old)
 
     def _generators(self) -> dict[str, Tensor]:
@@ -527,8 +576,10 @@ class _Run:
         manifest = read_manifest(folder)
         check_state(folder, manifest)
         checkpoint.keep_text(self.model.lm, folder, manifest)
-        state = State.read(place / _TRAINER)
-        tensors = checkpoint.read_trained(self.model, folder)
+        self._check_frozen(folder, manifest)
+        state = State.read(place / TRAINER)
+        trained = self.model.trained_tensors()
+        tensors = {name: t for name, t in checkpoint.read_trained(self.model, folder).items() if name in trained}
         try:
             with safe_open(place / _OPTIMIZER, framework="pt") as optimizer:
                 self.engine.load(tensors, optimizer, state.applied)
@@ -551,6 +602,16 @@ class _Run:
             self.micro_batch.size = size  # whatever memory is free now, sums keep their order
             self._use_micro_batch()
 
+    def _check_frozen(self, folder: Path, manifest: Manifest) -> None:
+        """Raise `CheckpointError` unless the frozen weights are those that the run began with, in its precision."""
+        if dtype_of(manifest) != self.model.dtype:
+            return
+        if changed := differing(manifest.frozen, self.frozen):
+            raise CheckpointError(
+                f"{folder}: {len(changed)} of {len(self.frozen)} frozen tensors are not what they were, the first is "
+                f"{changed[0]}: resume with the weights and the seed that the run began with"
+            )
+
     def loop(self, stopped: Callable[[], bool]) -> bool:
         """Train to the end, or until all agree to stop; True where the end was reached."""
         total = self.train.total_steps
@@ -558,18 +619,18 @@ class _Run:
         skips = first and self.train.unreadable == "skip"
         with _Log(self.out / METRICS, first, begun) as metrics, _Log(self.out / SKIPPED, skips, begun) as self.skipped:
             self.model.train()
-            self.shares = self.feed.training(self.mixture, self.state.step)
+            self.shares = self.feed.training(self.mixture, self.state.done)
             while share := self._next():
                 row = self.step(*share)
                 metrics.write(row)
                 self._tell(row)
                 self._stop_where_nothing_is_learnt()
-                step, every = self.state.step, self.train.evaluate_every
+                step, every = self.state.done, self.train.evaluate_every
                 if step == total or (every and step % every == 0):
                     value = self.evaluate_loss()
                     if value is not None:
-                        metrics.write({"step": step, "evaluation_loss": value})
-                        self.watcher.say(f"step {step}: evaluation loss {value:.4f}")
+                        metrics.write({"step": self.state.step, **self.place.mark, "evaluation_loss": value})
+                        self.watcher.say(f"step {self.state.step}: evaluation loss {value:.4f}")
                         if self.train.early_stopping:
                             metrics.sync()
                             self.skipped.sync()
@@ -594,7 +655,7 @@ class _Run:
     def _stop_where_nothing_is_learnt(self) -> None:
         state, count = self.state, self.state.skipped_in_a_row
         enough = count >= self.train.max_skipped_steps
-        if state.empty_in_a_row == count and count and (enough or state.step == self.train.total_steps == count):
+        if state.empty_in_a_row == count and count and (enough or state.done == self.train.total_steps == count):
             kept = f"the weights from before them are in {self.save()}; " if state.applied else ""
             raise TrainingError(
                 f"step {state.step}: no example of the last {count} steps could be read, so that nothing was learnt; "
@@ -612,7 +673,7 @@ class _Run:
     def _tell(self, row: Mapping[str, Any]) -> None:
         told = Progress(
             step=row["step"],
-            steps=self.train.total_steps,
+            steps=self.state.first + self.train.total_steps + self.place.later,
             loss=math.nan if row["loss"] is None else row["loss"],
             rates=row["lr"],
             samples_per_s=row["samples_per_s"],
@@ -698,28 +759,34 @@ def train(
     watcher: Watcher | None = None,
     costs: Costs | None = None,
     plan: Plan | None = None,
+    place: Place | None = None,
 ) -> Result:
-    """Train a recipe and leave its checkpoint under `out`.
+    """Train a recipe without stages, or one stage at its `place`, and leave its checkpoint under `out`.
 
     One process, or one of several that a launcher started; `costs` are a plan's, to tell FLOPs a second, and the first
     process's `plan` decides an automatic micro-batch size. Raises `TrainingError`, `CheckpointError`, `OutOfMemory` or
     what a part raises; a signal saves a checkpoint and returns.
     """
     watcher = watcher or Watcher()
-    if recipe.train is None:
-        raise TrainingError("the recipe has no [train] table")
-    if not recipe.data.train:
-        raise TrainingError("the recipe has no [[data.train]]: nothing to train on")
+    place = place or Place(recipe)
     watcher.say("loading the trainer")
+    check_can_train(recipe)
     world = join()
-    _check_precision(recipe.train, world)
+    check_fits(recipe, world)
+    assert recipe.train is not None
     micro_batch, said = agreed(recipe, world, plan)
     watcher.note(said)
     partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # then each weight moves when its turn comes
-    model = assemble(recipe, device=None if partitioned else world.device, say=watcher.say)
-    if recipe.init.checkpoint is not None and not resume:
-        watcher.say(f"starting from {recipe.init.checkpoint}")
-        checkpoint.load_trained(model, find(recipe.init.checkpoint), new_parts=True)
+    last = latest(out) if resume else None
+    start = None if last else place.start or (recipe.init.checkpoint and find(recipe.init.checkpoint))
+    model = assemble(recipe, device=None if partitioned or start else world.device, say=watcher.say)
+    dtype = DTYPES[recipe.train.precision]
+    if last:
+        restore_frozen(model, last, dtype)
+    if start:
+        start_from(model, start, dtype, watcher.say)
+        if not partitioned:
+            model.to(device=world.device, dtype=dtype)
     recompute(model, recipe.train.activation_checkpointing)
     if recipe.train.compile:
         for block in blocks(model, "train.compile"):
@@ -727,9 +794,10 @@ def train(
     torch.manual_seed(recipe.seed + world.rank)
     with stop_requests() as request:
         watcher.say("starting DeepSpeed")
-        run = _Run(recipe, out, world, watcher, model, micro_batch, costs)
+        run = _Run(recipe, out, world, watcher, model, micro_batch, costs, place)
         if resume:
-            _resume(run)
+            _resume(run, last)
+        watcher.begun()
         watcher.say("training: the first step takes longer than the others")
         began = time.perf_counter()
         finished = run.loop(lambda: bool(request))
@@ -738,6 +806,8 @@ def train(
         watcher.say("comparing the frozen weights' fingerprints")
         changed = differing(run.frozen, run.fingerprints())
         stopped_by = next(filter(None, world.gather(request.number)), 0)  # any process may have received it
+    if place.later:
+        run.engine.release()
     state = run.state
     return Result(
         folder=folder,
@@ -749,24 +819,41 @@ def train(
         changed=changed,
         skipped=state.skipped_examples,
         unreadable=state.unreadable_examples,
-        skipped_steps=state.step - state.applied,
+        skipped_steps=state.done - state.applied,
         memory=world.memory(),
         device=world.device,
     )
 
 
-def _resume(run: _Run) -> None:
+def _resume(run: _Run, last: Path | None) -> None:
     """From the newest checkpoint; from the start where the run ended before it wrote one."""
-    folder = run.out / CHECKPOINTS
     if run.world.rank == 0:
-        for left in folder.glob(".*"):  # what a sudden end left half-written
+        for left in (run.out / CHECKPOINTS).glob(".*"):  # what a sudden end left half-written
             shutil.rmtree(left, ignore_errors=True)
     run.world.barrier()
-    if any(folder.glob("step-*")):
-        run.resume(find(run.out))
+    if last:
+        run.resume(last)
     run.watcher.say(f"going on from step {run.state.step}")
 
 
-def _check_precision(train: Train, world: World) -> None:
-    if train.precision == "fp16" and world.device == "cpu":
+def latest(out: Path) -> Path | None:
+    """The newest checkpoint of a run; None where it ended before it wrote one."""
+    return find(out) if any((out / CHECKPOINTS).glob("step-*")) else None
+
+
+def check_can_train(recipe: Recipe, where: str = "") -> None:
+    """Raise `TrainingError` where a recipe, or the stage that `where` names, has nothing to train or to train on."""
+    if recipe.train is None:
+        raise TrainingError(f"{where}the recipe has no [train] table")
+    if not recipe.data.train:
+        raise TrainingError(f"{where}the recipe has no [[data.train]]: nothing to train on")
+    if not learning_rates(recipe):
+        raise TrainingError(f"{where}nothing to train: no input and no adapter has a trainable parameter")
+
+
+def check_fits(recipe: Recipe, world: World) -> None:
+    """Raise `TrainingError` for a precision or a batch that these processes cannot have."""
+    assert recipe.train is not None
+    if recipe.train.precision == "fp16" and world.device == "cpu":
         raise TrainingError('train.precision: given "fp16"; allowed on a CPU: "bf16", "fp32"')
+    micro_batches(recipe.train, world.size)

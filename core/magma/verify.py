@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .assemble import assemble
-from .checkpoint import NOT_COVERED, check_frozen, check_stored, misfits, read_recipe, read_trained, rebuild
+from .checkpoint import (
+    NOT_COVERED,
+    check_frozen,
+    check_stored,
+    misfits,
+    read_recipe,
+    read_trained,
+    rebuild,
+    stored_in,
+    stored_parts,
+)
 from .errors import MagmaError, PartError
 from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, dtype_of, find, read_manifest, uncovered
 from .model import Magma
@@ -80,12 +90,13 @@ def _built(
         if not lacking:
             raise
     frozen = {"lm", *(f"inputs.{name}.encoder" for name, way in recipe.inputs.items() if not way.trainable)}
+    frozen -= set(stored_parts(manifest))
     absent = {path for path, *_ in parts if path in lacking or path not in frozen}
     try:
         model = assemble(recipe, dtype=dtype_of(manifest), absent=absent, say=say)
     except PartError:
         return None, lacking
-    if misfits(model.trained_tensors(), read_tensors(folder / TRAINED)[0]):
+    if misfits(stored_in(model, manifest), read_tensors(folder / TRAINED)[0]):
         return None, lacking
     read_trained(model, folder)
     return model, lacking

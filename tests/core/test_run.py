@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import stored_toy
 from toys import RECIPE, ToyTask
 
 import magma
@@ -19,7 +20,7 @@ from magma import RecipeError, TrainingError
 from magma.recipe import build_part
 from magma.run import Console, alone
 
-pytestmark = pytest.mark.usefixtures("toys")
+pytestmark = pytest.mark.usefixtures("stored_toys")
 
 
 def test_the_report_is_what_the_run_did(tmp_path: Path) -> None:
@@ -89,6 +90,33 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_again(tmp_path: Pat
     ends = [tmp_path / run / "checkpoints/step-00000006/trained.safetensors" for run in ("whole", "run")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
     assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000006"]
+
+
+def test_a_refused_resume_leaves_the_recipe_of_the_run(tmp_path: Path) -> None:
+    magma.run(RECIPE, tmp_path)
+    before = (tmp_path / "recipe.toml").read_text()
+    wider = ["adapters.mlp.width=5"]
+    with pytest.raises(magma.CheckpointError, match="does not fit the model"):
+        magma.run(RECIPE, tmp_path, wider, resume=True)
+    assert (tmp_path / "recipe.toml").read_text() == before
+    magma.run(RECIPE, tmp_path, ["train.steps=7"], resume=True)
+    assert "steps = 7" in (tmp_path / "recipe.toml").read_text()
+    assert json.loads((tmp_path / "report.json").read_text())["steps"] == 7
+
+
+def test_another_seed_is_reported_by_resume(tmp_path: Path) -> None:
+    """It is no mistake: where no weight is drawn from it, only the data's order changes."""
+    stored_toy.bring(tmp_path)
+    raw = {**copy.deepcopy(RECIPE), "lm": {"use": "stored", "weights": str(tmp_path / "lm")}}
+    noted: list[str] = []
+    watcher = Console(note=noted.append)
+    magma.run(raw, tmp_path / "run", watcher=watcher)
+    magma.run(raw, tmp_path / "run", resume=True, watcher=watcher)
+    assert noted == []
+    magma.run(raw, tmp_path / "run", ["seed=1", "train.steps=7"], resume=True, watcher=watcher)
+    assert [line.partition(":")[0] for line in noted] == ["seed"]
+    assert "the run had 0 until now, and is resumed with 1" in noted[0]
+    assert "seed = 1" in (tmp_path / "run/recipe.toml").read_text()
 
 
 def test_a_finished_run_is_resumed_without_writing_its_checkpoint_again(tmp_path: Path) -> None:

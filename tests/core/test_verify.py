@@ -157,7 +157,7 @@ def at(raw: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 KEYS: dict[tuple[str, ...], Any] = {
     **{(key,): str for key in ("magma", "torch", "dtype")},
-    **{(key,): int for key in ("format", "step")},
+    **{(key,): int for key in ("format", "step", "stage")},
     **{(key,): dict for key in ("parts", "files", "weights", "trained", "frozen", "state", "text")},
     ("parts", "lm"): dict,
     **{("parts", "lm", key): str for key in ("name", "from")},
@@ -173,9 +173,9 @@ KEYS: dict[tuple[str, ...], Any] = {
 WRONG: tuple[Any, ...] = ("int8", [1], -7, {"x": None}, None)
 
 
-FREE = ("magma", "torch", "name", "from", "step", "state", "beginning")
+FREE = ("magma", "torch", "name", "from", "step", "stage", "state", "beginning")
 """Keys whose values nothing else decides."""
-OPTIONAL = ("step", "state")
+OPTIONAL = ("step", "stage", "state")
 
 
 def wrong_types() -> dict[str, tuple[str, Modify]]:
@@ -226,6 +226,7 @@ REFUSED: dict[str, tuple[str, Modify]] = {
     "a trained key renamed": (BIAS, manifest(lambda raw: raw["trained"].update(x=raw["trained"].pop(BIAS)))),
     "a frozen key renamed": ("lm.out", manifest(lambda raw: raw["frozen"].update(x=raw["frozen"].pop("lm.out.bias")))),
     "a frozen key more": ("frozen tensors", manifest(lambda raw: raw["frozen"].update(more="0" * 64))),
+    "a stage that never was": ("manifest.json has stage 4, and", manifest(lambda raw: raw.update(stage=3))),
     "a file outside": (MANIFEST, manifest(lambda raw: raw["files"].update({"../x": "0" * 64}))),
     "a file that never was": ("nothing", manifest(lambda raw: raw["files"].update(nothing="0" * 64))),
     "a beginning that cannot be read": (MANIFEST, manifest(lambda raw: raw["text"].update(beginning=[257]))),
