@@ -103,10 +103,13 @@ def _by_offsets(offsets: Sequence[tuple[int, int]], texts: Sequence[str]) -> Own
     return [(owner(start), owner(max(start, end - 1))) for start, end in offsets]
 
 
-def first_half(text: str) -> tuple[int, str] | None:
-    """Where half of a surrogate pair stands, and which one; None in a text that can be written in UTF-8."""
+def problem(text: str) -> str | None:
+    """Why no tokenizer accepts a text: half of a surrogate pair."""
     found = _HALF.search(text)
-    return found and (found.start(), f"\\u{ord(found.group()):04x}")
+    return found and (
+        f"its text has \\u{ord(found.group()):04x} at character {found.start() + 1}, half of a surrogate pair; "
+        "allowed: characters that can be written in UTF-8"
+    )
 
 
 def without_halves(text: str) -> str:

@@ -236,7 +236,7 @@ def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
 
 def print_warnings(warnings: Iterable[str], console: RichConsole | None = None) -> None:
     """What a recipe says and a run of it will not do; by default on standard error."""
-    console = console or RichConsole(stderr=True, highlight=False)
+    console = console or plain_console(stderr=True)
     for warning in warnings:
         console.print(Text(f"warning: {warning}"), soft_wrap=True)
 

@@ -210,7 +210,7 @@ class Collator:
         if begins:
             self._begin(result, example.segments)
         nothing = len(result)
-        for is_text, group in itertools.groupby(example.segments, lambda segment: isinstance(segment, Text)):
+        for is_text, group in itertools.groupby(example.segments, lambda one: isinstance(one, Text)):
             if is_text:
                 self._add_texts(result, [s for s in group if isinstance(s, Text)], whole, begins, nothing)
                 continue
@@ -241,8 +241,7 @@ class Collator:
     def _begin(self, result: Encoded, segments: Sequence[Segment]) -> None:
         """What stands before everything; token ids may bring it themselves."""
         ids = list(self.lm.beginning)
-        first = segments[0] if segments else None
-        if not (isinstance(first, Tokens) and first.ids[: len(ids)].tolist() == ids):
+        if not (segments and isinstance(first := segments[0], Tokens) and first.ids[: len(ids)].tolist() == ids):
             result.tokens += ids
             result.targets += [False] * len(ids)
 
@@ -257,20 +256,15 @@ class Collator:
 
     def _add_texts(self, result: Encoded, texts: list[Text], whole: bool, begins: bool, nothing: int) -> None:
         """Texts that follow each other. `nothing` is how long the sequence is while it has only its beginning."""
-        for i, text in enumerate(texts):
-            if found := joined.first_half(text.text):
-                if not whole:
-                    raise InputError(
-                        f"{result.name}: its text has {found[1]} at character {found[0] + 1}, half of a surrogate "
-                        "pair; allowed: characters that can be written in UTF-8"
-                    )
-                texts[i] = replace(text, text=joined.without_halves(text.text))
+        if whole:
+            texts = [replace(text, text=joined.without_halves(text.text)) for text in texts]
+        elif problem := next(filter(None, (joined.problem(text.text) for text in texts)), None):
+            raise InputError(f"{result.name}: {problem}")
         pieces = itertools.groupby(joined.parts(texts, self.lm.control_tokens), lambda part: isinstance(part[1], int))
         for is_control, group in pieces:
             numbers, values = zip(*group, strict=True)
-            if is_control:
-                ids, owners = list(values), [(i, i) for i in range(len(values))]
-            else:
+            ids, owners = list(values), [(i, i) for i in range(len(values))]
+            if not is_control:
                 ids, owners = joined.encode(self.lm, values, begins and len(result) == nothing)
                 self._check_readable(result.name, ids)
             result.tokens += ids
