@@ -287,6 +287,7 @@ def test_magma_long_with_small_sizes_and_random_weights(digits: Path) -> None:
     assert report["parts"]["lm"]["parameters"] == plan(recipe).totals["lm"] < 300_000
 
 
+@pytest.mark.slow
 def test_the_classification_recipe_trains_small(digits: Path, tmp_path: Path) -> None:
     """SNLI-VE's recipe, from a checkpoint that has no head yet: is the number odd or even?"""
     rows = [json.loads(line) for line in (digits / "captions/train.jsonl").read_text().splitlines()]

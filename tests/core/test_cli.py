@@ -266,9 +266,8 @@ def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     assert len(found[1]) == 4
 
 
-@pytest.mark.parametrize(
-    ("processes", "number"), [(1, signal.SIGINT), pytest.param(2, signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, processes: int, number: int) -> None:
     """Ctrl-C of a terminal, which reaches the whole group, and what docker or Kubernetes send to one process."""
     out = tmp_path / "run"
