@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from .assemble import assemble, recipe_of
 from .device import check_device
 from .errors import CheckpointError, PartError
+from .home_paths import expand_home
 from .interfaces import FrozenLM
 from .manifest import (
     FORMAT,
@@ -223,7 +224,7 @@ def moved(lm: str | Path | None) -> list[str]:
     """What to override in a recipe whose language model is now at `lm`; a folder is relative to the current one."""
     if lm is None:
         return []
-    here = Path(lm).expanduser()
+    here: Path = expand_home(Path(lm))
     return [f"lm.weights={json.dumps(str(here.absolute() if here.is_dir() else lm))}"]
 
 

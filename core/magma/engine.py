@@ -364,7 +364,7 @@ def _groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     groups = [group for group in groups if group["params"]]
     if not groups:
         raise TrainingError("nothing to train: no input and no adapter has a trainable parameter")
-    declared = {id(p) for group in groups for p in group["params"]}  # type: ignore[attr-defined]
+    declared = {id(p) for group in groups for p in group["params"]}  # type: ignore[attr-defined]  # values of groups have any type
     stray = [name for name, p in model.named_parameters() if p.requires_grad and id(p) not in declared]
     if stray:
         raise TrainingError(f"{len(stray)} trainable parameters belong to no declared part, the first is {stray[0]}")

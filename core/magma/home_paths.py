@@ -1,4 +1,4 @@
-"""`~` in paths of the command line: a shell expands `--out ~/x`, but not `--out=~/x`."""
+"""`~` in paths of recipes and of the command line: a shell expands `--out ~/x`, but not `--out=~/x`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+if TYPE_CHECKING:
+    import typer
 
 
 def expand_home(value: Any) -> Any:
@@ -33,5 +34,5 @@ def _expanding(callback: Callable[..., Any]) -> Callable[..., Any]:
     def expanded(*args: Any, **options: Any) -> Any:
         return callback(*args, **{name: expand_home(value) for name, value in options.items()})
 
-    expanded.accepts_home = True  # type: ignore[attr-defined]
+    expanded.accepts_home = True  # type: ignore[attr-defined]  # a mark, for a program that is extended twice
     return expanded

@@ -52,7 +52,7 @@ def _fused_attention() -> Iterator[None]:
     try:
         yield
     finally:
-        setattr(F, "scaled_dot_product_attention", plain)  # noqa: B010
+        setattr(F, "scaled_dot_product_attention", plain)  # noqa: B010  # as above
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import NamedTuple
 from .errors import OutOfMemory
 from .memory import available, first_line, ran_out
 from .plan import Plan, divisors, micro_batches, zero_stage
+from .ranks import ranks
 from .recipe import Recipe, Train
 from .world import World
 
@@ -124,7 +124,7 @@ def explained(recipe: Recipe, plan: Plan | None = None) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
-        table, processes = _table(plan) if plan else "", int(os.environ.get("WORLD_SIZE", 1))
+        table, processes = _table(plan) if plan else "", ranks().size
         raise OutOfMemory(f"memory ran out: {first_line(error)}{table}\n{advice(recipe, processes)}") from error
 
 

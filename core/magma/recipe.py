@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from .errors import LACKING, PluginError, RecipeError, did_you_mean
+from .home_paths import expand_home
 from .interfaces import Part, PartConfig, Place
 from .names import name_problem
 from .notation import DEPTH, TooDeep, check_depth, parse_toml
@@ -47,7 +48,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 
 def _resolve(value: str, info: ValidationInfo) -> str:
     """A relative path, where it exists: beside the recipe, in $MAGMA_DATA, in the working folder. Else as given."""
-    if (expanded := Path(os.path.expanduser(value))).is_absolute():  # noqa: PTH111  # an unknown ~user is a file's name
+    if (expanded := expand_home(Path(value))).is_absolute():
         return str(expanded)
     folder = (info.context or {}).get("folder")
     places = [folder, os.environ.get("MAGMA_DATA"), Path.cwd()]

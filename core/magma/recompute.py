@@ -44,7 +44,7 @@ def _twice(module: nn.Module) -> None:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        contexts = lambda: (nullcontext(), _still(module))  # noqa: E731
+        contexts = lambda: (nullcontext(), _still(module))  # noqa: E731  # one line, read where it is used
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     module.forward = run

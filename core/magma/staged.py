@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .engine import join
 from .errors import CheckpointError
@@ -83,9 +84,13 @@ def _added(earlier: Result | None, ended: Result) -> Result:
     )
 
 
+def _learnt(stage: Recipe) -> dict[str, Any]:
+    return what_was_learnt(stage.model_dump(mode="json", exclude_none=True))
+
+
 def _entry(stage: Recipe, ended: Result, before: Sequence[Finished]) -> Finished:
     return Finished(
-        learnt=what_was_learnt(stage.model_dump(mode="json", exclude_none=True)),
+        learnt=_learnt(stage),
         checkpoint=int(ended.folder.name.rpartition("-")[2]),
         steps=ended.steps - sum(one.steps for one in before),
         skipped_steps=ended.skipped_steps,
@@ -103,7 +108,7 @@ def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[Fini
             "resume with the recipe that the run began with"
         )
     for number, (one, stage) in enumerate(zip(finished, stages, strict=False)):
-        if changed := changes(one.learnt, what_was_learnt(stage.model_dump(mode="json", exclude_none=True))):
+        if changed := changes(one.learnt, _learnt(stage)):
             lines = "".join(f"\n  - stages[{number}]: {line}" for line in changed)
             raise CheckpointError(
                 f"{last}: {recipe.stage_label(number)} has ended, and this recipe changes it:{lines}\n"

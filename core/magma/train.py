@@ -301,7 +301,7 @@ class _Run:
             raise TrainingError(f"step {self.state.step + 1}: none of its {share.samples} examples has a target token")
         before = [t.clone() for t in self.buffers]
         # Where everything is left out there is no step: a gradient of zero would still move what has momentum.
-        summed = self._gradients(share, targets) if targets else torch.zeros(())
+        summed = self._gradients(share, targets, before) if targets else torch.zeros(())
         applied = bool(targets) and self.engine.step()
         if not applied:  # BatchNorm has averaged what nobody learns from
             for buffer, old in zip(self.buffers, before, strict=True):
@@ -323,12 +323,13 @@ class _Run:
             **self._speeds(sizes, took),
         }
 
-    def _gradients(self, share: Share, targets: float) -> Tensor:
+    def _gradients(self, share: Share, targets: float, buffers: Sequence[Tensor]) -> Tensor:
         """Forward and backward of all micro-batches: the loss, summed over this process's targets.
 
-        When memory runs out, the step begins again with smaller micro-batches in all processes.
+        When memory runs out, the step begins again with smaller micro-batches in all processes, from the `buffers` that
+        it began with.
         """
-        buffers, generators = [t.clone() for t in self.buffers], self._own_generators()
+        generators = self._own_generators()
         while True:
             try:
                 with self.world.abandoned_together():

@@ -14,7 +14,7 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
 from magma import CheckpointError, Input, Magma, Recipe
-from magma.checkpoint import written_aside
+from magma.checkpoint import moved, written_aside
 from magma.manifest import fingerprint
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -167,3 +167,7 @@ def test_fingerprints_see_values_shapes_and_types() -> None:
     others = [one + 1e-6, one.view(2, 3), one.double(), one.bfloat16(), -one]
     assert len({fingerprint(t) for t in [one, *others]}) == 6
     assert fingerprint(torch.tensor(3)) != fingerprint(torch.tensor(4))
+
+
+def test_the_home_of_an_unknown_user_is_a_name_like_any_other() -> None:
+    assert moved("~no-such-user/lm") == ['lm.weights="~no-such-user/lm"']

@@ -212,7 +212,7 @@ class _Source:
         number = 0
         try:
             with opened(self.file) as file:
-                if not file.peek(1):  # type: ignore[attr-defined]
+                if not file.peek(1):  # type: ignore[attr-defined]  # all that `opened` gives are buffered
                     self.broken = f"{self.file}: the file is empty (0 bytes)"
                 for record in self.format.records(file):
                     number = record.number
