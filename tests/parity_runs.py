@@ -6,6 +6,7 @@ in evaluation. BatchNorm is frozen, nothing is random but the weights at the sta
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -103,9 +104,18 @@ def main(folder: Path) -> None:
             (out / "result.json").write_text(json.dumps(replace(result, folder=str(result.folder)).__dict__))
 
 
+def note_connection(place: Path) -> None:
+    """At the end of the process: is it still connected to the others? (Written after what was registered later.)"""
+    import torch
+
+    place.write_text(str(torch.distributed.is_initialized()))
+
+
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]))
+        folder = Path(sys.argv[1])
+        atexit.register(note_connection, folder / f"connected-{os.environ['RANK']}")
+        main(folder)
     except BaseException:
         traceback.print_exc()
         os._exit(1)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 KILLS = int(os.environ.get("MAGMA_TEST_KILLS", "30"))
-STEPS = 100 + 10 * KILLS
-"""A kill comes some 12 steps after the one before at most, and most come earlier."""
+STEPS = 36 + 12 * KILLS
+"""A kill comes some 12 steps after the one before at most, and most come earlier; the rest is left to end."""
 SMALL = {
     "train.steps": STEPS,
     "train.batch_size": 8,

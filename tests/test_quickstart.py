@@ -55,7 +55,7 @@ def test_it_learns_to_see_and_the_language_model_stays(quickstart: tuple[Path, d
 def vqa_of_digits(folder: Path) -> None:
     """Two questions an image, ten answers each, as VQA v2 has them."""
     folder.mkdir()
-    for split, count in (("train", 60), ("val", 40)):
+    for split, count in (("train", 40), ("val", 20)):
         pixels, labels = images("train" if split == "train" else "test")
         rows = []
         for i in range(count):
@@ -116,7 +116,7 @@ def test_a_vqa_set_of_digits(quickstart: tuple[Path, dict[str, Any], float], tmp
 
 def test_two_processes_reach_the_same_loss(tmp_path: Path) -> None:
     """With dropout and with each process's own statistics in BatchNorm."""
-    words = ["recipe", "run", "quickstart", "--set", "train.samples=1600", "--set", "tasks=[]"]
+    words = ["recipe", "run", "quickstart", "--set", "train.samples=1280", "--set", "tasks=[]"]
     words += ["--set", "data.evaluation=[]"]
     runs = {1: magma, 2: start}
     losses = {}

@@ -171,6 +171,7 @@ def test_memory_is_shared_as_zero_does() -> None:
     trained, every = alone.totals["trained"], alone.totals["parameters"]
     for one, four in zip(alone.memory, shared.memory, strict=False):
         assert one.weights + one.gradients + one.optimizer == 4 * every + 16 * trained
+        assert one.buffers == four.buffers == 4 * trained  # of both: an example's gradients are gathered whole
         assert four.optimizer == 12 * trained // 4
         assert four.gradients == 4 * trained // (1 if four.stage == 1 else 4)
         assert four.weights == 4 * every // (4 if four.stage == 3 else 1)

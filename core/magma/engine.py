@@ -6,10 +6,12 @@ the model's own names, whatever the stage and however many processes: a run goes
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +25,7 @@ from torch.nn import functional as F
 from .assemble import DTYPES
 from .errors import TrainingError
 from .model import Magma
-from .plan import zero_stage
+from .plan import reduce_bucket, zero_stage
 from .recipe import Train
 from .unfinished_step import discard
 from .world import Agreement, World
@@ -33,6 +35,8 @@ AVERAGES = ("exp_avg", "exp_avg_sq")
 MASTER = "master"
 """The float32 copy of a parameter that is trained in half precision."""
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
+LEAVE_S = 5.0
+"""How long the end of the process waits for its communication to end: another process may have failed."""
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -85,6 +89,8 @@ def join() -> World:
     local = int(os.environ.get("LOCAL_RANK", 0))
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local)
+    if not torch.distributed.is_initialized():
+        atexit.register(_leave)
     if "RANK" not in os.environ and not torch.distributed.is_initialized():
         # alone: no port, and nothing in the environment that a child of this process would take for its own
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, but not in its __all__
@@ -94,6 +100,17 @@ def join() -> World:
     device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return World(rank, size, device, _agreement() if size > 1 else None)
+
+
+def _leave() -> None:
+    """End the communication while Python still runs: threads of gloo that outlive it end a process with SIGABRT.
+
+    See pytorch/pytorch issue 190489. That exit status would make a launcher end the processes that still work.
+    """
+    if torch.distributed.is_initialized():
+        leaving = threading.Thread(target=torch.distributed.destroy_process_group, name="leave", daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_S)
 
 
 @cache
@@ -138,7 +155,13 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 10**9,
             **config,
-            "zero_optimization": {**config.get("zero_optimization", {}), "stage": self.stage},
+            "zero_optimization": {
+                "reduce_bucket_size": reduce_bucket(
+                    config, sum(p.numel() for group in groups for p in group["params"])
+                ),
+                **config.get("zero_optimization", {}),
+                "stage": self.stage,
+            },
         }
         wanted = train.optimizer
         make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam

@@ -132,11 +132,11 @@ def _table(plan: Plan) -> str:
     """Gigabytes of one GPU at every stage of ZeRO, for a text."""
     if plan.length is None:
         return ""
-    lines: list[tuple[str, ...]] = [("", "weights", "gradients", "optimizer", "one example")]
+    lines: list[tuple[str, ...]] = [("", "weights", "gradients", "buffers", "optimizer", "one example")]
     for stage in (1, 2, 3):
         row = next(row for row in plan.memory if row.stage == stage)
         name = f"ZeRO {stage}{' (this run)' if stage == plan.length.stage else ''}"
-        sizes = (row.weights, row.gradients, row.optimizer, plan.activation_bytes_per_sample)
+        sizes = (row.weights, row.gradients, row.buffers, row.optimizer, plan.activation_bytes_per_sample)
         lines.append((name, *map(_gigabytes, sizes)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

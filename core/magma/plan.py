@@ -27,6 +27,8 @@ TEXT_TOKENS = 20
 MICRO_BATCHES = (1, 8, 32, 128)
 OPTIMIZER_BYTES = 12
 """A parameter's float32 master copy, and the optimizer's two averages."""
+REDUCE_BUCKET = 500_000_000
+"""DeepSpeed's default of zero_optimization.reduce_bucket_size, in elements."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Memory:
     micro_batch: int
     weights: int
     gradients: int
+    buffers: int
+    """Where DeepSpeed gathers gradients before it reduces them."""
     optimizer: int
     activations: int | None
     total: int | None
@@ -128,7 +132,7 @@ class Plan:
             return None
         row = next(row for row in self.memory if row.stage == max(1, self.length.stage))
         optimizer = row.optimizer * (1 if self.length.stage else self.world)
-        return row.weights + row.gradients + optimizer + micro_batch * self.activation_bytes_per_sample
+        return row.weights + row.gradients + row.buffers + optimizer + micro_batch * self.activation_bytes_per_sample
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the fields, with those of `length` among them."""
@@ -190,7 +194,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         flops_per_sample=flops,
         costs=costs,
         activation_bytes_per_sample=activations,
-        memory=_memory(model, totals, world, length, micro_batches, activations) if length else [],
+        memory=_memory(model, recipe, totals, world, length, micro_batches, activations) if length else [],
         checkpoint_bytes=sum(t.numel() * t.element_size() for t in model.stored_tensors().values()),
         state_bytes=OPTIMIZER_BYTES * trained,
         length=length,
@@ -262,6 +266,14 @@ def zero_stage(train: Train, config: Mapping[str, Any]) -> int:
     return max(int(config.get("zero_optimization", {}).get("stage", 0)), int(train.precision != "fp32"))
 
 
+def reduce_bucket(config: Mapping[str, Any], trained: int) -> int:
+    """Elements of the buffer in which DeepSpeed gathers the gradients of `trained` parameters.
+
+    DeepSpeed makes it of its default size, 2 GB in float32, however few parameters are trained.
+    """
+    return int(config.get("zero_optimization", {}).get("reduce_bucket_size", min(REDUCE_BUCKET, trained)))
+
+
 def _length(recipe: Recipe, world: int) -> Length | None:
     if recipe.train is None:
         return None
@@ -295,11 +307,18 @@ def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
 
 
 def _memory(
-    model: Magma, totals: dict[str, int], world: int, length: Length, wanted: Sequence[int], activations: int | None
+    model: Magma,
+    recipe: Recipe,
+    totals: dict[str, int],
+    world: int,
+    length: Length,
+    wanted: Sequence[int],
+    activations: int | None,
 ) -> list[Memory]:
     width = model.dtype.itemsize
     share = length.batch_size // world
     sizes = sorted({*(wanted or [n for n in MICRO_BATCHES if n <= share]), length.micro_batch_size})
+    buffers = width * reduce_bucket(recipe.deepspeed, totals["trained"])
     rows = []
     for stage in (1, 2, 3):
         weights = width * totals["parameters"] // (world if stage == 3 else 1)
@@ -307,6 +326,6 @@ def _memory(
         optimizer = OPTIMIZER_BYTES * totals["trained"] // world
         for micro in sizes:
             moving = None if activations is None else activations * micro
-            total = None if moving is None else weights + gradients + optimizer + moving
-            rows.append(Memory(stage, micro, weights, gradients, optimizer, moving, total))
+            total = None if moving is None else weights + gradients + buffers + optimizer + moving
+            rows.append(Memory(stage, micro, weights, gradients, buffers, optimizer, moving, total))
     return rows

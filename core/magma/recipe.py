@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from . import deepspeed_table
 from .errors import LACKING, PluginError, RecipeError, did_you_mean
 from .home_paths import expand_home
 from .interfaces import Part, PartConfig, Place
@@ -245,19 +246,6 @@ class Train(_Table):
         return -(-self.samples // self.batch_size)
 
 
-OWNED_BY_TRAIN = {
-    "train_batch_size": "train.batch_size",
-    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
-    "gradient_accumulation_steps": "train.batch_size and train.micro_batch_size",
-    "gradient_clipping": "train.gradient_clipping",
-    "optimizer": "train.optimizer",
-    "scheduler": "train.schedule",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-    "zero_allow_untested_optimizer": "train.optimizer",
-}
-
-
 def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, Any]:
     """A stage's table, where a manifest names the stage."""
     stages = raw.get("stages")
@@ -365,11 +353,8 @@ class Recipe(_Table):
         resolved: dict[str, dict[str, Any]] = {}
         for path, kind, table in part_tables(raw):
             resolved[path] = _check_part(path, kind, table, context, problems)
-        problems += [
-            f"deepspeed.{key}: given {raw['deepspeed'][key]!r}, but [train] owns it; set {owner}"
-            for key, owner in OWNED_BY_TRAIN.items()
-            if isinstance(raw.get("deepspeed"), dict) and key in raw["deepspeed"]
-        ]
+        if isinstance(table := raw.get("deepspeed"), dict):
+            problems += deepspeed_table.problems(table)
         if recipe is None or len(problems) > before:
             return None
         settled = recipe.model_dump(mode="json", exclude_none=True)

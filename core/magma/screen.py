@@ -247,7 +247,7 @@ def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
         return
     console = console or _stdout()
     sizes = sorted({row.micro_batch for row in plan.memory})
-    table = Table("a GPU", "weights", "gradients", "optimizer", box=None, header_style="bold")
+    table = Table("a GPU", "weights", "gradients", "buffers", "optimizer", box=None, header_style="bold")
     for size in sizes:
         table.add_column(f"batch {size}")
     for column in table.columns[1:]:
@@ -258,7 +258,7 @@ def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
         name = f"ZeRO {stage}{' *' if stage == plan.length.stage else ''}"
         table.add_row(
             name,
-            *(_scaled(value, "B") for value in (static.weights, static.gradients, static.optimizer)),
+            *(_scaled(value, "B") for value in (static.weights, static.gradients, static.buffers, static.optimizer)),
             *(_scaled(rows[size].total, "B") for size in sizes),
         )
     console.print(table)

@@ -112,7 +112,7 @@ def test_a_single_example_that_does_not_fit_is_an_error_with_the_plan(tmp_path: 
     lines = str(raised.value).splitlines()
     assert lines[0] == "memory ran out with a single example in each process: toy out of memory"
     assert lines[1] == "The plan's estimate of each GPU:"
-    assert lines[2].split() == ["weights", "gradients", "optimizer", "one", "example"]
+    assert lines[2].split() == ["weights", "gradients", "buffers", "optimizer", "one", "example"]
     assert [line.split()[:2] for line in lines[3:6]] == [["ZeRO", "1"], ["ZeRO", "2"], ["ZeRO", "3"]]
     assert lines[6:] == [
         "What needs less:",
@@ -142,7 +142,7 @@ def test_memory_that_runs_out_elsewhere_is_explained(tmp_path: Path, monkeypatch
 def planned() -> Plan:
     """Eight examples of 10 bytes each, and 1,000 bytes besides."""
     found = plan(Recipe.load(table()))
-    memory = [replace(row, weights=700, gradients=100, optimizer=200) for row in found.memory]
+    memory = [replace(row, weights=700, gradients=60, buffers=40, optimizer=200) for row in found.memory]
     return replace(found, activation_bytes_per_sample=10, memory=memory)
 
 

@@ -87,6 +87,15 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
             r"deepspeed.optimizer: given {}, but \[train\] owns it; set train.optimizer",
         ),
         (
+            {"deepspeed": {"zero_optimization": {"stage": "auto"}}},
+            "deepspeed.zero_optimization.stage: given 'auto'; allowed: 0, 1, 2, 3",
+        ),
+        (
+            {"deepspeed": {"zero_optimization": {"reduce_bucket_size": "auto"}}},
+            "deepspeed.zero_optimization.reduce_bucket_size: given 'auto'; allowed: a number from 1 on",
+        ),
+        ({"deepspeed": {"zero_optimization": 2}}, "deepspeed.zero_optimization: given 2; allowed: a table"),
+        (
             {"adapters": {"attention": {"use": "add", "lr": -1}}},
             r"adapters.attention.lr: given -1; allowed: a number above",
         ),

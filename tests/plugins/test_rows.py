@@ -502,13 +502,14 @@ def test_shards_are_trained_on_and_what_is_broken_is_listed_once(tmp_path: Path)
     words = ["recipe", "run", "quickstart", *(w for key, value in values.items() for w in ("--set", f"{key}={value}"))]
     runs = {name: tmp_path / name for name in ("one", "two", "both")}
     done = [magma(*words, "--out", runs["one"]), start_magma(*words, "--out", runs["two"], "--nproc", 2)]
+    assert [process.returncode for process in done] == [0, 0], [process.stderr for process in done]
     shutil.copytree(runs["two"], runs["both"])
     for step in (12, 16):  # as if it had been killed before they were complete
         shutil.rmtree(runs["both"] / f"checkpoints/step-{step:08d}")
     (runs["both"] / "report.json").unlink()
-    done.append(magma(*words, "--out", runs["both"], "--resume"))
-    assert [process.returncode for process in done] == [0, 0, 0], [process.stderr for process in done]
-    assert "step 8" in done[2].stderr
+    resumed = magma(*words, "--out", runs["both"], "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "step 8" in resumed.stderr
     lists = {name: (out / "skipped.jsonl").read_text() for name, out in runs.items()}
     assert lists["one"] == lists["two"] == lists["both"]
     losses = {}
