@@ -41,7 +41,7 @@ def assemble(
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
     if dtype is None:
         dtype = DTYPES[recipe.train.precision] if recipe.train else torch.float32
-    device = None if device is None else check_device(device)
+    device = None if device is None else check_device(device, meta=True)
     meta = device is not None and device.type == "meta"
     said: set[str] = set()
 

@@ -7,14 +7,17 @@ import torch
 from .errors import InputError
 
 
-def check_device(given: torch.device | str) -> torch.device:
-    """The device of this name. Raises `InputError` where torch has no such device, or this machine has none."""
+def check_device(given: torch.device | str, meta: bool = False) -> torch.device:
+    """The device of this name; "meta" only where it is asked for.
+
+    Raises `InputError` where torch has no such device, or this machine has none.
+    """
     allowed = ", ".join(available())
     try:
         device = torch.device(given)
     except (RuntimeError, TypeError) as error:
         raise InputError(f"device: given {str(given)!r}; allowed on this machine: {allowed}") from error
-    if device.type in ("cpu", "meta"):
+    if device.type == "cpu" or (meta and device.type == "meta"):
         return device
     count = _count(device.type)
     if count == 0:

@@ -140,16 +140,23 @@ class Asker:
         if not self.fewer_shots:
             raise error
 
-        def problem(count: int) -> InputError | None:
-            segments = _without(question, count).segments
+        shots = len(question.shot_lengths)
+
+        def problem(kept: int) -> InputError | None:
+            segments = _without(question, shots - kept).segments
             return refusal(self.collator, not_empty(segments), f"question {question.id}")
 
-        shots = len(question.shot_lengths)
-        counts = range(1, shots + 1)
-        # Each try reads every medium.
-        count = 1 + bisect.bisect_left(counts, True, key=lambda count: not isinstance(problem(count), TooLong))
-        if count > shots:
-            raise (problem(shots) or error) if shots else error
+        def too_long(kept: int) -> bool:
+            return isinstance(problem(kept), TooLong)
+
+        if not shots or too_long(0):
+            raise (problem(0) or error) if shots else error
+        # Each try reads every medium: the number is doubled until it is too large, as few of very many may fit.
+        beyond = 1
+        while beyond < shots and not too_long(beyond):
+            beyond *= 2
+        kept = bisect.bisect_left(range(beyond // 2 + 1, min(beyond, shots)), True, key=too_long) + beyond // 2
+        count = shots - kept
         return _without(question, count), count
 
     def _batches(

@@ -611,8 +611,15 @@ def _place(raw: dict[str, Any], path: str) -> tuple[Any, str | int]:
     *parents, last = path.split(".")
     here: Any = raw
     for key in parents:
-        here = here[int(key)] if isinstance(here, list) else here.setdefault(key, {})
-    return here, int(last) if isinstance(here, list) else last
+        here = here[_index(key)] if isinstance(here, list) else here.setdefault(key, {})
+    return here, _index(last) if isinstance(here, list) else last
+
+
+def _index(key: str) -> int:
+    """A place in an array, counted from 0. Raises `IndexError` for one that is counted from the end."""
+    if key.startswith("-"):
+        raise IndexError(key)
+    return int(key)
 
 
 # Explaining mistakes

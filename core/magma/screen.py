@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -215,7 +214,7 @@ def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
     for part, start in zip(plan.parts, starts, strict=True):
         rate = f"{part.lr:g}" if part.lr else ""
         trained = f"{part.trained:,}" if part.trained else "frozen"
-        table.add_row(part.path, part.name, f"{part.parameters:,}", trained, rate, *map(escape, start))
+        table.add_row(part.path, part.name, f"{part.parameters:,}", trained, rate, *start)
     table.add_row("all", "", f"{plan.totals['parameters']:,}", f"{plan.totals['trained']:,}", "")
     console.print(table)
     tokens = plan.tokens_per_example

@@ -272,10 +272,11 @@ class Collator:
 
     def _check_readable(self, name: str, ids: Sequence[int]) -> None:
         """A tokenizer may have tokens that were added to it and not to the language model."""
-        if beyond := [token for token in ids if not 0 <= token < self.lm.readable]:
+        readable = self.lm.readable
+        if beyond := [token for token in ids if not 0 <= token < readable]:
             raise InputError(
                 f"{name}: the tokenizer gives token {beyond[0]} ({self.lm.decode(beyond[:1])!r}), and the language "
-                f"model has word embeddings for 0 to {self.lm.readable - 1}: use the tokenizer it was trained with"
+                f"model has word embeddings for 0 to {readable - 1}: use the tokenizer it was trained with"
             )
 
     def _add_medium(self, result: Encoded, segment: Media, rng: random.Random | None) -> None:

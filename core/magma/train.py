@@ -608,6 +608,14 @@ class _Run:
         if dtype_of(manifest) != self.model.dtype:
             return
         if changed := differing(manifest.frozen, self.frozen):
+            for path, entry in manifest.parts.items():
+                learns = any(p.requires_grad for p in self.model.part_parameters(path))
+                if learns != bool(entry.trained):
+                    was, now = ("trained", "frozen") if entry.trained else ("frozen", "trained")
+                    raise CheckpointError(
+                        f"{folder}: {path} was {was} until now, and this recipe has it {now}: a run that has begun, "
+                        "and a stage, trains the same parts to its end"
+                    )
             raise CheckpointError(
                 f"{folder}: {len(changed)} of {len(self.frozen)} frozen tensors are not what they were, the first is "
                 f"{changed[0]}: resume with the weights and the seed that the run began with"

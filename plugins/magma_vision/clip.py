@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, read_state
+from .image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, grid_rows, read_state
 from .timm_grid import grid_builder
 
 
@@ -67,8 +67,12 @@ class Clip(ImageEncoder):
         size = config.image_size or vision.get("image_size", 224)
         vision["image_size"] = size
         quick = bool(settings.get("quick_gelu", False))
-        build = partial(_tower, settings["embed_dim"], vision, quick)
-        super().__init__(config, grid_builder(build, size) if vision.get("timm_model_name") else build, size)
+        build: Callable[[], nn.Module] = partial(_tower, settings["embed_dim"], vision, quick)
+        tried = None
+        if vision.get("timm_model_name"):
+            build, (network, grid) = grid_builder(build, size)
+            tried = network, grid_rows(grid)
+        super().__init__(config, build, size, tried)
         self.smaller = config.smaller
 
     @staticmethod
@@ -80,8 +84,7 @@ class Clip(ImageEncoder):
             found = network.forward_intermediates(x, indices=1, intermediates_only=True, output_fmt="NLC")
             tokens: Tensor = found["image_intermediates"][-1]
             return tokens
-        grid: Tensor = network(x)
-        return grid.flatten(2).transpose(1, 2) if grid.ndim == 4 else grid
+        return grid_rows(network(x))
 
     def load_weights(self) -> None:
         """The tower's share of a pretrained CLIP."""

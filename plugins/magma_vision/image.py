@@ -59,6 +59,11 @@ class ImageConfig(PartConfig):
         return self
 
 
+def grid_rows(grid: Tensor) -> Tensor:
+    """A grid [b, e, h, w] row by row, or tokens [b, n, e] as they are: [b, n, e]."""
+    return grid.flatten(2).transpose(1, 2) if grid.ndim == 4 else grid
+
+
 class ImageEncoder(Encoder):
     """What image encoders share: preparation as the published code does it, and reading sizes off the network.
 
@@ -76,17 +81,30 @@ class ImageEncoder(Encoder):
     mean: Sequence[float]
     std: Sequence[float]
 
-    def __init__(self, config: ImageConfig, build: Callable[[], nn.Module], image_size: int) -> None:
-        """`build` makes the network. It stays on meta, where its output's shape is read, until it gets weights."""
+    def __init__(
+        self,
+        config: ImageConfig,
+        build: Callable[[], nn.Module],
+        image_size: int,
+        tried: tuple[nn.Module, Tensor] | None = None,
+    ) -> None:
+        """`build` makes the network. It stays on meta, where its output's shape is read, until it gets weights.
+
+        `tried` is such a network and its features [1, n, e], where they are known.
+        """
         super().__init__(config)
         self.image_size = image_size
         self._build = build
-        with torch.device("meta"):
-            self.network = build()
-        try:
-            self.length, self.dim = self._grid(self.network, image_size, image_size)
-        except (RuntimeError, AssertionError) as error:
-            raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
+        if tried:
+            self.network = tried[0]
+            _, self.length, self.dim = tried[1].shape
+        else:
+            with torch.device("meta"):
+                self.network = build()
+            try:
+                self.length, self.dim = self._grid(self.network, image_size, image_size)
+            except (RuntimeError, AssertionError) as error:
+                raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
         self._lengths = {(image_size, image_size): self.length}
 
     @classmethod

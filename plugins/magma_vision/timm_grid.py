@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import ImageConfig, ImageEncoder, read_state
+from .image import ImageConfig, ImageEncoder, grid_rows, read_state
 
 
 class Grid(nn.Module):
@@ -64,22 +64,28 @@ FORMS: Sequence[Callable[[nn.Module], nn.Module]] = (
 """Ways to ask a timm network for its grid, the preferred one first: normalised, where it has a last norm."""
 
 
-def grid_builder(trunk: Callable[[], nn.Module], size: int) -> Callable[[], nn.Module]:
+def grid_builder(trunk: Callable[[], nn.Module], size: int) -> tuple[Callable[[], nn.Module], tuple[nn.Module, Tensor]]:
     """What builds the grid of the network that `trunk` builds, in the first form that works in a dry run on meta.
 
-    Raises `PartError` with the network's own reasons where no form works for images of `size` pixels.
+    Also the network of the dry run and its grid. Raises `PartError` with the network's own reasons where no form works
+    for images of `size` pixels.
     """
     reasons = []
     for form in FORMS:
         try:
             with torch.device("meta"), torch.no_grad():
-                form(trunk()).eval()(torch.empty(1, 3, size, size))
+                network = form(trunk()).eval()
+                grid = network(torch.empty(1, 3, size, size))
         except Exception as error:  # networks assert, raise, or lack a method
             reasons.append(f"{error}".strip().rstrip(".") or type(error).__name__)
         else:
-            return lambda: form(trunk())
+            return partial(_formed, form, trunk), (network.train(), grid)
     shown = "; ".join(dict.fromkeys(reasons))
     raise PartError(f"image_size: given {size}, for which this network gives no feature grid: {shown}")
+
+
+def _formed(form: Callable[[nn.Module], nn.Module], trunk: Callable[[], nn.Module]) -> nn.Module:
+    return form(trunk())
 
 
 class Timm(ImageEncoder):
@@ -111,13 +117,13 @@ class Timm(ImageEncoder):
             size = {"img_size": config.image_size}
         pixels = config.image_size or own.input_size[-1]
         trunk = partial(timm.create_model, config.model, num_classes=0, **size)
-        super().__init__(config, grid_builder(trunk, pixels), pixels)
+        build, (network, grid) = grid_builder(trunk, pixels)
+        super().__init__(config, build, pixels, (network, grid_rows(grid)))
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
         """[b, 3, s, s] to [b, n, e]."""
-        grid: Tensor = network(x)
-        return grid.flatten(2).transpose(1, 2) if grid.ndim == 4 else grid
+        return grid_rows(network(x))
 
     def load_weights(self) -> None:
         """timm's weights, or a file's."""

@@ -183,6 +183,9 @@ def test_a_device_that_is_not_here_is_refused_by_every_command(run: tuple[Path, 
         done = magma(*words, "--device", "gpu")
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].startswith("magma: device: given 'gpu'; allowed on this machine: cpu")
+        meta = magma(*words, "--device", "meta")
+        assert meta.returncode == 2
+        assert "device: given 'meta'" in meta.stderr
 
 
 def test_a_path_behind_an_equals_sign_may_begin_with_a_tilde(

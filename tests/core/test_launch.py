@@ -51,6 +51,20 @@ def test_a_signal_reaches_every_process_and_their_exit_status_is_ours(name: str,
     assert supervise(lambda: start(code, code, argument=f"{tmp_path}/")) == 128 + number
 
 
+def test_ctrl_c_ends_processes_that_wait_in_a_function_of_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gloo waits for the other processes: Python would handle the signal when that function returns."""
+    monkeypatch.setenv("MAGMA_LAUNCHER", str(os.getpid()))
+    code = (
+        "import ctypes, sys; from magma.signals import end_with_launcher; end_with_launcher(); "
+        "lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64); lock(mutex); "
+        "open(sys.argv[1], 'w').close(); lock(mutex)"
+    )
+    signalled(signal.SIGINT, [tmp_path / "0", tmp_path / "1"])
+    began = time.monotonic()
+    assert supervise(lambda: start(code, code, argument=f"{tmp_path}/")) == 128 + signal.SIGINT
+    assert time.monotonic() - began < 60
+
+
 def test_a_second_signal_ends_them_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("magma.signals.REPEAT_S", 0.1)
     deaf = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open(sys.argv[1], 'w').close(); "

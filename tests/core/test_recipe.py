@@ -137,6 +137,8 @@ def test_overrides(tmp_path: Path) -> None:
     assert changed.adapters == {}
     with pytest.raises(RecipeError, match=r"--set train\.lr: allowed: path=value"):
         Recipe.load(path, ["train.lr"])
+    with pytest.raises(RecipeError, match=r"there is no data\.train\.-1\.length to set"):
+        Recipe.load(RECIPE, ["data.train.-1.length=1"])
     with pytest.raises(RecipeError, match=r"--set data\.train\.7\.length=1: there is no data\.train\.7\.length to set"):
         Recipe.load(path, ["data.train.7.length=1"])
 

@@ -132,6 +132,10 @@ def test_the_launcher_is_not_that_of_a_processs_own_children(monkeypatch: pytest
     monkeypatch.setenv(LAUNCHER, "123")
     monkeypatch.setattr(signals, "end_with_parent", seen.append)
     monkeypatch.setattr(signals, "_launched", False)
-    signals.end_with_launcher()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        signals.end_with_launcher()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert seen == [123]
     assert LAUNCHER not in os.environ

@@ -252,6 +252,8 @@ def test_a_finished_stage_cannot_be_changed(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"step-00000005 is of stage 2, and this recipe has no \[\[stages\]\]"):
         train_stages(recipe(stages=[]), tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match=r"adapters\.mlp was trained until now, and this recipe has it frozen"):
+        train_stages(recipe("stages.1.adapters.mlp.trainable=false"), tmp_path, resume=True)
     # what decides no weight may change, and so may the stage that runs
     allowed = ("stages.0.train.micro_batch_size=2", "stages.1.train.lr=0.5", "train.workers=0")
     assert train_stages(recipe(*allowed), tmp_path, resume=True).steps == 7
