@@ -17,7 +17,7 @@ import torch
 from parity_runs import HALF, STEPS, recipe
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parity")]
 
 Rows = list[dict[str, Any]]
 STAGES = (0, 1, 2, 3)
