@@ -38,7 +38,7 @@ def launch(folder: Path, processes: int, jobs: list[dict[str, Any]]) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,  # a rank that waits for another one for ever
+        timeout=300,  # a rank that waits for another one for ever
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]

@@ -156,11 +156,11 @@ class Engine:
             "steps_per_print": 10**9,
             **config,
             "zero_optimization": {
+                **config.get("zero_optimization", {}),
+                "stage": self.stage,
                 "reduce_bucket_size": reduce_bucket(
                     config, sum(p.numel() for group in groups for p in group["params"])
                 ),
-                **config.get("zero_optimization", {}),
-                "stage": self.stage,
             },
         }
         wanted = train.optimizer

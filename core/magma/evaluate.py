@@ -139,7 +139,6 @@ class Asker:
         """
         if not self.fewer_shots:
             raise error
-
         shots = len(question.shot_lengths)
 
         def problem(kept: int) -> InputError | None:
@@ -149,15 +148,15 @@ class Asker:
         def too_long(kept: int) -> bool:
             return isinstance(problem(kept), TooLong)
 
-        if not shots or too_long(0):
-            raise (problem(0) or error) if shots else error
+        shortest = problem(0) if shots else error
+        if isinstance(shortest, TooLong):
+            raise shortest
         # Each try reads every medium: the number is doubled until it is too large, as few of very many may fit.
         beyond = 1
         while beyond < shots and not too_long(beyond):
             beyond *= 2
         kept = bisect.bisect_left(range(beyond // 2 + 1, min(beyond, shots)), True, key=too_long) + beyond // 2
-        count = shots - kept
-        return _without(question, count), count
+        return _without(question, shots - kept), shots - kept
 
     def _batches(
         self, questions: Mapping[int, Question], shortened: dict[int, tuple[Question, int]]

@@ -93,8 +93,9 @@ def end_with_launcher() -> None:
     parent = os.environ.pop(LAUNCHER, None)  # it is not the launcher of this process's own children
     if parent is not None:
         _launched = True
-        # Python's own handler waits for the end of a C function, such as one that waits for the other processes.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            # It waits for the end of a C function, such as one that waits for the other processes.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         end_with_parent(int(parent))
     elif any(name in os.environ for name in _FOREIGN_LAUNCHERS):
         end_with_parent(os.getppid())

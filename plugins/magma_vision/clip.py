@@ -70,8 +70,7 @@ class Clip(ImageEncoder):
         build: Callable[[], nn.Module] = partial(_tower, settings["embed_dim"], vision, quick)
         tried = None
         if vision.get("timm_model_name"):
-            build, (network, grid) = grid_builder(build, size)
-            tried = network, grid_rows(grid)
+            build, tried = grid_builder(build, size)
         super().__init__(config, build, size, tried)
         self.smaller = config.smaller
 

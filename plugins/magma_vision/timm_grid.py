@@ -67,19 +67,20 @@ FORMS: Sequence[Callable[[nn.Module], nn.Module]] = (
 def grid_builder(trunk: Callable[[], nn.Module], size: int) -> tuple[Callable[[], nn.Module], tuple[nn.Module, Tensor]]:
     """What builds the grid of the network that `trunk` builds, in the first form that works in a dry run on meta.
 
-    Also the network of the dry run and its grid. Raises `PartError` with the network's own reasons where no form works
-    for images of `size` pixels.
+    Also the network of the dry run and its features [1, n, e]. Raises `PartError` with the network's own reasons where
+    no form works for images of `size` pixels.
     """
     reasons = []
     for form in FORMS:
+        build = partial(_formed, form, trunk)
         try:
             with torch.device("meta"), torch.no_grad():
-                network = form(trunk()).eval()
-                grid = network(torch.empty(1, 3, size, size))
+                network = build().eval()
+                features = grid_rows(network(torch.empty(1, 3, size, size)))
         except Exception as error:  # networks assert, raise, or lack a method
             reasons.append(f"{error}".strip().rstrip(".") or type(error).__name__)
         else:
-            return partial(_formed, form, trunk), (network.train(), grid)
+            return build, (network.train(), features)
     shown = "; ".join(dict.fromkeys(reasons))
     raise PartError(f"image_size: given {size}, for which this network gives no feature grid: {shown}")
 
@@ -117,8 +118,8 @@ class Timm(ImageEncoder):
             size = {"img_size": config.image_size}
         pixels = config.image_size or own.input_size[-1]
         trunk = partial(timm.create_model, config.model, num_classes=0, **size)
-        build, (network, grid) = grid_builder(trunk, pixels)
-        super().__init__(config, build, pixels, (network, grid_rows(grid)))
+        build, tried = grid_builder(trunk, pixels)
+        super().__init__(config, build, pixels, tried)
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:

@@ -132,9 +132,10 @@ def test_the_launcher_is_not_that_of_a_processs_own_children(monkeypatch: pytest
     monkeypatch.setenv(LAUNCHER, "123")
     monkeypatch.setattr(signals, "end_with_parent", seen.append)
     monkeypatch.setattr(signals, "_launched", False)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         signals.end_with_launcher()
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # what is ignored stays ignored
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [123]
