@@ -170,7 +170,8 @@ class Magma(nn.Module):
             if name in batch.media:
                 values = way(batch.media[name]).values
                 slots = batch.slots[name]
-                flat = flat.index_copy(0, slots.positions, values[slots.media, slots.steps].to(flat.dtype))
+                rows = slots.media * values.shape[1] + slots.steps
+                flat = flat.index_copy(0, slots.positions, values.flatten(0, 1).index_select(0, rows).to(flat.dtype))
             elif self.lockstep or torch.is_grad_enabled():
                 blank = way.encoder.stack([way.encoder.blank()]).to(words.device, self._input_dtype(way, words.dtype))
                 was = way.training

@@ -101,10 +101,19 @@ class _Turn(torch.autograd.Function):
 def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
     out = torch.empty_like(x)
     out[..., r:] = x[..., r:]
+    if x.dtype == torch.float32 and x.is_contiguous() and x.shape[-1] % 2 == 0:
+        # As complex numbers: one kernel instead of four, which torch has in single and double precision only.
+        torch.mul(_as_complex(x, r), torch.complex(cosines, sines), out=_as_complex(out, r))
+        return out
     even, odd = x[..., 0:r:2], x[..., 1:r:2]
     torch.mul(even, cosines, out=out[..., 0:r:2]).addcmul_(odd, sines, value=-1)
     torch.mul(odd, cosines, out=out[..., 1:r:2]).addcmul_(even, sines)
     return out
+
+
+def _as_complex(x: Tensor, r: int) -> Tensor:
+    """[b, t, h, r / 2]: the neighbouring pairs of the first r dimensions, without a copy."""
+    return torch.view_as_complex(x[..., :r].unflatten(-1, (-1, 2)))
 
 
 class Block(nn.Module):
