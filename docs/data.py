@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from magma_data.official import OfficialSet
-from magma_data.sets import SETS
+from magma_data.convert.base_set import OfficialSet
+from magma_data.convert.registry import SETS
 
 PAGE = Path(__file__).with_name("data.md")
 

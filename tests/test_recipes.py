@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from magma_data.digits import WORDS, images
+from magma_data.digits.written import WORDS, images
 from PIL import Image
 from program import magma as in_process
 from program import start

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
+from .hf_encoder import Ast, Clap, Wav2Vec2, Whisper
 from .spectrogram import Spectrogram
-from .towers import Ast, Clap, Wav2Vec2, Whisper
 
 
 @hookimpl

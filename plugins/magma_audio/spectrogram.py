@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from magma import Features, InputError, Trial
 
-from .sound import PADDING, AudioConfig, AudioEncoder, recordings_for_trial
+from .waveform import PADDING, AudioConfig, AudioEncoder, recordings_for_trial
 
 FLOOR = 1e-6
 """Added to a mel band's energy before its logarithm."""

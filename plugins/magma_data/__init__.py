@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package; torch is loaded when someone asks for them, not when the program starts."""
-    from .answered import GqaTask, OkVqaTask, SnliVeTask, VizWizTask, Vqa2Task
-    from .described import CocoCaptionsTask, NocapsTask
-    from .digits import Digits, DigitsTask
-    from .paired import SameNumber, SameNumberTask
-    from .pairs import Captions, Labelled, PlainText, Vqa
-    from .spoken import SpokenDigits, SpokenDigitsTask
+    from .digits.same_number import SameNumber, SameNumberTask
+    from .digits.spoken import SpokenDigits, SpokenDigitsTask
+    from .digits.written import Digits, DigitsTask
+    from .sources.rows import Captions, Labelled, PlainText, Vqa
+    from .tasks.captioning import CocoCaptionsTask, NocapsTask
+    from .tasks.question_answering import GqaTask, OkVqaTask, SnliVeTask, VizWizTask, Vqa2Task
 
     return [
         *(Captions, Labelled, PlainText, Vqa),

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .shards import Progress
+    from .convert.shards import Progress
 
 Folder = Annotated[Path, typer.Argument(help="A folder that `magma data convert` made.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; shards are shared among them.")]
@@ -43,10 +43,10 @@ def convert(
     from dataclasses import asdict
     from functools import partial as partial_of
 
-    from .official import Options, Tree
-    from .sets import find_set
-    from .shards import Conversion, Settings
-    from .shards import convert as write
+    from .convert.base_set import Options, Tree
+    from .convert.registry import find_set
+    from .convert.shards import Conversion, Settings
+    from .convert.shards import convert as write
 
     chosen = find_set(name)()
     options = Options(*(tuple(split or ()), tuple(layout or ()), partial, min_size, min_similarity, language, restval))
@@ -73,8 +73,8 @@ def convert(
 
 def check(folder: Folder, workers: Workers = _CPUS) -> None:
     """Read a whole folder: hashes, counts, every image, every field. Exit status 1 where something is wrong."""
-    from .converted import check as examine
-    from .converted import read_index
+    from .convert.check import check as examine
+    from .convert.check import read_index
 
     with _Screen("shards") as screen:
         problems = examine(folder, workers, lambda done, total: screen.update("checking", done, total))
@@ -95,7 +95,7 @@ def show(
     split: Annotated[str | None, typer.Option(help="Images of this split alone.")] = None,
 ) -> None:
     """Draw some images with what is said about them."""
-    from .converted import show as draw
+    from .convert.check import show as draw
 
     png = out or folder / "sheet.png"
     drawn = draw(folder, png, count, seed, split)

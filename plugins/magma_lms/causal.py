@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place, Trial, Weights, did_you_mean
 
-from . import files, text
+from . import tokenization as text
+from . import weights as files
 from .families import FAMILIES, wrap
-from .text import Bos
+from .tokenization import Bos
 
 
 class KeysAndValues(Cache):
@@ -34,7 +35,7 @@ class KeysAndValues(Cache):
     @classmethod
     def empty(cls) -> Self:
         """Without columns."""
-        from . import growing
+        from . import preallocated as growing
 
         return cls(growing.empty())
 
@@ -46,7 +47,7 @@ class KeysAndValues(Cache):
 
     def select(self, rows: Tensor) -> KeysAndValues:
         """These rows alone."""
-        from . import growing
+        from . import preallocated as growing
 
         return KeysAndValues(growing.taken(self.cache, rows), None if self.valid is None else self.valid[rows])
 

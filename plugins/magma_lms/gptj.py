@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
 
-from . import files
+from . import weights as files
 from .causal import Transformers, as_bias, real, visible
 from .families import Adapted
-from .shared import SharedKeysAndValues
-from .text import Bos
+from .shared_prefix_cache import SharedKeysAndValues
+from .tokenization import Bos
 
 
 class Attention(nn.Module):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from magma import Part, hookimpl
 
 from .linear import Linear, Pooled
-from .nonlinear import Mlp, Transformer
+from .mlp import Mlp, Transformer
 
 
 @hookimpl

@@ -6,7 +6,7 @@ from magma import Part, hookimpl
 
 from .clip import Clip
 from .nfresnet import NFResNet
-from .timm_grid import Timm
+from .timm_features import Timm
 
 
 @hookimpl

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, grid_rows, read_state
-from .timm_grid import grid_builder
+from .image_encoder import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, grid_rows, read_state
+from .timm_features import grid_builder
 
 
 class Clip(ImageEncoder):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from magma import Weights
 
-from .image import ImageConfig, ImageEncoder
-from .timm_grid import check_name, timm_problems, timm_state
+from .image_encoder import ImageConfig, ImageEncoder
+from .timm_features import check_name, timm_problems, timm_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

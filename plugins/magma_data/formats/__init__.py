@@ -10,10 +10,10 @@ from pathlib import Path
 
 from magma import InputError
 
-from ..columns import AS_NAMED, Columns
-from ..passes import Rows
+from .columns import AS_NAMED, Columns
 from .discovery import IMAGES, Found, Layout, find, is_hidden, is_url
-from .files import Authors, Documents
+from .file_per_row import Authors, Documents
+from .order import Rows
 from .records import Records, RecordStream, is_compressed
 from .tables import Parquet, Table
 from .tar import Tars, members, split_member

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from magma import InputError
 
-from ..passes import Indexed, Row, Streamed
 from .content import COMPRESSIONS, DAMAGED, decoded, opened, parsed, without_mark
 from .discovery import split_suffix
+from .order import Indexed, Row, Streamed
 
 
 class Record(NamedTuple):

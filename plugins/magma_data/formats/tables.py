@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from magma import InputError
 
-from ..columns import MEDIUM, Columns
-from ..passes import Indexed, Row, Streamed
+from .columns import MEDIUM, Columns
+from .order import Indexed, Row, Streamed
 
 
 class Schema:

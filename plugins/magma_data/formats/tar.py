@@ -17,10 +17,10 @@ from typing import IO, Any
 
 from magma import InputError
 
-from ..columns import Columns
-from ..passes import Row, Streamed
+from .columns import Columns
 from .content import decoded, opened, parsed
 from .discovery import is_hidden, is_remote
+from .order import Row, Streamed
 
 _SAID = frozenset({"json", "txt"})
 """Endings of members that say something about the medium."""

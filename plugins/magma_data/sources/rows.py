@@ -1,0 +1,211 @@
+"""Something said about images, or said alone: captions, questions and answers, labels, plain text.
+
+Where rows come from and in which order is the matter of `formats`; here is what a model sees of one, and says.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Text, Trial
+
+from ..formats import BUFFER, IMAGES, Layout, find, is_url, open_rows
+from ..formats.columns import ColumnsConfig, MediaConfig
+from ..formats.order import Row, Rows
+
+
+class _Rows(ColumnsConfig):
+    """Where the rows are, and in which order they come."""
+
+    path: LocalPath
+    """A folder, one file, or the url of tar shards."""
+    split: str | None = None
+    """Reads the split of this name alone (`SPLIT.jsonl`, `SPLIT-*.tar`); all rows where it is not given."""
+    shuffle: bool = True
+    """A new order every pass."""
+    limit: int | None = Field(None, ge=1)
+    """The first rows alone."""
+    buffer: int = Field(BUFFER, ge=1)
+    """Of what is read in sequence (tar, parquet): so many neighbours on disk are shuffled among themselves."""
+    about: str = ""
+    """Where the data set comes from: said where it is missing."""
+
+
+class _Config(_Rows, MediaConfig):
+    """Rows with a medium."""
+
+
+class _Source(DataSource):
+    """Rows as examples."""
+
+    config: _Rows
+    each: ClassVar[str | None] = None
+    """The list of a record that is a row for each of its entries."""
+
+    def __init__(self, config: PartConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        self.seed = seed
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Six rows about three images."""
+        from PIL import Image
+
+        for i in range(3):
+            Image.new("RGB", (8, 8), (80 * i, 0, 0)).save(folder / f"{i}.png")
+        said = {"caption": "red", "question": "How red?", "answer": "very", "text": "It is red.", "label": "true"}
+        rows = [{"image": f"{i % 3}.png", **{key: f"{text} {i}" for key, text in said.items()}} for i in range(6)]
+        (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        return Trial({"path": str(folder)})
+
+    @classmethod
+    def problems(cls, config: _Rows) -> list[str]:
+        """A path that is not there, or a folder without rows."""
+        if not is_url(config.path) and not Path(config.path).exists():
+            source = f"; get it from {config.about}" if config.about else ""
+            return [
+                f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the "
+                f"working folder{source}. It is a folder of rows in one of several layouts (docs/recipes.md); set "
+                "`path` to it, or MAGMA_DATA to the folder that holds it"
+            ]
+        found = find(config.path, config.split, cls.layouts(config))
+        return [*(found if isinstance(found, list) else []), *config.missing()]
+
+    @classmethod
+    def layouts(cls, config: _Rows) -> Sequence[Layout]:
+        """Those that it looks for."""
+        return IMAGES
+
+    @cached_property
+    def rows(self) -> Rows:
+        """Every row, found at the first use."""
+        if problems := self.problems(self.config):
+            raise InputError("; ".join(problems))
+        config = self.config
+        layouts = self.layouts(config)
+        columns = config.resolve_columns()
+        return open_rows(config.path, config.split, self.each, layouts=layouts, buffer=config.buffer, columns=columns)
+
+    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+        """One pass, shuffled by seed and pass unless the config says otherwise."""
+        config = self.config
+        for row, after in self.rows.iterate(state, self.seed, config.shuffle, config.limit):
+            try:
+                example = self.example(row)
+            except InputError as error:
+                example = Example([], row.where, problem=str(error))
+            yield example, after
+
+    @abstractmethod
+    def example(self, row: Row) -> Example:
+        """What a row says. Raises `InputError`."""
+
+
+class _Pairs(_Source):
+    """Rows with a medium."""
+
+    config: _Config
+
+    def medium(self, row: Row) -> Media:
+        """What is seen or heard."""
+        return Media(self.config.input, row.medium)
+
+
+class Captions(_Pairs):
+    """An image, and its caption: `{"image": ..., "caption": ...}`, or `captions`, of which each pass draws one."""
+
+    name = "captions"
+
+    class Config(_Config):
+        """No prompt stands between image and caption, as in the paper (equation 3)."""
+
+        names = ("caption", "captions")
+        aliases: ClassVar = {"text": "caption"}
+
+    @classmethod
+    def layouts(cls, config: _Rows) -> Sequence[Layout]:
+        """That of the authors' code too."""
+        return (*IMAGES, "authors")
+
+    def example(self, row: Row) -> Example:
+        """The caption is the target."""
+        caption = row.one_of("caption", "captions")
+        return Example([self.medium(row), Text(caption, target=True)], row.where)
+
+
+class Vqa(_Pairs):
+    """An image, a question, its answer: `{"image": ..., "question": ..., "answer": ...}`, or `answers`.
+
+    Or all questions about an image in a list: `{"image": ..., "questions": [{"question": ..., "answers": ...}, ...]}`.
+    """
+
+    name = "vqa"
+
+    class Config(_Config):
+        """`template` is the prompt; a space and the answer follow (section 4.1.1)."""
+
+        names = ("question", "answer", "answers", "questions")
+        template: str = "Q: {question} A:"
+
+    config: Config
+    each = "questions"
+
+    def example(self, row: Row) -> Example:
+        """The answer is the target."""
+        prompt = Text.fill(self.config.template, question=row.text("question"))
+        answer = row.one_of("answer", "answers")
+        return Example([self.medium(row), prompt, Text(f" {answer}", target=True)], row.where)
+
+
+class Labelled(_Pairs):
+    """An image, a text, and the label of the two: `{"image": ..., "text": ..., "label": ...}`.
+
+    Or all texts about an image in a list: `{"image": ..., "statements": [{"text": ..., "label": ...}, ...]}`.
+    """
+
+    name = "labelled"
+
+    class Config(_Config):
+        """`template` is what the model reads behind the image."""
+
+        names = ("text", "label", "statements")
+        template: str = "{text}"
+
+    config: Config
+    each = "statements"
+
+    def example(self, row: Row) -> Example:
+        """For a model with a head."""
+        text = Text.fill(self.config.template, text=row.text("text"))
+        return Example([self.medium(row), text], row.where, label=row.text("label"))
+
+
+class PlainText(_Source):
+    """Text alone, all of it target: `{"text": ...}`, or .txt files. The collator cuts what is too long."""
+
+    name = "text"
+
+    class Config(_Rows):
+        """`documents` says what a document of a .txt file is."""
+
+        names = ("text",)
+        documents: Literal["line", "file"] = "line"
+
+    config: Config
+
+    @classmethod
+    def layouts(cls, config: _Rows) -> Sequence[Layout]:
+        """Text files first."""
+        assert isinstance(config, cls.Config)
+        return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet", "csv", "json")
+
+    def example(self, row: Row) -> Example:
+        """The text is the target."""
+        return Example([Text(row.text("text"), target=True)], row.where)

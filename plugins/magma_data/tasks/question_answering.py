@@ -1,0 +1,204 @@
+"""The paper's evaluations whose answers are right or wrong: open questions (section 4.1.1), entailment (4.1.3)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from magma import LocalPath, Prediction, Question, Text
+
+from ..formats.order import Row
+from ..metrics.vqa_accuracy import ENOUGH, accuracy, compared, exact, exact_match
+from .rows import RowsConfig, RowsTask
+
+
+class _Answered(RowsTask):
+    """Each answer has a score of its own, in percent."""
+
+    primary = "accuracy"
+    max_tokens = 12
+
+    @abstractmethod
+    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
+        """What is done to a question's answers, and to the model's, before they are compared."""
+
+    @abstractmethod
+    def percent(self, text: str, answers: Sequence[str]) -> float:
+        """How right the model's answer is."""
+
+    def extract(self, question: Question, output: str) -> str:
+        """Normalised, and as many words as the longest right answer has, at least one."""
+        answers = right(question)
+        form = self.form(answers)
+        said = form(super().extract(question, output))
+        longest = max(1, *(len(form(answer).split()) for answer in answers))
+        words = said.split()
+        return said if len(words) <= longest else " ".join(words[:longest])
+
+    def judge(self, prediction: Prediction) -> tuple[str, float]:
+        """The answer as it is compared, and 0 to 100."""
+        if prediction.problem:
+            return "", 0.0
+        answers = right(prediction.question)
+        return self.form(answers)(prediction.text), self.percent(prediction.text, answers)
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+        """`accuracy` in percent, and `accuracy_<group>` for every group."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for prediction in predictions:
+            _, percent = self.judge(prediction)
+            found["accuracy"].append(percent)
+            if group := prediction.question.group:
+                found[f"accuracy_{group}"].append(percent)
+        return {name: sum(percents) / len(percents) for name, percents in found.items()}
+
+
+def right(question: Question) -> Sequence[str]:
+    """Everything that people answered."""
+    return question.answers or (question.answer,)
+
+
+class _QuestionsConfig(RowsConfig):
+    """`template` is the prompt; a space and the answer follow it in a completed example (figure 3)."""
+
+    names = ("id", "question", "answer", "answers", "questions", "answer_type", "question_type", "group")
+    template: str = "Q: {question} A:"
+
+
+class _Questions(_Answered):
+    """Questions with answers in words."""
+
+    config: _QuestionsConfig
+    each = "questions"
+
+    def prompt(self, row: Row) -> Text:
+        return Text.fill(self.config.template, question=row.text("question"))
+
+    def answers(self, row: Row) -> list[str]:
+        return row.texts("answer", "answers")
+
+
+class _OfTenPeople(_Questions):
+    """Scored as VQA v2 officially is: by how many of ten people gave the answer.
+
+    With fewer answers than that measure needs to reach 100, a prediction that is one of them is right.
+    """
+
+    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
+        return compared(answers) if len(answers) >= ENOUGH else exact
+
+    def percent(self, text: str, answers: Sequence[str]) -> float:
+        return (accuracy if len(answers) >= ENOUGH else exact_match)(text, answers)
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        few = sum(len(right(prediction.question)) < ENOUGH for prediction in predictions)
+        if not few:
+            return {"accuracy": "VQA accuracy"}
+        said = f"exact match, fewer than {ENOUGH} answers a question"
+        if few < len(predictions):
+            said = (
+                f"exact match of {few} questions with fewer than {ENOUGH} answers, VQA accuracy of the other "
+                f"{len(predictions) - few}"
+            )
+        return {"accuracy": said}
+
+
+class Vqa2Task(_OfTenPeople):
+    """VQA 2.0, scored as its official evaluation does; also by type of answer."""
+
+    name = "vqa2"
+    group_field = "answer_type"
+
+    class Config(_QuestionsConfig):
+        """Validation questions, behind training ones."""
+
+        path: LocalPath = Field("vqa2", validate_default=True)
+        split: str = "val"
+
+
+class OkVqaTask(_OfTenPeople):
+    """OK-VQA, scored as VQA 2.0; also by topic."""
+
+    name = "okvqa"
+    group_field = "group"
+
+    class Config(_QuestionsConfig):
+        """Validation questions, behind training ones."""
+
+        path: LocalPath = Field("okvqa", validate_default=True)
+        split: str = "val"
+
+
+class VizWizTask(_OfTenPeople):
+    """VizWiz, scored as VQA 2.0; also by type of answer, "unanswerable" among them."""
+
+    name = "vizwiz"
+    group_field = "answer_type"
+
+    class Config(_QuestionsConfig):
+        """Validation questions, behind training ones."""
+
+        path: LocalPath = Field("vizwiz", validate_default=True)
+        split: str = "val"
+
+
+class GqaTask(_Questions):
+    """GQA: the one right answer, or not; also by structural type of question."""
+
+    name = "gqa"
+    group_field = "question_type"
+
+    class Config(_QuestionsConfig):
+        """Balanced questions of testdev, behind training ones."""
+
+        path: LocalPath = Field("gqa", validate_default=True)
+        split: str = "testdev"
+
+    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
+        return exact
+
+    def percent(self, text: str, answers: Sequence[str]) -> float:
+        return exact_match(text, answers)
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        return {"accuracy": "exact match"}
+
+
+class SnliVeTask(_Answered):
+    """SNLI-VE, for a model with a head: its class is the right label, or not; also by label."""
+
+    name = "snli_ve"
+    each = "statements"
+    group_field = "label"
+
+    class Config(RowsConfig):
+        """`template` is what the model reads behind the image, as in training on data `labelled`."""
+
+        path: LocalPath = Field("snli_ve", validate_default=True)
+        split: str = "test"
+        names = ("id", "text", "label", "statements")
+        template: str = "{text}"
+
+    config: Config
+
+    def prompt(self, row: Row) -> Text:
+        return Text.fill(self.config.template, text=row.text("text"))
+
+    def answers(self, row: Row) -> list[str]:
+        return [row.text("label")]
+
+    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
+        return _label
+
+    def percent(self, text: str, answers: Sequence[str]) -> float:
+        return 100.0 * (_label(text) in map(_label, answers))
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        return {"accuracy": "share of right classes"}
+
+
+def _label(text: str) -> str:
+    return text.strip().lower()

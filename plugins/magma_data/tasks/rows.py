@@ -1,0 +1,229 @@
+"""What evaluations over rows do alike: a split's rows as questions, behind completed examples of another split."""
+
+from __future__ import annotations
+
+import json
+import random
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from magma import InputError, LocalPath, Media, PartConfig, Question, Task, Text, Trial
+
+from ..content_hash import digest
+from ..formats import find, open_rows
+from ..formats.columns import MediaConfig
+from ..formats.order import Row
+
+PASSES, OF_EACH = 16, 32
+"""Completed examples are drawn from the first rows of so many shuffled passes: images of 512 rows fit into memory."""
+
+
+class RowsConfig(MediaConfig):
+    """Where the rows are, and what stands between them. Every set has a `path` and a `split` of its own."""
+
+    names: ClassVar[tuple[str, ...]] = ("id",)
+
+    path: LocalPath
+    """A folder in one of the layouts of docs/recipes.md, such as `magma data convert` makes."""
+    split: str
+    """The one that is asked about."""
+    shots_split: str = "train"
+    """The one that completed examples are from."""
+    joint: str = "\n"
+    """What stands behind a completed example."""
+    fixed_shots: bool = False
+    """The same ones before every question, which are then read once; else each question has some of its own."""
+    limit: int | None = Field(None, ge=1)
+    """The first questions alone."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked about an image, and what people answered."""
+
+    id: str
+    medium: Media
+    prompt: Text
+    answers: tuple[str, ...]
+    group: str
+
+    @property
+    def answer(self) -> str:
+        """What most of them said; "" where nobody said anything."""
+        said = Counter(answer for answer in self.answers if answer)
+        return said.most_common(1)[0][0] if said else ""
+
+
+class Shown:
+    """Completed examples, and which of them stand before a question.
+
+    None has the question's id, none its medium: neither the same file nor another one with the same bytes.
+    """
+
+    def __init__(self, pool: Sequence[Asked], seed: int, fixed: bool, can_read: Callable[[Media], bool]) -> None:
+        self.pool, self.seed, self.fixed, self.can_read = sorted(pool, key=lambda one: one.id), seed, fixed, can_read
+        random.Random(f"{seed}").shuffle(self.pool)  # a small split is drawn from alike in every layout
+        self.digests = [digest(one.medium.value) for one in self.pool]
+        self.readable: dict[str, bool] = {}
+        """Of the media that were drawn so far."""
+
+    def before(self, asked: Asked, count: int) -> list[Asked]:
+        """`count` of them; where some of them cannot be read, all are drawn again without those."""
+        if not count:
+            return []
+        own = digest(asked.medium.value)
+        others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != asked.id]
+        unread = 0
+        while True:
+            if len(others) < count:
+                raise InputError(
+                    f"{count} shots: {len(others)} completed examples can stand before question {asked.id}"
+                    f"{f' ({unread} others cannot be read)' if unread else ''}; "
+                    "allowed: a `shots_split` with more answered rows about other images, or fewer shots"
+                )
+            drawn = others[:count] if self.fixed else random.Random(f"{self.seed} {asked.id}").sample(others, count)
+            lost = [i for i in drawn if not self._check(i)]
+            if not lost:
+                return [self.pool[i] for i in drawn]
+            others, unread = [i for i in others if i not in lost], unread + len(lost)
+
+    def _check(self, i: int) -> bool:
+        """Can this one be read? Each medium is read once for this."""
+        found = self.readable.get(self.digests[i])
+        if found is None:
+            found = self.readable[self.digests[i]] = self.can_read(self.pool[i].medium)
+        return found
+
+
+class RowsTask(Task):
+    """Rows as questions. Those about one image come in a row and share its medium, which is then read once."""
+
+    config: RowsConfig
+    stop: ClassVar[tuple[str, ...]] = ("\n", "Q:")
+    each: ClassVar[str | None] = None
+    """The list of a record that is a row for each of its entries."""
+    group_field: ClassVar[str] = ""
+    """The field that says which of the figures a row counts for besides the first."""
+
+    def __init__(self, config: PartConfig, seed: int) -> None:
+        super().__init__(config, seed)
+
+    @classmethod
+    def trial(cls, folder: Path) -> Trial:
+        """Three images that are asked about, three to learn from."""
+        from PIL import Image
+
+        config = cls.Config()
+        assert isinstance(config, RowsConfig)
+        for part, split in enumerate((config.split, config.shots_split)):
+            lines = []
+            for i in range(3 * part, 3 * part + 3):
+                Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
+                said = [f"shade {i}"] * 7 + ["red"] * 3
+                kinds = {"answer_type": "other", "question_type": "query", "group": "Colours"}
+                questions = [
+                    {"id": f"{i}.{n}", "question": f"How red is {n}?", "answers": said, **kinds} for n in (0, 1)
+                ]
+                statements = [{"id": f"{i}.0", "text": f"It is red {i}.", "label": ("neutral", "entailment")[i % 2]}]
+                captions = [f"a square of the shade {i} on its own", f"a red square that has the number {i}"]
+                asked = {"questions": questions, "statements": statements, "captions": captions}
+                lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "domain": "in-domain", **asked}))
+            (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+        return Trial({"path": str(folder)})
+
+    @classmethod
+    def problems(cls, config: RowsConfig) -> list[str]:
+        """A folder that is not there, or has no such split. Shots are looked for where some are asked for."""
+        if Path(config.path).exists():
+            found = find(config.path, config.split)
+            return [*(found if isinstance(found, list) else []), *config.missing()]
+        from ..convert.registry import find_set
+
+        return [
+            f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the working "
+            f"folder. `magma data convert {cls.name} FOLDER --out {cls.name}` makes it of the official files, from "
+            f"{find_set(cls.name).home}; set `path` to it, or MAGMA_DATA to the folder that holds it"
+        ]
+
+    @abstractmethod
+    def prompt(self, row: Row) -> Text:
+        """What stands behind the image. Raises `InputError`."""
+
+    @abstractmethod
+    def answers(self, row: Row) -> list[str]:
+        """What people answered. Raises `InputError` where nobody did."""
+
+    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        """Image by image, each question behind `shots` completed ones that `seed` and its id decide."""
+        config = self.config
+        if problems := self.problems(config):
+            raise InputError("; ".join(problems))
+        shown = Shown(self._pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
+        known = set()
+        for asked in islice(self.read(config.split if split == "test" else config.shots_split), config.limit):
+            if asked.id in known:
+                raise InputError(
+                    f"{config.path}: two questions have the id {asked.id!r}; allowed: one of its own for each"
+                )
+            known.add(asked.id)
+            before = shown.before(asked, shots)
+            joint = Text.fill(config.joint)
+            completed = [(one.medium, one.prompt + Text(f" {one.answer}") + joint) for one in before]
+            yield Question(
+                id=asked.id,
+                segments=[*(part for pair in completed for part in pair), asked.medium, asked.prompt],
+                answer=asked.answer,
+                group=asked.group,
+                answers=asked.answers,
+                shots=[one.id for one in before],
+                shot_lengths=[len(pair) for pair in completed],
+            )
+
+    def read(self, split: str) -> Iterator[Asked]:
+        """The rows of a split as they are stored."""
+        medium: Media | None = None
+        columns = self.config.resolve_columns()
+        for row in open_rows(self.config.path, split, self.each, columns=columns).in_order():
+            asked = self._asked(row, medium)
+            yield asked
+            medium = asked.medium
+
+    def _pool(self, seed: int) -> list[Asked]:
+        """Some rows of the split that shots are from, of shards the beginnings of several; no unanswered ones."""
+        config = self.config
+        columns = config.resolve_columns()
+        rows = open_rows(config.path, config.shots_split, self.each, buffer=OF_EACH, columns=columns)
+        found = {}
+        for number in range(PASSES):
+            way = random.Random(f"{seed} {number}").getrandbits(64)
+            for row, _ in islice(rows.iterate(None, way, shuffle=True, limit=None), OF_EACH):
+                try:
+                    found[row.where] = self._asked(row)
+                except InputError:  # as in training, the others will do
+                    continue
+        return [one for one in found.values() if one.answer]
+
+    def _asked(self, row: Row, last: Media | None = None) -> Asked:
+        """A row's question; `last` is the medium of the row before it."""
+        prompt, answers, value = self.prompt(row), tuple(self.answers(row)), row.medium
+        medium = last if last is not None and last.value == value else self._medium(row.where, value)
+        identity, group = row.value("id"), row.value(self.group_field)
+        if identity is None:
+            identity = row.where.removeprefix(self.config.path).lstrip("/ ")
+        return Asked(str(identity), medium, prompt, answers, "" if group is None else str(group))
+
+    def _medium(self, where: str, value: Path | bytes) -> Media:
+        """Bytes do not say where they are from."""
+        return Media(self.config.input, value, "" if isinstance(value, Path) else where)
+
+    def extract(self, question: Question, output: str) -> str:
+        """Up to where an answer ends."""
+        ends = [at for stop in self.stop if (at := output.find(stop)) >= 0]
+        return output[: min(ends, default=None)].strip()
