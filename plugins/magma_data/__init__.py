@@ -17,9 +17,13 @@ def magma_parts() -> Iterable[type[Part]]:
     from .digits.same_number import SameNumber, SameNumberTask
     from .digits.spoken import SpokenDigits, SpokenDigitsTask
     from .digits.written import Digits, DigitsTask
-    from .sources.rows import Captions, Labelled, PlainText, Vqa
+    from .sources.captions import Captions
+    from .sources.labelled import Labelled
+    from .sources.plain_text import PlainText
+    from .sources.question_answering import Vqa
     from .tasks.captioning import CocoCaptionsTask, NocapsTask
-    from .tasks.question_answering import GqaTask, OkVqaTask, SnliVeTask, VizWizTask, Vqa2Task
+    from .tasks.entailment import SnliVeTask
+    from .tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
 
     return [
         *(Captions, Labelled, PlainText, Vqa),

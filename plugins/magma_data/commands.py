@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .convert.shards import Progress
+    from .convert.conversion import Progress
 
 Folder = Annotated[Path, typer.Argument(help="A folder that `magma data convert` made.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; shards are shared among them.")]
@@ -43,10 +43,12 @@ def convert(
     from dataclasses import asdict
     from functools import partial as partial_of
 
-    from .convert.base_set import Options, Tree
+    from .convert.base_set import Options
+    from .convert.conversion import Conversion
+    from .convert.conversion import convert as write
     from .convert.registry import find_set
-    from .convert.shards import Conversion, Settings
-    from .convert.shards import convert as write
+    from .convert.required_files import Tree
+    from .convert.shards import Settings
 
     chosen = find_set(name)()
     options = Options(*(tuple(split or ()), tuple(layout or ()), partial, min_size, min_similarity, language, restval))
@@ -74,7 +76,7 @@ def convert(
 def check(folder: Folder, workers: Workers = _CPUS) -> None:
     """Read a whole folder: hashes, counts, every image, every field. Exit status 1 where something is wrong."""
     from .convert.check import check as examine
-    from .convert.check import read_index
+    from .convert.shard_format import read_index
 
     with _Screen("shards") as screen:
         problems = examine(folder, workers, lambda done, total: screen.update("checking", done, total))
@@ -95,7 +97,7 @@ def show(
     split: Annotated[str | None, typer.Option(help="Images of this split alone.")] = None,
 ) -> None:
     """Draw some images with what is said about them."""
-    from .convert.check import show as draw
+    from .convert.contact_sheet import show as draw
 
     png = out or folder / "sheet.png"
     drawn = draw(folder, png, count, seed, split)

@@ -6,55 +6,21 @@ anywhere below the folders that are given, and whatever is missing is said at on
 
 from __future__ import annotations
 
-import fnmatch
-import json
-import os
 import re
-import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import length_hint
-from pathlib import Path, PurePath
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from magma import InputError
 
-from ..formats import is_hidden
-from .images import OnDisk, Picture
-from .shards import Drop, Item, Kind, Record
+from .required_files import Found, Need, Tree
+from .shards import Item, Kind
 
-DATA_ENDINGS = (".json", ".jsonl", ".tsv", ".tsv.gz", ".parquet", ".tar")
 _NUMBERED = re.compile(r"(.*?-)(\d+)(-of-)(\d+)(\D.*)")
-
-
-@dataclass(frozen=True)
-class Need:
-    """An official file, or a folder of images: its name ends with a slash."""
-
-    names: tuple[str, ...]
-    """As published, `*` and `?` as in a shell. Of several, one is enough; of folders, all count."""
-    split: str
-    origin: str
-    """Where to get it."""
-    layout: str = ""
-    """The one of the set's layouts that it belongs to; "": to all."""
-    pattern: str = ""
-    """Matches the path below the source, where `names` only tell what it looks like."""
-
-    @property
-    def is_folder(self) -> bool:
-        """Of images."""
-        return self.names[0].endswith("/")
-
-    def __str__(self) -> str:
-        return " or ".join(self.names)
-
-
-def need(names: str, split: str, origin: str, layout: str = "", pattern: str = "") -> Need:
-    """`names` with `|` between alternatives."""
-    return Need(tuple(names.split("|")), split, origin, layout, pattern)
 
 
 @dataclass(frozen=True)
@@ -68,81 +34,6 @@ class Options:
     min_similarity: float | None = None
     language: str | None = None
     restval: Literal["train", "restval", "none"] | None = None
-
-
-class Tree:
-    """The data files and folders below some folders, images left aside: one walk, links followed."""
-
-    def __init__(self, sources: Sequence[Path]) -> None:
-        self.sources = sources
-        self.files: list[tuple[str, Path]] = []
-        self.folders: list[tuple[str, Path]] = []
-        self.seen: set[tuple[int, int]] = set()
-        for source in sources:
-            if not source.is_dir():
-                raise InputError(f"given {str(source)!r}, which is no folder; allowed: folders with the official files")
-            self._walk(source.resolve().name, source)
-
-    def _walk(self, below: str, folder: Path) -> None:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in self.seen:
-            return
-        self.seen.add((status.st_dev, status.st_ino))
-        self.folders.append((f"{below}/", folder))
-        inside = []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if is_hidden(PurePath(entry.name)):
-                    continue
-                if entry.name.endswith(DATA_ENDINGS):
-                    if entry.is_file():
-                        self.files.append((f"{below}/{entry.name}", folder / entry.name))
-                elif entry.is_dir() and not _is_number(entry.name):
-                    inside.append(entry.name)
-        for name in inside:
-            self._walk(f"{below}/{name}", folder / name)
-
-    def find(self, one: Need) -> list[Path]:
-        """What matches, the least deep first, in order of path; of files, the first alternative that is there alone."""
-        found: list[Path] = []
-        for name in one.names:
-            pattern = one.pattern or rf"(?:.*/)?{fnmatch.translate(name)}"
-            entries = self.folders if one.is_folder else self.files
-            matching = [path for below, path in entries if re.fullmatch(pattern, below)]
-            found += sorted(set(matching) - set(found), key=lambda path: (len(path.parts), path))
-            if found and not one.is_folder:
-                break
-        return found
-
-    def sizes(self, files: Iterable[Path]) -> dict[str, int]:
-        """Bytes of each file, named by its path below the source: moved data is the same data."""
-        known = {path: below.partition("/")[2] for below, path in self.files}
-        return {known[path]: path.stat().st_size for path in files}
-
-
-def _is_number(name: str) -> bool:
-    """A folder of img2dataset's, ten thousand images and as many JSON files."""
-    return re.fullmatch(r"\d{5,}", name) is not None
-
-
-class Found:
-    """The files of a data set on this machine."""
-
-    def __init__(self, paths: Mapping[Need, list[Path]], splits: Sequence[str], layouts: Sequence[str]) -> None:
-        self.paths, self.splits, self.layouts = paths, splits, layouts
-
-    def all(self, name: str, split: str | None = None) -> list[Path]:
-        """Every match of a file that goes by this name; none where it was not asked for."""
-        found = [p for one, p in self.paths.items() if name in one.names and split in (None, one.split)]
-        return [path for paths in found for path in paths]
-
-    def one(self, name: str) -> Path:
-        """The one file that goes by this name."""
-        return self.all(name)[0]
-
-    def files(self) -> list[Path]:
-        """All of them, without folders."""
-        return [path for one, paths in self.paths.items() if not one.is_folder for path in paths]
 
 
 class OfficialSet(ABC):
@@ -275,98 +166,3 @@ class _Items:
             raise InputError(
                 f"{self.where}: a file is not laid out as it was published: {type(error).__name__}: {error}"
             ) from error
-
-
-# What all sets do alike
-
-
-@dataclass(frozen=True)
-class Counted:
-    """Rows that are read as they are used, with how many there are, for a progress bar."""
-
-    rows: Iterable[Item]
-    count: int
-
-    def __length_hint__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Iterator[Item]:
-        return iter(self.rows)
-
-
-def clean(text: Any) -> str:
-    """Stripped and in Unicode's composed form (NFC), otherwise as published; "" for what is no text."""
-    if not isinstance(text, str):
-        return ""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return ""
-    return unicodedata.normalize("NFC", text).strip()
-
-
-def captioned(identity: str, picture: Picture, texts: Iterable[Any], **extra: Any) -> Iterator[Item]:
-    """An image with its captions; a field of `extra` that is None is none."""
-    given = list(texts)
-    captions = [caption for text in given if (caption := clean(text))]
-    if not captions:
-        yield Drop(identity, "empty caption" if given else "no caption")
-        return
-    for _ in range(len(given) - len(captions)):
-        yield Drop(identity, "empty caption, others kept", row=False)
-    yield Record(identity, picture, {"captions": captions, **_known(extra)})
-
-
-def question(identity: str, text: Any, answers: Iterable[Any], **extra: Any) -> dict[str, Any]:
-    """A question of `asked`."""
-    return {"id": identity, "question": clean(text), "answers": [clean(a) for a in answers], **_known(extra)}
-
-
-def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if value is not None}
-
-
-Row = tuple[str, Picture, dict[str, Any]]
-"""An image's id, where it is, and a question or statement about it."""
-
-
-def grouped(key: str, text: str, rows: Iterable[Row | Drop]) -> list[Item]:
-    """Questions or statements (`key`), image by image in the order of their first; `text` is the field that says it."""
-    items: list[Item] = []
-    images: dict[str, Record] = {}
-    for row in rows:
-        if isinstance(row, Drop):
-            items.append(row)
-            continue
-        identity, picture, entry = row
-        if not entry[text]:
-            items.append(Drop(entry["id"], f"empty {text}"))
-            continue
-        if identity not in images:
-            items.append(images.setdefault(identity, Record(identity, picture, {key: []})))
-        images[identity].fields[key].append(entry)
-    return items
-
-
-def inside(folders: Iterable[Path], *names: str) -> OnDisk:
-    """The first of these files that is in one of these folders."""
-    return OnDisk(tuple(os.path.join(folder, name) for folder in folders for name in names))  # noqa: PTH118 - millions
-
-
-def load_json(path: Path) -> Any:
-    """A whole file."""
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON: {error}; perhaps it was not fetched to its end") from error
-
-
-def load_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """A JSONL file, line by line."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path} line {number}: no JSON: {error}") from error

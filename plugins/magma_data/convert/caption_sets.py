@@ -8,7 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .base_set import Counted, Found, Need, OfficialSet, Options, captioned, inside, load_json, load_lines, need
+from .annotations import Counted, captioned, inside, load_json, load_lines
+from .base_set import OfficialSet, Options
+from .required_files import Found, Need, need
 from .shards import Item, Record
 
 COCO = "https://cocodataset.org/#download"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from .base_set import Found, OfficialSet, Options, Row, clean, grouped, inside, load_json, load_lines, need, question
+from .annotations import Row, clean, grouped, inside, load_json, load_lines, question
+from .base_set import OfficialSet, Options
 from .caption_sets import COCO, FLICKR, FLICKR_FOLDERS
+from .required_files import Found, need
 from .shards import Drop, Item
 
 _VQA = "https://visualqa.org/download.html"

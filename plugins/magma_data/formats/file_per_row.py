@@ -14,7 +14,8 @@ from magma import InputError
 
 from .content import decoded, parsed
 from .discovery import IMAGE_DATA, is_hidden
-from .order import Indexed, Row
+from .order import Indexed
+from .row import Row
 
 
 class _Files(Indexed):

@@ -2,184 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import lzma
-from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magma import InputError
 
-from .content import COMPRESSIONS, DAMAGED, decoded, opened, parsed, without_mark
+from .content import COMPRESSIONS, DAMAGED, opened
+from .csv_tsv import Csv
 from .discovery import split_suffix
-from .order import Indexed, Row, Streamed
-
-
-class Record(NamedTuple):
-    """A row's bytes, and where they are."""
-
-    start: int
-    """Byte of the decompressed file."""
-    number: int
-    """The line that it begins in, or the item of an array, from 1."""
-    raw: bytes
-
-
-class Format(ABC):
-    """How one file is divided into records, and what a record says."""
-
-    unit: str = "line"
-    """What `Record.number` counts."""
-
-    @abstractmethod
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """From the beginning of a file. Raises `InputError` for what is no such file."""
-
-    @abstractmethod
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """What a record says. Raises `InputError`."""
-
-
-def _lines(file: IO[bytes]) -> Iterator[Record]:
-    """Every line, without a byte order mark."""
-    at = 0
-    for number, line in enumerate(file, 1):
-        text = without_mark(line) if number == 1 else line
-        yield Record(at + len(line) - len(text), number, text)
-        at += len(line)
-
-
-class Text(Format):
-    """A document a line."""
-
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Lines that are not blank."""
-        return (line for line in _lines(file) if line.raw.strip())
-
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """Its text."""
-        return {"text": decoded(where, raw)}
-
-
-class Json(Format):
-    """JSON objects: one a line, or all in an array."""
-
-    def __init__(self, array: bool) -> None:
-        """`array`: may it be an array? In JSONL, a line that begins with a bracket is a mistake of that line."""
-        self.array = array
-
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Of what may be an array, the first character decides."""
-        head = without_mark(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # all that `opened` gives can
-        if self.array and head.startswith(b"["):
-            self.unit = "item"
-            yield from self._items(file)
-            return
-        lines = (line for line in _lines(file) if line.raw.strip())
-        for line in lines:
-            if line.raw.strip() == b"{":
-                raise InputError("a JSON object over several lines; allowed: an array of objects, or an object a line")
-            yield line
-            break
-        yield from lines
-
-    @staticmethod
-    def _items(file: IO[bytes]) -> Iterator[Record]:
-        """The items of an array. The text of the whole file is held as long as they are read."""
-        raw = file.read()
-        body = without_mark(raw)
-        text = body.decode("utf-8")
-        scan, space = json.JSONDecoder().raw_decode, " \t\r\n"
-        at, number = text.index("[") + 1, 0
-        byte = len(raw) - len(body) + at  # only blanks, of one byte, stand before the bracket
-        while True:
-            end = _past(text, at, space + "," if number else space)
-            byte, at = byte + end - at, end
-            if text[at : at + 1] == "]":
-                return
-            try:
-                _, end = scan(text, at)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"the array cannot be read after item {number}: {error}") from error
-            number += 1
-            item = text[at:end].encode()
-            yield Record(byte, number, item)
-            byte, at = byte + len(item), end
-
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """An object."""
-        return parsed(where, raw)
-
-
-def _past(text: str, at: int, characters: str) -> int:
-    while at < len(text) and text[at] in characters:
-        at += 1
-    return at
-
-
-class Csv(Format):
-    """Cells separated by commas or tabs, quoted as spreadsheets and pandas do it; the first line names the columns."""
-
-    def __init__(self, delimiter: str) -> None:
-        self.delimiter = delimiter
-        self.columns: list[str] = []
-
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Rows behind the first; a quoted cell may have line breaks."""
-        csv.field_size_limit(2**31 - 1)
-        taken: list[Record] = []
-
-        def lines() -> Iterator[str]:
-            for line in _lines(file):
-                taken.append(line)
-                yield line.raw.decode("utf-8", "surrogateescape")
-
-        reader = csv.reader(lines(), delimiter=self.delimiter, strict=True)
-        while True:
-            taken.clear()
-            try:
-                cells = next(reader, None)
-            except csv.Error:  # `fields` says so
-                cells = [""]
-            if cells is None:
-                return
-            raw = b"".join(line.raw for line in taken)
-            if not cells:
-                continue
-            if self.columns:
-                yield Record(taken[0].start, taken[0].number, raw)
-            else:
-                self._name(self._cells("its first line", raw))
-
-    def _name(self, columns: list[str]) -> None:
-        self.columns = [name.strip() for name in columns]
-        shown = ", ".join(map(repr, columns))
-        word = "tabs" if self.delimiter == "\t" else "commas"
-        if len(columns) == 1 and any(mark in columns[0] for mark in ";\t,|"):
-            raise InputError(f"its first line names one column, {shown}; allowed: columns separated by {word}")
-        if len(set(self.columns)) < len(columns) or not all(self.columns):
-            raise InputError(f"its first line names the columns {shown}; allowed: another name for each column")
-
-    def _cells(self, where: str, raw: bytes) -> list[str]:
-        text = decoded(where, raw)
-        try:
-            (cells,) = csv.reader(text.splitlines(keepends=True), delimiter=self.delimiter, strict=True)
-        except (csv.Error, ValueError) as error:
-            raise InputError(f"{where}: its cells cannot be told apart: {error}") from error
-        return cells
-
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """The cells that are not empty, all of them texts."""
-        cells = self._cells(where, raw)
-        if len(cells) != len(self.columns):
-            raise InputError(f"{where}: {len(cells)} cells; allowed: {len(self.columns)}, as in the first line")
-        return {name: cell for name, cell in zip(self.columns, cells, strict=True) if cell}
+from .jsonl import Json
+from .order import Indexed, Streamed
+from .record_format import Format, Record, Text
+from .row import Row
 
 
 def format_of(file: Path) -> Format:

@@ -20,7 +20,8 @@ from magma import InputError
 from .columns import Columns
 from .content import decoded, opened, parsed
 from .discovery import is_hidden, is_remote
-from .order import Row, Streamed
+from .order import Streamed
+from .row import Row
 
 _SAID = frozenset({"json", "txt"})
 """Endings of members that say something about the medium."""

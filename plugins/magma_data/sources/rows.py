@@ -10,15 +10,16 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
-from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Text, Trial
+from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Trial
 
 from ..formats import BUFFER, IMAGES, Layout, find, is_url, open_rows
 from ..formats.columns import ColumnsConfig, MediaConfig
-from ..formats.order import Row, Rows
+from ..formats.order import Rows
+from ..formats.row import Row
 
 
 class _Rows(ColumnsConfig):
@@ -116,96 +117,3 @@ class _Pairs(_Source):
     def medium(self, row: Row) -> Media:
         """What is seen or heard."""
         return Media(self.config.input, row.medium)
-
-
-class Captions(_Pairs):
-    """An image, and its caption: `{"image": ..., "caption": ...}`, or `captions`, of which each pass draws one."""
-
-    name = "captions"
-
-    class Config(_Config):
-        """No prompt stands between image and caption, as in the paper (equation 3)."""
-
-        names = ("caption", "captions")
-        aliases: ClassVar = {"text": "caption"}
-
-    @classmethod
-    def layouts(cls, config: _Rows) -> Sequence[Layout]:
-        """That of the authors' code too."""
-        return (*IMAGES, "authors")
-
-    def example(self, row: Row) -> Example:
-        """The caption is the target."""
-        caption = row.one_of("caption", "captions")
-        return Example([self.medium(row), Text(caption, target=True)], row.where)
-
-
-class Vqa(_Pairs):
-    """An image, a question, its answer: `{"image": ..., "question": ..., "answer": ...}`, or `answers`.
-
-    Or all questions about an image in a list: `{"image": ..., "questions": [{"question": ..., "answers": ...}, ...]}`.
-    """
-
-    name = "vqa"
-
-    class Config(_Config):
-        """`template` is the prompt; a space and the answer follow (section 4.1.1)."""
-
-        names = ("question", "answer", "answers", "questions")
-        template: str = "Q: {question} A:"
-
-    config: Config
-    each = "questions"
-
-    def example(self, row: Row) -> Example:
-        """The answer is the target."""
-        prompt = Text.fill(self.config.template, question=row.text("question"))
-        answer = row.one_of("answer", "answers")
-        return Example([self.medium(row), prompt, Text(f" {answer}", target=True)], row.where)
-
-
-class Labelled(_Pairs):
-    """An image, a text, and the label of the two: `{"image": ..., "text": ..., "label": ...}`.
-
-    Or all texts about an image in a list: `{"image": ..., "statements": [{"text": ..., "label": ...}, ...]}`.
-    """
-
-    name = "labelled"
-
-    class Config(_Config):
-        """`template` is what the model reads behind the image."""
-
-        names = ("text", "label", "statements")
-        template: str = "{text}"
-
-    config: Config
-    each = "statements"
-
-    def example(self, row: Row) -> Example:
-        """For a model with a head."""
-        text = Text.fill(self.config.template, text=row.text("text"))
-        return Example([self.medium(row), text], row.where, label=row.text("label"))
-
-
-class PlainText(_Source):
-    """Text alone, all of it target: `{"text": ...}`, or .txt files. The collator cuts what is too long."""
-
-    name = "text"
-
-    class Config(_Rows):
-        """`documents` says what a document of a .txt file is."""
-
-        names = ("text",)
-        documents: Literal["line", "file"] = "line"
-
-    config: Config
-
-    @classmethod
-    def layouts(cls, config: _Rows) -> Sequence[Layout]:
-        """Text files first."""
-        assert isinstance(config, cls.Config)
-        return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet", "csv", "json")
-
-    def example(self, row: Row) -> Example:
-        """The text is the target."""
-        return Example([Text(row.text("text"), target=True)], row.where)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from magma import LocalPath, PartError, Prediction, Text
+from magma import LocalPath, Prediction, Text
 
-from ..formats.order import Row
-from .question_answering import right
-from .rows import Asked, RowsConfig, RowsTask
-
-_NO_JAVA = (
-    "java: not found in PATH. CIDEr and BLEU are computed on the tokens of pycocoevalcap's tokenizer, which needs "
-    "Java: install a Java runtime, 8 or later (`apt install default-jre-headless`, `conda install openjdk`)"
-)
+from ..formats.row import Row
+from ..metrics.caption_scores import _NO_JAVA, _measured, tokenised
+from .answers import right
+from .rows import RowsConfig, RowsTask
+from .shots import Asked
 
 
 class _DescribedConfig(RowsConfig):
@@ -109,38 +104,3 @@ class NocapsTask(_Described):
         path: LocalPath = Field("nocaps", validate_default=True)
         split: str = "val"
         shots_split: str = "val"
-
-
-def tokenised(sentences: Sequence[str]) -> list[str]:
-    """Words of the Penn Treebank in lower case, without punctuation, a space between them.
-
-    The official package calls the same program, through a file in its own folder that is left there on errors; here it
-    reads its input. A line break within a sentence is a space. Raises `PartError` where Java fails.
-    """
-    from pycocoevalcap.tokenizer import ptbtokenizer as official
-
-    jar = Path(official.__file__).with_name(official.STANFORD_CORENLP_3_4_1_JAR)
-    command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
-    lines = "".join(" ".join(sentence.split()) + "\n" for sentence in sentences)
-    try:
-        done = subprocess.run(command, input=lines.encode(errors="replace"), capture_output=True, check=True)
-    except FileNotFoundError as error:
-        raise PartError(_NO_JAVA) from error
-    except subprocess.CalledProcessError as error:
-        raise PartError(f"the tokenizer of captions failed: {error.stderr.decode(errors='replace').strip()}") from error
-    found = done.stdout.decode().split("\n")[:-1]
-    if len(found) != len(sentences):
-        raise PartError(f"the tokenizer of captions gave {len(found)} lines of {len(sentences)}")
-    return [" ".join(word for word in line.split() if word not in official.PUNCTUATIONS) for line in found]
-
-
-def _measured(pairs: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
-    """CIDEr and BLEU@4 of (caption, what people said of the image), all in tokens; rarity is counted among these."""
-    from pycocoevalcap.bleu.bleu import Bleu
-    from pycocoevalcap.cider.cider import Cider
-
-    said = {i: [caption] for i, (caption, _) in enumerate(pairs)}
-    wanted = {i: captions for i, (_, captions) in enumerate(pairs)}
-    cider, _ = Cider().compute_score(wanted, said)
-    bleu, _ = Bleu(4).compute_score(wanted, said, verbose=0)
-    return {"cider": 100 * float(cider), "bleu4": 100 * float(bleu[3])}

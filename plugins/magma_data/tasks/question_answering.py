@@ -2,63 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from pydantic import Field
 
-from magma import LocalPath, Prediction, Question, Text
+from magma import LocalPath, Prediction, Text
 
-from ..formats.order import Row
+from ..formats.row import Row
 from ..metrics.vqa_accuracy import ENOUGH, accuracy, compared, exact, exact_match
-from .rows import RowsConfig, RowsTask
-
-
-class _Answered(RowsTask):
-    """Each answer has a score of its own, in percent."""
-
-    primary = "accuracy"
-    max_tokens = 12
-
-    @abstractmethod
-    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
-        """What is done to a question's answers, and to the model's, before they are compared."""
-
-    @abstractmethod
-    def percent(self, text: str, answers: Sequence[str]) -> float:
-        """How right the model's answer is."""
-
-    def extract(self, question: Question, output: str) -> str:
-        """Normalised, and as many words as the longest right answer has, at least one."""
-        answers = right(question)
-        form = self.form(answers)
-        said = form(super().extract(question, output))
-        longest = max(1, *(len(form(answer).split()) for answer in answers))
-        words = said.split()
-        return said if len(words) <= longest else " ".join(words[:longest])
-
-    def judge(self, prediction: Prediction) -> tuple[str, float]:
-        """The answer as it is compared, and 0 to 100."""
-        if prediction.problem:
-            return "", 0.0
-        answers = right(prediction.question)
-        return self.form(answers)(prediction.text), self.percent(prediction.text, answers)
-
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy` in percent, and `accuracy_<group>` for every group."""
-        found: dict[str, list[float]] = defaultdict(list)
-        for prediction in predictions:
-            _, percent = self.judge(prediction)
-            found["accuracy"].append(percent)
-            if group := prediction.question.group:
-                found[f"accuracy_{group}"].append(percent)
-        return {name: sum(percents) / len(percents) for name, percents in found.items()}
-
-
-def right(question: Question) -> Sequence[str]:
-    """Everything that people answered."""
-    return question.answers or (question.answer,)
+from .answers import _Answered, right
+from .rows import RowsConfig
 
 
 class _QuestionsConfig(RowsConfig):
@@ -165,40 +118,3 @@ class GqaTask(_Questions):
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         return {"accuracy": "exact match"}
-
-
-class SnliVeTask(_Answered):
-    """SNLI-VE, for a model with a head: its class is the right label, or not; also by label."""
-
-    name = "snli_ve"
-    each = "statements"
-    group_field = "label"
-
-    class Config(RowsConfig):
-        """`template` is what the model reads behind the image, as in training on data `labelled`."""
-
-        path: LocalPath = Field("snli_ve", validate_default=True)
-        split: str = "test"
-        names = ("id", "text", "label", "statements")
-        template: str = "{text}"
-
-    config: Config
-
-    def prompt(self, row: Row) -> Text:
-        return Text.fill(self.config.template, text=row.text("text"))
-
-    def answers(self, row: Row) -> list[str]:
-        return [row.text("label")]
-
-    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
-        return _label
-
-    def percent(self, text: str, answers: Sequence[str]) -> float:
-        return 100.0 * (_label(text) in map(_label, answers))
-
-    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
-        return {"accuracy": "share of right classes"}
-
-
-def _label(text: str) -> str:
-    return text.strip().lower()

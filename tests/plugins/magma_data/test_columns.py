@@ -14,7 +14,11 @@ import pytest
 from magma_data.digits.same_number import SameNumberTask
 from magma_data.digits.spoken import SpokenDigitsTask
 from magma_data.digits.written import DigitsTask
-from magma_data.sources.rows import Captions, Labelled, PlainText, Vqa, _Source
+from magma_data.sources.captions import Captions
+from magma_data.sources.labelled import Labelled
+from magma_data.sources.plain_text import PlainText
+from magma_data.sources.question_answering import Vqa
+from magma_data.sources.rows import _Source
 from magma_data.tasks.captioning import CocoCaptionsTask
 from magma_data.tasks.question_answering import GqaTask, Vqa2Task
 from magma_data.tasks.rows import RowsTask

@@ -26,9 +26,9 @@ import pytest
 import webdataset
 from click.testing import Result
 from magma_data.convert import check as converted
+from magma_data.convert import conversion, shards
 from magma_data.convert import images as pictures
-from magma_data.convert import shards
-from magma_data.convert.base_set import load_json, load_lines
+from magma_data.convert.annotations import load_json, load_lines
 from magma_data.convert.registry import SETS
 from official_files import CASES, CORRUPT, Case, cc3m, coco_official, karpathy, picture, put, snli_ve, vqa2
 from PIL import Image
@@ -120,7 +120,7 @@ def test_an_interrupted_conversion_ends_as_an_undisturbed_one(
 ) -> None:
     case, out, whole = build(tmp_path / "source"), tmp_path / "out", tmp_path / "whole"
     convert(name, case, whole, "--samples-per-shard", 1)
-    write, calls = shards.write_shard, 0
+    write, calls = conversion.write_shard, 0
 
     def write_some(shard: shards.Shard) -> int:
         nonlocal calls
@@ -130,7 +130,7 @@ def test_an_interrupted_conversion_ends_as_an_undisturbed_one(
             raise RuntimeError("the lights went out")
         return write(shard)
 
-    monkeypatch.setattr(shards, "write_shard", write_some)
+    monkeypatch.setattr(conversion, "write_shard", write_some)
     with pytest.raises(RuntimeError, match="lights"):
         convert(name, case, out, "--samples-per-shard", 1)
     assert not (out / "index.json").exists()
@@ -620,7 +620,7 @@ def test_a_file_system_without_locks_is_noted(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with shards._alone(tmp_path):
+    with conversion._alone(tmp_path):
         pass
     assert caplog.messages == [
         f"{tmp_path}/.lock cannot be locked: Function not implemented; do not start a second conversion into {tmp_path}"

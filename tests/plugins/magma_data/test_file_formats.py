@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from magma_data.formats import find, open_rows
-from magma_data.formats.order import Row
-from magma_data.formats.tables import _is_list_of_objects
-from magma_data.sources.rows import Captions, PlainText
+from magma_data.formats.row import Row
+from magma_data.formats.saved_dataset import _is_list_of_objects
+from magma_data.sources.captions import Captions
+from magma_data.sources.plain_text import PlainText
 from webdataset.tariterators import base_plus_ext
 
 from magma import InputError, Text

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 from golden_files import GOLDEN
+from magma_data.metrics.caption_scores import tokenised
 from magma_data.metrics.vqa_accuracy import CONTRACTIONS, accuracy, compared, normalised
-from magma_data.tasks.captioning import CocoCaptionsTask, NocapsTask, tokenised
-from magma_data.tasks.question_answering import GqaTask, OkVqaTask, SnliVeTask, VizWizTask, Vqa2Task
+from magma_data.tasks.captioning import CocoCaptionsTask, NocapsTask
+from magma_data.tasks.entailment import SnliVeTask
+from magma_data.tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
 
 from magma import InputError, PartError, Prediction, Question, Task
 

@@ -19,8 +19,13 @@ from typing import Any
 
 import pytest
 from magma_data.formats import open_rows
-from magma_data.formats.order import Row, Rows
-from magma_data.sources.rows import Captions, Labelled, PlainText, Vqa, _Source
+from magma_data.formats.order import Rows
+from magma_data.formats.row import Row
+from magma_data.sources.captions import Captions
+from magma_data.sources.labelled import Labelled
+from magma_data.sources.plain_text import PlainText
+from magma_data.sources.question_answering import Vqa
+from magma_data.sources.rows import _Source
 from PIL import Image
 from program import magma
 from program import start as start_magma

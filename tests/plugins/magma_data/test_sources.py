@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 from magma_data.formats.order import Indexed
-from magma_data.sources.rows import Captions, Labelled, Vqa, _Source
+from magma_data.sources.captions import Captions
+from magma_data.sources.labelled import Labelled
+from magma_data.sources.question_answering import Vqa
+from magma_data.sources.rows import _Source
 from PIL import Image
 
 import magma

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import webdataset
 from magma_data.tasks.captioning import CocoCaptionsTask, NocapsTask
-from magma_data.tasks.question_answering import GqaTask, OkVqaTask, SnliVeTask, VizWizTask, Vqa2Task
+from magma_data.tasks.entailment import SnliVeTask
+from magma_data.tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
 from magma_data.tasks.rows import RowsTask
 from PIL import Image
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from magma_data.convert import check as converted
-from magma_data.sources.rows import Captions
+from magma_data.convert import contact_sheet
+from magma_data.sources.captions import Captions
 from magma_vision import preprocessing as pixels
 from magma_vision.clip import Clip
 from magma_vision.nfresnet import NFResNet
@@ -357,7 +357,7 @@ def test_the_sheet_of_samples_shows_what_a_viewer_does(tmp_path: Path, monkeypat
         file_of(Image.fromarray(COLOUR), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f broken"),
     ]
     samples = [(f"{i}", {"png": data, "json": b'{"captions": ["a"]}'}) for i, data in enumerate(files)]
-    converted._draw("title", samples, tmp_path / "sheet.png")
+    contact_sheet._draw("title", samples, tmp_path / "sheet.png")
     turned, wide, clear, damaged = (np.asarray(image) for image in drawn)
     assert np.array_equal(turned[..., :3], np.rot90(COLOUR, -1))
     assert np.array_equal(wide[..., 0], WIDE // 257)

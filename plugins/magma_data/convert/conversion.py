@@ -1,0 +1,201 @@
+"""A whole data set to a folder of shards; a conversion that was killed resumes at the last complete shard.
+
+The folder's `index.json` is written last: a folder that has one is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from operator import length_hint
+from pathlib import Path
+from typing import Any
+
+from magma import InputError
+
+from .atomic_json import _read_json, _write_json
+from .parallel import spread
+from .shards import DONE, Item, Kind, Record, Settings, Shard, cut, write_shard
+
+FORMAT = 1
+INDEX, REPORT, DROPPED, OPTIONS = "index.json", "report.json", "dropped.jsonl", "options.json"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A data set on its way into a folder."""
+
+    name: str
+    kind: Kind
+    splits: Mapping[str, Callable[[], Iterable[Item]]]
+    settings: Settings = field(default_factory=Settings)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What changes the result: a folder goes on with the same ones alone."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a split is."""
+
+    split: str
+    read: int
+    """Images, those among them that are left out."""
+    total: int
+    """0 where nobody knows."""
+    shards: int
+
+
+def quiet(*_: object) -> None:
+    """Nobody wants to know how far it is."""
+
+
+def convert(
+    conversion: Conversion, out: Path, workers: int = 1, tell: Callable[[Progress], None] = quiet
+) -> tuple[dict[str, Any], bool]:
+    """Write the folder, or go on with it; the report, and whether the folder was complete before."""
+    out.mkdir(parents=True, exist_ok=True)
+    with _alone(out):
+        _agree(conversion, out)
+        if (out / INDEX).is_file():
+            _forget(out)
+            return _read_json(out / REPORT), True
+        for left in out.glob(".*.partial"):
+            left.unlink()
+        try:
+            stems = {split: _write_split(conversion, split, out, workers, tell) for split in conversion.splits}
+            return _finish(conversion, out, stems), False
+        except OSError as error:  # a disk that is full, a file that was taken away
+            raise InputError(f"{out}: {error}; the same command goes on, once that is put right") from error
+
+
+def _write_split(
+    conversion: Conversion, split: str, out: Path, workers: int, tell: Callable[[Progress], None]
+) -> list[str]:
+    """Write what is not there yet; the names of the split's shards in order."""
+    items = conversion.splits[split]()
+    total = length_hint(items)
+    stems: list[str] = []
+    read = shards = 0
+
+    def count(images: int) -> None:
+        nonlocal read, shards
+        read += images
+        shards += 1
+        tell(Progress(split, read, total, shards))
+
+    def missing() -> Iterator[Shard]:
+        for shard in cut(split, items, out, conversion.settings):
+            stems.append(shard.stem)
+            if _note(out, shard.stem) is None:
+                yield shard
+            else:
+                count(sum(isinstance(item, Record) for item in shard.items))
+
+    for images in spread(write_shard, missing(), workers):
+        count(images)
+    return stems
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """One process at a time writes to a folder."""
+    path = out / ".lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{out} is being written by another process: wait for it, or end it first") from error
+        except OSError as error:
+            logging.getLogger(__name__).warning(
+                "%s cannot be locked: %s; do not start a second conversion into %s", path, error.strerror, out
+            )
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _agree(conversion: Conversion, out: Path) -> None:
+    """Refuse a folder that was begun otherwise, or that holds something else."""
+    given = {
+        "format": FORMAT,
+        "name": conversion.name,
+        **{key: getattr(conversion.settings, key) for key in ("samples_per_shard", "min_size")},
+        **conversion.options,
+    }
+    given = json.loads(json.dumps(given))
+    path = out / OPTIONS
+    if not path.is_file():
+        if others := sorted(found.name for found in out.iterdir() if not found.name.startswith(".")):
+            raise InputError(f"--out: {out} holds {others[0]!r} and no {OPTIONS}; allowed: a new or empty folder")
+        _write_json(path, given)
+        return
+    begun = _read_json(path)
+    if different := [key for key in {**begun, **given} if begun.get(key) != given.get(key)]:
+        lines = [f"\n  - {key}: {_short(begun.get(key))} there, {_short(given.get(key))} given" for key in different]
+        raise InputError(
+            f"--out: {out} was begun with other options; allowed: the same ones, or another folder{''.join(lines)}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 200 else f"{text[:197]}..."
+
+
+def _finish(conversion: Conversion, out: Path, stems: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Dropped rows, report, and at last the index; then the notes go."""
+    index: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "kind": conversion.kind, "splits": {}}
+    report: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "splits": {}}
+    partial = out / f".{DROPPED}.partial"
+    with partial.open("w", encoding="utf-8") as lines:
+        for split, names in stems.items():
+            shards, dropped, trimmed = [], Counter[str](), Counter[str]()
+            for name in names:
+                note = _note(out, name)
+                assert note is not None, name
+                if note["shard"]["samples"]:
+                    shards.append(note["shard"])
+                for counted, entries in ((dropped, note["dropped"]), (trimmed, note["trimmed"])):
+                    counted.update(reason for _, reason in entries)
+                    told = [{"split": split, "id": row, "reason": reason} for row, reason in entries]
+                    lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in told)
+            samples, rows = (sum(shard[key] for shard in shards) for key in ("samples", "rows"))
+            index["splits"][split] = {"samples": samples, "rows": rows, "shards": shards}
+            report["splits"][split] = {
+                "read": rows + dropped.total(),
+                "written": rows,
+                "dropped": dict(sorted(dropped.items(), key=lambda one: (-one[1], one[0]))),
+                "trimmed": dict(sorted(trimmed.items())),
+            }
+    if not any(split["samples"] for split in index["splits"].values()):
+        partial.unlink()
+        _forget(out)
+        left_out = {name: split["dropped"] for name, split in report["splits"].items()}
+        raise InputError(f"{conversion.name}: no sample is left to be written; left out: {_short(left_out)}")
+    partial.replace(out / DROPPED)
+    _write_json(out / REPORT, report)
+    _write_json(out / INDEX, index)
+    _forget(out)
+    return report
+
+
+def _note(out: Path, stem: str) -> dict[str, Any] | None:
+    """What is known of a complete shard; None where it has to be written."""
+    path = out / f"{stem}{DONE}"
+    if not path.is_file():
+        return None
+    note = _read_json(path)
+    tar = out / note["shard"]["file"]
+    complete = not note["shard"]["samples"] or (tar.is_file() and tar.stat().st_size == note["bytes"])
+    return note if complete else None
+
+
+def _forget(out: Path) -> None:
+    for note in out.glob(f"*{DONE}"):
+        note.unlink()
