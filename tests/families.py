@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from magma_lms.causal import Causal, Transformers
+from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
+from magma_lms.transformers_lm import Transformers
 
 # hidden_size, num_hidden_layers, num_attention_heads and the like are understood by every family
 SMALL: dict[str, dict[str, Any]] = {

@@ -4,8 +4,11 @@ from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
-from .hf_encoder import Ast, Clap, Wav2Vec2, Whisper
+from .ast import Ast
+from .clap import Clap
 from .spectrogram import Spectrogram
+from .wav2vec2 import Wav2Vec2
+from .whisper import Whisper
 
 
 @hookimpl

@@ -20,10 +20,13 @@ from torch.nn import functional as F
 from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
 
 from . import weights as files
-from .causal import Transformers, as_bias, real, visible
-from .families import Adapted
+from .adapter_wrapper import Adapted
+from .attention_masks import as_bias, real, visible
+from .fused_head import Head
+from .rotary import _turned, turns
 from .shared_prefix_cache import SharedKeysAndValues
 from .tokenization import Bos
+from .transformers_lm import Transformers
 
 
 class Attention(nn.Module):
@@ -66,47 +69,6 @@ class Attention(nn.Module):
         return x.view(b, t, self.heads, d // self.heads)
 
 
-def turns(positions: int, r: int, device: torch.device) -> Tensor:
-    """Sines and cosines of rotary embeddings [positions, r], r / 2 of each, in float32 (Su et al. 2021)."""
-    speeds = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
-    angles = torch.arange(positions, device=device).float()[:, None] * speeds
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
-    """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
-    if torch.compiler.is_compiling():  # it writes that loop itself
-        even, odd = x[..., 0:r:2], x[..., 1:r:2]
-        pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
-        return torch.cat([pairs.flatten(-2), x[..., r:]], dim=-1)
-    out: Tensor = _Turn.apply(x, sines, cosines, r)
-    return out
-
-
-class _Turn(torch.autograd.Function):
-    """A rotation, whose gradient is rotated back: no part of it is kept, none is summed up from slices."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
-        ctx.save_for_backward(sines, cosines)
-        ctx.r = r
-        return _rotate(x, sines, cosines, r)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        sines, cosines = ctx.saved_tensors
-        return _rotate(gradient, -sines, cosines, ctx.r), None, None, None
-
-
-def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
-    out = torch.empty_like(x)
-    out[..., r:] = x[..., r:]
-    even, odd = x[..., 0:r:2], x[..., 1:r:2]
-    torch.mul(even, cosines, out=out[..., 0:r:2]).addcmul_(odd, sines, value=-1)
-    torch.mul(odd, cosines, out=out[..., 1:r:2]).addcmul_(even, sines)
-    return out
-
-
 class Block(nn.Module):
     """The library's block, under its names: attention and feed-forward side by side."""
 
@@ -141,46 +103,6 @@ class Block(nn.Module):
             return found
         whole: Tensor = attention(y, turns, mask, cache)
         return whole[:, first:]
-
-
-class Head(nn.Module):
-    """The library's head, under its names, and the loss behind it in one step.
-
-    The head is frozen, so that the loss's gradient is known as soon as the logits are: [m, d] of it are kept for the
-    backward pass, and none of the logits [m, v].
-    """
-
-    def __init__(self, theirs: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = theirs.weight, theirs.bias
-
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[m, d] to logits [m, v]; with labels [m] to their cross-entropy, summed, in float32."""
-        if labels is None:
-            return F.linear(hidden, self.weight, self.bias)
-        loss: Tensor = _Loss.apply(hidden, self.weight, self.bias, labels)
-        return loss
-
-
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-        logits = F.linear(hidden, weight, bias).float()
-        wanted = labels[:, None]
-        said, highest = logits.gather(1, wanted), logits.amax(-1, keepdim=True)
-        powers = logits.sub_(highest).exp_()  # in place throughout: at GPT-2's vocabulary fresh memory costs a third
-        total = powers.sum(-1, keepdim=True)
-        loss = (highest + total.log() - said).sum()
-        if ctx.needs_input_grad[0]:
-            chances = powers.div_(total)
-            chances.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=chances.dtype))
-            ctx.save_for_backward(chances.to(weight.dtype) @ weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (kept,) = ctx.saved_tensors
-        return kept * gradient.to(kept.dtype), None, None, None
 
 
 class GPTJ(Transformers):

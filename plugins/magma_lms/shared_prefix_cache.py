@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .causal import KeysAndValues, as_bias
+from .attention_masks import as_bias
+from .kv_cache import KeysAndValues
 
 
 class Shared:

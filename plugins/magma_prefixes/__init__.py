@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
-from .linear import Linear, Pooled
-from .mlp import Mlp, Transformer
+from .linear import Linear
+from .mlp import Mlp
+from .pooled import Pooled
+from .transformer import Transformer
 
 
 @hookimpl

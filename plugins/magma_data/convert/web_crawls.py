@@ -14,10 +14,7 @@ from magma import InputError
 from .annotations import Counted, captioned
 from .base_set import OfficialSet, Options
 from .images import AtUrl
-from .img2dataset import (
-    fetched,
-    img2dataset,
-)
+from .img2dataset import fetched, img2dataset
 from .required_files import Found, need
 from .shards import Drop, Item
 from .web_rows import _SIZES, _number, _parquet, _refused

@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from magma_audio.hf_encoder import Ast, Clap, Tower, Wav2Vec2, Whisper
+from magma_audio.ast import Ast
+from magma_audio.clap import Clap
+from magma_audio.hf_encoder import Tower
+from magma_audio.wav2vec2 import Wav2Vec2
+from magma_audio.whisper import Whisper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.utils import logging

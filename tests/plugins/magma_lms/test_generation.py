@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, build, library
-from magma_lms.causal import Transformers
+from magma_lms.transformers_lm import Transformers
 from PIL import Image
 from torch import Tensor
 

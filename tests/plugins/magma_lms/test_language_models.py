@@ -14,8 +14,10 @@ import torch
 from families import FAMILIES, OURS, architecture, build, library
 from magma_lms import preallocated as growing
 from magma_lms import weights as files
-from magma_lms.causal import Causal, Transformers
-from magma_lms.gptj import GPTJ, turns
+from magma_lms.causal import Causal
+from magma_lms.gptj import GPTJ
+from magma_lms.rotary import turns
+from magma_lms.transformers_lm import Transformers
 from torch import Tensor, nn
 
 from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError, Tokens

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from families import OURS, build
-from magma_lms.causal import Transformers
 from magma_lms.shared_prefix_cache import SharedKeysAndValues, attention, written_out
+from magma_lms.transformers_lm import Transformers
 from torch import Tensor
 
 from magma import Layout

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from magma_prefixes.linear import Linear, Pooled
-from magma_prefixes.mlp import Mlp, Transformer
+from magma_prefixes.linear import Linear
+from magma_prefixes.mlp import Mlp
+from magma_prefixes.pooled import Pooled
+from magma_prefixes.transformer import Transformer
 from torch.nn import functional as F
 
 from magma import Features, PartError, Prefix

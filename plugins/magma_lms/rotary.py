@@ -1,0 +1,52 @@
+"""Rotary position embeddings of GPT-J (Su et al. 2021).
+
+Axes: b batch, t tokens, h heads, r rotary dimension, d width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def turns(positions: int, r: int, device: torch.device) -> Tensor:
+    """Sines and cosines of rotary embeddings [positions, r], r / 2 of each, in float32 (Su et al. 2021)."""
+    speeds = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
+    angles = torch.arange(positions, device=device).float()[:, None] * speeds
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
+    """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
+    if torch.compiler.is_compiling():  # it writes that loop itself
+        even, odd = x[..., 0:r:2], x[..., 1:r:2]
+        pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
+        return torch.cat([pairs.flatten(-2), x[..., r:]], dim=-1)
+    out: Tensor = _Turn.apply(x, sines, cosines, r)
+    return out
+
+
+class _Turn(torch.autograd.Function):
+    """A rotation, whose gradient is rotated back: no part of it is kept, none is summed up from slices."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
+        ctx.save_for_backward(sines, cosines)
+        ctx.r = r
+        return _rotate(x, sines, cosines, r)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        sines, cosines = ctx.saved_tensors
+        return _rotate(gradient, -sines, cosines, ctx.r), None, None, None
+
+
+def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
+    out = torch.empty_like(x)
+    out[..., r:] = x[..., r:]
+    even, odd = x[..., 0:r:2], x[..., 1:r:2]
+    torch.mul(even, cosines, out=out[..., 0:r:2]).addcmul_(odd, sines, value=-1)
+    torch.mul(odd, cosines, out=out[..., 1:r:2]).addcmul_(even, sines)
+    return out
