@@ -10,10 +10,10 @@ from torch import Tensor
 
 from magma import PartError
 
-from .hf_encoder import Tower, TowerConfig
+from .hf_encoder import HFAudioConfig, HFAudioEncoder
 
 
-class Clap(Tower):
+class Clap(HFAudioEncoder):
     """CLAP's audio tower (Wu et al. 2023), unfused: the grid of its last stage, row by row, before the pooling.
 
     A recording that is shorter than the window is repeated until it fills it, so that all features are real. Without
@@ -21,9 +21,9 @@ class Clap(Tower):
     """
 
     name = "clap"
-    types = ("clap", "clap_audio_model")
-    renamed: ClassVar[Mapping[str, str]] = {r"^(clap\.)?audio_model\.": ""}
-    small: ClassVar[Mapping[str, Any]] = {
+    model_types = ("clap", "clap_audio_model")
+    key_mapping: ClassVar[Mapping[str, str]] = {r"^(clap\.)?audio_model\.": ""}
+    check_config: ClassVar[Mapping[str, Any]] = {
         "seconds": 1,
         "side": 128,
         "width": 8,
@@ -31,7 +31,7 @@ class Clap(Tower):
         "heads": (1, 1, 1),
     }
 
-    class Config(TowerConfig):
+    class Config(HFAudioConfig):
         """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
         seconds: int = Field(10, ge=1)
@@ -55,12 +55,12 @@ class Clap(Tower):
     config: Config
 
     @staticmethod
-    def library() -> tuple[Any, Any, Any]:
+    def transformers_classes() -> tuple[Any, Any, Any]:
         from transformers import ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
         return ClapAudioConfig, ClapAudioModel, ClapFeatureExtractor
 
-    def sizes(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {
             "spec_size": self.config.side,
             "patch_embeds_hidden_size": self.config.width,
@@ -70,23 +70,25 @@ class Clap(Tower):
             "window_size": self.config.window,
         }
 
-    def hearing(self) -> dict[str, Any]:
+    def extractor_defaults(self) -> dict[str, Any]:
         seconds = self.config.seconds
         return {"feature_size": self.architecture.num_mel_bins, "max_length_s": seconds, "truncation": "rand_trunc"}
 
-    def measure(self) -> None:
+    def set_limits(self) -> None:
         if self.architecture.enable_fusion:
             raise PartError(f"clap.weights: {self.config.weights} holds a fused model; allowed: an unfused one")
-        self.seconds = self.ears.max_length_s
-        self.least = self.most = self.ears.nb_max_samples // self.ears.hop_length + 1
+        self.seconds = self.feature_extractor.max_length_s
+        self.min_items = self.max_items = self.feature_extractor.nb_max_samples // self.feature_extractor.hop_length + 1
 
-    def extract(self, waveform: Tensor) -> Tensor:
+    def extract_features(self, waveform: Tensor) -> Tensor:
         """[s] to frames [f, m] in decibels. Nothing is cut, so that nothing is random."""
-        found = self.ears(waveform.numpy(), truncation="rand_trunc", sampling_rate=self.rate, return_tensors="pt")
+        found = self.feature_extractor(
+            waveform.numpy(), truncation="rand_trunc", sampling_rate=self.rate, return_tensors="pt"
+        )
         frames: Tensor = found.input_features[0, 0]
         return frames.float()
 
-    def hidden(self, x: Tensor, real: Tensor) -> Tensor:
+    def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """[b, f, m] to [b, n, e]."""
         grid: Tensor = self.tower(x[:, None]).last_hidden_state
         return grid.flatten(2).transpose(1, 2)

@@ -19,43 +19,43 @@ from torch import Tensor, nn
 
 from magma import Features, PartError, Trial, Weights, at_hand, hub_has, is_folder, source_problems
 
-from .waveform import PADDING, AudioConfig, AudioEncoder, recordings_for_trial
+from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 Count = TypeVar("Count", int, Tensor)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-EARS = ("preprocessor_config.json", "processor_config.json")
+FEATURE_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 ALLOWED = "Allowed: a hub name, or a folder in transformers' format (config.json, *.safetensors)"
 
 
-class TowerConfig(AudioConfig):
+class HFAudioConfig(AudioConfig):
     """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
     weights: Weights | None = None
     """A hub name, or a folder with config.json and safetensors."""
 
 
-class Tower(AudioEncoder):
+class HFAudioEncoder(AudioEncoder):
     """What the four share: an audio tower of transformers behind that library's own preparation.
 
     A config.json beside the weights decides the sizes, and a preprocessor_config.json there the preparation. Of a whole
     model's weights (an encoder and a decoder, a tower for sound and one for text) those of the audio tower are loaded.
     """
 
-    types: ClassVar[tuple[str, ...]]
+    model_types: ClassVar[tuple[str, ...]]
     """`model_type` in config.json."""
-    renamed: ClassVar[Mapping[str, str]] = {}
+    key_mapping: ClassVar[Mapping[str, str]] = {}
     """Patterns of names in a whole model's file to what stands there in the tower's own."""
-    steady: ClassVar[Mapping[str, Any]] = {}
+    config_overrides: ClassVar[Mapping[str, Any]] = {}
     """Fields of the library's configuration that no file decides: every batch runs the same modules."""
-    small: ClassVar[Mapping[str, Any]]
+    check_config: ClassVar[Mapping[str, Any]]
     """The fields of a small one, for its `trial`."""
-    least: int
+    min_items: int
     """The shortest item: samples or frames."""
-    most: int
+    max_items: int
     """The longest item."""
-    config: TowerConfig
+    config: HFAudioConfig
 
-    def __init__(self, config: TowerConfig) -> None:
+    def __init__(self, config: HFAudioConfig) -> None:
         """The tower stays on meta, where its output's shape is read, until it gets weights."""
         from huggingface_hub.errors import StrictDataclassError
 
@@ -64,57 +64,57 @@ class Tower(AudioEncoder):
             found = self._config_json()
         try:
             with torch.device("cpu"):
-                fields = self.sizes() if found is None else found
-                self.architecture = self.library()[0].from_dict({**fields, **self.steady})
-                self.ears = self._ears()
-                self.rate = self.ears.sampling_rate
-                self.measure()
+                fields = self.config_fields() if found is None else found
+                self.architecture = self.transformers_classes()[0].from_dict({**fields, **self.config_overrides})
+                self.feature_extractor = self._load_feature_extractor()
+                self.rate = self.feature_extractor.sampling_rate
+                self.set_limits()
             with torch.device("meta"), torch.no_grad():
-                self.tower = self._built()
+                self.tower = self._build_model()
                 _, self.length, self.dim = self(self.stack([self.largest()])).values.shape
         except (StrictDataclassError, ValueError, TypeError, RuntimeError, IndexError) as error:
             raise PartError(f"{self.name}: no tower of these sizes can be built: {_first_line(error)}") from error
 
     @staticmethod
     @abstractmethod
-    def library() -> tuple[Any, Any, Any]:
+    def transformers_classes() -> tuple[Any, Any, Any]:
         """transformers' classes: configuration, tower, feature extractor."""
 
     @abstractmethod
-    def sizes(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         """The config's sizes as fields of the library's configuration."""
 
     @abstractmethod
-    def hearing(self) -> dict[str, Any]:
+    def extractor_defaults(self) -> dict[str, Any]:
         """Fields of the library's feature extractor, where no file has them."""
 
     @abstractmethod
-    def measure(self) -> None:
+    def set_limits(self) -> None:
         """Set `seconds`, `least`, `most` and what else follows from `architecture` and `ears`."""
 
     @abstractmethod
-    def extract(self, waveform: Tensor) -> Tensor:
+    def extract_features(self, waveform: Tensor) -> Tensor:
         """[s] at the encoder's rate to an item."""
 
     @abstractmethod
-    def hidden(self, x: Tensor, real: Tensor) -> Tensor:
+    def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """[b, ...] to [b, n, e] or more behind it; `real` [b, f] or [b, s] says what is no `PADDING`."""
 
-    def counted(self, items: Count) -> Count | None:
+    def num_features(self, items: Count) -> Count | None:
         """How many features items of this many frames or samples have; None: all have `length`."""
         return None
 
-    def ours(self, tower: nn.Module) -> nn.Module:
+    def patch_model(self, tower: nn.Module) -> nn.Module:
         """The library's tower with what has to be put right in it."""
         return tower
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:
         """A second at most."""
-        return Trial(cls.small, *recordings_for_trial(folder, 0.5))
+        return Trial(cls.check_config, *example_recordings(folder, 0.5))
 
     @classmethod
-    def problems(cls, config: TowerConfig) -> list[str]:
+    def problems(cls, config: HFAudioConfig) -> list[str]:
         """A folder that is not there or lacks files, a hub name that cannot be had."""
         source = config.weights
         if source is None:
@@ -127,31 +127,31 @@ class Tower(AudioEncoder):
         Raises `PartError` for a folder without one, and for another kind of model.
         """
         source = self.config.weights
-        where = source and _place(source, "config.json")
+        where = source and _locate(source, "config.json")
         if source is None or (where is None and not is_folder(source)):
             return None
         if where is None:
-            raise PartError(self._absent("config.json"))
-        whole, _ = self._read(self.library()[0].get_config_dict, where)
-        if (kind := whole.get("model_type")) not in self.types:
-            allowed = " or ".join(f'"{name}"' for name in self.types)
+            raise PartError(self._describe_missing_files("config.json"))
+        whole, _ = self._load(self.transformers_classes()[0].get_config_dict, where)
+        if (kind := whole.get("model_type")) not in self.model_types:
+            allowed = " or ".join(f'"{name}"' for name in self.model_types)
             raise PartError(f'{self.name}.weights: {source} holds a model of type "{kind}"; allowed: {allowed}')
         found = dict(whole.get("audio_config", whole))
         for key in ("dtype", "torch_dtype"):  # the tensors themselves say it
             found.pop(key, None)
         return found
 
-    def _ears(self) -> Any:
-        kind = self.library()[2]
-        where = self.config.weights and _place(self.config.weights, *EARS)
-        return self._read(kind.from_pretrained, where) if where else kind(**self.hearing())
+    def _load_feature_extractor(self) -> Any:
+        kind = self.transformers_classes()[2]
+        where = self.config.weights and _locate(self.config.weights, *FEATURE_EXTRACTOR_FILES)
+        return self._load(kind.from_pretrained, where) if where else kind(**self.extractor_defaults())
 
-    def _built(self) -> nn.Module:
-        return self.ours(self.library()[1](copy.deepcopy(self.architecture)))
+    def _build_model(self) -> nn.Module:
+        return self.patch_model(self.transformers_classes()[1](copy.deepcopy(self.architecture)))
 
     def init_weights(self) -> None:
         """Random ones, as the library draws them."""
-        self.tower = self._built().train(self.training)
+        self.tower = self._build_model().train(self.training)
 
     def load_weights(self) -> None:
         """The tower's tensors in the file's own precision. Raises `PartError` where one is missing or left over."""
@@ -159,20 +159,20 @@ class Tower(AudioEncoder):
         if source is None:
             self.init_weights()
             return
-        where = _place(source, *WEIGHTS)
+        where = _locate(source, *WEIGHTS)
         if where is None:
-            raise PartError(self._absent(*WEIGHTS))
-        tower, report = self._read(
-            self.library()[1].from_pretrained,
+            raise PartError(self._describe_missing_files(*WEIGHTS))
+        tower, report = self._load(
+            self.transformers_classes()[1].from_pretrained,
             where,
             config=copy.deepcopy(self.architecture),
             dtype="auto",
-            key_mapping=dict(self.renamed) or None,
+            key_mapping=dict(self.key_mapping) or None,
             ignore_mismatched_sizes=True,  # they are in the report
             output_loading_info=True,
         )
         self._check(tower, report)
-        self.tower = self.ours(tower).train(self.training)
+        self.tower = self.patch_model(tower).train(self.training)
 
     def _check(self, tower: Any, report: Mapping[str, Any]) -> None:
         """Raise `PartError` unless the file had every tensor of the tower, each of its shape, and no more of it."""
@@ -190,13 +190,13 @@ class Tower(AudioEncoder):
                 f"{self.name}.weights: {self.config.weights}: {len(problems)} tensors do not fit the tower:\n{shown}"
             )
 
-    def _absent(self, *any_of: str) -> str:
+    def _describe_missing_files(self, *any_of: str) -> str:
         problems = self.problems(self.config) or [f"weights: {self.config.weights} has no {' or '.join(any_of)}"]
         return f"{self.name}.{problems[0]}. {ALLOWED}"
 
-    def _read(self, load: Callable[..., Any], where: str, **how: Any) -> Any:
+    def _load(self, load: Callable[..., Any], where: str, **how: Any) -> Any:
         try:
-            with _quiet():
+            with _silence_transformers():
                 return load(where, **how)
         except Exception as error:  # safetensors', torch's unpickler's, the hub's client's, the library's own
             given = f"given {self.config.weights!r}, which cannot be read"
@@ -204,36 +204,38 @@ class Tower(AudioEncoder):
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """A recording to [s], or to frames [f, m], as the library's feature extractor does it. `rng` is for `crop`."""
-        return self.extract(self.hear(raw, rng))
+        return self.extract_features(self.load_mono(raw, rng))
 
     def blank(self) -> Tensor:
         """The shortest item, of zeros."""
-        return self._zeros(self.least)
+        return self._zeros(self.min_items)
 
     def largest(self) -> Tensor:
         """The longest item, of zeros."""
-        return self._zeros(self.most)
+        return self._zeros(self.max_items)
 
     def _zeros(self, items: int) -> Tensor:
         return torch.zeros(items, self.architecture.num_mel_bins)
 
     def size(self, prepared: Tensor) -> int:
         """Features of what was heard, none of the padding."""
-        return self.counted(len(prepared)) or self.length
+        return self.num_features(len(prepared)) or self.length
 
     def forward(self, x: Tensor) -> Features:
         """[b, s] or [b, f, m] to features [b, n, e] of the longest recording."""
-        real = (x if x.ndim == 2 else x[..., 0]) != PADDING
-        return Features(self.hidden(x, real)[:, : self.counted(x.shape[1])], self.counted(real.sum(-1)))
+        valid = (x if x.ndim == 2 else x[..., 0]) != PADDING
+        return Features(
+            self.hidden_states(x, valid)[:, : self.num_features(x.shape[1])], self.num_features(valid.sum(-1))
+        )
 
 
-def _filled(x: Tensor, real: Tensor, value: Tensor, frames: int) -> Tensor:
+def pad_frames(x: Tensor, valid: Tensor, value: Tensor, frames: int) -> Tensor:
     """[b, f, m] to [b, frames, m], with `value` [b or 1, 1, m or 1] where nothing is `real`."""
     b, f, m = x.shape
-    return torch.cat([torch.where(real[..., None], x, value), value.expand(b, frames - f, m)], dim=1)
+    return torch.cat([torch.where(valid[..., None], x, value), value.expand(b, frames - f, m)], dim=1)
 
 
-def _place(source: str, *any_of: str) -> str | None:
+def _locate(source: str, *any_of: str) -> str | None:
     """What to read a file from: a folder or the cache's, else the name, where the hub has it; None: it is not there."""
     if found := at_hand(source, *any_of):
         return str(found)
@@ -245,7 +247,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_transformers() -> Iterator[None]:
     """The library reports every tensor of the other towers; what matters is checked here."""
     from transformers.utils import logging
 

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .hf_encoder import Count, Tower, TowerConfig
+from .hf_encoder import Count, HFAudioConfig, HFAudioEncoder
 from .waveform import PADDING
 
 
-class Wav2Vec2(Tower):
+class Wav2Vec2(HFAudioEncoder):
     """wav2vec 2.0 (Baevski et al. 2020): last hidden states, 49 a second, of recordings of any length up to `seconds`.
 
     Padding is heard by nobody, neither by the convolutions' normalisation nor by attention: a recording's features are
@@ -22,16 +22,16 @@ class Wav2Vec2(Tower):
     """
 
     name = "wav2vec2"
-    types = ("wav2vec2",)
-    steady: ClassVar[Mapping[str, Any]] = {
+    model_types = ("wav2vec2",)
+    config_overrides: ClassVar[Mapping[str, Any]] = {
         "layerdrop": 0.0,
         "mask_time_prob": 0.0,  # with it goes a parameter that nothing else reads
         "mask_feature_prob": 0.0,
         "add_adapter": False,
     }
-    small: ClassVar[Mapping[str, Any]] = {"seconds": 0.6, "channels": 16, "width": 32, "layers": 1, "heads": 2}
+    check_config: ClassVar[Mapping[str, Any]] = {"seconds": 0.6, "channels": 16, "width": 32, "layers": 1, "heads": 2}
 
-    class Config(TowerConfig):
+    class Config(HFAudioConfig):
         """Sizes other than `seconds` count where there is no config.json at hand."""
 
         seconds: float = Field(30.0, gt=0)
@@ -45,12 +45,12 @@ class Wav2Vec2(Tower):
     config: Config
 
     @staticmethod
-    def library() -> tuple[Any, Any, Any]:
+    def transformers_classes() -> tuple[Any, Any, Any]:
         from transformers import Wav2Vec2Config, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
         return Wav2Vec2Config, Wav2Vec2Model, Wav2Vec2FeatureExtractor
 
-    def sizes(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {
             "conv_dim": [self.config.channels] * 7,
             "hidden_size": self.config.width,
@@ -59,15 +59,15 @@ class Wav2Vec2(Tower):
             "intermediate_size": 4 * self.config.width,
         }
 
-    def hearing(self) -> dict[str, Any]:
+    def extractor_defaults(self) -> dict[str, Any]:
         return {}
 
-    def measure(self) -> None:
+    def set_limits(self) -> None:
         self.seconds = self.config.seconds
-        self.least = 1
+        self.min_items = 1
         for kernel, stride in reversed(self._convolutions()):
-            self.least = (self.least - 1) * stride + kernel
-        self.most = max(self.least, self.longest(self.rate))
+            self.min_items = (self.min_items - 1) * stride + kernel
+        self.max_items = max(self.min_items, self.max_samples(self.rate))
 
     def _convolutions(self) -> list[tuple[int, int]]:
         return list(zip(self.architecture.conv_kernel, self.architecture.conv_stride, strict=True))
@@ -75,50 +75,52 @@ class Wav2Vec2(Tower):
     def _zeros(self, items: int) -> Tensor:
         return torch.zeros(items)
 
-    def extract(self, waveform: Tensor) -> Tensor:
+    def extract_features(self, waveform: Tensor) -> Tensor:
         """[s] to mean 0 and variance 1; one that is shorter than a feature's reach gets zeros behind."""
-        heard: Tensor = self.ears(waveform.numpy(), sampling_rate=self.rate, return_tensors="pt").input_values[0]
-        return F.pad(heard, (0, max(0, self.least - len(heard))))
+        heard: Tensor = self.feature_extractor(
+            waveform.numpy(), sampling_rate=self.rate, return_tensors="pt"
+        ).input_values[0]
+        return F.pad(heard, (0, max(0, self.min_items - len(heard))))
 
-    def counted(self, items: Count) -> Count:
+    def num_features(self, items: Count) -> Count:
         """What the convolutions leave."""
         for kernel, stride in self._convolutions():
             items = (items - kernel) // stride + 1
         return items
 
-    def ours(self, tower: nn.Module) -> nn.Module:
-        tower.feature_extractor = Convolutions(tower.feature_extractor)
+    def patch_model(self, tower: nn.Module) -> nn.Module:
+        tower.feature_extractor = MaskedConvolutions(tower.feature_extractor)
         return tower
 
-    def hidden(self, x: Tensor, real: Tensor) -> Tensor:
+    def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """[b, s] to [b, n, e]."""
-        mask = None if x.is_meta else real.long()  # the library looks at its values
+        mask = None if x.is_meta else valid.long()  # the library looks at its values
         values: Tensor = self.tower(x, attention_mask=mask).last_hidden_state
         return values
 
 
-class Convolutions(nn.Module):
+class MaskedConvolutions(nn.Module):
     """wav2vec 2.0's convolutions, under their names, for recordings that `PADDING` follows.
 
     None of them looks beyond its input's ends, so that a feature of the recording reads the recording alone; but a
     normalisation over time would count the padding.
     """
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.conv_layers = theirs.conv_layers
-        self.over_time = isinstance(getattr(theirs.conv_layers[0], "layer_norm", None), nn.GroupNorm)
+        self.conv_layers = original.conv_layers
+        self.over_time = isinstance(getattr(original.conv_layers[0], "layer_norm", None), nn.GroupNorm)
         if self.over_time:
-            theirs.conv_layers[0].layer_norm = TimeNorm(theirs.conv_layers[0].layer_norm)
+            original.conv_layers[0].layer_norm = MaskedGroupNorm(original.conv_layers[0].layer_norm)
 
     def forward(self, x: Tensor) -> Tensor:
         """[b, s] to [b, c, n], c channels."""
-        real = x != PADDING
-        h = x.masked_fill(~real, 0)[:, None]
+        valid = x != PADDING
+        h = x.masked_fill(~valid, 0)[:, None]
         first: Any = self.conv_layers[0]
         if self.over_time:
             (kernel,), (stride,) = first.conv.kernel_size, first.conv.stride
-            h = first.activation(first.layer_norm(first.conv(h), (real.sum(-1) - kernel) // stride + 1))
+            h = first.activation(first.layer_norm(first.conv(h), (valid.sum(-1) - kernel) // stride + 1))
         else:
             h = first(h)
         for layer in self.conv_layers[1:]:
@@ -127,20 +129,20 @@ class Convolutions(nn.Module):
         return out
 
 
-class TimeNorm(nn.Module):
+class MaskedGroupNorm(nn.Module):
     """A GroupNorm of one channel a group, under its names: mean 0 and variance 1 over the real steps."""
 
-    def __init__(self, theirs: nn.GroupNorm) -> None:
+    def __init__(self, original: nn.GroupNorm) -> None:
         super().__init__()
-        assert theirs.num_groups == theirs.num_channels, "each channel on its own"
-        self.weight, self.bias, self.eps = theirs.weight, theirs.bias, theirs.eps
+        assert original.num_groups == original.num_channels, "each channel on its own"
+        self.weight, self.bias, self.eps = original.weight, original.bias, original.eps
 
     def forward(self, h: Tensor, steps: Tensor) -> Tensor:
         """[b, c, n], of which `steps` [b] are real; in float32, as torch's own."""
-        real = (torch.arange(h.shape[-1], device=h.device) < steps[:, None])[:, None]
+        valid = (torch.arange(h.shape[-1], device=h.device) < steps[:, None])[:, None]
         count = steps[:, None, None]
         wide = h.float()
-        centred = (wide - (wide * real).sum(-1, keepdim=True) / count) * real
+        centred = (wide - (wide * valid).sum(-1, keepdim=True) / count) * valid
         scale = (centred.square().sum(-1, keepdim=True) / count + self.eps).rsqrt() * self.weight[:, None]
         out: Tensor = (centred * scale + self.bias[:, None]).to(h.dtype)
         return out

@@ -49,11 +49,11 @@ class AudioEncoder(Encoder):
         """A path with an audio file's suffix, the bytes of one, or a pair of a waveform and its rate."""
         return looks_like_audio(raw)
 
-    def longest(self, rate: int) -> int:
+    def max_samples(self, rate: int) -> int:
         """Samples of the longest recording at a rate."""
         return int(self.seconds * rate)
 
-    def hear(self, raw: Any, rng: random.Random | None = None) -> Tensor:
+    def load_mono(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """A recording to one channel [s] at the encoder's rate; `rng` is for `crop`.
 
         Raises `InputError` that names the recording.
@@ -61,7 +61,7 @@ class AudioEncoder(Encoder):
         import torchaudio.functional as audio
 
         recording = open_recording(raw)
-        count, start = min(recording.length, self.longest(recording.rate)), 0
+        count, start = min(recording.length, self.max_samples(recording.rate)), 0
         cropped = count < recording.length
         if cropped and self.config.crop == "none":
             raise InputError(
@@ -70,7 +70,7 @@ class AudioEncoder(Encoder):
             )
         if self.config.crop == "random" and cropped and rng is not None:
             start = rng.randint(0, recording.length - count)
-        mono = _averaged(recording.name, recording.read(start, count))
+        mono = _average_channels(recording.name, recording.read(start, count))
         if not cropped and float(mono.abs().max()) <= SILENCE:  # a part may be a pause
             raise InputError(f"{recording.name}: it is silent")
         if recording.rate == self.rate:
@@ -87,7 +87,7 @@ class AudioEncoder(Encoder):
         """The shortest item."""
 
 
-def _averaged(name: str, channels: Tensor) -> Tensor:
+def _average_channels(name: str, channels: Tensor) -> Tensor:
     """[c, s] to [s]. Raises `InputError` where that leaves nothing of what the channels hold."""
     mono = channels.mean(0)
     if not len(mono):
@@ -106,7 +106,7 @@ def _averaged(name: str, channels: Tensor) -> Tensor:
     return mono
 
 
-def recordings_for_trial(folder: Path, seconds: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def example_recordings(folder: Path, seconds: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """What an encoder of at least `seconds` accepts, and what it refuses: for its `trial`."""
     import soundfile
 

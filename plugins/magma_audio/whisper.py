@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from .hf_encoder import Count, Tower, TowerConfig, _filled
+from .hf_encoder import Count, HFAudioConfig, HFAudioEncoder, pad_frames
 
 
-class Whisper(Tower):
+class Whisper(HFAudioEncoder):
     """Whisper's encoder (Radford et al. 2022): hidden states, 50 a second, of the part that a recording fills.
 
     The encoder reads 30 seconds, silence behind the recording, as it was trained: what is in a batch changes nothing.
@@ -19,12 +19,12 @@ class Whisper(Tower):
     """
 
     name = "whisper"
-    types = ("whisper",)
-    renamed: ClassVar[Mapping[str, str]] = {r"^(model\.)?encoder\.": ""}
-    steady: ClassVar[Mapping[str, Any]] = {"encoder_layerdrop": 0.0}
-    small: ClassVar[Mapping[str, Any]] = {"seconds": 1, "bands": 16, "width": 16, "layers": 1, "heads": 2}
+    model_types = ("whisper",)
+    key_mapping: ClassVar[Mapping[str, str]] = {r"^(model\.)?encoder\.": ""}
+    config_overrides: ClassVar[Mapping[str, Any]] = {"encoder_layerdrop": 0.0}
+    check_config: ClassVar[Mapping[str, Any]] = {"seconds": 1, "bands": 16, "width": 16, "layers": 1, "heads": 2}
 
-    class Config(TowerConfig):
+    class Config(HFAudioConfig):
         """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
         seconds: int = Field(30, ge=1)
@@ -35,17 +35,17 @@ class Whisper(Tower):
         heads: int = Field(12, ge=1)
 
     config: Config
-    behind: int
+    trailing_frames: int
     """Frames of an item behind its recording's end: the last of them hears nothing of it, and so do all that follow."""
 
     @staticmethod
-    def library() -> tuple[Any, Any, Any]:
+    def transformers_classes() -> tuple[Any, Any, Any]:
         from transformers import WhisperConfig, WhisperFeatureExtractor
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         return WhisperConfig, WhisperEncoder, WhisperFeatureExtractor
 
-    def sizes(self) -> dict[str, Any]:
+    def config_fields(self) -> dict[str, Any]:
         return {
             "max_source_positions": 50 * self.config.seconds,
             "num_mel_bins": self.config.bands,
@@ -55,46 +55,46 @@ class Whisper(Tower):
             "encoder_ffn_dim": 4 * self.config.width,
         }
 
-    def hearing(self) -> dict[str, Any]:
+    def extractor_defaults(self) -> dict[str, Any]:
         found = self.architecture
         return {"feature_size": found.num_mel_bins, "chunk_length": found.max_source_positions // 50}
 
-    def measure(self) -> None:
-        self.seconds, self.most = self.ears.chunk_length, self.ears.nb_max_frames
-        self.behind = 1 + -(-(self.ears.n_fft // 2) // self.ears.hop_length)
-        self.least = 1 + self.behind
+    def set_limits(self) -> None:
+        self.seconds, self.max_items = self.feature_extractor.chunk_length, self.feature_extractor.nb_max_frames
+        self.trailing_frames = 1 + -(-(self.feature_extractor.n_fft // 2) // self.feature_extractor.hop_length)
+        self.min_items = 1 + self.trailing_frames
 
-    def extract(self, waveform: Tensor) -> Tensor:
+    def extract_features(self, waveform: Tensor) -> Tensor:
         """[s] to frames [f, m], 100 a second; those that hear silence alone are left to `forward`, but for one."""
-        found = self.ears(waveform.numpy(), sampling_rate=self.rate, return_tensors="pt")
+        found = self.feature_extractor(waveform.numpy(), sampling_rate=self.rate, return_tensors="pt")
         frames: Tensor = found.input_features[0].T
-        return frames[: -(-len(waveform) // self.ears.hop_length) + self.behind].contiguous()
+        return frames[: -(-len(waveform) // self.feature_extractor.hop_length) + self.trailing_frames].contiguous()
 
-    def counted(self, items: Count) -> Count:
+    def num_features(self, items: Count) -> Count:
         """Half the frames; an item that fills the window is all recording."""
-        return (items - self.behind * (items < self.most) + 1) // 2
+        return (items - self.trailing_frames * (items < self.max_items) + 1) // 2
 
-    def ours(self, tower: nn.Module) -> nn.Module:
-        tower.embed_positions = Table(tower.embed_positions)
+    def patch_model(self, tower: nn.Module) -> nn.Module:
+        tower.embed_positions = FrozenEmbedding(tower.embed_positions)
         return tower
 
-    def hidden(self, x: Tensor, real: Tensor) -> Tensor:
+    def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """[b, f, m] to [b, 1500, e]."""
-        last = (real.sum(-1) - 1)[:, None, None].expand(-1, 1, x.shape[-1])
-        frames = _filled(x, real, x.gather(1, last), self.most)
+        last = (valid.sum(-1) - 1)[:, None, None].expand(-1, 1, x.shape[-1])
+        frames = pad_frames(x, valid, x.gather(1, last), self.max_items)
         values: Tensor = self.tower(frames.transpose(1, 2)).last_hidden_state
         return values
 
 
-class Table(nn.Module):
+class FrozenEmbedding(nn.Module):
     """Whisper's embedding of positions, under its name: nothing trains it, and a checkpoint holds it as it was."""
 
     weight: Tensor
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.num_embeddings = theirs.num_embeddings
-        self.register_buffer("weight", theirs.weight.detach())
+        self.num_embeddings = original.num_embeddings
+        self.register_buffer("weight", original.weight.detach())
 
     def forward(self, positions: Tensor) -> Tensor:
         """[n] to [n, e]."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from magma_audio.ast import Ast
 from magma_audio.clap import Clap
-from magma_audio.hf_encoder import Tower
+from magma_audio.hf_encoder import HFAudioEncoder
 from magma_audio.wav2vec2 import Wav2Vec2
 from magma_audio.whisper import Whisper
 from safetensors.torch import load_file, save_file
@@ -25,7 +25,7 @@ from transformers.utils import logging
 import magma
 from magma import Example, InputError, Media, PartError, Text
 
-PARTS: list[type[Tower]] = [Whisper, Wav2Vec2, Ast, Clap]
+PARTS: list[type[HFAudioEncoder]] = [Whisper, Wav2Vec2, Ast, Clap]
 every = pytest.mark.parametrize("part", PARTS, ids=lambda part: part.name)
 DRAW = np.random.default_rng(0)
 
@@ -44,25 +44,25 @@ def noise(samples: int, loud: float = 0.3) -> np.ndarray:
     return (loud * DRAW.standard_normal(samples)).astype(np.float32)
 
 
-def tower(part: type[Tower], **fields: Any) -> Any:
+def tower(part: type[HFAudioEncoder], **fields: Any) -> Any:
     torch.manual_seed(0)
     return part.build(**fields).eval()
 
 
-def small(part: type[Tower], **fields: Any) -> Any:
+def small(part: type[HFAudioEncoder], **fields: Any) -> Any:
     return tower(part, **{**part.small, **fields})
 
 
-def heard(part: type[Tower], wave: np.ndarray, rate: int, **fields: Any) -> Tensor:
+def heard(part: type[HFAudioEncoder], wave: np.ndarray, rate: int, **fields: Any) -> Tensor:
     """What the library's own feature extractor makes of a recording."""
-    kind = part.library()[2]
+    kind = part.transformers_classes()[2]
     found = kind(**fields)(wave, sampling_rate=rate, return_tensors="pt")
     values: Tensor = found["input_features" if "input_features" in found else "input_values"][0]
     return values
 
 
 @cache
-def on_meta(part: type[Tower]) -> Any:
+def on_meta(part: type[HFAudioEncoder]) -> Any:
     """Of the published sizes."""
     with torch.device("meta"):
         return part(part.Config())  # type: ignore[call-arg]
@@ -112,7 +112,7 @@ def test_clap_hears_as_its_library_does(samples: int) -> None:
 
 
 @every
-def test_other_rates_and_channels_are_brought_to_the_towers_own(part: type[Tower]) -> None:
+def test_other_rates_and_channels_are_brought_to_the_towers_own(part: type[HFAudioEncoder]) -> None:
     from torchaudio.functional import resample
 
     encoder = small(part)
@@ -123,7 +123,7 @@ def test_other_rates_and_channels_are_brought_to_the_towers_own(part: type[Tower
 
 
 @every
-def test_too_long_is_said_and_a_sample_is_enough(part: type[Tower]) -> None:
+def test_too_long_is_said_and_a_sample_is_enough(part: type[HFAudioEncoder]) -> None:
     encoder = small(part)
     with pytest.raises(InputError, match=r"a waveform: it lasts 2 s; allowed: at most [0-9.]+ s, or crop = "):
         encoder.prepare((noise(16000), 8000))
@@ -134,7 +134,7 @@ def test_too_long_is_said_and_a_sample_is_enough(part: type[Tower]) -> None:
 
 def test_a_preprocessor_beside_the_weights_decides(tmp_path: Path) -> None:
     folder = saved("ast", tmp_path)[1]
-    Ast.library()[2](**HEARING["ast"], mean=-1.0, std=2.0).save_pretrained(folder)
+    Ast.transformers_classes()[2](**HEARING["ast"], mean=-1.0, std=2.0).save_pretrained(folder)
     wave = noise(8000)
     item = Ast(Ast.Config(weights=str(folder))).prepare((wave, 16000))
     expected = heard(Ast, wave, 16000, **HEARING["ast"], mean=-1.0, std=2.0)
@@ -208,10 +208,10 @@ def saved(kind: str, folder: Path) -> tuple[Any, Path]:
 
 
 def preprocessor(kind: str, folder: Path) -> None:
-    of(kind).library()[2](**HEARING[kind]).save_pretrained(folder)
+    of(kind).transformers_classes()[2](**HEARING[kind]).save_pretrained(folder)
 
 
-def theirs(kind: str, model: Any, wave: np.ndarray) -> Tensor:
+def original(kind: str, model: Any, wave: np.ndarray) -> Tensor:
     """The library's hidden states [n, e] of a recording at the tower's rate, padded as it pads."""
     with torch.no_grad():
         if kind.startswith("whisper"):
@@ -237,7 +237,7 @@ def theirs(kind: str, model: Any, wave: np.ndarray) -> Tensor:
 KINDS = ["whisper", "whisper for text", "wav2vec2", "wav2vec2 layer norm", "ast", "clap"]
 
 
-def of(kind: str) -> type[Tower]:
+def of(kind: str) -> type[HFAudioEncoder]:
     return next(part for part in PARTS if kind.startswith(part.name))
 
 
@@ -250,7 +250,7 @@ def test_hidden_states_are_the_whole_models_and_padding_changes_nothing(kind: st
     with torch.no_grad():
         features = encoder(encoder.stack(items))
     for row, (wave, item) in enumerate(zip(waves, items, strict=True)):
-        expected = theirs(kind, model, wave)
+        expected = original(kind, model, wave)
         n = encoder.size(item)
         assert features.lengths is None or int(features.lengths[row]) == n
         assert features.values.shape[1:] == (max(map(encoder.size, items)), expected.shape[1])
@@ -285,7 +285,7 @@ def test_gradients_of_a_recording_know_no_padding(kind: str, tmp_path: Path) -> 
 
 
 @every
-def test_every_step_runs_the_same_modules_in_training(part: type[Tower]) -> None:
+def test_every_step_runs_the_same_modules_in_training(part: type[HFAudioEncoder]) -> None:
     encoder = small(part).train()
     x = encoder.stack([encoder.prepare((noise(4000), 16000)) for _ in range(2)])
     for _ in range(4):
@@ -295,16 +295,16 @@ def test_every_step_runs_the_same_modules_in_training(part: type[Tower]) -> None
 
 
 @every
-def test_towers_accept_crop_and_refuse_what_every_audio_encoder_does(part: type[Tower]) -> None:
+def test_towers_accept_crop_and_refuse_what_every_audio_encoder_does(part: type[HFAudioEncoder]) -> None:
     plain, cropping = small(part), small(part, crop="random")
     long = noise(24_000)
     with pytest.raises(InputError, match=rf"a waveform: it lasts 3 s; allowed: at most {plain.seconds:g} s, or crop"):
         plain.prepare((long, 8000), random.Random(0))
-    first = plain.prepare((long[: plain.longest(8000)], 8000))
+    first = plain.prepare((long[: plain.max_samples(8000)], 8000))
     assert torch.equal(cropping.prepare((long, 8000)), first)
     drawn = cropping.prepare((long, 8000), random.Random(0))
-    start = random.Random(0).randint(0, 24_000 - plain.longest(8000))
-    assert torch.equal(drawn, plain.prepare((long[start:][: plain.longest(8000)], 8000)))
+    start = random.Random(0).randint(0, 24_000 - plain.max_samples(8000))
+    assert torch.equal(drawn, plain.prepare((long[start:][: plain.max_samples(8000)], 8000)))
     assert not torch.equal(drawn, first)
     assert cropping.size(drawn) == cropping.length
     for bad in ((long[:0], 8000), (long, float("nan")), (np.stack([long, -long]), 8000), (long * np.nan, 8000)):
@@ -328,9 +328,11 @@ def test_towers_accept_crop_and_refuse_what_every_audio_encoder_does(part: type[
     ],
     ids=lambda value: getattr(value, "name", ""),
 )  # fmt: skip
-def test_the_published_sizes(part: type[Tower], fields: dict[str, Any], length: int, dim: int, rate: int) -> None:
+def test_the_published_sizes(
+    part: type[HFAudioEncoder], fields: dict[str, Any], length: int, dim: int, rate: int
+) -> None:
     encoder = on_meta(part)
-    config, model, _ = part.library()
+    config, model, _ = part.transformers_classes()
     with torch.device("meta"):
         expected = model(config(**fields))
     assert {name: t.shape for name, t in encoder.tower.state_dict().items()} == {
@@ -421,7 +423,7 @@ def test_tensors_that_do_not_fit_are_named(kind: str, tmp_path: Path) -> None:
 
 
 @every
-def test_a_folder_that_does_not_do_is_explained(part: type[Tower], tmp_path: Path) -> None:
+def test_a_folder_that_does_not_do_is_explained(part: type[HFAudioEncoder], tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     assert part.problems(part.Config(weights=gone)) == [f"weights: given {gone!r}, which is no folder"]
     with pytest.raises(
@@ -450,7 +452,7 @@ def test_a_folder_that_does_not_do_is_explained(part: type[Tower], tmp_path: Pat
 
 @every
 def test_a_hub_name_that_cannot_be_had_is_told_and_sizes_stand_in(
-    part: type[Tower], monkeypatch: pytest.MonkeyPatch
+    part: type[HFAudioEncoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("magma.hub.ask_hub", lambda name: f"no {name}")
     config = part.Config(weights="no/such", **part.small)
@@ -493,7 +495,7 @@ def test_sizes_that_do_not_fit_are_explained(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trainable", [False, True])
 @every
-def test_a_language_model_learns_from_a_tower(part: type[Tower], trainable: bool) -> None:
+def test_a_language_model_learns_from_a_tower(part: type[HFAudioEncoder], trainable: bool) -> None:
     table = {"encoder": {"use": part.name, **part.small}, "prefix": {"use": "linear"}, "trainable": trainable}
     recipe = {"name": "hearing", "lm": {"use": "gptj", "weights": "bundled:tiny"}, "inputs": {"audio": table}}
     model = magma.assemble(recipe)
@@ -519,7 +521,7 @@ def test_a_language_model_learns_from_a_tower(part: type[Tower], trainable: bool
 
 
 @every
-def test_a_tower_is_planned_without_its_weights(part: type[Tower], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tower_is_planned_without_its_weights(part: type[HFAudioEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
     from magma.plan import plan
     from magma.recipe import Recipe
 

@@ -48,7 +48,7 @@ def test_files_of_every_kind_are_heard_alike(
 ) -> None:
     path = written(tmp_path, kind, rate, channels, subtype)
     assert encoder().accepts(path.read_bytes())
-    heard = encoder().hear(path)
+    heard = encoder().load_mono(path)
     expected = torch.from_numpy(tone(8000))
     assert heard.shape == expected.shape
     inside = slice(200, -200)  # a resampler's and a codec's edges
@@ -57,16 +57,16 @@ def test_files_of_every_kind_are_heard_alike(
 
 def test_mp3_bytes_and_waveforms_are_heard(tmp_path: Path) -> None:
     path = written(tmp_path, "mp3", 44100, 2)
-    one, other = encoder().hear(path), encoder().hear(path.read_bytes())
+    one, other = encoder().load_mono(path), encoder().load_mono(path.read_bytes())
     assert torch.equal(one, other)
     assert encoder().accepts(path.read_bytes())
     for image in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", b"text"):
         assert not encoder().accepts(image)  # it would be another input's
     plain = torch.from_numpy(tone())
-    assert torch.equal(encoder().hear((plain, 8000)), plain)
-    assert torch.equal(encoder().hear((torch.stack([plain, -plain, plain]), 8000)), plain / 3)
+    assert torch.equal(encoder().load_mono((plain, 8000)), plain)
+    assert torch.equal(encoder().load_mono((torch.stack([plain, -plain, plain]), 8000)), plain / 3)
     whole = (plain * 32768).round().to(torch.int16)
-    assert torch.allclose(encoder().hear((whole.numpy(), 8000)), plain, atol=1e-4)
+    assert torch.allclose(encoder().load_mono((whole.numpy(), 8000)), plain, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_sample_rates_that_are_none_are_refused(rate: Any) -> None:
 
 @pytest.mark.parametrize("rate", [8000.0, np.int16(8000), np.float32(8000), np.array(8000), torch.tensor(8000)])
 def test_sample_rates_may_be_numbers_of_any_library(rate: Any) -> None:
-    assert torch.equal(encoder().hear((tone(), rate)), torch.from_numpy(tone()))
+    assert torch.equal(encoder().load_mono((tone(), rate)), torch.from_numpy(tone()))
 
 
 def test_arrays_of_any_memory_layout_are_heard_alike(tmp_path: Path) -> None:
@@ -122,22 +122,22 @@ def test_arrays_of_any_memory_layout_are_heard_alike(tmp_path: Path) -> None:
     frozen.flags.writeable = False
     same = [wave[::-1].copy()[::-1], np.repeat(wave, 3)[::3], wave.astype(">f4"), wave.astype(np.longdouble), frozen]
     for form in [*same, np.stack([wave, wave], axis=1).T, torch.from_numpy(wave).requires_grad_()]:
-        assert torch.equal(encoder().hear((form, 8000)), torch.from_numpy(wave))
+        assert torch.equal(encoder().load_mono((form, 8000)), torch.from_numpy(wave))
     soundfile.write(tmp_path / "whole.wav", whole, 8000, subtype="PCM_16")
-    expected = encoder().hear(tmp_path / "whole.wav")
+    expected = encoder().load_mono(tmp_path / "whole.wav")
     for form in (
         whole,
         whole.astype(">i2"),
         whole.astype(np.int32) << 16,
         (whole.astype(np.int32) + 32768).astype("u2"),
     ):
-        assert torch.equal(encoder().hear((form, 8000)), expected)
+        assert torch.equal(encoder().load_mono((form, 8000)), expected)
     soundfile.write(tmp_path / "bytes.wav", wave, 8000, subtype="PCM_U8")
     with wave_module.open(str(tmp_path / "bytes.wav")) as file:  # 8 bits are unsigned in WAV files
         coarse = np.frombuffer(file.readframes(len(wave)), np.uint8)
-    expected = encoder().hear(tmp_path / "bytes.wav")
-    assert torch.equal(encoder().hear((coarse, 8000)), expected)
-    assert torch.equal(encoder().hear(((coarse ^ 128).view(np.int8), 8000)), expected)
+    expected = encoder().load_mono(tmp_path / "bytes.wav")
+    assert torch.equal(encoder().load_mono((coarse, 8000)), expected)
+    assert torch.equal(encoder().load_mono(((coarse ^ 128).view(np.int8), 8000)), expected)
     assert (expected - torch.from_numpy(wave)).abs().max() < 0.01
 
 
@@ -191,10 +191,10 @@ def test_channels_that_cancel_each_other_are_reported(tmp_path: Path) -> None:
         encoder().prepare(tmp_path / "inverted.wav")
     with pytest.raises(InputError, match=r"a waveform: its 2 channels cancel .* has 0\.50% of their level"):
         encoder().prepare((np.stack([1.01 * wave, -0.99995 * wave]), 8000))
-    one_sided = encoder().hear((np.stack([wave, 0 * wave]), 8000))
+    one_sided = encoder().load_mono((np.stack([wave, 0 * wave]), 8000))
     assert torch.equal(one_sided, torch.from_numpy(wave / 2))
     wide = np.stack([wave, -0.9 * wave])  # an average 26 dB below the channels is still what they hold
-    assert torch.allclose(encoder().hear((wide, 8000)), torch.from_numpy(0.05 * wave), atol=1e-6)
+    assert torch.allclose(encoder().load_mono((wide, 8000)), torch.from_numpy(0.05 * wave), atol=1e-6)
     with pytest.raises(InputError, match="it is silent"):
         encoder().prepare((np.stack([0 * wave, 0 * wave]), 8000))
 
@@ -212,12 +212,12 @@ def test_recordings_that_are_too_long_are_cropped_where_the_config_says_so(tmp_p
         with pytest.raises(InputError, match=r"it lasts 2\.5 s; allowed: at most 1 s, or crop"):
             encoder(seconds=1.0).prepare(raw, random.Random(0))
         first = torch.from_numpy(ramp[:8000])
-        assert torch.equal(encoder(seconds=1.0, crop="start").hear(raw, random.Random(0)), first)
+        assert torch.equal(encoder(seconds=1.0, crop="start").load_mono(raw, random.Random(0)), first)
         part = encoder(seconds=1.0, crop="random")
-        assert torch.equal(part.hear(raw), first)  # evaluation draws nothing
+        assert torch.equal(part.load_mono(raw), first)  # evaluation draws nothing
         starts = []
         for seed in range(20):
-            heard = part.hear(raw, random.Random(seed))
+            heard = part.load_mono(raw, random.Random(seed))
             start = round(float(heard[0]) * 32768)
             assert torch.equal(heard, torch.from_numpy(ramp[start : start + 8000]))
             starts.append(start)
