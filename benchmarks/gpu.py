@@ -70,8 +70,8 @@ def build(work: Work) -> Magma:
                     p.fill_(float(name == "weight"))
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
-        turns: Any = model.lm.model.transformer.turns
-        turns.copy_(create_sinusoidal_positions(*turns.shape))
+        table: Any = model.lm.model.transformer.rope_table
+        table.copy_(create_sinusoidal_positions(*table.shape))
     return model.train()
 
 

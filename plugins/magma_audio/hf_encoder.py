@@ -90,7 +90,7 @@ class HFAudioEncoder(AudioEncoder):
 
     @abstractmethod
     def set_limits(self) -> None:
-        """Set `seconds`, `least`, `most` and what else follows from `architecture` and `ears`."""
+        """Set `seconds`, `min_items`, `max_items` and what else follows from `architecture` and `feature_extractor`."""
 
     @abstractmethod
     def extract_features(self, waveform: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ class HFAudioEncoder(AudioEncoder):
 
     @abstractmethod
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[b, ...] to [b, n, e] or more behind it; `real` [b, f] or [b, s] says what is no `PADDING`."""
+        """[b, ...] to [b, n, e] or more behind it; `valid` [b, f] or [b, s] says what is no `PADDING`."""
 
     def num_features(self, items: Count) -> Count | None:
         """How many features items of this many frames or samples have; None: all have `length`."""
@@ -230,7 +230,7 @@ class HFAudioEncoder(AudioEncoder):
 
 
 def pad_frames(x: Tensor, valid: Tensor, value: Tensor, frames: int) -> Tensor:
-    """[b, f, m] to [b, frames, m], with `value` [b or 1, 1, m or 1] where nothing is `real`."""
+    """[b, f, m] to [b, frames, m], with `value` [b or 1, 1, m or 1] where nothing is `valid`."""
     b, f, m = x.shape
     return torch.cat([torch.where(valid[..., None], x, value), value.expand(b, frames - f, m)], dim=1)
 

@@ -150,7 +150,7 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[b, n, e]; `real` [b, n] says what is no padding."""
+        """[b, n, e]; `valid` [b, n] says what is no padding."""
         b, n, e = x.shape
         three = self.qkv(self.ln_1(x)).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
         queries, keys, values = three

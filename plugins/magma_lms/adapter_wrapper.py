@@ -12,7 +12,7 @@ from magma import Adapter, Place
 from .families import Family
 
 
-class Adapted(nn.Module):
+class AdapterWrapper(nn.Module):
     """A sublayer with an adapter around it.
 
     The adapter sees hidden states [b, t, d] in and out; masks, positions, caches and whatever else the sublayer
@@ -59,18 +59,18 @@ class FeedForward(nn.Module):
         return out
 
 
-def wrap(block: nn.Module, family: Family, place: Place, adapter: Adapter) -> Callable[[], None]:
+def wrap_sublayer(block: nn.Module, family: Family, place: Place, adapter: Adapter) -> Callable[[], None]:
     """Put an adapter around a block's sublayer; returns what undoes it."""
     path = family.attention if place == "attention" else family.mlp
     names: tuple[str, ...]
     if path == "fc1-activation-fc2":
         names = ("fc1", "activation_fn", "fc2")
         parts = [block.get_submodule(name) for name in names]
-        replacements = [Adapted(FeedForward(*parts), adapter), nn.Identity(), nn.Identity()]
+        replacements = [AdapterWrapper(FeedForward(*parts), adapter), nn.Identity(), nn.Identity()]
     else:
         names = (path,)
         parts = [block.get_submodule(path)]
-        replacements = [Adapted(parts[0], adapter)]
+        replacements = [AdapterWrapper(parts[0], adapter)]
 
     def put(modules: list[Any]) -> None:
         for name, module in zip(names, modules, strict=True):

@@ -8,13 +8,13 @@ from torch import Tensor
 from magma import Layout
 
 
-def real(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+def padding_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
     """Which columns are no padding [b, p + t]."""
     valid = torch.arange(embeddings.shape[1], device=embeddings.device) < layout.lengths[:, None]
     return valid if past is None else torch.cat([past, valid], dim=-1)
 
 
-def visible(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+def attention_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
     """Which columns each position sees [b, t, p + t]: causal, no padding, own segment alone.
 
     Padding sees itself, so that no row is empty.
@@ -28,6 +28,6 @@ def visible(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
     return seen if past is None else torch.cat([past[:, None].expand(-1, t, -1), seen], dim=-1)
 
 
-def as_bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+def to_additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention's scores: nothing where a column is seen."""
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)

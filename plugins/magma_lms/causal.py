@@ -12,13 +12,13 @@ from pydantic import model_validator
 
 from magma import PartConfig, PartError, Trial, Weights, did_you_mean
 
-from . import weights as files
 from .families import FAMILIES
 from .tokenization import Bos
-from .transformers_lm import Transformers
+from .transformers_lm import TransformersLM
+from .weights import WEIGHT_FILES, find_problems, load_pretrained
 
 
-class Causal(Transformers):
+class Causal(TransformersLM):
     """Any causal language model of transformers whose blocks are known (see `families.py`)."""
 
     name = "causal"
@@ -50,13 +50,13 @@ class Causal(Transformers):
             architecture = _own_architecture(config.architecture)
         else:
             assert config.weights is not None
-            architecture = files.read("weights", config.weights, AutoConfig.from_pretrained)
+            architecture = load_pretrained("weights", config.weights, AutoConfig.from_pretrained)
         super().__init__(config, config.weights, config.tokenizer, architecture, config.bos)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
-        return files.lacking(config.weights, config.tokenizer, ("config.json",), files.WEIGHTS)
+        return find_problems(config.weights, config.tokenizer, ("config.json",), WEIGHT_FILES)
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:

@@ -33,17 +33,17 @@ class Family:
     """
 
 
-def _sliding(architecture: Any) -> int | None:
+def _sliding_window(architecture: Any) -> int | None:
     width: int | None = architecture.sliding_window
     return width
 
 
-def _local(architecture: Any) -> int | None:
+def _local_window(architecture: Any) -> int | None:
     width: int = architecture.window_size
     return width if "local" in architecture.attention_layers else None
 
 
-def _without_triangles(model: Any) -> None:
+def _remove_causal_buffers(model: Any) -> None:
     """GPT-Neo: no table [1, 1, context, context] of what each column sees, local or not."""
     for block in model.transformer.h:
         block.attn.attention.bias = None
@@ -62,10 +62,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *_: Any) ->
 
 _GPT = Family("transformer", "transformer.h", "attn", "mlp")
 _LLAMA = Family("model", "model.layers", "self_attn", "mlp")
-_SLIDING = replace(_LLAMA, window=_sliding)
+_SLIDING = replace(_LLAMA, window=_sliding_window)
 FAMILIES = {
     "gpt2": _GPT,
-    "gpt_neo": replace(_GPT, window=_local, adjust=_without_triangles),
+    "gpt_neo": replace(_GPT, window=_local_window, adjust=_remove_causal_buffers),
     "gpt_neox": Family("gpt_neox", "gpt_neox.layers", "attention", "mlp"),
     "gptj": _GPT,
     "llama": _LLAMA,

@@ -19,37 +19,37 @@ from torch.nn import functional as F
 
 from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
 
-from . import weights as files
-from .adapter_wrapper import Adapted
-from .attention_masks import as_bias, real, visible
-from .fused_head import Head
-from .rotary import _turned, turns
-from .shared_prefix_cache import SharedKeysAndValues
+from .adapter_wrapper import AdapterWrapper
+from .attention_masks import attention_mask, padding_mask, to_additive_mask
+from .fused_head import FusedHead
+from .rotary import apply_rope, rope_table
+from .shared_prefix_cache import SharedPrefixCache
 from .tokenization import Bos
-from .transformers_lm import Transformers
+from .transformers_lm import TransformersLM
+from .weights import WEIGHT_FILES, find_problems, resolve_source, unreadable_message
 
 
 class Attention(nn.Module):
     """The library's projections, under their names, with fused attention between them."""
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj = theirs.q_proj, theirs.k_proj, theirs.v_proj
-        self.out_proj = theirs.out_proj
-        self.heads, self.rotary, self.layer = theirs.num_attention_heads, theirs.rotary_dim, theirs.layer_idx
+        self.q_proj, self.k_proj, self.v_proj = original.q_proj, original.k_proj, original.v_proj
+        self.out_proj = original.out_proj
+        self.heads, self.rotary, self.layer = original.num_attention_heads, original.rotary_dim, original.layer_idx
 
     def forward(
-        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]: what the positions from `first` on gather.
 
-        `turns` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom,
+        `rope` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom,
         behind a shared beginning as what is added to scores;
         without one each position sees itself and those before it.
         """
-        sines, cosines = turns
-        queries = _turned(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
-        keys = _turned(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
+        sines, cosines = rope
+        queries = apply_rope(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
+        keys = apply_rope(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
         queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._heads(self.v_proj(x))))
         if mask is not None:
             mask = mask[:, :, first:]
@@ -57,8 +57,8 @@ class Attention(nn.Module):
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[first:]
         if cache is not None:
             keys, values = cache.cache.update(keys, values, self.layer)
-        if cache is not None and cache.shared is not None:
-            out = cache.shared.attend(queries, keys, values, mask, self.layer)
+        if cache is not None and cache.shared_prefix is not None:
+            out = cache.shared_prefix.attend(queries, keys, values, mask, self.layer)
         else:
             out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
         gathered: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
@@ -72,21 +72,29 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """The library's block, under its names: attention and feed-forward side by side."""
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.ln_1, self.attn, self.mlp = theirs.ln_1, Attention(theirs.attn), theirs.mlp
+        self.ln_1, self.attn, self.mlp = original.ln_1, Attention(original.attn), original.mlp
 
     def forward(
-        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]."""
         y = self.ln_1(x)
-        late = y[:, first:]
-        out: Tensor = self._attended(y, late, turns, mask, cache, first) + self.mlp(late) + x[:, first:]
+        late_positions = y[:, first:]
+        out: Tensor = (
+            self._attend(y, late_positions, rope, mask, cache, first) + self.mlp(late_positions) + x[:, first:]
+        )
         return out
 
-    def _attended(
-        self, y: Tensor, late: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any, first: int
+    def _attend(
+        self,
+        y: Tensor,
+        late_positions: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: Any,
+        first: int,
     ) -> Tensor:
         """[b, t - first, d]. An adapter mixes no positions: it needs the late ones alone, attention sees all.
 
@@ -95,17 +103,17 @@ class Block(nn.Module):
         """
         attention = self.attn
         found: Tensor
-        if not isinstance(attention, Adapted):
-            found = attention(y, turns, mask, cache, first)
+        if not isinstance(attention, AdapterWrapper):
+            found = attention(y, rope, mask, cache, first)
             return found
         if attention.adapter.keeps_input:
-            found = attention.adapter(late, lambda _: attention.sublayer(y, turns, mask, cache, first))
+            found = attention.adapter(late_positions, lambda _: attention.sublayer(y, rope, mask, cache, first))
             return found
-        whole: Tensor = attention(y, turns, mask, cache)
+        whole: Tensor = attention(y, rope, mask, cache)
         return whole[:, first:]
 
 
-class GPTJ(Transformers):
+class GPTJ(TransformersLM):
     """The paper's language model. Sizes default to the 6B model's."""
 
     name = "gptj"
@@ -145,24 +153,24 @@ class GPTJ(Transformers):
         super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config), config.bos)
         if config.words is not None and config.words > self.vocab:
             raise PartError(f"lm.words: given {config.words}; allowed: at most the head's {self.vocab} rows")
-        self._make_ours()
+        self._replace_blocks()
 
     def load_weights(self) -> None:
         """As every model of transformers."""
         super().load_weights()
-        self._make_ours()
+        self._replace_blocks()
 
-    def _make_ours(self) -> None:
+    def _replace_blocks(self) -> None:
         """Same tensors under the same names; the padding of the word embedding is cut off."""
         if self.config.words is not None:
             whole = self.model.get_input_embeddings()
             whole.weight = nn.Parameter(whole.weight.detach()[: self.config.words].clone())
             whole.num_embeddings = self.config.words
-        self.model.lm_head = Head(self.model.lm_head)
+        self.model.lm_head = FusedHead(self.model.lm_head)
         decoder = self.model.transformer
-        table = turns(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)
-        decoder.register_buffer("turns", table, persistent=False)
-        decoder.h = nn.ModuleList(Block(theirs) for theirs in decoder.h)
+        table = rope_table(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)
+        decoder.register_buffer("rope_table", table, persistent=False)
+        decoder.h = nn.ModuleList(Block(original) for original in decoder.h)
         for block in decoder.h:
             if self._architecture.activation_function == "gelu_new":
                 block.mlp.act = nn.GELU(approximate="tanh")
@@ -172,24 +180,24 @@ class GPTJ(Transformers):
         loss: Tensor = self.model.lm_head(hidden, labels)
         return loss
 
-    def new_cache(self) -> SharedKeysAndValues:
+    def new_cache(self) -> SharedPrefixCache:
         """An empty one."""
-        return SharedKeysAndValues.empty()
+        return SharedPrefixCache.empty()
 
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place. The last block computes what is scored alone."""
-        assert cache is None or isinstance(cache, SharedKeysAndValues)
+        assert cache is None or isinstance(cache, SharedPrefixCache)
         past = None if cache is None else cache.valid
         mask = None
         if past is not None or layout.segments is not None:
-            mask = visible(embeddings, layout, past)[:, None]
-        if cache is not None and cache.shared is not None:
+            mask = attention_mask(embeddings, layout, past)[:, None]
+        if cache is not None and cache.shared_prefix is not None:
             assert mask is not None
-            mask = as_bias(mask, embeddings.dtype)  # once for all blocks
+            mask = to_additive_mask(mask, embeddings.dtype)  # once for all blocks
         if cache is not None:
-            cache.valid = real(embeddings, layout, past)
+            cache.valid = padding_mask(embeddings, layout, past)
         decoder: Any = self.model.transformer
-        table = decoder.turns[layout.positions.clamp(max=self.context - 1)].to(embeddings.dtype)
+        table = decoder.rope_table[layout.positions.clamp(max=self.context - 1)].to(embeddings.dtype)
         sines, cosines = table[:, :, None].chunk(2, -1)
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):
@@ -208,7 +216,7 @@ class GPTJ(Transformers):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
-        return files.lacking(config.weights, config.tokenizer, files.WEIGHTS)
+        return find_problems(config.weights, config.tokenizer, WEIGHT_FILES)
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:
@@ -216,12 +224,12 @@ def _gptj_architecture(config: GPTJ.Config) -> Any:
     from transformers import GPTJConfig
 
     if config.weights is not None:
-        where = files.location(config.weights)
+        where = resolve_source(config.weights)
         try:
             found = GPTJConfig.get_config_dict(where, local_files_only=True)[0]
         except OSError as error:
             if (Path(where) / "config.json").is_file():  # there, but no JSON
-                raise PartError(files.unreadable("weights", config.weights, error)) from error
+                raise PartError(unreadable_message("weights", config.weights, error)) from error
             found = {}
         if found and found.get("model_type") != "gptj":
             raise PartError(

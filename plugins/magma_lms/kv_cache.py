@@ -13,7 +13,7 @@ from torch import Tensor
 from magma import Cache
 
 
-class KeysAndValues(Cache):
+class KVCache(Cache):
     """transformers' cache, and which of its columns are real."""
 
     def __init__(self, cache: Any, valid: Tensor | None = None) -> None:
@@ -24,18 +24,18 @@ class KeysAndValues(Cache):
     @classmethod
     def empty(cls) -> Self:
         """Without columns."""
-        from . import preallocated as growing
+        from . import preallocated
 
-        return cls(growing.empty())
+        return cls(preallocated.empty_cache())
 
-    def expand(self, repeats: int) -> KeysAndValues:
+    def expand(self, repeats: int) -> KVCache:
         """Each row `repeats` times in a row."""
         count = 0 if self.valid is None else len(self.valid)
         device = None if self.valid is None else self.valid.device
         return self.select(torch.arange(count, device=device).repeat_interleave(repeats))
 
-    def select(self, rows: Tensor) -> KeysAndValues:
+    def select(self, rows: Tensor) -> KVCache:
         """These rows alone."""
-        from . import preallocated as growing
+        from . import preallocated
 
-        return KeysAndValues(growing.taken(self.cache, rows), None if self.valid is None else self.valid[rows])
+        return KVCache(preallocated.select_rows(self.cache, rows), None if self.valid is None else self.valid[rows])

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-ROOM = 64
+SPARE_COLUMNS = 64
 """Columns that are made ready ahead."""
 
 
-class Growing(DynamicLayer):  # type: ignore[misc]  # the library is not typed
+class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # the library is not typed
     """transformers' layer of a dynamic cache, but for the copy of everything that it makes for every token."""
 
-    def __init__(self, wholes: list[Tensor] | None = None, columns: int = 0) -> None:
-        """`wholes`: keys and values [b, h, p or more, w], of which the first `columns` count."""
+    def __init__(self, buffers: list[Tensor] | None = None, columns: int = 0) -> None:
+        """`buffers`: keys and values [b, h, p or more, w], of which the first `columns` count."""
         super().__init__()
-        self.wholes = wholes
-        if wholes is not None:
-            self.lazy_initialization(*wholes)
-            self.keys, self.values = (whole[:, :, :columns] for whole in wholes)
+        self.buffers = buffers
+        if buffers is not None:
+            self.lazy_initialization(*buffers)
+            self.keys, self.values = (whole[:, :, :columns] for whole in buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Put new ones [b, h, t, w] behind the others; all of them [b, h, p + t, w]."""
@@ -34,41 +34,43 @@ class Growing(DynamicLayer):  # type: ignore[misc]  # the library is not typed
             self.keys, self.values = key_states, value_states
             return self.keys, self.values
         p, t = self.keys.shape[2], key_states.shape[2]
-        if self.wholes is None or self.wholes[0].shape[2] < p + t:
-            self.wholes = [_roomy(old, old.shape[0], p + t) for old in (self.keys, self.values)]
-            for whole, old in zip(self.wholes, (self.keys, self.values), strict=True):
+        if self.buffers is None or self.buffers[0].shape[2] < p + t:
+            self.buffers = [_allocate(old, old.shape[0], p + t) for old in (self.keys, self.values)]
+            for whole, old in zip(self.buffers, (self.keys, self.values), strict=True):
                 whole[:, :, :p] = old
-        for whole, new in zip(self.wholes, (key_states, value_states), strict=True):
+        for whole, new in zip(self.buffers, (key_states, value_states), strict=True):
             whole[:, :, p : p + t] = new
-        self.keys, self.values = (whole[:, :, : p + t] for whole in self.wholes)
+        self.keys, self.values = (whole[:, :, : p + t] for whole in self.buffers)
         return self.keys, self.values
 
 
-def empty() -> Cache:
+def empty_cache() -> Cache:
     """A cache without columns."""
-    return Cache(layer_class_to_replicate=Growing)
+    return Cache(layer_class_to_replicate=PreallocatedLayer)
 
 
-def taken(cache: Cache, rows: Tensor) -> Cache:
+def select_rows(cache: Cache, rows: Tensor) -> Cache:
     """A cache of its own of these rows [b'], some of them several times.
 
     A single row that is repeated is copied when there is something to put behind it, and it is known how much.
     """
     if not cache.layers:
-        return empty()
+        return empty_cache()
     layers = []
     for layer in cache.layers:
         p = layer.keys.shape[2]
         if len(layer.keys) == 1:
-            layers.append(Growing([old.expand(len(rows), -1, -1, -1) for old in (layer.keys, layer.values)], p))
+            layers.append(
+                PreallocatedLayer([old.expand(len(rows), -1, -1, -1) for old in (layer.keys, layer.values)], p)
+            )
             continue
-        wholes = [_roomy(old, len(rows), p) for old in (layer.keys, layer.values)]
-        for whole, old in zip(wholes, (layer.keys, layer.values), strict=True):
+        buffers = [_allocate(old, len(rows), p) for old in (layer.keys, layer.values)]
+        for whole, old in zip(buffers, (layer.keys, layer.values), strict=True):
             torch.index_select(old, 0, rows, out=whole[:, :, :p])
-        layers.append(Growing(wholes, p))
+        layers.append(PreallocatedLayer(buffers, p))
     return Cache(layers=layers)
 
 
-def _roomy(like: Tensor, rows: int, columns: int) -> Tensor:
+def _allocate(like: Tensor, rows: int, columns: int) -> Tensor:
     _, h, _, w = like.shape
-    return like.new_empty(rows, h, columns + ROOM, w)
+    return like.new_empty(rows, h, columns + SPARE_COLUMNS, w)

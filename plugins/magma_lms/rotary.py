@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 
 
-def turns(positions: int, r: int, device: torch.device) -> Tensor:
+def rope_table(positions: int, r: int, device: torch.device) -> Tensor:
     """Sines and cosines of rotary embeddings [positions, r], r / 2 of each, in float32 (Su et al. 2021)."""
     speeds = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
     angles = torch.arange(positions, device=device).float()[:, None] * speeds
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
-def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
+def apply_rope(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
     """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
     if torch.compiler.is_compiling():  # it writes that loop itself
         even, odd = x[..., 0:r:2], x[..., 1:r:2]
         pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
         return torch.cat([pairs.flatten(-2), x[..., r:]], dim=-1)
-    out: Tensor = _Turn.apply(x, sines, cosines, r)
+    out: Tensor = _Rotate.apply(x, sines, cosines, r)
     return out
 
 
-class _Turn(torch.autograd.Function):
+class _Rotate(torch.autograd.Function):
     """A rotation, whose gradient is rotated back: no part of it is kept, none is summed up from slices."""
 
     @staticmethod

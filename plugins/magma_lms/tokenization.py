@@ -9,20 +9,20 @@ from magma import PartError
 Bos = Literal["auto", True, False]
 
 
-def plain(tokenizer: Any) -> dict[str, bool]:
+def plain_text_options(tokenizer: Any) -> dict[str, bool]:
     """How text that somebody typed is tokenized: the name of a special token in it is a few letters.
 
     Mistral's own library never takes it for more, and does not know the option.
     """
-    how = {"add_special_tokens": False, "split_special_tokens": True}
+    options = {"add_special_tokens": False, "split_special_tokens": True}
     try:
-        tokenizer.encode("a", **how)
+        tokenizer.encode("a", **options)
     except ValueError:
-        del how["split_special_tokens"]
-    return how
+        del options["split_special_tokens"]
+    return options
 
 
-def beginning(tokenizer: Any, bos: Bos, readable: int) -> tuple[int, ...]:
+def beginning_tokens(tokenizer: Any, bos: Bos, readable: int) -> tuple[int, ...]:
     """The tokens that stand before everything: those that the tokenizer's own call puts there, or BOS, or none."""
     if bos is False:
         return ()
@@ -48,7 +48,7 @@ def special_tokens(tokenizer: Any, readable: int) -> dict[str, int]:
     return {str(token.content): int(i) for i, token in added if token.special and i < readable}
 
 
-def ends(architecture: Any, generation: Any) -> frozenset[int]:
+def end_tokens(architecture: Any, generation: Any) -> frozenset[int]:
     """Every token that ends a text, by a model's configuration and by that of its generation."""
     given = [getattr(one, "eos_token_id", None) for one in (architecture, generation)]
     each = [token for one in given for token in (one if isinstance(one, list | tuple) else [one])]

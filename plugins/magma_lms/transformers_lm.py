@@ -17,16 +17,15 @@ from torch import Tensor, nn
 
 from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place
 
-from . import tokenization as text
-from . import weights as files
-from .adapter_wrapper import wrap
-from .attention_masks import as_bias, real, visible
+from .adapter_wrapper import wrap_sublayer
+from .attention_masks import attention_mask, padding_mask, to_additive_mask
 from .families import FAMILIES
-from .kv_cache import KeysAndValues
-from .tokenization import Bos
+from .kv_cache import KVCache
+from .tokenization import Bos, beginning_tokens, end_tokens, plain_text_options, special_tokens
+from .weights import TOKENIZER_FILES, has_safetensors, load_pretrained, resolve_source
 
 
-class Transformers(FrozenLM):
+class TransformersLM(FrozenLM):
     """Any model of transformers of a family that the plugin can name."""
 
     def __init__(
@@ -75,13 +74,13 @@ class Transformers(FrozenLM):
             self.model = self._random()
             return
         logging.disable_progress_bar()  # whoever assembles the model says what is going on
-        model, report = files.read(
+        model, report = load_pretrained(
             "weights",
             self._weights,
             AutoModelForCausalLM.from_pretrained,
             config=copy.deepcopy(self._architecture),
             dtype="auto",
-            use_safetensors=files.has_safetensors(self._weights),
+            use_safetensors=has_safetensors(self._weights),
             output_loading_info=True,
         )
         # Buffers of old files may be left over; a weight may not, it would be of a block that is not there.
@@ -139,18 +138,20 @@ class Transformers(FrozenLM):
         source = self._tokenizer_source or self._weights
         if source is None:
             raise PartError("lm: a model of random weights has no tokenizer; give lm.tokenizer, a hub name or a folder")
-        folder = Path(files.location(source))
-        if folder.is_dir() and not any((folder / file).is_file() for file in files.TOKENIZER_FILES):
+        folder = Path(resolve_source(source))
+        if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
             raise PartError(
-                f"lm: {folder} has no tokenizer ({' or '.join(files.TOKENIZER_FILES)}), so that only token ids can be "
+                f"lm: {folder} has no tokenizer ({' or '.join(TOKENIZER_FILES)}), so that only token ids can be "
                 "read and written; for text put one there, or give lm.tokenizer, a hub name or a folder"
             )
-        return files.read("tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained)
+        return load_pretrained(
+            "tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained
+        )
 
     @property
     def ends(self) -> Collection[int]:
         """`eos`, and the others of its architecture and of generation_config.json."""
-        others = text.ends(self._architecture, self.model.generation_config) - {_end_of_text(self._architecture)}
+        others = end_tokens(self._architecture, self.model.generation_config) - {_end_of_text(self._architecture)}
         return others | {self.eos}
 
     @cached_property
@@ -164,16 +165,16 @@ class Transformers(FrozenLM):
             if self._bos == "auto":
                 return ()
             raise
-        return text.beginning(tokenizer, self._bos, self.readable)
+        return beginning_tokens(tokenizer, self._bos, self.readable)
 
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
         """The tokenizer's special tokens that the model can read."""
-        return text.special_tokens(self._tokenizer, self.readable)
+        return special_tokens(self._tokenizer, self.readable)
 
     @cached_property
     def _plain(self) -> dict[str, bool]:
-        return text.plain(self._tokenizer)
+        return plain_text_options(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text."""
@@ -207,7 +208,7 @@ class Transformers(FrozenLM):
             raise PartError(f"adapters.{place}: this language model has adapters there already")
         made = [make() for _ in self.blocks]
         pairs = zip(self.blocks, made, strict=True)
-        self._undo += [wrap(block, self.family, place, adapter) for block, adapter in pairs]
+        self._undo += [wrap_sublayer(block, self.family, place, adapter) for block, adapter in pairs]
         self.adapters[place] = made
 
     def remove_adapters(self) -> None:
@@ -232,18 +233,18 @@ class Transformers(FrozenLM):
             return
         tokenizer.save_pretrained(folder)
 
-    def new_cache(self) -> KeysAndValues:
+    def new_cache(self) -> KVCache:
         """An empty one."""
-        return KeysAndValues.empty()
+        return KVCache.empty()
 
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place."""
-        assert cache is None or isinstance(cache, KeysAndValues)
+        assert cache is None or isinstance(cache, KVCache)
         past = None if cache is None else cache.valid
-        seen = visible(embeddings, layout, past)
+        seen = attention_mask(embeddings, layout, past)
         if cache is not None:
-            cache.valid = real(embeddings, layout, past)
-        mask = as_bias(seen, embeddings.dtype)
+            cache.valid = padding_mask(embeddings, layout, past)
+        mask = to_additive_mask(seen, embeddings.dtype)
         out = self.model.get_submodule(self.family.decoder)(
             inputs_embeds=embeddings,
             attention_mask=mask[:, None],

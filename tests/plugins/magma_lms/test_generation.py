@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, build, library
-from magma_lms.transformers_lm import Transformers
+from magma_lms.transformers_lm import TransformersLM
 from PIL import Image
 from torch import Tensor
 
@@ -41,7 +41,7 @@ def by_recomputation(model: Magma, prompt: list[Any], count: int) -> list[int]:
 
 
 def by_transformers(lm: FrozenLM, prompt: Tensor, count: int) -> list[int]:
-    assert isinstance(lm, Transformers)
+    assert isinstance(lm, TransformersLM)
     whole = library(lm).generate(
         prompt[None],
         attention_mask=torch.ones_like(prompt)[None],

@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, OURS, architecture, build, library
-from magma_lms import preallocated as growing
-from magma_lms import weights as files
+from magma_lms import preallocated, weights
 from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
-from magma_lms.rotary import turns
-from magma_lms.transformers_lm import Transformers
+from magma_lms.rotary import rope_table
+from magma_lms.transformers_lm import TransformersLM
 from torch import Tensor, nn
 
 from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError, Tokens
@@ -58,32 +57,32 @@ def layout(lengths: list[int], width: int, scored: Tensor | None = None, start: 
     return Layout(positions, torch.tensor(lengths), torch.arange(rows * width) if scored is None else scored)
 
 
-def run(lm: Transformers, tokens: Tensor, lengths: list[int] | None = None) -> Tensor:
+def run(lm: TransformersLM, tokens: Tensor, lengths: list[int] | None = None) -> Tensor:
     rows, width = tokens.shape
     found: Tensor = lm.head(lm(lm.embed(tokens), layout(lengths or [width] * rows, width)))
     return found.view(rows, width, -1)
 
 
 @pytest.fixture(params=FAMILIES)
-def lm(request: pytest.FixtureRequest) -> Transformers:
+def lm(request: pytest.FixtureRequest) -> TransformersLM:
     return build(request.param)
 
 
 TOKENS = torch.randint(2, 96, (3, 12), generator=torch.Generator().manual_seed(1))
 
 
-def test_logits_are_the_librarys(lm: Transformers) -> None:
+def test_logits_are_the_librarys(lm: TransformersLM) -> None:
     expected = library(lm)(input_ids=TOKENS).logits
     assert torch.allclose(run(lm, TOKENS), expected, atol=1e-5)
 
 
-def test_scored_positions_alone_come_back(lm: Transformers) -> None:
+def test_scored_positions_alone_come_back(lm: TransformersLM) -> None:
     scored = torch.tensor([3, 20, 35])
     found = lm.head(lm(lm.embed(TOKENS), layout([12] * 3, 12, scored)))
     assert torch.allclose(found, run(lm, TOKENS).flatten(0, 1)[scored], atol=1e-5)
 
 
-def test_padding_changes_nothing_and_is_no_nan(lm: Transformers) -> None:
+def test_padding_changes_nothing_and_is_no_nan(lm: TransformersLM) -> None:
     lengths = [12, 5, 8]
     together = run(lm, TOKENS, lengths)
     assert together.isfinite().all()
@@ -92,7 +91,7 @@ def test_padding_changes_nothing_and_is_no_nan(lm: Transformers) -> None:
         assert torch.allclose(together[row, :length], alone, atol=1e-5)
 
 
-def test_packed_examples_do_not_see_each_other(lm: Transformers) -> None:
+def test_packed_examples_do_not_see_each_other(lm: TransformersLM) -> None:
     lengths = [5, 7]
     packed = Layout(
         positions=torch.cat([torch.arange(n) for n in lengths])[None],
@@ -105,7 +104,7 @@ def test_packed_examples_do_not_see_each_other(lm: Transformers) -> None:
     assert torch.allclose(found, apart, atol=1e-5)
 
 
-def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: Transformers) -> None:
+def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: TransformersLM) -> None:
     prompts, steps = [4, 7, 2], 4
     cache = lm.new_cache()
     last = torch.tensor(prompts) - 1 + 7 * torch.arange(3)
@@ -119,7 +118,7 @@ def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: Transformers) -> N
         assert torch.allclose(torch.stack([step[i] for step in found]), whole, atol=1e-4)
 
 
-def test_cache_expand_and_select(lm: Transformers) -> None:
+def test_cache_expand_and_select(lm: TransformersLM) -> None:
     cache = lm.new_cache()
     lm(lm.embed(TOKENS[:2, :6]), layout([6, 4], 6), cache)
     many = cache.expand(2).select(torch.tensor([2, 1]))  # of rows 0, 0, 1, 1
@@ -134,7 +133,7 @@ def test_cache_expand_and_select(lm: Transformers) -> None:
 
 
 @pytest.mark.parametrize("place", ["attention", "mlp"])
-def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: Transformers, place: Any) -> None:
+def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: TransformersLM, place: Any) -> None:
     before = run(lm, TOKENS)
     names = set(lm.state_dict())
     lm.adapt(place, lambda: Sum(lm.dim))
@@ -153,7 +152,7 @@ def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: Transformers,
     assert torch.equal(run(lm, TOKENS), before)
 
 
-def test_adapted_decoding_with_a_cache_equals_the_whole(lm: Transformers) -> None:
+def test_adapted_decoding_with_a_cache_equals_the_whole(lm: TransformersLM) -> None:
     lm.adapt("attention", lambda: Sum(lm.dim))
     lm.adapt("mlp", lambda: Sum(lm.dim))
     cache = lm.new_cache()
@@ -162,7 +161,7 @@ def test_adapted_decoding_with_a_cache_equals_the_whole(lm: Transformers) -> Non
     assert torch.allclose(last, run(lm, TOKENS)[:, -1], atol=1e-4)
 
 
-def test_a_saved_folder_loads_with_the_same_logits(lm: Transformers, tmp_path: Path) -> None:
+def test_a_saved_folder_loads_with_the_same_logits(lm: TransformersLM, tmp_path: Path) -> None:
     lm.export(tmp_path)
     again = Causal.build(weights=str(tmp_path))
     again.freeze()
@@ -172,12 +171,12 @@ def test_a_saved_folder_loads_with_the_same_logits(lm: Transformers, tmp_path: P
 def test_half_precision_stays_and_tables_of_positions_do_not(tmp_path: Path) -> None:
     lm = build("gptj")
     assert isinstance(lm, Causal)
-    table = turns(lm.context, lm.model.config.rotary_dim, torch.device("cpu"))
+    table = rope_table(lm.context, lm.model.config.rotary_dim, torch.device("cpu"))
     lm.model.half().save_pretrained(tmp_path)
     again = GPTJ.build(weights=str(tmp_path))
     assert next(again.parameters()).dtype == torch.float16
     again.to(torch.bfloat16).to(torch.float32)
-    assert torch.equal(again.model.transformer.turns, table)
+    assert torch.equal(again.model.transformer.rope_table, table)
 
 
 def test_gptj_6b_on_meta_has_the_papers_parameters() -> None:
@@ -297,7 +296,7 @@ def test_padding_in_a_cache_does_not_push_tokens_out_of_the_window(family: str) 
     assert torch.allclose(last[0], run(lm, TOKENS[1:2, :9])[0, -1], atol=1e-4)
 
 
-def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: Transformers) -> None:
+def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: TransformersLM) -> None:
     lm.adapt("attention", lambda: Sum(lm.dim))
     lm.adapt("mlp", lambda: Sum(lm.dim))
     lm.freeze()
@@ -313,7 +312,7 @@ def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: Transformers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_padding_is_finite_in_half_precision(lm: Transformers, dtype: torch.dtype) -> None:
+def test_padding_is_finite_in_half_precision(lm: TransformersLM, dtype: torch.dtype) -> None:
     whole = run(lm, TOKENS)
     found = run(lm.to(dtype), TOKENS, [12, 5, 8])
     assert found.dtype == dtype
@@ -360,15 +359,15 @@ def test_sizes_stand_in_for_a_config_that_is_not_there(tmp_path: Path) -> None:
 def test_torchs_own_format_is_read_where_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("magma_lms.weights.hub_has", lambda _, pattern: pattern in listed)
     for listed, expected in ((["*.safetensors", "pytorch_model*.bin"], True), (["pytorch_model*.bin"], False)):
-        assert files.has_safetensors("some/name") is expected
+        assert weights.has_safetensors("some/name") is expected
         for pattern in listed:
             (tmp_path / pattern.replace("*", "model")).touch()
-        assert files.has_safetensors(str(tmp_path)) is expected
+        assert weights.has_safetensors(str(tmp_path)) is expected
         for file in tmp_path.iterdir():
             file.unlink()
     listed = []
-    assert files.has_safetensors("some/name")  # whoever reads the weights says what is wrong
-    assert files.has_safetensors(str(tmp_path))
+    assert weights.has_safetensors("some/name")  # whoever reads the weights says what is wrong
+    assert weights.has_safetensors(str(tmp_path))
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,6 +542,6 @@ def test_a_cache_has_room_for_what_follows(monkeypatch: pytest.MonkeyPatch) -> N
     prompt = [torch.arange(2, 12)]
     model.lm.eos = -1
     found = model.generate_tokens(prompt, max_tokens=30)
-    monkeypatch.setattr(growing, "ROOM", 3)
+    monkeypatch.setattr(preallocated, "SPARE_COLUMNS", 3)
     assert model.generate_tokens(prompt, max_tokens=30) == found
     assert len(found) == 30
