@@ -34,7 +34,7 @@ class _Loss(torch.autograd.Function):
         logits = F.linear(hidden, weight, bias).float()
         targets = labels[:, None]
         target_logits, max_logits = logits.gather(1, targets), logits.amax(-1, keepdim=True)
-        # In place throughout: at GPT-2's vocabulary fresh memory costs a third of the time.
+        # In place throughout: at GPT-2's vocabulary fresh memory costs a third.
         exp_logits = logits.sub_(max_logits).exp_()
         total = exp_logits.sum(-1, keepdim=True)
         loss = (max_logits + total.log() - target_logits).sum()

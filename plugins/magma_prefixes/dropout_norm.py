@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 
-class Finish(nn.Sequential):
+class DropoutNorm(nn.Sequential):
     """Dropout, then LayerNorm, on what a prefix puts out."""
 
     def __init__(self, dim: int, dropout: float, layernorm: bool) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from magma import Features, PartConfig, Prefix
 
-from .dropout_norm import Finish
+from .dropout_norm import DropoutNorm
 
 
 class Linear(Prefix):
@@ -28,7 +28,7 @@ class Linear(Prefix):
         super().__init__(config, encoder_dim, encoder_length, dim)
         self.length = encoder_length
         self.projection = nn.Linear(encoder_dim, dim)
-        self.finish = Finish(dim, config.dropout, config.layernorm)
+        self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def size(self, features: int) -> int:
         """As many as there are features."""

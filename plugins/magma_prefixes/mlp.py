@@ -13,7 +13,7 @@ from torch import nn
 
 from magma import Features, PartConfig, Prefix
 
-from .dropout_norm import Finish
+from .dropout_norm import DropoutNorm
 
 
 class Mlp(Prefix):
@@ -38,7 +38,7 @@ class Mlp(Prefix):
         for before, after in itertools.pairwise(widths):
             steps += [nn.Linear(before, after), nn.GELU()]
         self.projection = nn.Sequential(*steps, nn.Linear(hidden, dim))
-        self.finish = Finish(dim, config.dropout, config.layernorm)
+        self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def size(self, features: int) -> int:
         """As many as there are features."""

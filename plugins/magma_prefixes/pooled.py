@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from magma import Features, PartConfig, Prefix
 
-from .dropout_norm import Finish
+from .dropout_norm import DropoutNorm
 
 
 class Pooled(Prefix):
@@ -34,7 +34,7 @@ class Pooled(Prefix):
         self.length = config.length
         self.dim = dim
         self.projection = nn.Linear(encoder_dim, config.length * dim)
-        self.finish = Finish(dim, config.dropout, config.layernorm)
+        self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, k, d]."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from magma import Features, PartConfig, PartError, Prefix
 
-from .dropout_norm import Finish
+from .dropout_norm import DropoutNorm
 
 
 class Transformer(Prefix):
@@ -45,7 +45,7 @@ class Transformer(Prefix):
         )
         self.encoder = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
         self.projection = nn.Linear(width, dim)
-        self.finish = Finish(dim, config.dropout, config.layernorm)
+        self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def size(self, features: int) -> int:
         """As many as there are features."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magma import CheckpointError
 
-TOWERS: dict[tuple[tuple[int, ...], int], int] = {
+CLIP_RESNETS: dict[tuple[tuple[int, ...], int], int] = {
     ((3, 4, 6, 3), 64): 224,
     ((3, 4, 23, 3), 64): 224,
     ((4, 6, 10, 6), 80): 288,
@@ -210,14 +210,14 @@ def find_sizes(tensors: Mapping[str, Tensor], image_size: int | None = None) -> 
         words=words,
         width=width,
         stages=(stages[0], stages[1], stages[2], stages[3]),
-        image_size=image_size or TOWERS.get((stages, width)) or _fitting(context),
-        guessed=image_size is None and (stages, width) not in TOWERS,
+        image_size=image_size or CLIP_RESNETS.get((stages, width)) or _guess_image_size(context),
+        guessed=image_size is None and (stages, width) not in CLIP_RESNETS,
         layernorm="image_prefix.ln.weight" in tensors,
         adapters=adapters,
     )
 
 
-def _fitting(context: int) -> int:
+def _guess_image_size(context: int) -> int:
     side = max(1, min(7, int((context / 2) ** 0.5)))
     return 32 * side
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image_encoder import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, grid_rows, read_state
+from .image_encoder import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, flatten_grid, read_state
 from .timm_features import grid_builder
 
 
@@ -27,7 +27,13 @@ class Clip(ImageEncoder):
 
     name = "clip"
     mean, std = CLIP_MEAN, CLIP_STD
-    small: ClassVar[Mapping[str, Any]] = {"layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8}
+    check_config: ClassVar[Mapping[str, Any]] = {
+        "layers": 1,
+        "width": 16,
+        "image_size": 32,
+        "patch_size": 16,
+        "head_width": 8,
+    }
 
     class Config(ImageConfig):
         """`model` as open_clip names it, or a size of one's own: `layers`, `width` and `image_size`."""
@@ -62,16 +68,16 @@ class Clip(ImageEncoder):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        settings = _settings(config)
+        settings = _model_config(config)
         vision = dict(settings["vision_cfg"])
         size = config.image_size or vision.get("image_size", 224)
         vision["image_size"] = size
         quick = bool(settings.get("quick_gelu", False))
-        build: Callable[[], nn.Module] = partial(_tower, settings["embed_dim"], vision, quick)
-        tried = None
+        build: Callable[[], nn.Module] = partial(_build_tower, settings["embed_dim"], vision, quick)
+        dry_run = None
         if vision.get("timm_model_name"):
-            build, tried = grid_builder(build, size)
-        super().__init__(config, build, size, tried)
+            build, dry_run = grid_builder(build, size)
+        super().__init__(config, build, size, dry_run)
         self.smaller = config.smaller
 
     @staticmethod
@@ -83,7 +89,7 @@ class Clip(ImageEncoder):
             found = network.forward_intermediates(x, indices=1, intermediates_only=True, output_fmt="NLC")
             tokens: Tensor = found["image_intermediates"][-1]
             return tokens
-        return grid_rows(network(x))
+        return flatten_grid(network(x))
 
     def load_weights(self) -> None:
         """The tower's share of a pretrained CLIP."""
@@ -92,7 +98,7 @@ class Clip(ImageEncoder):
             self.init_weights()
             return
         path = source if Path(source).is_file() else _download(str(self.config.model), source)
-        self.fill(_visual(read_state(path), self.network), f"clip pretrained {source}")
+        self.load_state(_vision_tensors(read_state(path), self.network), f"clip pretrained {source}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
@@ -109,7 +115,7 @@ class Clip(ImageEncoder):
         return [f"pretrained: given {config.pretrained!r}; allowed: a file, or for {config.model}: {', '.join(tags)}"]
 
 
-def _settings(config: Clip.Config) -> dict[str, Any]:
+def _model_config(config: Clip.Config) -> dict[str, Any]:
     """open_clip's own configuration, or one of the size that is asked for."""
     import open_clip
 
@@ -134,7 +140,7 @@ def _settings(config: Clip.Config) -> dict[str, Any]:
     return dict(found)
 
 
-def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
+def _build_tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
     """open_clip's module, its pooling and projection taken out; of a tower of timm, timm's network."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.modified_resnet import ModifiedResNet
@@ -152,7 +158,7 @@ def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Modul
     return tower
 
 
-def _visual(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def _vision_tensors(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The tower's tensors in the state dict of a CLIP or of a tower alone; pooling and projection left out."""
     if any(name.startswith("visual.") for name in state):
         state = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}

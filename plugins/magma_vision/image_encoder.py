@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from magma import CheckpointError, Encoder, Features, InputError, PartConfig, PartError, Trial, read_tensors
 
-from .image_file import ALLOWED, _open
-from .preprocessing import convert, display, resize_and_crop
+from .image_file import ALLOWED, open_image
+from .preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
@@ -54,7 +54,7 @@ class ImageConfig(PartConfig):
         return self
 
 
-def grid_rows(grid: Tensor) -> Tensor:
+def flatten_grid(grid: Tensor) -> Tensor:
     """A grid [b, e, h, w] row by row, or tokens [b, n, e] as they are: [b, n, e]."""
     return grid.flatten(2).transpose(1, 2) if grid.ndim == 4 else grid
 
@@ -71,7 +71,7 @@ class ImageEncoder(Encoder):
     image_size: int
     smaller = False
     """Prepared tensors may be smaller than `image_size`, where the network takes them."""
-    small: ClassVar[Mapping[str, Any]]
+    check_config: ClassVar[Mapping[str, Any]]
     """The fields of a small one, for its `trial`."""
     mean: Sequence[float]
     std: Sequence[float]
@@ -81,18 +81,18 @@ class ImageEncoder(Encoder):
         config: ImageConfig,
         build: Callable[[], nn.Module],
         image_size: int,
-        tried: tuple[nn.Module, Tensor] | None = None,
+        dry_run: tuple[nn.Module, Tensor] | None = None,
     ) -> None:
         """`build` makes the network. It stays on meta, where its output's shape is read, until it gets weights.
 
-        `tried` is such a network and its features [1, n, e], where they are known.
+        `dry_run` is such a network and its features [1, n, e], where they are known.
         """
         super().__init__(config)
         self.image_size = image_size
         self._build = build
-        if tried:
-            self.network = tried[0]
-            _, self.length, self.dim = tried[1].shape
+        if dry_run:
+            self.network = dry_run[0]
+            _, self.length, self.dim = dry_run[1].shape
         else:
             with torch.device("meta"):
                 self.network = build()
@@ -112,7 +112,7 @@ class ImageEncoder(Encoder):
         cut = folder / "cut.png"
         cut.write_bytes(written.read_bytes()[:60])
         good = (written, Image.fromarray(photo[:, :30]), drawing)
-        return Trial(cls.small, good, (folder / "none.png", cut, photo[:0]))
+        return Trial(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
 
     def _grid(self, network: nn.Module, height: int, width: int) -> tuple[int, int]:
         """n and e of an image of this size, by a network on meta."""
@@ -139,7 +139,7 @@ class ImageEncoder(Encoder):
         """Random ones, as the network's library draws them."""
         self.network = self._build().train(self.training)
 
-    def fill(self, state: dict[str, Tensor], where: str) -> None:
+    def load_state(self, state: dict[str, Tensor], where: str) -> None:
         """Take a state dict's tensors as they are: every one of the network, each of its shape; more is an error."""
         wanted = self.network.state_dict()
         problems = [f"{name} is missing" for name in sorted(wanted.keys() - state.keys())]
@@ -193,10 +193,14 @@ class ImageEncoder(Encoder):
                     f"given a float tensor {list(raw.shape)}{finite}; allowed: {ALLOWED.format(size=size)}"
                 )
             return raw.float()
-        image = _open(raw, size)
+        image = open_image(raw, size)
         try:
             published = self.config.preparation == "published"
-            image = convert(image) if published else display(image, ImageColor.getrgb(self.config.background)[:3])
+            image = (
+                convert_mode(image)
+                if published
+                else to_displayed_rgb(image, ImageColor.getrgb(self.config.background)[:3])
+            )
         except InputError as error:
             raise InputError(f"{raw}: {error}") if isinstance(raw, str | Path) else error from error
         image = resize_and_crop(image, size)

@@ -20,14 +20,14 @@ ALLOWED = (
 )
 
 
-def _open(raw: Any, size: int) -> Image.Image:
+def open_image(raw: Any, size: int) -> Image.Image:
     """A decoded image. Raises `InputError`."""
     if isinstance(raw, Image.Image):
-        image = _decode(raw, "the opened image")
+        image = decode_image(raw, "the opened image")
     elif isinstance(raw, bytes | bytearray):
-        image = _decode(io.BytesIO(raw), f"a file of {len(raw)} bytes")
+        image = decode_image(io.BytesIO(raw), f"a file of {len(raw)} bytes")
     elif isinstance(raw, str | Path):
-        image = _decode(raw, str(raw))
+        image = decode_image(raw, str(raw))
     elif (
         isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.size and (raw.ndim == 2 or raw.shape[2:] == (3,))
     ):
@@ -42,7 +42,7 @@ def _open(raw: Any, size: int) -> Image.Image:
     return image
 
 
-def _decode(source: Any, name: str) -> Image.Image:
+def decode_image(source: Any, name: str) -> Image.Image:
     """A file, or an image that was opened and maybe not yet read. Pillow refuses more than 178,956,970 pixels."""
     try:
         if isinstance(source, Image.Image):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from magma import Weights
 
 from .image_encoder import ImageConfig, ImageEncoder
-from .timm_features import check_name, timm_problems, timm_state
+from .timm_features import check_model_name, find_timm_problems, load_timm_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -21,7 +21,7 @@ class NFResNet(ImageEncoder):
 
     name = "nfresnet"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    small: ClassVar[Mapping[str, Any]] = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64}
+    check_config: ClassVar[Mapping[str, Any]] = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64}
 
     class Config(ImageConfig):
         """`model` as timm names it; `layers` and `width` change its size."""
@@ -48,7 +48,7 @@ class NFResNet(ImageEncoder):
     def __init__(self, config: Config) -> None:
         import timm
 
-        check_name(self.name, config.model, timm.list_models(module="nfnet"))
+        check_model_name(self.name, config.model, timm.list_models(module="nfnet"))
         size: dict[str, Any] = {}
         if config.layers is not None and config.width is not None:
             width = config.width
@@ -66,11 +66,11 @@ class NFResNet(ImageEncoder):
         if self.config.pretrained is False:
             self.init_weights()
             return
-        state = timm_state(self.name, self.config.model, self.config.pretrained)
+        state = load_timm_state(self.name, self.config.model, self.config.pretrained)
         kept = {name: tensor for name, tensor in state.items() if not name.startswith("head.fc.")}
-        self.fill(kept, f"nfresnet pretrained {self.config.pretrained}")
+        self.load_state(kept, f"nfresnet pretrained {self.config.pretrained}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Weights that are not there."""
-        return timm_problems(config.model, config.pretrained)
+        return find_timm_problems(config.model, config.pretrained)

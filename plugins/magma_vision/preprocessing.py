@@ -1,6 +1,6 @@
 """Opened images to 8-bit RGB, and the square in their middle at an encoder's size.
 
-`display` gives what an image viewer shows, `convert` what the published code reads: Pillow's conversion of the pixels
+`to_displayed_rgb` gives what an image viewer shows, `convert_mode` what the published code reads: Pillow's conversion of the pixels
 as they are stored. Both give the same for opaque images with 8 bits a channel and no EXIF orientation.
 """
 
@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 
 from magma import InputError
 
-TURNS = {
+EXIF_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -25,18 +25,18 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF's orientations, and what brings each upright."""
-MOST_RESIZED = 2**24
+MAX_RESIZED_PIXELS = 2**24
 """Pixels of a whole resized image (64 MiB). Only the middle of a larger one is resized."""
 
 
-def display(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def to_displayed_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """Upright, over a background, and scaled to 8 bits. Raises `InputError` for values with no known range."""
-    turn = _turn(image)
-    image = _flatten(_scale(image), background)
+    turn = _exif_transpose(image)
+    image = _blend_with_background(_scale_to_8_bits(image), background)
     return image if turn is None else image.transpose(turn)
 
 
-def convert(image: Image.Image, mode: str = "RGB") -> Image.Image:
+def convert_mode(image: Image.Image, mode: str = "RGB") -> Image.Image:
     """Pillow's conversion, with an `InputError` where it has none."""
     try:
         return image.convert(mode)
@@ -44,14 +44,14 @@ def convert(image: Image.Image, mode: str = "RGB") -> Image.Image:
         raise InputError(f"given an image of mode {image.mode}: {error}; allowed: one that Pillow converts") from error
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
     with warnings.catch_warnings(), suppress(Exception):  # damaged EXIF raises many kinds; the pixels stay as they are
         warnings.simplefilter("ignore")
-        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return EXIF_TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None
 
 
-def _scale(image: Image.Image) -> Image.Image:
+def _scale_to_8_bits(image: Image.Image) -> Image.Image:
     """Greyscale with 16 or 32 bits, or of floats, to 8 bits; other images as they are."""
     sixteen = image.mode.startswith("I;16")
     if not sixteen and image.mode not in ("I", "F"):
@@ -76,14 +76,14 @@ def _scale(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _blend_with_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """To RGB; what is transparent shows the background."""
     if not image.has_transparency_data:
-        return convert(image)
+        return convert_mode(image)
     if image.mode == "La":  # multiplied by alpha
-        image = convert(image, "LA")
+        image = convert_mode(image, "LA")
     paper = Image.new("RGBA", image.size, background)
-    return Image.alpha_composite(paper, convert(image, "RGBA")).convert("RGB")
+    return Image.alpha_composite(paper, convert_mode(image, "RGBA")).convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
@@ -95,7 +95,7 @@ def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
     # torchvision's rule: the longer side is cut, not rounded
     width, height = (int(side * scale) if side != min(image.size) else size for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
-    if width * height > MOST_RESIZED:
+    if width * height > MAX_RESIZED_PIXELS:
         return _resize_middle(image, size, (width, height), (left, top))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)

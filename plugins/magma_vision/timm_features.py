@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image_encoder import ImageConfig, ImageEncoder, grid_rows, read_state
+from .image_encoder import ImageConfig, ImageEncoder, flatten_grid, read_state
 
 
-class Grid(nn.Module):
+class FeatureGrid(nn.Module):
     """A timm network's features before its pooling, as its `forward_features` gives them."""
 
     def __init__(self, trunk: Any) -> None:
@@ -38,7 +38,7 @@ class Grid(nn.Module):
         raise TypeError("forward_features returns neither a grid nor tokens with a known number of leading ones")
 
 
-class LastGrid(nn.Module):
+class LastFeatureGrid(nn.Module):
     """The last of a timm network's intermediate grids, and nothing of the network that comes after it.
 
     For networks whose pooling cannot be switched off, or whose `forward_features` returns several grids, the class
@@ -57,9 +57,13 @@ class LastGrid(nn.Module):
         return grid
 
 
-FORMS: Sequence[Callable[[nn.Module], nn.Module]] = (
-    Grid,
-    *(partial(LastGrid, norm=norm, output_fmt=output_fmt) for output_fmt in ("NCHW", "NLC") for norm in (True, False)),
+GRID_VARIANTS: Sequence[Callable[[nn.Module], nn.Module]] = (
+    FeatureGrid,
+    *(
+        partial(LastFeatureGrid, norm=norm, output_fmt=output_fmt)
+        for output_fmt in ("NCHW", "NLC")
+        for norm in (True, False)
+    ),
 )
 """Ways to ask a timm network for its grid, the preferred one first: normalised, where it has a last norm."""
 
@@ -71,12 +75,12 @@ def grid_builder(trunk: Callable[[], nn.Module], size: int) -> tuple[Callable[[]
     no form works for images of `size` pixels.
     """
     reasons = []
-    for form in FORMS:
-        build = partial(_formed, form, trunk)
+    for form in GRID_VARIANTS:
+        build = partial(_build_grid, form, trunk)
         try:
             with torch.device("meta"), torch.no_grad():
                 network = build().eval()
-                features = grid_rows(network(torch.empty(1, 3, size, size)))
+                features = flatten_grid(network(torch.empty(1, 3, size, size)))
         except Exception as error:  # networks assert, raise, or lack a method
             reasons.append(f"{error}".strip().rstrip(".") or type(error).__name__)
         else:
@@ -85,7 +89,7 @@ def grid_builder(trunk: Callable[[], nn.Module], size: int) -> tuple[Callable[[]
     raise PartError(f"image_size: given {size}, for which this network gives no feature grid: {shown}")
 
 
-def _formed(form: Callable[[nn.Module], nn.Module], trunk: Callable[[], nn.Module]) -> nn.Module:
+def _build_grid(form: Callable[[nn.Module], nn.Module], trunk: Callable[[], nn.Module]) -> nn.Module:
     return form(trunk())
 
 
@@ -93,7 +97,7 @@ class Timm(ImageEncoder):
     """A network of timm: the last grid before its pooling row by row, or its patch tokens in order, [b, n, e]."""
 
     name = "timm"
-    small: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
+    check_config: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
 
     class Config(ImageConfig):
         """`model` as timm names it, with the tag of its weights where there are several."""
@@ -109,7 +113,7 @@ class Timm(ImageEncoder):
     def __init__(self, config: Config) -> None:
         import timm
 
-        check_name(self.name, config.model)
+        check_model_name(self.name, config.model)
         own = timm.get_pretrained_cfg(config.model)
         assert own is not None
         self.mean, self.std = own.mean, own.std
@@ -118,37 +122,37 @@ class Timm(ImageEncoder):
             size = {"img_size": config.image_size}
         pixels = config.image_size or own.input_size[-1]
         trunk = partial(timm.create_model, config.model, num_classes=0, **size)
-        build, tried = grid_builder(trunk, pixels)
-        super().__init__(config, build, pixels, tried)
+        build, dry_run = grid_builder(trunk, pixels)
+        super().__init__(config, build, pixels, dry_run)
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
         """[b, 3, s, s] to [b, n, e]."""
-        return grid_rows(network(x))
+        return flatten_grid(network(x))
 
     def load_weights(self) -> None:
         """timm's weights, or a file's."""
         if self.config.pretrained is False:
             self.init_weights()
             return
-        state = timm_state(self.name, self.config.model, self.config.pretrained)
+        state = load_timm_state(self.name, self.config.model, self.config.pretrained)
         wanted = {name.removeprefix("trunk.") for name in self.network.state_dict()}
-        left_out = _names(self.config.model) - wanted
+        left_out = _tensor_names(self.config.model) - wanted
         heads = ("head.", "fc.", "classifier.", "fc_norm.")  # of any number of classes
         kept = {
             f"trunk.{name}": tensor
             for name, tensor in state.items()
             if name in wanted or not (name in left_out or name.startswith(heads))
         }
-        self.fill(kept, f"timm pretrained {self.config.pretrained}")
+        self.load_state(kept, f"timm pretrained {self.config.pretrained}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Weights that are not there."""
-        return timm_problems(config.model, config.pretrained)
+        return find_timm_problems(config.model, config.pretrained)
 
 
-def _names(model: str) -> set[str]:
+def _tensor_names(model: str) -> set[str]:
     """The tensors of the whole network, classifier included."""
     import timm
 
@@ -159,7 +163,7 @@ def _names(model: str) -> set[str]:
 # For every encoder that timm builds
 
 
-def check_name(part: str, model: str, names: list[str] | None = None) -> None:
+def check_model_name(part: str, model: str, names: list[str] | None = None) -> None:
     """Raise `PartError` for a name that timm does not know (or that is none of `names`)."""
     import timm
 
@@ -169,7 +173,7 @@ def check_name(part: str, model: str, names: list[str] | None = None) -> None:
         raise PartError(f'{part} model: given "{model}".{did_you_mean(model, known)} Allowed: {shown}')
 
 
-def timm_state(part: str, model: str, source: str | bool) -> dict[str, Tensor]:
+def load_timm_state(part: str, model: str, source: str | bool) -> dict[str, Tensor]:
     """timm's pretrained tensors of a model, or those of a file."""
     if isinstance(source, str):
         return read_state(source)
@@ -185,7 +189,7 @@ def timm_state(part: str, model: str, source: str | bool) -> dict[str, Tensor]:
     return state
 
 
-def timm_problems(model: str, source: str | bool) -> list[str]:
+def find_timm_problems(model: str, source: str | bool) -> list[str]:
     """Weights that are not there, neither on disk nor on the hub."""
     if isinstance(source, str):
         return [] if Path(source).is_file() else [f"pretrained: given {source!r}; allowed: true, false or a file"]

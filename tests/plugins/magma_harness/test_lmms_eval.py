@@ -272,12 +272,12 @@ def test_media_come_in_every_form_that_datasets_has(
     ]
     encoder = magma.assemble({"name": "s", "lm": {"use": "gptj", "weights": "bundled:tiny"}, "inputs": {"s": SOUND}})
     prepare = encoder.ways()["s"].encoder.prepare
-    for (medium,) in map(harness._flat, [[sound] for sound in sounds]):
+    for (medium,) in map(harness._flatten_media, [[sound] for sound in sounds]):
         assert torch.allclose(prepare(medium), prepare((wave(440), 8000)), atol=1e-4)
-    assert harness._flat({"path": None, "bytes": kept.getvalue()}) == [kept.getvalue()]
-    assert harness._flat([[None], [], None]) == []
+    assert harness._flatten_media({"path": None, "bytes": kept.getvalue()}) == [kept.getvalue()]
+    assert harness._flatten_media([[None], [], None]) == []
     odd = {"what": "else"}
-    assert harness._flat([[odd]]) == [odd]
+    assert harness._flatten_media([[odd]]) == [odd]
 
 
 def test_what_a_folder_cannot_take_is_said_with_its_document(harness: Any, folder: Path, tmp_path: Path) -> None:

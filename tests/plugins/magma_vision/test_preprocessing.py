@@ -15,7 +15,7 @@ import pytest
 import torch
 from magma_data.convert import contact_sheet
 from magma_data.sources.captions import Captions
-from magma_vision import preprocessing as pixels
+from magma_vision import preprocessing
 from magma_vision.clip import Clip
 from magma_vision.nfresnet import NFResNet
 from magma_vision.timm_features import Timm
@@ -191,7 +191,7 @@ TRANSPARENT = transparent()
 @pytest.mark.parametrize("part", [Clip, NFResNet, Timm])
 def test_transparency_shows_the_background(name: str, part: type[Encoder]) -> None:
     raw = TRANSPARENT[name]
-    shown = pixels.display(raw if isinstance(raw, Image.Image) else opened(raw), (0, 128, 255))
+    shown = preprocessing.to_displayed_rgb(raw if isinstance(raw, Image.Image) else opened(raw), (0, 128, 255))
     assert shown.mode == "RGB"
     found = np.asarray(shown)
     assert (found[:, :30] == (0, 128, 255)).all()
@@ -212,7 +212,7 @@ def test_half_transparency_is_mixed() -> None:
     mixed = Image.new("RGB", (8, 8), "white")
     mixed.paste(image, mask=image)
     assert torch.allclose(SHOWN.prepare(image), SHOWN.prepare(mixed), atol=1.01 / 255 / 0.26)
-    assert np.asarray(pixels.display(image, (255, 255, 255)))[0, 0].tolist() == [227, 177, 127]
+    assert np.asarray(preprocessing.to_displayed_rgb(image, (255, 255, 255)))[0, 0].tolist() == [227, 177, 127]
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_a_long_thin_image_is_not_resized_as_a_whole(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Image.Image, "resize", spy)
     steps = np.arange(max(shape)).reshape(shape[0] if shape[0] > 3 else 1, -1) // (max(shape) // 2) * 200
     image = np.broadcast_to(steps.clip(0, 200).astype(np.uint8), shape)
-    monkeypatch.setattr(pixels, "MOST_RESIZED", 2**16)
+    monkeypatch.setattr(preprocessing, "MAX_RESIZED_PIXELS", 2**16)
     found = SHOWN.prepare(np.ascontiguousarray(image))
     assert asked == [(SIZE, SIZE)]
     assert found.min() < -1 < 1 < found.max()  # the step from dark to bright is in the middle
@@ -313,9 +313,9 @@ def test_the_middle_alone_is_what_torchvision_gives(monkeypatch: pytest.MonkeyPa
     image = Image.fromarray(RANDOM.integers(0, 256, (*shape, 3), dtype=np.uint8))
     bicubic = transforms.InterpolationMode.BICUBIC
     whole = transforms.Compose([transforms.Resize(SIZE, bicubic), transforms.CenterCrop(SIZE)])(image)
-    assert np.array_equal(np.asarray(pixels.resize_and_crop(image, SIZE)), np.asarray(whole))
-    monkeypatch.setattr(pixels, "MOST_RESIZED", 0)
-    middle = pixels.resize_and_crop(image, SIZE)
+    assert np.array_equal(np.asarray(preprocessing.resize_and_crop(image, SIZE)), np.asarray(whole))
+    monkeypatch.setattr(preprocessing, "MAX_RESIZED_PIXELS", 0)
+    middle = preprocessing.resize_and_crop(image, SIZE)
     assert np.abs(np.asarray(middle).astype(int) - np.asarray(whole).astype(int)).max() <= 1
 
 
