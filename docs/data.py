@@ -30,7 +30,7 @@ def files() -> str:
 
 def _rows(name: str, one: type[OfficialSet]) -> list[str]:
     splits: dict[tuple[str, str, str], list[str]] = {}
-    for each in one.needs:
+    for each in one.required_files:
         splits.setdefault((each.layout, " or ".join(f"`{n}`" for n in each.names), each.origin), []).append(
             f"{each.split}{'*' if each.split in one.optional else ''}"
         )

@@ -41,7 +41,7 @@ def to_folder(
     notes |= {"bias": _check_tensors(tensors, sizes, set(mapped.values())), "aliases": _check_aliases(tensors)}
     bare = _names_without_adapters(model)
     tables = {key: tensors[f"{sizes.attention(0)}.{key}"] for key in BUFFERS if key != "bias"}
-    notes_printed: list[str] = []
+    lines: list[str] = []
 
     def write_lm(folder: Path) -> None:
         from huggingface_hub import save_torch_state_dict
@@ -54,7 +54,7 @@ def to_folder(
             words = "transformer.wte.weight"
             state[words] = torch.nn.functional.pad(state[words], (0, 0, 0, lacking))
         save_torch_state_dict(state, folder / LM, max_shard_size=SHARD)
-        notes_printed.append(_save_tokenizer(folder / LM, tokenizer, sizes))
+        lines.append(_save_tokenizer(folder / LM, tokenizer, sizes))
         save_file({key: table.clone() for key, table in tables.items()}, folder / TABLES)
         (folder / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
@@ -66,7 +66,7 @@ def to_folder(
         write_lm,
         joined=False,  # the authors' code tokenizes each text by itself
     )
-    return [*_describe_mapping(mapped), *_describe_sizes(sizes, dtype), *notes_printed]
+    return [*_describe_mapping(mapped), *_describe_sizes(sizes, dtype), *lines]
 
 
 def to_file(folder: str | Path, out: str | Path) -> list[str]:
@@ -118,8 +118,8 @@ def _exported(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a checkpoint, mapped into memory, and what else its top level says."""
     found, top = magma.read_tensors(file, "module")
-    notes_printed = {k: v for k, v in top.items() if isinstance(v, str | int | float | bool | None)}
-    return found, {"module": bool(top), "top": notes_printed}
+    values = {k: v for k, v in top.items() if isinstance(v, str | int | float | bool | None)}
+    return found, {"module": bool(top), "top": values}
 
 
 # Checks

@@ -1,7 +1,7 @@
 """Opened images to 8-bit RGB, and the square in their middle at an encoder's size.
 
-`to_displayed_rgb` gives what an image viewer shows, `convert_mode` what the published code reads: Pillow's conversion of the pixels
-as they are stored. Both give the same for opaque images with 8 bits a channel and no EXIF orientation.
+`to_displayed_rgb` gives what an image viewer shows, `convert_mode` what the published code reads: Pillow's conversion
+of the pixels as they are stored. Both give the same for opaque images with 8 bits a channel and no EXIF orientation.
 """
 
 from __future__ import annotations

@@ -12,12 +12,12 @@ from typing import Any
 
 from magma import InputError
 
-from .images import OnDisk, Picture
-from .shards import Drop, Item, Record
+from .images import ImageSource, LocalImage
+from .shards import DroppedRow, Item, Record
 
 
 @dataclass(frozen=True)
-class Counted:
+class SizedItems:
     """Rows that are read as they are used, with how many there are, for a progress bar."""
 
     rows: Iterable[Item]
@@ -30,7 +30,7 @@ class Counted:
         return iter(self.rows)
 
 
-def clean(text: Any) -> str:
+def clean_text(text: Any) -> str:
     """Stripped and in Unicode's composed form (NFC), otherwise as published; "" for what is no text."""
     if not isinstance(text, str):
         return ""
@@ -41,42 +41,47 @@ def clean(text: Any) -> str:
     return unicodedata.normalize("NFC", text).strip()
 
 
-def captioned(identity: str, picture: Picture, texts: Iterable[Any], **extra: Any) -> Iterator[Item]:
+def caption_items(identity: str, picture: ImageSource, texts: Iterable[Any], **extra: Any) -> Iterator[Item]:
     """An image with its captions; a field of `extra` that is None is none."""
     given = list(texts)
-    captions = [caption for text in given if (caption := clean(text))]
+    captions = [caption for text in given if (caption := clean_text(text))]
     if not captions:
-        yield Drop(identity, "empty caption" if given else "no caption")
+        yield DroppedRow(identity, "empty caption" if given else "no caption")
         return
     for _ in range(len(given) - len(captions)):
-        yield Drop(identity, "empty caption, others kept", row=False)
-    yield Record(identity, picture, {"captions": captions, **_known(extra)})
+        yield DroppedRow(identity, "empty caption, others kept", row=False)
+    yield Record(identity, picture, {"captions": captions, **_without_none(extra)})
 
 
-def question(identity: str, text: Any, answers: Iterable[Any], **extra: Any) -> dict[str, Any]:
+def question_entry(identity: str, text: Any, answers: Iterable[Any], **extra: Any) -> dict[str, Any]:
     """A question of `asked`."""
-    return {"id": identity, "question": clean(text), "answers": [clean(a) for a in answers], **_known(extra)}
+    return {
+        "id": identity,
+        "question": clean_text(text),
+        "answers": [clean_text(a) for a in answers],
+        **_without_none(extra),
+    }
 
 
-def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-Row = tuple[str, Picture, dict[str, Any]]
+ImageEntry = tuple[str, ImageSource, dict[str, Any]]
 """An image's id, where it is, and a question or statement about it."""
 
 
-def grouped(key: str, text: str, rows: Iterable[Row | Drop]) -> list[Item]:
+def group_by_image(key: str, text: str, rows: Iterable[ImageEntry | DroppedRow]) -> list[Item]:
     """Questions or statements (`key`), image by image in the order of their first; `text` is the field that says it."""
     items: list[Item] = []
     images: dict[str, Record] = {}
     for row in rows:
-        if isinstance(row, Drop):
+        if isinstance(row, DroppedRow):
             items.append(row)
             continue
         identity, picture, entry = row
         if not entry[text]:
-            items.append(Drop(entry["id"], f"empty {text}"))
+            items.append(DroppedRow(entry["id"], f"empty {text}"))
             continue
         if identity not in images:
             items.append(images.setdefault(identity, Record(identity, picture, {key: []})))
@@ -84,9 +89,9 @@ def grouped(key: str, text: str, rows: Iterable[Row | Drop]) -> list[Item]:
     return items
 
 
-def inside(folders: Iterable[Path], *names: str) -> OnDisk:
+def image_in(folders: Iterable[Path], *names: str) -> LocalImage:
     """The first of these files that is in one of these folders."""
-    return OnDisk(tuple(os.path.join(folder, name) for folder in folders for name in names))  # noqa: PTH118 - millions
+    return LocalImage(tuple(os.path.join(folder, name) for folder in folders for name in names))  # noqa: PTH118 - millions
 
 
 def load_json(path: Path) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """All of it, or nothing."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as file:
@@ -18,6 +18,7 @@ def _write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A whole JSON object."""
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found

@@ -17,8 +17,8 @@ from typing import ClassVar, Literal
 
 from magma import InputError
 
-from .required_files import Found, Need, Tree
-from .shards import Item, Kind
+from .required_files import FileIndex, RequiredFile, SplitFiles
+from .shards import Item, SampleKind
 
 _NUMBERED = re.compile(r"(.*?-)(\d+)(-of-)(\d+)(\D.*)")
 
@@ -40,10 +40,10 @@ class OfficialSet(ABC):
     """One data set as it is published. Subclasses are all there is to know about it."""
 
     name: ClassVar[str]
-    kind: ClassVar[Kind]
+    kind: ClassVar[SampleKind]
     home: ClassVar[str]
     """Its page."""
-    needs: ClassVar[tuple[Need, ...]]
+    required_files: ClassVar[tuple[RequiredFile, ...]]
     optional: ClassVar[frozenset[str]] = frozenset()
     """Splits that are converted where their files are there; of the others, all files have to be."""
     combines: ClassVar[bool] = False
@@ -52,18 +52,18 @@ class OfficialSet(ABC):
     """The fields of `Options` that it has a use for, beside splits, layouts and partial."""
 
     @abstractmethod
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """The records of a split, and what is left out of it already, always in the same order."""
 
-    def items(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def items(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """What `read` gives; a file that is laid out otherwise than published is an `InputError`."""
-        return _Items(f"{self.name} {split}", lambda: self.read(split, found, options))
+        return _CheckedItems(f"{self.name} {split}", lambda: self.read(split, found, options))
 
-    def find(self, tree: Tree, options: Options) -> Found:
+    def find(self, tree: FileIndex, options: Options) -> SplitFiles:
         """All files of the splits; `InputError` with everything that is missing."""
         self._check(options)
         layouts = self._layouts(tree, options)
-        mine = [one for one in self.needs if one.layout in ("", *layouts)]
+        mine = [one for one in self.required_files if one.layout in ("", *layouts)]
         known = {one: tree.find(one) for one in mine}
         there = {one.split for one, paths in known.items() if paths and not one.is_folder}
         known_splits = self.splits(layouts, options)
@@ -77,19 +77,19 @@ class OfficialSet(ABC):
         }
         problems = [f"{one}: from {one.origin}" for one, paths in chosen.items() if not paths]
         for one, paths in chosen.items():
-            problems += self._unclear(one, paths, options)
+            problems += self._find_ambiguous(one, paths, options)
         if problems:
-            self._refuse(tree, problems, splits, there)
-        return Found(chosen, splits, layouts)
+            self._raise_missing(tree, problems, splits, there)
+        return SplitFiles(chosen, splits, layouts)
 
     def splits(self, layouts: Iterable[str], options: Options) -> list[str]:
         """Those of some layouts, in order."""
-        return list(dict.fromkeys(one.split for one in self.needs if one.layout in ("", *layouts)))
+        return list(dict.fromkeys(one.split for one in self.required_files if one.layout in ("", *layouts)))
 
     @classmethod
     def layouts(cls) -> list[str]:
         """All of them; none where there is only one."""
-        return list(dict.fromkeys(one.layout for one in cls.needs if one.layout))
+        return list(dict.fromkeys(one.layout for one in cls.required_files if one.layout))
 
     def _check(self, options: Options) -> None:
         for key in ("min_similarity", "language", "restval"):
@@ -104,22 +104,24 @@ class OfficialSet(ABC):
             if split not in splits:
                 raise InputError(f"--split: given {split!r}; allowed for {self.name}: {', '.join(splits)}")
 
-    def _layouts(self, tree: Tree, options: Options) -> list[str]:
+    def _layouts(self, tree: FileIndex, options: Options) -> list[str]:
         if options.layouts and not self.combines and len(options.layouts) > 1:
             raise InputError(f"--layout: {self.name} is read in one layout at a time")
         if options.layouts or not self.layouts():
             return list(options.layouts)
-        there = [one.layout for one in self.needs if one.layout and not one.is_folder and tree.find(one)]
+        there = [one.layout for one in self.required_files if one.layout and not one.is_folder and tree.find(one)]
         found = list(dict.fromkeys(there))
         if not found:
-            lines = [f"{one} ({one.layout}): from {one.origin}" for one in self.needs if one.layout]
-            self._refuse(tree, [*lines, f"one of these layouts is enough: {', '.join(self.layouts())}"], [], set())
+            lines = [f"{one} ({one.layout}): from {one.origin}" for one in self.required_files if one.layout]
+            self._raise_missing(
+                tree, [*lines, f"one of these layouts is enough: {', '.join(self.layouts())}"], [], set()
+            )
         if len(found) > 1 and not self.combines:
             raise InputError(f"--layout: {self.name} is there as {' and as '.join(found)}; choose one")
         return found
 
     @staticmethod
-    def _unclear(one: Need, paths: list[Path], options: Options) -> list[str]:
+    def _find_ambiguous(one: RequiredFile, paths: list[Path], options: Options) -> list[str]:
         """A file that is there twice, or of which a numbered part is missing."""
         if one.is_folder or one.pattern or len(paths) == 0:
             return []
@@ -135,7 +137,7 @@ class OfficialSet(ABC):
         whole = [f"{front}{i:0{len(count)}}{middle}{count}{end}" for i in range(int(count))]
         return [f"{n}: from {one.origin} (--partial does without)" for n in whole if n not in names]
 
-    def _refuse(self, tree: Tree, problems: list[str], splits: list[str], there: set[str]) -> None:
+    def _raise_missing(self, tree: FileIndex, problems: list[str], splits: list[str], there: set[str]) -> None:
         where = ", ".join(map(str, tree.sources))
         lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(problems))
         whole = [s for s in splits if s in there]
@@ -143,23 +145,23 @@ class OfficialSet(ABC):
         raise InputError(f"{self.name}: not all of its files are below {where}:{lines}{hint}\n{self.home}")
 
 
-class _Items:
+class _CheckedItems:
     """Items, how many they are about, and a user's error where a field is missing."""
 
     def __init__(self, where: str, make: Callable[[], Iterable[Item]]) -> None:
         self.where = where
-        with self._as_published():
+        with self._explain_errors():
             self.made = make()
 
     def __length_hint__(self) -> int:
         return length_hint(self.made)
 
     def __iter__(self) -> Iterator[Item]:
-        with self._as_published():
+        with self._explain_errors():
             yield from self.made
 
     @contextmanager
-    def _as_published(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

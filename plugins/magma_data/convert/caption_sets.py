@@ -8,9 +8,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .annotations import Counted, captioned, inside, load_json, load_lines
+from .annotations import SizedItems, caption_items, image_in, load_json, load_lines
 from .base_set import OfficialSet, Options
-from .required_files import Found, Need, need
+from .required_files import RequiredFile, SplitFiles, required_file
 from .shards import Item, Record
 
 COCO = "https://cocodataset.org/#download"
@@ -30,26 +30,32 @@ class CocoCaptions(OfficialSet):
     kind = "captions"
     home = "https://cocodataset.org"
     takes = frozenset({"restval"})
-    needs = (
+    required_files = (
         *(
             one
             for year in ("2014", "2017")
             for split in ("train", "val")
             for one in (
-                need(f"captions_{split}{year}.json", split, f"annotations_trainval{year}.zip, {COCO}", year),
-                need(f"{split}{year}/", split, f"{split}{year}.zip, {COCO}", year),
+                required_file(f"captions_{split}{year}.json", split, f"annotations_trainval{year}.zip, {COCO}", year),
+                required_file(f"{split}{year}/", split, f"{split}{year}.zip, {COCO}", year),
             )
         ),
-        *(need("dataset_coco.json", split, _KARPATHY, "karpathy") for split in ("train", "val", "test", "restval")),
-        need("train2014/", "train", f"train2014.zip, {COCO}", "karpathy"),
-        *(need("val2014/", split, f"val2014.zip, {COCO}", "karpathy") for split in ("train", "val", "test", "restval")),
+        *(
+            required_file("dataset_coco.json", split, _KARPATHY, "karpathy")
+            for split in ("train", "val", "test", "restval")
+        ),
+        required_file("train2014/", "train", f"train2014.zip, {COCO}", "karpathy"),
+        *(
+            required_file("val2014/", split, f"val2014.zip, {COCO}", "karpathy")
+            for split in ("train", "val", "test", "restval")
+        ),
     )
 
     def splits(self, layouts: Iterable[str], options: Options) -> list[str]:
         """Karpathy's fourth part is a split of its own only where it is asked for."""
         return [s for s in super().splits(layouts, options) if s != "restval" or options.restval == "restval"]
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """Image by image, in the order of the annotation file."""
         (layout,) = found.layouts
         if layout == "karpathy":
@@ -57,18 +63,18 @@ class CocoCaptions(OfficialSet):
         loaded = load_json(found.one(f"captions_{split}{layout}.json"))
         captions = _by_image(loaded["annotations"])
         folders = found.all(f"{split}{layout}/")
-        return _flat(
-            captioned(str(i["id"]), inside(folders, i["file_name"]), captions[i["id"]]) for i in loaded["images"]
+        return _chain(
+            caption_items(str(i["id"]), image_in(folders, i["file_name"]), captions[i["id"]]) for i in loaded["images"]
         )
 
     @staticmethod
-    def _karpathy(split: str, found: Found, restval: str) -> Iterable[Item]:
+    def _karpathy(split: str, found: SplitFiles, restval: str) -> Iterable[Item]:
         parts = {split, "restval"} if split == restval == "train" else {split}
         folders = {name: found.all(f"{name}/") for name in ("train2014", "val2014")}
-        return _flat(
-            captioned(
+        return _chain(
+            caption_items(
                 str(image["cocoid"]),
-                inside(folders[image["filepath"]], image["filename"]),
+                image_in(folders[image["filepath"]], image["filename"]),
                 [sentence["raw"] for sentence in image["sentences"]],
             )
             for image in load_json(found.one("dataset_coco.json"))["images"]
@@ -83,23 +89,27 @@ class Nocaps(OfficialSet):
     kind = "captions"
     home = "https://nocaps.org/download"
     optional = frozenset({"test"})
-    needs = (
-        need("nocaps_val_4500_captions.json", "val", "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"),
-        need("val/|validation/|images/", "val", _NOCAPS),
-        need("nocaps_test_image_info.json", "test", "https://s3.amazonaws.com/nocaps/nocaps_test_image_info.json"),
-        need("test/|images/", "test", _NOCAPS),
+    required_files = (
+        required_file(
+            "nocaps_val_4500_captions.json", "val", "https://nocaps.s3.amazonaws.com/nocaps_val_4500_captions.json"
+        ),
+        required_file("val/|validation/|images/", "val", _NOCAPS),
+        required_file(
+            "nocaps_test_image_info.json", "test", "https://s3.amazonaws.com/nocaps/nocaps_test_image_info.json"
+        ),
+        required_file("test/|images/", "test", _NOCAPS),
     )
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """The test split has no captions: they are kept from the public."""
         name = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}[split]
         loaded = load_json(found.one(name))
-        places = {i["id"]: inside(found.all("images/", split), i["file_name"]) for i in loaded["images"]}
+        places = {i["id"]: image_in(found.all("images/", split), i["file_name"]) for i in loaded["images"]}
         if split == "test":
             return [Record(str(identity), place, {"captions": []}) for identity, place in places.items()]
         captions = _by_image(loaded["annotations"])
-        return _flat(
-            captioned(str(i["id"]), places[i["id"]], captions[i["id"]], domain=i.get("domain"))
+        return _chain(
+            caption_items(str(i["id"]), places[i["id"]], captions[i["id"]], domain=i.get("domain"))
             for i in loaded["images"]
         )
 
@@ -110,22 +120,22 @@ class VisualGenome(OfficialSet):
     name = "visual_genome"
     kind = "captions"
     home = _GENOME
-    needs = (
-        need("region_descriptions.json", "train", f"region_descriptions.json.zip, {_GENOME}"),
-        need("image_data.json", "train", f"image_data.json.zip, {_GENOME}"),
-        need("VG_100K/", "train", "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip"),
-        need("VG_100K_2/", "train", "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip"),
+    required_files = (
+        required_file("region_descriptions.json", "train", f"region_descriptions.json.zip, {_GENOME}"),
+        required_file("image_data.json", "train", f"image_data.json.zip, {_GENOME}"),
+        required_file("VG_100K/", "train", "https://cs.stanford.edu/people/rak248/VG_100K_2/images.zip"),
+        required_file("VG_100K_2/", "train", "https://cs.stanford.edu/people/rak248/VG_100K_2/images2.zip"),
     )
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """An image's URL says which of the two folders holds it."""
         homes = {image["image_id"]: image["url"].split("/")[-2] for image in load_json(found.one("image_data.json"))}
         folders = {name: found.all(f"{name}/") for name in ("VG_100K", "VG_100K_2")}
         either = [*chain(*folders.values())]
-        return _flat(
-            captioned(
+        return _chain(
+            caption_items(
                 str(image["id"]),
-                inside(folders.get(homes.get(image["id"], ""), either), f"{image['id']}.jpg"),
+                image_in(folders.get(homes.get(image["id"], ""), either), f"{image['id']}.jpg"),
                 [region["phrase"] for region in image["regions"]],
             )
             for image in load_json(found.one("region_descriptions.json"))
@@ -139,27 +149,27 @@ class HatefulMemes(OfficialSet):
     kind = "captions"
     home = _MEMES
     optional = frozenset({"test"})
-    needs = tuple(
+    required_files = tuple(
         one
         for names, split in (
             ("train.jsonl", "train"),
             ("dev.jsonl|dev_seen.jsonl", "val"),
             ("test.jsonl|test_seen.jsonl", "test"),
         )
-        for one in (need(names, split, _MEMES), need("img/", split, _MEMES))
+        for one in (required_file(names, split, _MEMES), required_file("img/", split, _MEMES))
     )
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """`img` is a path such as `img/42953.png`."""
         name = {"train": "train.jsonl", "val": "dev.jsonl", "test": "test.jsonl"}[split]
         folders = [folder.parent for folder in found.all("img/", split)]
-        return _flat(
-            captioned(str(row["id"]), inside(folders, row["img"]), [row["text"]], label=row.get("label"))
+        return _chain(
+            caption_items(str(row["id"]), image_in(folders, row["img"]), [row["text"]], label=row.get("label"))
             for row in load_lines(found.one(name))
         )
 
 
-_PARTS = {
+_NARRATIVE_PARTS = {
     # part: (split, name of the annotation file, folders of images, where those come from)
     "coco": (
         ("train", "coco_train", "train2017/", COCO),
@@ -189,23 +199,23 @@ class LocalizedNarratives(OfficialSet):
     home = _NARRATIVES
     combines = True
     optional = frozenset({"train", "val", "test"})
-    needs = tuple(
+    required_files = tuple(
         one
-        for part, splits in _PARTS.items()
+        for part, splits in _NARRATIVE_PARTS.items()
         for split, name, folders, origin in splits
         for one in (
-            need(
+            required_file(
                 f"{name}_localized_narratives-?????-of-?????.jsonl|{name}_localized_narratives.jsonl"
                 f"|{name}_captions.jsonl",
                 split,
                 _NARRATIVES,
                 part,
             ),
-            need(folders, split, origin, part),
+            required_file(folders, split, origin, part),
         )
     )
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """Part by part; an image that several annotators spoke of has several captions."""
         said: dict[str, dict[str, list[str]]] = {}
         for one, paths in found.paths.items():
@@ -214,22 +224,22 @@ class LocalizedNarratives(OfficialSet):
                 for row in chain.from_iterable(map(load_lines, paths)):  # lines are long: mouse traces
                     captions[str(row["image_id"])].append(row["caption"])
         places = {
-            one.layout: _Places(one, paths)
+            one.layout: _ImageFolders(one, paths)
             for one, paths in found.paths.items()
             if one.split == split and one.is_folder
         }
         rows = (
-            captioned(image, places[part].of(image), captions)
+            caption_items(image, places[part].of(image), captions)
             for part, images in said.items()
             for image, captions in images.items()
         )
-        return Counted(chain.from_iterable(rows), sum(map(len, said.values())))
+        return SizedItems(chain.from_iterable(rows), sum(map(len, said.values())))
 
 
-class _Places:
+class _ImageFolders:
     """Where the images of a part of Localized Narratives are."""
 
-    def __init__(self, one: Need, folders: list[Path]) -> None:
+    def __init__(self, one: RequiredFile, folders: list[Path]) -> None:
         self.part, self.folders = one.layout, folders
         self.by_name: dict[str, Path] = {}
         if self.part == "ade20k":  # the full set sorts its images into a tree of scenes
@@ -239,10 +249,10 @@ class _Places:
         """The picture of an image id."""
         name = f"{int(image):012d}.jpg" if self.part == "coco" else f"{image.removesuffix('.jpg')}.jpg"
         if self.part == "ade20k":
-            return inside([self.by_name.get(name, self.folders[0])], name)
+            return image_in([self.by_name.get(name, self.folders[0])], name)
         nested = [folder for folder in self.folders if folder.name == f"train_{image[0]}"]  # as Open Images is packed
         plain = [folder for folder in self.folders if not folder.name.startswith("train_")]
-        return inside([*nested, *plain], name)
+        return image_in([*nested, *plain], name)
 
 
 def _by_image(annotations: Iterable[Any]) -> dict[Any, list[Any]]:
@@ -253,5 +263,5 @@ def _by_image(annotations: Iterable[Any]) -> dict[Any, list[Any]]:
     return captions
 
 
-def _flat(items: Iterable[Iterator[Item]]) -> list[Item]:
+def _chain(items: Iterable[Iterator[Item]]) -> list[Item]:
     return list(chain.from_iterable(items))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from .conversion import INDEX, quiet
-from .images import Unreadable, examine
-from .parallel import spread
-from .shard_format import ENDINGS, FIELDS, ShardEntry, _told, read_index, samples
+from .conversion import INDEX, no_progress
+from .images import ImageError, check_image
+from .parallel import parallel_map
+from .shard_format import IMAGE_ENDINGS, SAMPLE_TYPES, ShardEntry, format_errors, read_index, read_samples
 from .shards import LISTS
 
 
@@ -29,7 +29,7 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class _ShardResult:
     """What a shard was found to be; first and last key are None where it has none."""
 
     file: str
@@ -38,15 +38,15 @@ class _Verdict:
     last: str | None = None
 
 
-def check(folder: Path, workers: int = 1, tell: Callable[[int, int], None] = quiet) -> list[str]:
+def check(folder: Path, workers: int = 1, on_progress: Callable[[int, int], None] = no_progress) -> list[str]:
     """Everything that is wrong with a folder, each with shard and key."""
     index = read_index(folder)
     entries = [(split, entry) for split, told in index.splits.items() for entry in told.shards]
     jobs = (_Job(str(folder), split, index.kind, entry) for split, entry in entries)
-    verdicts: dict[str, _Verdict] = {}
-    for verdict in spread(_check_shard, jobs, workers):
+    verdicts: dict[str, _ShardResult] = {}
+    for verdict in parallel_map(_check_shard, jobs, workers):
         verdicts[verdict.file] = verdict
-        tell(len(verdicts), len(entries))
+        on_progress(len(verdicts), len(entries))
     problems: list[str] = []
     for split, told in index.splits.items():
         for key in ("samples", "rows"):
@@ -64,10 +64,10 @@ def check(folder: Path, workers: int = 1, tell: Callable[[int, int], None] = qui
     return problems + [f"{name}: not in {INDEX}" for name in stray]
 
 
-def _check_shard(job: _Job) -> _Verdict:
+def _check_shard(job: _Job) -> _ShardResult:
     path, entry = Path(job.folder) / job.entry.file, job.entry
     if not path.is_file():
-        return _Verdict(entry.file, ["there is no such file"])
+        return _ShardResult(entry.file, ["there is no such file"])
     problems = []
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -76,13 +76,13 @@ def _check_shard(job: _Job) -> _Verdict:
     keys: list[str] = []
     rows = 0
     try:
-        for key, files in samples(path):
+        for key, files in read_samples(path):
             if keys and key <= keys[-1]:
                 problems.append(f"{key}: does not follow {keys[-1]}")
             if not key.startswith(f"{job.split}-"):
                 problems.append(f"{key}: a key of {job.split} begins with {job.split}-")
             keys.append(key)
-            found = list(_faults(files, job.kind))
+            found = list(_find_problems(files, job.kind))
             problems += [f"{key}: {fault}" for fault in found]
             if not found:
                 fields = json.loads(files["json"])
@@ -92,24 +92,24 @@ def _check_shard(job: _Job) -> _Verdict:
     # A broken sample has its own line, and no rows that could be counted.
     counts = {"samples": len(keys), **({} if problems else {"rows": rows})}
     problems += [f"{n} {key}, not {getattr(entry, key)}" for key, n in counts.items() if n != getattr(entry, key)]
-    return _Verdict(entry.file, problems, *((keys[0], keys[-1]) if keys else ()))
+    return _ShardResult(entry.file, problems, *((keys[0], keys[-1]) if keys else ()))
 
 
-def _faults(files: dict[str, bytes], kind: str) -> Iterator[str]:
-    images = [ending for ending in files if ending in ENDINGS]
-    if len(images) != 1 or set(files) - {*ENDINGS, "json"}:
-        yield f"files {', '.join(sorted(files))}; allowed: one of {', '.join(ENDINGS)}, and json"
+def _find_problems(files: dict[str, bytes], kind: str) -> Iterator[str]:
+    images = [ending for ending in files if ending in IMAGE_ENDINGS]
+    if len(images) != 1 or set(files) - {*IMAGE_ENDINGS, "json"}:
+        yield f"files {', '.join(sorted(files))}; allowed: one of {', '.join(IMAGE_ENDINGS)}, and json"
     for ending in images:
         try:
-            actual = examine(files[ending])
+            actual = check_image(files[ending])
             if actual != ending:
                 yield f"{ending}: the image is a {actual}"
-        except Unreadable as reason:
+        except ImageError as reason:
             yield f"{ending}: {reason}"
     if "json" not in files:
         yield "no json"
         return
     try:
-        FIELDS[kind].model_validate_json(files["json"])
+        SAMPLE_TYPES[kind].model_validate_json(files["json"])
     except ValidationError as error:
-        yield f"json: {_told(error)}"
+        yield f"json: {format_errors(error)}"

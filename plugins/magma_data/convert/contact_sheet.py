@@ -12,7 +12,7 @@ from typing import Any
 
 from magma import InputError
 
-from .shard_format import ENDINGS, ShardEntry, read_index, samples
+from .shard_format import IMAGE_ENDINGS, ShardEntry, read_index, read_samples
 
 _COLUMNS = 6
 _WRAP = 36
@@ -21,7 +21,7 @@ _LINES = 7
 """Lines below an image; the rest is left out."""
 
 
-def show(folder: Path, png: Path, count: int = 24, seed: int = 0, split: str | None = None) -> int:
+def draw_contact_sheet(folder: Path, png: Path, count: int = 24, seed: int = 0, split: str | None = None) -> int:
     """Draw samples that `seed` picks, with what is said about them; how many there are on the sheet."""
     index = read_index(folder)
     if split is not None and split not in index.splits:
@@ -29,17 +29,17 @@ def show(folder: Path, png: Path, count: int = 24, seed: int = 0, split: str | N
     entries = [e for name, told in index.splits.items() if split in (None, name) for e in told.shards]
     total = sum(entry.samples for entry in entries)
     picked = sorted(random.Random(seed).sample(range(total), min(count, total)))
-    _draw(folder.name, list(_picked(folder, entries, picked)), png)
+    _draw(folder.name, list(_read_picked(folder, entries, picked)), png)
     return len(picked)
 
 
-def _picked(folder: Path, entries: list[ShardEntry], picked: list[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _read_picked(folder: Path, entries: list[ShardEntry], picked: list[int]) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The samples of these numbers, counted through all shards; only the shards that hold one are read."""
     start = 0
     for entry in entries:
         here = {number - start for number in picked if start <= number < start + entry.samples}
         if here:
-            yield from (one for i, one in enumerate(samples(folder / entry.file)) if i in here)
+            yield from (one for i, one in enumerate(read_samples(folder / entry.file)) if i in here)
         start += entry.samples
 
 
@@ -63,7 +63,7 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
         left = (column + 0.05) / columns
         axes = figure.add_axes((left, top - picture / high, 0.9 / columns, (picture - 0.08) / high))
         axes.axis("off")
-        ending = next(e for e in ENDINGS if e in files)
+        ending = next(e for e in IMAGE_ENDINGS if e in files)
         with Image.open(io.BytesIO(files[ending])) as opened:
             opened.load()
         image: Image.Image = opened

@@ -18,9 +18,9 @@ from typing import Any
 
 from magma import InputError
 
-from .atomic_json import _read_json, _write_json
-from .parallel import spread
-from .shards import DONE, Item, Kind, Record, Settings, Shard, cut, write_shard
+from .atomic_json import read_json, write_json
+from .parallel import parallel_map
+from .shards import DONE, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
 
 FORMAT = 1
 INDEX, REPORT, DROPPED, OPTIONS = "index.json", "report.json", "dropped.jsonl", "options.json"
@@ -31,9 +31,9 @@ class Conversion:
     """A data set on its way into a folder."""
 
     name: str
-    kind: Kind
+    kind: SampleKind
     splits: Mapping[str, Callable[[], Iterable[Item]]]
-    settings: Settings = field(default_factory=Settings)
+    settings: ShardSettings = field(default_factory=ShardSettings)
     options: Mapping[str, Any] = field(default_factory=dict)
     """What changes the result: a folder goes on with the same ones alone."""
 
@@ -50,31 +50,31 @@ class Progress:
     shards: int
 
 
-def quiet(*_: object) -> None:
+def no_progress(*_: object) -> None:
     """Nobody wants to know how far it is."""
 
 
 def convert(
-    conversion: Conversion, out: Path, workers: int = 1, tell: Callable[[Progress], None] = quiet
+    conversion: Conversion, out: Path, workers: int = 1, on_progress: Callable[[Progress], None] = no_progress
 ) -> tuple[dict[str, Any], bool]:
     """Write the folder, or go on with it; the report, and whether the folder was complete before."""
     out.mkdir(parents=True, exist_ok=True)
-    with _alone(out):
-        _agree(conversion, out)
+    with _lock_folder(out):
+        _check_options(conversion, out)
         if (out / INDEX).is_file():
-            _forget(out)
-            return _read_json(out / REPORT), True
+            _delete_notes(out)
+            return read_json(out / REPORT), True
         for left in out.glob(".*.partial"):
             left.unlink()
         try:
-            stems = {split: _write_split(conversion, split, out, workers, tell) for split in conversion.splits}
+            stems = {split: _write_split(conversion, split, out, workers, on_progress) for split in conversion.splits}
             return _finish(conversion, out, stems), False
         except OSError as error:  # a disk that is full, a file that was taken away
             raise InputError(f"{out}: {error}; the same command goes on, once that is put right") from error
 
 
 def _write_split(
-    conversion: Conversion, split: str, out: Path, workers: int, tell: Callable[[Progress], None]
+    conversion: Conversion, split: str, out: Path, workers: int, on_progress: Callable[[Progress], None]
 ) -> list[str]:
     """Write what is not there yet; the names of the split's shards in order."""
     items = conversion.splits[split]()
@@ -86,23 +86,23 @@ def _write_split(
         nonlocal read, shards
         read += images
         shards += 1
-        tell(Progress(split, read, total, shards))
+        on_progress(Progress(split, read, total, shards))
 
     def missing() -> Iterator[Shard]:
-        for shard in cut(split, items, out, conversion.settings):
+        for shard in make_shards(split, items, out, conversion.settings):
             stems.append(shard.stem)
-            if _note(out, shard.stem) is None:
+            if _read_note(out, shard.stem) is None:
                 yield shard
             else:
                 count(sum(isinstance(item, Record) for item in shard.items))
 
-    for images in spread(write_shard, missing(), workers):
+    for images in parallel_map(write_shard, missing(), workers):
         count(images)
     return stems
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _lock_folder(out: Path) -> Iterator[None]:
     """One process at a time writes to a folder."""
     path = out / ".lock"
     with path.open("w") as lock:
@@ -120,7 +120,7 @@ def _alone(out: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _agree(conversion: Conversion, out: Path) -> None:
+def _check_options(conversion: Conversion, out: Path) -> None:
     """Refuse a folder that was begun otherwise, or that holds something else."""
     given = {
         "format": FORMAT,
@@ -133,9 +133,9 @@ def _agree(conversion: Conversion, out: Path) -> None:
     if not path.is_file():
         if others := sorted(found.name for found in out.iterdir() if not found.name.startswith(".")):
             raise InputError(f"--out: {out} holds {others[0]!r} and no {OPTIONS}; allowed: a new or empty folder")
-        _write_json(path, given)
+        write_json(path, given)
         return
-    begun = _read_json(path)
+    begun = read_json(path)
     if different := [key for key in {**begun, **given} if begun.get(key) != given.get(key)]:
         lines = [f"\n  - {key}: {_short(begun.get(key))} there, {_short(given.get(key))} given" for key in different]
         raise InputError(
@@ -157,7 +157,7 @@ def _finish(conversion: Conversion, out: Path, stems: Mapping[str, list[str]]) -
         for split, names in stems.items():
             shards, dropped, trimmed = [], Counter[str](), Counter[str]()
             for name in names:
-                note = _note(out, name)
+                note = _read_note(out, name)
                 assert note is not None, name
                 if note["shard"]["samples"]:
                     shards.append(note["shard"])
@@ -175,27 +175,27 @@ def _finish(conversion: Conversion, out: Path, stems: Mapping[str, list[str]]) -
             }
     if not any(split["samples"] for split in index["splits"].values()):
         partial.unlink()
-        _forget(out)
+        _delete_notes(out)
         left_out = {name: split["dropped"] for name, split in report["splits"].items()}
         raise InputError(f"{conversion.name}: no sample is left to be written; left out: {_short(left_out)}")
     partial.replace(out / DROPPED)
-    _write_json(out / REPORT, report)
-    _write_json(out / INDEX, index)
-    _forget(out)
+    write_json(out / REPORT, report)
+    write_json(out / INDEX, index)
+    _delete_notes(out)
     return report
 
 
-def _note(out: Path, stem: str) -> dict[str, Any] | None:
+def _read_note(out: Path, stem: str) -> dict[str, Any] | None:
     """What is known of a complete shard; None where it has to be written."""
     path = out / f"{stem}{DONE}"
     if not path.is_file():
         return None
-    note = _read_json(path)
+    note = read_json(path)
     tar = out / note["shard"]["file"]
     complete = not note["shard"]["samples"] or (tar.is_file() and tar.stat().st_size == note["bytes"])
     return note if complete else None
 
 
-def _forget(out: Path) -> None:
+def _delete_notes(out: Path) -> None:
     for note in out.glob(f"*{DONE}"):
         note.unlink()

@@ -22,16 +22,16 @@ from itertools import islice
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
 """Pillow's names of the formats that are kept, with the ending that each gets. MPO is a JPEG with a second view."""
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """A larger answer to a request is no photograph."""
 NO_CONNECTION = "no connection"
 
 
-class Unreadable(Exception):
+class ImageError(Exception):
     """Why an image is left out; the message is the reason that is counted."""
 
 
-class Picture(ABC):
+class ImageSource(ABC):
     """Where an image's bytes lie: light, and sent to other processes."""
 
     __slots__ = ()
@@ -42,7 +42,7 @@ class Picture(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class OnDisk(Picture):
+class LocalImage(ImageSource):
     """The first of these files that exists: archives of one set unpack into different folders."""
 
     paths: tuple[str, ...]
@@ -55,12 +55,12 @@ class OnDisk(Picture):
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise Unreadable(f"unreadable file ({os.strerror(error.errno or 0)})") from error
-        raise Unreadable("missing image")
+                raise ImageError(f"unreadable file ({os.strerror(error.errno or 0)})") from error
+        raise ImageError("missing image")
 
 
 @dataclass(frozen=True, slots=True)
-class InTar(Picture):
+class TarImage(ImageSource):
     """A stretch of a tar that is not compressed."""
 
     tar: str
@@ -74,7 +74,7 @@ class InTar(Picture):
 
 
 @dataclass(frozen=True, slots=True)
-class AtUrl(Picture):
+class WebImage(ImageSource):
     """An image of the web: http, https, or file."""
 
     url: str
@@ -82,26 +82,26 @@ class AtUrl(Picture):
     def read(self, timeout: float) -> bytes:
         scheme = self.url.partition(":")[0].lower()
         if scheme == "file":
-            return OnDisk((urllib.request.url2pathname(urllib.parse.urlsplit(self.url).path),)).read(timeout)
+            return LocalImage((urllib.request.url2pathname(urllib.parse.urlsplit(self.url).path),)).read(timeout)
         if scheme not in ("http", "https"):
-            raise Unreadable("bad URL")
+            raise ImageError("bad URL")
         try:
-            return _fetch(self.url, timeout)
+            return _download(self.url, timeout)
         except urllib.error.HTTPError as error:
             error.close()
-            raise Unreadable(f"HTTP {error.code}") from error
+            raise ImageError(f"HTTP {error.code}") from error
         except urllib.error.URLError as error:
-            raise Unreadable("timed out" if isinstance(error.reason, TimeoutError) else NO_CONNECTION) from error
+            raise ImageError("timed out" if isinstance(error.reason, TimeoutError) else NO_CONNECTION) from error
         except TimeoutError as error:
-            raise Unreadable("timed out") from error
+            raise ImageError("timed out") from error
         except (http.client.HTTPException, OSError) as error:
             bad = isinstance(error, http.client.InvalidURL)
-            raise Unreadable("bad URL" if bad else "broken connection") from error
+            raise ImageError("bad URL" if bad else "broken connection") from error
         except ValueError as error:
-            raise Unreadable("bad URL") from error
+            raise ImageError("bad URL") from error
 
 
-def _fetch(url: str, timeout: float) -> bytes:
+def _download(url: str, timeout: float) -> bytes:
     """The whole answer within `timeout`, however slowly a server drips."""
     quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     request = urllib.request.Request(quoted, headers={"User-Agent": "Mozilla/5.0 (compatible; magma-multimodal)"})
@@ -110,67 +110,67 @@ def _fetch(url: str, timeout: float) -> bytes:
         found = bytearray()
         while piece := response.read1(2**16):
             found += piece
-            if len(found) > MOST_BYTES:
-                raise Unreadable("too many bytes")
+            if len(found) > MAX_BYTES:
+                raise ImageError("too many bytes")
             if time.monotonic() > deadline:
                 raise TimeoutError
         if response.length:  # the server promised more
-            raise Unreadable("broken connection")
+            raise ImageError("broken connection")
     return bytes(found)
 
 
-def read_all(pictures: Iterable[Picture], timeout: float, threads: int) -> Iterator[bytes | Unreadable]:
+def read_images(pictures: Iterable[ImageSource], timeout: float, threads: int) -> Iterator[bytes | ImageError]:
     """Bytes in the pictures' order; those of the web by threads, a few more ahead than there are threads."""
     waiting = iter(pictures)
-    ahead: deque[Future[bytes | Unreadable] | Picture] = deque()
+    ahead: deque[Future[bytes | ImageError] | ImageSource] = deque()
     with ThreadPoolExecutor(threads) as pool:
 
-        def start(picture: Picture) -> Future[bytes | Unreadable] | Picture:
-            return pool.submit(_attempt, picture, timeout) if isinstance(picture, AtUrl) else picture
+        def start(picture: ImageSource) -> Future[bytes | ImageError] | ImageSource:
+            return pool.submit(_try_read, picture, timeout) if isinstance(picture, WebImage) else picture
 
         try:
             ahead.extend(start(picture) for picture in islice(waiting, 2 * threads))
             while ahead:
                 first = ahead.popleft()
-                yield _attempt(first, timeout) if isinstance(first, Picture) else first.result()
+                yield _try_read(first, timeout) if isinstance(first, ImageSource) else first.result()
                 ahead.extend(start(picture) for picture in islice(waiting, 1))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _attempt(picture: Picture, timeout: float) -> bytes | Unreadable:
+def _try_read(picture: ImageSource, timeout: float) -> bytes | ImageError:
     try:
         return picture.read(timeout)
-    except Unreadable as reason:
+    except ImageError as reason:
         return reason
 
 
-def examine(data: bytes, min_size: int = 0) -> str:
+def check_image(data: bytes, min_size: int = 0) -> str:
     """The ending for these bytes; `Unreadable` where Pillow cannot decode them or a side is below `min_size` pixels."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
-        raise Unreadable("empty file")
+        raise ImageError("empty file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata of photographs that decode all the same
         try:
             with Image.open(io.BytesIO(data)) as image:
                 kind, smallest = image.format, min(image.size)
                 if kind not in FORMATS:
-                    raise Unreadable(f"format {kind}")
+                    raise ImageError(f"format {kind}")
                 image.verify()
             with Image.open(io.BytesIO(data)) as image:  # a verified image cannot be decoded any more
                 image.load()
         except UnidentifiedImageError as error:
-            raise Unreadable("no image") from error
+            raise ImageError("no image") from error
         except Image.DecompressionBombError as error:
-            raise Unreadable("too many pixels") from error
-        except Unreadable:
+            raise ImageError("too many pixels") from error
+        except ImageError:
             raise
         except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
-            raise Unreadable("corrupt image") from error
+            raise ImageError("corrupt image") from error
     if not smallest:
-        raise Unreadable("zero-size image")
+        raise ImageError("zero-size image")
     if smallest < min_size:
-        raise Unreadable(f"smaller than {min_size} pixels")
+        raise ImageError(f"smaller than {min_size} pixels")
     return FORMATS[kind]

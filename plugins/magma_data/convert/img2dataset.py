@@ -13,13 +13,13 @@ from typing import Any
 
 from magma import InputError
 
-from ..formats import members, split_member
-from .annotations import Counted, captioned, load_json
+from ..formats import iter_members, split_member
+from .annotations import SizedItems, caption_items, load_json
 from .base_set import Options
-from .images import InTar, OnDisk, Picture
-from .required_files import Need, need
-from .shards import Drop, Item
-from .web_rows import _SIZES, _number, _parquet, _refused
+from .images import ImageSource, LocalImage, TarImage
+from .required_files import RequiredFile, required_file
+from .shards import DroppedRow, Item
+from .web_rows import SIZE_COLUMNS, find_reason_to_drop, read_parquet, to_number
 
 _IMG2DATASET = "https://github.com/rom1504/img2dataset, output_format webdataset or files"
 _VAL = r"(?:val|valid|validation)"
@@ -27,11 +27,15 @@ _ENDINGS = ("jpg", "jpeg", "png", "webp", "gif")
 _SHARD = r"\d{5,}(?:_stats\.json|\.tar)"
 
 
-def fetched(split: str) -> Need:
+def required_img2dataset_files(split: str) -> RequiredFile:
     """What img2dataset leaves of a split; that of validation lies below a folder that says so."""
     if split == "val":
-        return need("val/00000_stats.json", split, _IMG2DATASET, "img2dataset", rf"(?:.*/)?{_VAL}/(?:.*/)?{_SHARD}")
-    return need("00000_stats.json", split, _IMG2DATASET, "img2dataset", rf"(?!(?:.*/)?{_VAL}/)(?:.*/)?{_SHARD}")
+        return required_file(
+            "val/00000_stats.json", split, _IMG2DATASET, "img2dataset", rf"(?:.*/)?{_VAL}/(?:.*/)?{_SHARD}"
+        )
+    return required_file(
+        "00000_stats.json", split, _IMG2DATASET, "img2dataset", rf"(?!(?:.*/)?{_VAL}/)(?:.*/)?{_SHARD}"
+    )
 
 
 def img2dataset(paths: Iterable[Path], options: Options) -> Iterable[Item]:
@@ -46,7 +50,7 @@ def img2dataset(paths: Iterable[Path], options: Options) -> Iterable[Item]:
         # A shard without figures is one that img2dataset was killed in, unless someone deleted them all.
         bases += [folder / name.split("_")[0].removesuffix(".tar") for name in (stats or sorted(names))]
         count += sum(load_json(folder / name).get("successes", 0) for name in stats)
-    return Counted(chain.from_iterable(_shard(base, options) for base in bases), count)
+    return SizedItems(chain.from_iterable(_shard(base, options) for base in bases), count)
 
 
 def _shard(base: Path, options: Options) -> Iterator[Item]:
@@ -57,26 +61,26 @@ def _shard(base: Path, options: Options) -> Iterator[Item]:
     table = base.with_name(f"{base.name}.parquet")
     known: dict[str, dict[str, Any]] = {}
     if table.is_file():
-        for row in _parquet(table, ("key", "status", "similarity", *_SIZES)):
+        for row in read_parquet(table, ("key", "status", "similarity", *SIZE_COLUMNS)):
             if row.get("status", "success") != "success":
-                yield Drop(str(row["key"]), f"img2dataset: {row['status']}")
+                yield DroppedRow(str(row["key"]), f"img2dataset: {row['status']}")
             else:
                 known[str(row["key"])] = row
-    for key, picture, said in _as_counted(tar if tar.is_file() else base):
+    for key, picture, said in _read_checked(tar if tar.is_file() else base):
         row = {**known.get(key.rpartition("/")[2], {}), **{name.lower(): value for name, value in said.items()}}
         if picture is None:
-            yield Drop(key, "missing image")
-        elif reason := _refused(row, options, f"{base}: its fields"):
-            yield Drop(key, reason)
+            yield DroppedRow(key, "missing image")
+        elif reason := find_reason_to_drop(row, options, f"{base}: its fields"):
+            yield DroppedRow(key, reason)
         else:
-            extra = {"url": row.get("url"), "similarity": _number(row, "similarity")}
-            yield from captioned(key, picture, [row.get("caption", row.get("text"))], **extra)
+            extra = {"url": row.get("url"), "similarity": to_number(row, "similarity")}
+            yield from caption_items(key, picture, [row.get("caption", row.get("text"))], **extra)
 
 
-Sample = tuple[str, Picture | None, dict[str, Any]]
+Sample = tuple[str, ImageSource | None, dict[str, Any]]
 
 
-def _as_counted(path: Path) -> Iterator[Sample]:
+def _read_checked(path: Path) -> Iterator[Sample]:
     """The samples of a tar or a folder. Raises `InputError` where they are not as many as img2dataset counted."""
     samples = list(_in_tar(path) if path.suffix == ".tar" else _in_folder(path))
     stats = path.with_name(f"{path.stem}_stats.json")
@@ -91,10 +95,10 @@ def _as_counted(path: Path) -> Iterator[Sample]:
 
 def _in_tar(path: Path) -> Iterator[Sample]:
     """Every sample, wherever in the shard its members are; only the small ones are read."""
-    samples: dict[str, dict[str, Picture | bytes]] = {}
+    samples: dict[str, dict[str, ImageSource | bytes]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
-            for member in members(tar):
+            for member in iter_members(tar):
                 key, ending = split_member(member.name)
                 sample = samples.setdefault(key, {})
                 if ending in sample:
@@ -105,33 +109,33 @@ def _in_tar(path: Path) -> Iterator[Sample]:
                     assert opened is not None
                     sample[ending] = opened.read()
                 elif kind in _ENDINGS:
-                    sample[ending] = InTar(str(path), member.offset_data, member.size)
+                    sample[ending] = TarImage(str(path), member.offset_data, member.size)
     except tarfile.TarError as error:
         raise InputError(f"{path}: {error}; perhaps img2dataset was ended while it wrote it") from error
     for key, sample in samples.items():
-        yield _put_together(str(path), key, sample)
+        yield _make_sample(str(path), key, sample)
 
 
 def _in_folder(folder: Path) -> Iterator[Sample]:
     """The same from the files of a folder."""
     names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d+\.\w+", name))  # noqa: PTH208 - names only
     for key, group in groupby(names, lambda name: name.partition(".")[0]):
-        sample: dict[str, Picture | bytes] = {}
+        sample: dict[str, ImageSource | bytes] = {}
         for name in group:
             ending = name.rpartition(".")[2].lower()
             if ending in ("json", "txt"):
                 sample[ending] = (folder / name).read_bytes()
             elif ending in _ENDINGS:
-                sample[ending] = OnDisk((str(folder / name),))
-        yield _put_together(str(folder), key, sample)
+                sample[ending] = LocalImage((str(folder / name),))
+        yield _make_sample(str(folder), key, sample)
 
 
-def _put_together(where: str, key: str, members: Mapping[str, Picture | bytes]) -> Sample:
+def _make_sample(where: str, key: str, members: Mapping[str, ImageSource | bytes]) -> Sample:
     """A sample of its members by their endings."""
     picture, said = None, dict[str, Any]()
     for ending, member in members.items():
         if isinstance(member, bytes):
-            _tell(said, f"{where} {key}.{ending}", ending.rpartition(".")[2], member)
+            _add_text(said, f"{where} {key}.{ending}", ending.rpartition(".")[2], member)
         elif picture is not None:
             raise InputError(f"{where} {key}: it has several images; allowed: one")
         else:
@@ -139,7 +143,7 @@ def _put_together(where: str, key: str, members: Mapping[str, Picture | bytes]) 
     return key, picture, said
 
 
-def _tell(said: dict[str, Any], where: str, ending: str, data: bytes) -> None:
+def _add_text(said: dict[str, Any], where: str, ending: str, data: bytes) -> None:
     """Add what a JSON or a text file says; the text stands for the caption where the JSON has none."""
     if ending == "txt":
         said.setdefault("text", data.decode("utf-8-sig", errors="replace"))

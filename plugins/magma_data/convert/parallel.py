@@ -14,20 +14,20 @@ from typing import TypeVar
 
 from magma import InputError
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
-def spread(work: Callable[[Given], Made], given: Iterator[Given], workers: int) -> Iterator[Made]:
+def parallel_map(work: Callable[[In], Out], given: Iterator[In], workers: int) -> Iterator[Out]:
     """`work` over everything given, by processes, in the order in which it is done; few jobs are held at a time."""
     if workers == 1:
         yield from map(work, given)
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["webdataset"])  # it loads torch: once, not in every process
-    with ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
-            running: set[Future[Made]] = {pool.submit(work, one) for one in islice(given, 2 * workers)}
+            running: set[Future[Out]] = {pool.submit(work, one) for one in islice(given, 2 * workers)}
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -41,7 +41,7 @@ def spread(work: Callable[[Given], Made], given: Iterator[Given], workers: int) 
             pool.shutdown(cancel_futures=True)
 
 
-def _die_with_parent() -> None:
+def _end_with_parent() -> None:
     """A worker outlives no conversion that is killed, and ends without a word at Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
-from .annotations import Row, clean, grouped, inside, load_json, load_lines, question
+from .annotations import ImageEntry, clean_text, group_by_image, image_in, load_json, load_lines, question_entry
 from .base_set import OfficialSet, Options
 from .caption_sets import COCO, FLICKR, FLICKR_FOLDERS
-from .required_files import Found, need
-from .shards import Drop, Item
+from .required_files import SplitFiles, required_file
+from .shards import DroppedRow, Item
 
 _VQA = "https://visualqa.org/download.html"
 _OKVQA = "https://okvqa.allenai.org/download.html"
@@ -18,7 +18,7 @@ _VIZWIZ = "https://vizwiz.org/tasks-and-datasets/vqa"
 _SNLI_VE = "https://github.com/necla-ml/SNLI-VE"
 
 
-class _OfCoco(OfficialSet):
+class _CocoQuestions(OfficialSet):
     """Questions in one file, answers in another, images of COCO in folders of 2014 and 2015."""
 
     kind = "vqa"
@@ -26,7 +26,7 @@ class _OfCoco(OfficialSet):
     answers = "mscoco_{}_annotations.json"
     parts: ClassVar[dict[str, str]] = {"train": "train2014", "val": "val2014"}
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """Image by image, in the order in which the questions first ask about them."""
         part = self.parts[split]
         known, names = None, {}
@@ -38,14 +38,14 @@ class _OfCoco(OfficialSet):
         folders = found.all(f"{folder}/", split)
         questions = load_json(found.one(self.asks.format(part)))["questions"]
 
-        def rows() -> Iterator[Row | Drop]:
+        def rows() -> Iterator[ImageEntry | DroppedRow]:
             for one in questions:
                 told = {} if known is None else known.get(one["question_id"])
                 if told is None:
-                    yield Drop(str(one["question_id"]), "no annotation")
+                    yield DroppedRow(str(one["question_id"]), "no annotation")
                     continue
                 kind = told.get("question_type")
-                entry = question(
+                entry = question_entry(
                     str(one["question_id"]),
                     one["question"],
                     [answer["answer"] for answer in told.get("answers", ())],
@@ -53,13 +53,13 @@ class _OfCoco(OfficialSet):
                     question_type=kind,
                     group=names.get(kind),
                 )
-                place = inside(folders, f"COCO_{folder}_{one['image_id']:012d}.jpg")
+                place = image_in(folders, f"COCO_{folder}_{one['image_id']:012d}.jpg")
                 yield str(one["image_id"]), place, entry
 
-        return grouped("questions", "question", rows())
+        return group_by_image("questions", "question", rows())
 
 
-class Vqa2(_OfCoco):
+class Vqa2(_CocoQuestions):
     """VQA 2.0: ten answers a question."""
 
     name = "vqa2"
@@ -68,34 +68,38 @@ class Vqa2(_OfCoco):
     answers = "v2_mscoco_{}_annotations.json"
     parts: ClassVar = {"train": "train2014", "val": "val2014", "test": "test2015", "testdev": "test-dev2015"}
     optional = frozenset({"test", "testdev"})
-    needs = (
-        need("v2_OpenEnded_mscoco_train2014_questions.json", "train", f"v2_Questions_Train_mscoco.zip, {_VQA}"),
-        need("v2_mscoco_train2014_annotations.json", "train", f"v2_Annotations_Train_mscoco.zip, {_VQA}"),
-        need("train2014/", "train", f"train2014.zip, {COCO}"),
-        need("v2_OpenEnded_mscoco_val2014_questions.json", "val", f"v2_Questions_Val_mscoco.zip, {_VQA}"),
-        need("v2_mscoco_val2014_annotations.json", "val", f"v2_Annotations_Val_mscoco.zip, {_VQA}"),
-        need("val2014/", "val", f"val2014.zip, {COCO}"),
-        need("v2_OpenEnded_mscoco_test2015_questions.json", "test", f"v2_Questions_Test_mscoco.zip, {_VQA}"),
-        need("test2015/", "test", f"test2015.zip, {COCO}"),
-        need("v2_OpenEnded_mscoco_test-dev2015_questions.json", "testdev", f"v2_Questions_Test_mscoco.zip, {_VQA}"),
-        need("test2015/", "testdev", f"test2015.zip, {COCO}"),
+    required_files = (
+        required_file(
+            "v2_OpenEnded_mscoco_train2014_questions.json", "train", f"v2_Questions_Train_mscoco.zip, {_VQA}"
+        ),
+        required_file("v2_mscoco_train2014_annotations.json", "train", f"v2_Annotations_Train_mscoco.zip, {_VQA}"),
+        required_file("train2014/", "train", f"train2014.zip, {COCO}"),
+        required_file("v2_OpenEnded_mscoco_val2014_questions.json", "val", f"v2_Questions_Val_mscoco.zip, {_VQA}"),
+        required_file("v2_mscoco_val2014_annotations.json", "val", f"v2_Annotations_Val_mscoco.zip, {_VQA}"),
+        required_file("val2014/", "val", f"val2014.zip, {COCO}"),
+        required_file("v2_OpenEnded_mscoco_test2015_questions.json", "test", f"v2_Questions_Test_mscoco.zip, {_VQA}"),
+        required_file("test2015/", "test", f"test2015.zip, {COCO}"),
+        required_file(
+            "v2_OpenEnded_mscoco_test-dev2015_questions.json", "testdev", f"v2_Questions_Test_mscoco.zip, {_VQA}"
+        ),
+        required_file("test2015/", "testdev", f"test2015.zip, {COCO}"),
     )
 
 
-class OkVqa(_OfCoco):
+class OkVqa(_CocoQuestions):
     """OK-VQA: questions that need knowledge beyond the image; `group` is a question's topic."""
 
     name = "okvqa"
     home = _OKVQA
-    needs = tuple(
+    required_files = tuple(
         one
         for split in ("train", "val")
         for one in (
             *(
-                need(name, split, f"{name}.zip, {_OKVQA}")
+                required_file(name, split, f"{name}.zip, {_OKVQA}")
                 for name in (f"OpenEnded_mscoco_{split}2014_questions.json", f"mscoco_{split}2014_annotations.json")
             ),
-            need(f"{split}2014/", split, f"{split}2014.zip, {COCO}"),
+            required_file(f"{split}2014/", split, f"{split}2014.zip, {COCO}"),
         )
     )
 
@@ -107,23 +111,23 @@ class Gqa(OfficialSet):
     kind = "vqa"
     home = _GQA
     optional = frozenset({"test"})
-    needs = tuple(
+    required_files = tuple(
         one
         for split in ("train", "val", "testdev", "test")
         for one in (
-            need(f"{split}_balanced_questions.json", split, f"questions1.2.zip, {_GQA}"),
-            need("images/", split, f"images.zip, {_GQA}"),
+            required_file(f"{split}_balanced_questions.json", split, f"questions1.2.zip, {_GQA}"),
+            required_file("images/", split, f"images.zip, {_GQA}"),
         )
     )
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """The test split has no answers: they are kept from the public."""
         folders = found.all("images/", split)
 
-        def rows() -> Iterator[Row]:
+        def rows() -> Iterator[ImageEntry]:
             for identity, one in load_json(found.one(f"{split}_balanced_questions.json")).items():
                 types, groups = one.get("types") or {}, one.get("groups") or {}
-                entry = question(
+                entry = question_entry(
                     identity,
                     one["question"],
                     [one["answer"]] if "answer" in one else [],
@@ -131,9 +135,9 @@ class Gqa(OfficialSet):
                     semantic_type=types.get("semantic"),
                     group=groups.get("global"),
                 )
-                yield one["imageId"], inside(folders, f"{one['imageId']}.jpg"), entry
+                yield one["imageId"], image_in(folders, f"{one['imageId']}.jpg"), entry
 
-        return grouped("questions", "question", rows())
+        return group_by_image("questions", "question", rows())
 
 
 class VizWiz(OfficialSet):
@@ -143,31 +147,31 @@ class VizWiz(OfficialSet):
     kind = "vqa"
     home = _VIZWIZ
     optional = frozenset({"test"})
-    needs = tuple(
+    required_files = tuple(
         one
         for split in ("train", "val", "test")
         for one in (
-            need(f"{split}.json", split, f"Annotations.zip, {_VIZWIZ}"),
-            need(f"{split}/", split, f"{split}.zip, {_VIZWIZ}"),
+            required_file(f"{split}.json", split, f"Annotations.zip, {_VIZWIZ}"),
+            required_file(f"{split}/", split, f"{split}.zip, {_VIZWIZ}"),
         )
     )
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """An image's name is its question's id, as in what VizWiz' server takes."""
         folders = found.all(f"{split}/", split)
 
-        def rows() -> Iterator[Row]:
+        def rows() -> Iterator[ImageEntry]:
             for one in load_json(found.one(f"{split}.json")):
-                entry = question(
+                entry = question_entry(
                     one["image"],
                     one["question"],
                     [answer["answer"] for answer in one.get("answers", ())],
                     answer_type=one.get("answer_type"),
                     answerable=one.get("answerable"),
                 )
-                yield one["image"], inside(folders, one["image"]), entry
+                yield one["image"], image_in(folders, one["image"]), entry
 
-        return grouped("questions", "question", rows())
+        return group_by_image("questions", "question", rows())
 
 
 class SnliVe(OfficialSet):
@@ -176,26 +180,26 @@ class SnliVe(OfficialSet):
     name = "snli_ve"
     kind = "labelled"
     home = _SNLI_VE
-    needs = tuple(
+    required_files = tuple(
         one
         for split, name in (("train", "train"), ("val", "dev"), ("test", "test"))
         for one in (
-            need(f"snli_ve_{name}.jsonl", split, _SNLI_VE),
-            need(FLICKR_FOLDERS, split, FLICKR),
+            required_file(f"snli_ve_{name}.jsonl", split, _SNLI_VE),
+            required_file(FLICKR_FOLDERS, split, FLICKR),
         )
     )
 
-    def read(self, split: str, found: Found, options: Options) -> Iterable[Item]:
+    def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """Statements on which the annotators did not agree have the label "-" and are left out."""
         folders = found.all("flickr30k-images/", split)
 
-        def rows() -> Iterator[Row | Drop]:
+        def rows() -> Iterator[ImageEntry | DroppedRow]:
             for one in load_lines(found.one(f"snli_ve_{'dev' if split == 'val' else split}.jsonl")):
                 if one["gold_label"] == "-":
-                    yield Drop(one["pairID"], "no gold label")
+                    yield DroppedRow(one["pairID"], "no gold label")
                     continue
                 image = str(one["Flickr30K_ID"]).removesuffix(".jpg")
-                entry = {"id": one["pairID"], "text": clean(one["sentence2"]), "label": one["gold_label"]}
-                yield image, inside(folders, f"{image}.jpg"), entry
+                entry = {"id": one["pairID"], "text": clean_text(one["sentence2"]), "label": one["gold_label"]}
+                yield image, image_in(folders, f"{image}.jpg"), entry
 
-        return grouped("statements", "text", rows())
+        return group_by_image("statements", "text", rows())

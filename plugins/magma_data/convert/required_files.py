@@ -17,7 +17,7 @@ DATA_ENDINGS = (".json", ".jsonl", ".tsv", ".tsv.gz", ".parquet", ".tar")
 
 
 @dataclass(frozen=True)
-class Need:
+class RequiredFile:
     """An official file, or a folder of images: its name ends with a slash."""
 
     names: tuple[str, ...]
@@ -39,12 +39,12 @@ class Need:
         return " or ".join(self.names)
 
 
-def need(names: str, split: str, origin: str, layout: str = "", pattern: str = "") -> Need:
+def required_file(names: str, split: str, origin: str, layout: str = "", pattern: str = "") -> RequiredFile:
     """`names` with `|` between alternatives."""
-    return Need(tuple(names.split("|")), split, origin, layout, pattern)
+    return RequiredFile(tuple(names.split("|")), split, origin, layout, pattern)
 
 
-class Tree:
+class FileIndex:
     """The data files and folders below some folders, images left aside: one walk, links followed."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
@@ -76,7 +76,7 @@ class Tree:
         for name in inside:
             self._walk(f"{below}/{name}", folder / name)
 
-    def find(self, one: Need) -> list[Path]:
+    def find(self, one: RequiredFile) -> list[Path]:
         """What matches, the least deep first, in order of path; of files, the first alternative that is there alone."""
         found: list[Path] = []
         for name in one.names:
@@ -99,10 +99,10 @@ def _is_number(name: str) -> bool:
     return re.fullmatch(r"\d{5,}", name) is not None
 
 
-class Found:
+class SplitFiles:
     """The files of a data set on this machine."""
 
-    def __init__(self, paths: Mapping[Need, list[Path]], splits: Sequence[str], layouts: Sequence[str]) -> None:
+    def __init__(self, paths: Mapping[RequiredFile, list[Path]], splits: Sequence[str], layouts: Sequence[str]) -> None:
         self.paths, self.splits, self.layouts = paths, splits, layouts
 
     def all(self, name: str, split: str | None = None) -> list[Path]:

@@ -14,22 +14,22 @@ from magma import InputError
 
 from ..formats import split_member
 from .conversion import INDEX
-from .shards import Kind
+from .shards import SampleKind
 
-ENDINGS = ("jpg", "png", "webp", "gif")
+IMAGE_ENDINGS = ("jpg", "png", "webp", "gif")
 
 
-class _Strict(BaseModel):
+class _StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Open(BaseModel):
+class _OpenModel(BaseModel):
     """Sets add fields of their own."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class ShardEntry(_Strict):
+class ShardEntry(_StrictModel):
     """A shard in the index."""
 
     file: str
@@ -38,7 +38,7 @@ class ShardEntry(_Strict):
     sha256: str
 
 
-class SplitEntry(_Strict):
+class SplitEntry(_StrictModel):
     """A split in the index."""
 
     samples: int
@@ -46,23 +46,23 @@ class SplitEntry(_Strict):
     shards: list[ShardEntry]
 
 
-class Index(_Strict):
+class Index(_StrictModel):
     """`index.json`."""
 
     format: Literal[1]
     name: str
-    kind: Kind
+    kind: SampleKind
     splits: dict[str, SplitEntry]
 
 
-class Captioned(_Open):
+class CaptionSample(_OpenModel):
     """The JSON of a sample of captions; there may be none in a split whose captions are kept from the public."""
 
     id: str
     captions: list[str]
 
 
-class AskedQuestion(_Open):
+class VqaQuestion(_OpenModel):
     """A question of a sample of `vqa`."""
 
     id: str
@@ -70,14 +70,14 @@ class AskedQuestion(_Open):
     answers: list[str]
 
 
-class Asked(_Open):
+class VqaSample(_OpenModel):
     """The JSON of a sample of `vqa`."""
 
     id: str
-    questions: list[AskedQuestion]
+    questions: list[VqaQuestion]
 
 
-class Statement(_Open):
+class LabelledStatement(_OpenModel):
     """A statement of a labelled sample."""
 
     id: str
@@ -85,14 +85,14 @@ class Statement(_Open):
     label: str
 
 
-class Labelled(_Open):
+class LabelledSample(_OpenModel):
     """The JSON of a labelled sample."""
 
     id: str
-    statements: list[Statement]
+    statements: list[LabelledStatement]
 
 
-FIELDS: dict[str, type[_Open]] = {"captions": Captioned, "vqa": Asked, "labelled": Labelled}
+SAMPLE_TYPES: dict[str, type[_OpenModel]] = {"captions": CaptionSample, "vqa": VqaSample, "labelled": LabelledSample}
 
 
 def read_index(folder: Path) -> Index:
@@ -106,22 +106,23 @@ def read_index(folder: Path) -> Index:
     try:
         return Index.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise InputError(f"{path}: {_told(error)}") from error
+        raise InputError(f"{path}: {format_errors(error)}") from error
 
 
-def _told(error: ValidationError) -> str:
+def format_errors(error: ValidationError) -> str:
+    """All mistakes that pydantic found, in one line."""
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
 
 
-def samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Key and files of each sample of a shard."""
     with tarfile.open(path, "r:") as tar:
 
-        def members() -> Iterator[tuple[str, str, bytes]]:
+        def iter_members() -> Iterator[tuple[str, str, bytes]]:
             for member in tar:
                 opened = tar.extractfile(member)
                 key, ending = split_member(member.name)
                 yield key, ending, opened.read() if opened else b""
 
-        for key, group in groupby(members(), lambda one: one[0]):
+        for key, group in groupby(iter_members(), lambda one: one[0]):
             yield key, {ending: data for _, ending, data in group}

@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, Literal
 
 from magma import InputError
 
-from .atomic_json import _write_json
-from .images import NO_CONNECTION, Picture, Unreadable, examine, read_all
+from .atomic_json import write_json
+from .images import NO_CONNECTION, ImageError, ImageSource, check_image, read_images
 
 DONE = ".done.json"
 """Ends the name of a shard's note, which stands beside it until the index is written."""
-Kind = Literal["captions", "vqa", "labelled"]
+SampleKind = Literal["captions", "vqa", "labelled"]
 LISTS: dict[str, str] = {"vqa": "questions", "labelled": "statements"}
 """The field whose entries are a sample's rows; a sample of captions is one row."""
 OFFLINE = 100
@@ -34,7 +34,7 @@ class Record:
     """An image, and what its JSON will hold beside `id`."""
 
     id: str
-    picture: Picture
+    picture: ImageSource
     fields: dict[str, Any]
 
     def rows(self) -> list[str]:
@@ -44,7 +44,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Drop:
+class DroppedRow:
     """A row that is left out before its image is read. Not `row`: a caption of several, whose sample stays."""
 
     id: str
@@ -52,11 +52,11 @@ class Drop:
     row: bool = True
 
 
-Item = Record | Drop
+Item = Record | DroppedRow
 
 
 @dataclass(frozen=True)
-class Settings:
+class ShardSettings:
     """How shards are made. The last two change no byte of what can be had."""
 
     samples_per_shard: int = 1000
@@ -74,7 +74,7 @@ class Shard:
     number: int
     first: int
     items: list[Item]
-    settings: Settings
+    settings: ShardSettings
 
     @property
     def stem(self) -> str:
@@ -82,7 +82,7 @@ class Shard:
         return f"{self.split}-{self.number:06d}"
 
 
-def cut(split: str, items: Iterable[Item], out: Path, settings: Settings) -> Iterator[Shard]:
+def make_shards(split: str, items: Iterable[Item], out: Path, settings: ShardSettings) -> Iterator[Shard]:
     """Shards of `samples_per_shard` records; what is left out already rides along, and is never too much at once."""
     held: list[Item] = []
     number = first = records = 0
@@ -103,21 +103,21 @@ def write_shard(shard: Shard) -> int:
     out = Path(shard.folder)
     partial = out / f".{shard.stem}.partial"
     records = [item for item in shard.items if isinstance(item, Record)]
-    dropped = [[item.id, item.reason] for item in shard.items if isinstance(item, Drop) and item.row]
-    trimmed = [[item.id, item.reason] for item in shard.items if isinstance(item, Drop) and not item.row]
+    dropped = [[item.id, item.reason] for item in shard.items if isinstance(item, DroppedRow) and item.row]
+    trimmed = [[item.id, item.reason] for item in shard.items if isinstance(item, DroppedRow) and not item.row]
     settings = shard.settings
     samples = rows = 0
     reasons: Counter[str] = Counter()
     with partial.open("wb") as file:
-        hashed = _Hashed(file)
+        hashed = HashingWriter(file)
         with webdataset.TarWriter(hashed, encoder=False, user="magma", group="magma", mtime=0) as tar:
-            found = read_all((record.picture for record in records), settings.timeout, settings.threads)
+            found = read_images((record.picture for record in records), settings.timeout, settings.threads)
             for position, (record, data) in enumerate(zip(records, found, strict=True), shard.first):
                 try:
-                    if isinstance(data, Unreadable):
+                    if isinstance(data, ImageError):
                         raise data
-                    ending = examine(data, settings.min_size)
-                except Unreadable as reason:
+                    ending = check_image(data, settings.min_size)
+                except ImageError as reason:
                     dropped += [[row, str(reason)] for row in record.rows()]
                     reasons[str(reason)] += 1
                     continue
@@ -140,11 +140,11 @@ def write_shard(shard: Shard) -> int:
         "dropped": dropped,
         "trimmed": trimmed,
     }
-    _write_json(out / f"{shard.stem}{DONE}", note)
+    write_json(out / f"{shard.stem}{DONE}", note)
     return len(records)
 
 
-class _Hashed:
+class HashingWriter:
     """A file that is only written to, with the hash of all that went in."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -11,10 +11,10 @@ from magma import InputError
 
 from .base_set import Options
 
-_SIZES = ("original_width", "original_height", "width", "height")
+SIZE_COLUMNS = ("original_width", "original_height", "width", "height")
 
 
-def _refused(row: Mapping[str, Any], options: Options, where: str) -> str:
+def find_reason_to_drop(row: Mapping[str, Any], options: Options, where: str) -> str:
     """Why a row is left out, unseen."""
     if options.min_similarity is not None:
         if "similarity" not in row:
@@ -22,17 +22,17 @@ def _refused(row: Mapping[str, Any], options: Options, where: str) -> str:
                 f"{where} are {', '.join(row)}: --min-similarity needs similarity, which img2dataset keeps with "
                 "--save_additional_columns '[\"similarity\"]'"
             )
-        similarity = _number(row, "similarity")
+        similarity = to_number(row, "similarity")
         if similarity is None or similarity < options.min_similarity:
             return f"similarity below {options.min_similarity:g}"
     if options.min_size:
-        sides = [_number(row, f"original_{side}") or _number(row, side) for side in ("width", "height")]
+        sides = [to_number(row, f"original_{side}") or to_number(row, side) for side in ("width", "height")]
         if any(side is not None and side < options.min_size for side in sides):
             return f"smaller than {options.min_size} pixels"
     return ""
 
 
-def _number(row: Mapping[str, Any], key: str) -> float | None:
+def to_number(row: Mapping[str, Any], key: str) -> float | None:
     """A figure; JSON and tables have several ways of saying that there is none."""
     try:
         value = float(row[key])
@@ -41,7 +41,7 @@ def _number(row: Mapping[str, Any], key: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _parquet(path: Path, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+def read_parquet(path: Path, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Rows, a few thousand at a time, with the columns of these names in any case; names in lower case."""
     import pyarrow
     import pyarrow.parquet

@@ -11,15 +11,15 @@ from pydantic import Field
 
 from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
 
-from ..content_hash import digest
 from ..formats.order import positions
-from .spoken import Recording, missing, others_than, recordings, recordings_for_trial
+from ..hashing import content_hash
+from .spoken import SpokenDigit, example_recordings, exclude_copies, find_problems, load_recordings
 from .written import Split, images
 
 PROMPT = "Q: Are they the same number? A:"
 
 
-def unseen(written: int, spoken: int) -> bool:
+def held_out_pair(written: int, spoken: int) -> bool:
     """Is this pair of different numbers left out of training? A fifth of them is."""
     return written != spoken and (written + 2 * spoken) % 5 == 4
 
@@ -33,19 +33,19 @@ class _Config(PartConfig):
     prompt: str = PROMPT
 
 
-class _Pairs:
+class _SplitItems:
     """Images and recordings of a split, by number."""
 
     def __init__(self, path: str, split: Split) -> None:
         self.pixels, labels = images(split)
-        self.recordings = recordings(Path(path), split)
+        self.recordings = load_recordings(Path(path), split)
         self.images: list[list[int]] = [[] for _ in range(10)]
         for i, label in enumerate(labels):
             self.images[label].append(i)
 
-    def draw(self, spoken: int, same: bool, shown_alone: bool, draw: random.Random) -> tuple[int, int]:
+    def draw(self, spoken: int, same: bool, seen_only: bool, draw: random.Random) -> tuple[int, int]:
         """An image of the spoken number or of another one: its number, and which it is."""
-        others = [n for n in range(10) if n != spoken and not (shown_alone and unseen(n, spoken))]
+        others = [n for n in range(10) if n != spoken and not (seen_only and held_out_pair(n, spoken))]
         written = spoken if same else draw.choice(others)
         return written, draw.choice(self.images[written])
 
@@ -72,18 +72,18 @@ class SameNumber(DataSource):
     @classmethod
     def trial(cls, folder: Path) -> Trial:
         """Eight recordings of noise."""
-        return recordings_for_trial(folder)
+        return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Recordings that are not there."""
-        return missing(config.path)
+        return find_problems(config.path)
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
         """Every recording once a pass, in an order of its own, with an image drawn anew."""
         state = state or {"epoch": 0, "position": 0}
         epoch, split = state["epoch"], self.config.split
-        pairs = _Pairs(self.config.path, split)
+        pairs = _SplitItems(self.config.path, split)
         order = list(range(len(pairs.recordings)))
         if split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(order)
@@ -122,24 +122,27 @@ class SameNumberTask(Task):
     @classmethod
     def trial(cls, folder: Path) -> Trial:
         """Eight recordings of noise."""
-        return recordings_for_trial(folder)
+        return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Recordings that are not there."""
-        return missing(config.path)
+        return find_problems(config.path)
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Two questions a recording, each behind `shots` answered ones of the training split."""
         config = self.config
-        pairs, shown = _Pairs(config.path, "test" if split == "test" else "train"), _Pairs(config.path, "train")
+        pairs, shown = (
+            _SplitItems(config.path, "test" if split == "test" else "train"),
+            _SplitItems(config.path, "train"),
+        )
         asked = list(range(len(pairs.recordings)))
         if config.limit is not None:
             asked = [asked[i * len(asked) // config.limit] for i in range(min(config.limit, len(asked)))]
         for j in asked:
             for same in (True, False):
                 one = pairs.recordings[j]
-                before, written, i = self._drawn(pairs, shown, one, same, f"{seed} {shots} {j} {same}", shots)
+                before, written, i = self._draw_shots(pairs, shown, one, same, f"{seed} {shots} {j} {same}", shots)
                 segments: list[Media | str] = []
                 for other, k, yes in before:
                     segments += [Media(config.image, shown.pixels[k]), Media(config.audio, other.path)]
@@ -151,14 +154,14 @@ class SameNumberTask(Task):
                 )
 
     @staticmethod
-    def _drawn(
-        pairs: _Pairs, shown: _Pairs, one: Recording, same: bool, seed: str, shots: int
-    ) -> tuple[list[tuple[Recording, int, bool]], int, int]:
+    def _draw_shots(
+        pairs: _SplitItems, shown: _SplitItems, one: SpokenDigit, same: bool, seed: str, shots: int
+    ) -> tuple[list[tuple[SpokenDigit, int, bool]], int, int]:
         """What is shown (recording, image, the same number?), then number and image of the question.
 
         All are drawn again while the image is among the shown ones; the recording never is.
         """
-        others = others_than(one, shown.recordings, shots)
+        others = exclude_copies(one, shown.recordings, shots)
         for number in itertools.count():
             draw = random.Random(f"{seed} {number}" if number else seed)
             before = []
@@ -166,8 +169,8 @@ class SameNumberTask(Task):
                 yes = draw.random() < 0.5
                 before.append((other, shown.draw(other.digit, yes, True, draw)[1], yes))
             written, i = pairs.draw(one.digit, same, False, draw)
-            own = digest(pairs.pixels[i]) if shots else ""
-            if not any(digest(shown.pixels[k]) == own for _, k, _ in before):
+            own = content_hash(pairs.pixels[i]) if shots else ""
+            if not any(content_hash(shown.pixels[k]) == own for _, k, _ in before):
                 return before, written, i
         raise AssertionError
 
@@ -176,13 +179,15 @@ class SameNumberTask(Task):
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`accuracy`, and `accuracy_unseen` over the pairs of numbers that training leaves out."""
-        hits = {"accuracy": [_said(p.text) == p.question.answer for p in predictions]}
+        hits = {"accuracy": [_first_yes_or_no(p.text) == p.question.answer for p in predictions]}
         numbers = [(p.question.extra["written"], p.question.extra["spoken"]) for p in predictions]
-        hits["accuracy_unseen"] = [hit for hit, pair in zip(hits["accuracy"], numbers, strict=True) if unseen(*pair)]
+        hits["accuracy_unseen"] = [
+            hit for hit, pair in zip(hits["accuracy"], numbers, strict=True) if held_out_pair(*pair)
+        ]
         return {name: sum(found) / len(found) for name, found in hits.items() if found}
 
 
-def _said(text: str) -> str:
+def _first_yes_or_no(text: str) -> str:
     """The first yes or no of a text; "" without one."""
     words = (word.strip(".,!?:;\"'").lower() for word in text.split())
     return next((word for word in words if word in ("yes", "no")), "")

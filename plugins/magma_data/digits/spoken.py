@@ -30,8 +30,8 @@ from magma import (
     Trial,
 )
 
-from ..content_hash import digest
 from ..formats.order import positions
+from ..hashing import content_hash
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "Q: Which number is this? A:"
@@ -42,7 +42,7 @@ _NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 
 
 @dataclass(frozen=True)
-class Recording:
+class SpokenDigit:
     """One spoken digit."""
 
     path: Path
@@ -51,22 +51,22 @@ class Recording:
 
 
 @functools.cache
-def recordings(folder: Path, split: Split) -> tuple[Recording, ...]:
+def load_recordings(folder: Path, split: Split) -> tuple[SpokenDigit, ...]:
     """Those of a split, in order of name."""
     found = []
     for path in sorted(folder.glob("*.wav")):
         parts = _NAME.fullmatch(path.name)
         if parts and (int(parts[3]) < HELD_OUT) == (split == "test"):
-            found.append(Recording(path, int(parts[1]), parts[2]))
+            found.append(SpokenDigit(path, int(parts[1]), parts[2]))
     return tuple(found)
 
 
-def others_than(one: Recording, shown: Sequence[Recording], shots: int) -> Sequence[Recording]:
+def exclude_copies(one: SpokenDigit, shown: Sequence[SpokenDigit], shots: int) -> Sequence[SpokenDigit]:
     """Those that are no copy of this one. Raises `InputError` where they are fewer than `shots`."""
     if not shots:
         return ()
-    own = digest(one.path)
-    others = [other for other in shown if digest(other.path) != own]
+    own = content_hash(one.path)
+    others = [other for other in shown if content_hash(other.path) != own]
     if len(others) < shots:
         raise InputError(
             f"{shots} shots: {len(others)} recordings of the training split are no copy of {one.path.name}; "
@@ -75,9 +75,9 @@ def others_than(one: Recording, shown: Sequence[Recording], shots: int) -> Seque
     return others
 
 
-def missing(path: str) -> list[str]:
+def find_problems(path: str) -> list[str]:
     """What is said where a folder lacks the recordings of a split."""
-    if recordings(Path(path), "train") and recordings(Path(path), "test"):
+    if load_recordings(Path(path), "train") and load_recordings(Path(path), "test"):
         return []
     return [
         f"path: given {path!r}, which has no recordings named digit_speaker_take.wav for both splits; get them from "
@@ -85,7 +85,7 @@ def missing(path: str) -> list[str]:
     ]
 
 
-def recordings_for_trial(folder: Path) -> Trial:
+def example_recordings(folder: Path) -> Trial:
     """A recording of two digits by two speakers in each split."""
     import soundfile
 
@@ -125,24 +125,24 @@ class SpokenDigits(DataSource):
     @classmethod
     def trial(cls, folder: Path) -> Trial:
         """Eight recordings of noise."""
-        return recordings_for_trial(folder)
+        return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Recordings that are not there."""
-        return missing(config.path)
+        return find_problems(config.path)
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
         """One pass; the training split in an order of its own each time."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
-        known = list(recordings(Path(self.config.path), self.config.split))
+        known = list(load_recordings(Path(self.config.path), self.config.split))
         if self.config.split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(known)
         for position, after in positions(state, len(known)):
             yield self._example(known[position], epoch), after
 
-    def _example(self, one: Recording, epoch: int) -> Example:
+    def _example(self, one: SpokenDigit, epoch: int) -> Example:
         draw = random.Random(f"{self.seed} {epoch} {one.path.name}")
         shown, said = draw.choice(self.config.texts)
         medium = Media(self.config.input, one.path)
@@ -173,24 +173,24 @@ class SpokenDigitsTask(Task):
     @classmethod
     def trial(cls, folder: Path) -> Trial:
         """Eight recordings of noise."""
-        return recordings_for_trial(folder)
+        return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Recordings that are not there."""
-        return missing(config.path)
+        return find_problems(config.path)
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Every recording of a split behind `shots` others of the training split, with their answers."""
         folder = Path(self.config.path)
-        asked = list(recordings(folder, "test" if split == "test" else "train"))
+        asked = list(load_recordings(folder, "test" if split == "test" else "train"))
         if self.config.limit is not None and self.config.limit < len(asked):
             asked = [asked[i * len(asked) // self.config.limit] for i in range(self.config.limit)]
-        shown = recordings(folder, "train")
+        shown = load_recordings(folder, "train")
         draw = random.Random(f"{seed} {shots}")
         for one in asked:
             segments: list[Media | str] = []
-            for other in draw.sample(others_than(one, shown, shots), shots):
+            for other in draw.sample(exclude_copies(one, shown, shots), shots):
                 segments += [Media(self.config.input, other.path), f"{self.config.prompt} {WORDS[other.digit]}\n"]
             segments += [Media(self.config.input, one.path), self.config.prompt]
             yield Question(
@@ -201,7 +201,7 @@ class SpokenDigitsTask(Task):
         """`accuracy`, and `accuracy_<speaker>`."""
         hits: dict[str, list[bool]] = defaultdict(list)
         for prediction in predictions:
-            right = heard(prediction.text) == prediction.question.answer
+            right = first_number_word(prediction.text) == prediction.question.answer
             for name in ("accuracy", f"accuracy_{prediction.question.extra['speaker']}"):
                 hits[name].append(right)
         return {name: sum(found) / len(found) for name, found in hits.items()}
@@ -210,7 +210,7 @@ class SpokenDigitsTask(Task):
         return {"accuracy": "exact match of a word"}
 
 
-def heard(text: str) -> str:
+def first_number_word(text: str) -> str:
     """The first number word of a text; "" without one."""
     words = (word.strip(".,!?:;\"'").lower() for word in text.split())
     return next((word for word in words if word in WORDS), "")

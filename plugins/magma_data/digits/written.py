@@ -17,8 +17,8 @@ from pydantic import Field, field_validator
 
 from magma import DataSource, Example, Media, PartConfig, Prediction, Question, State, Task, Text
 
-from ..content_hash import digest
 from ..formats.order import positions
+from ..hashing import content_hash
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 Split = Literal["train", "test"]
@@ -40,11 +40,11 @@ QUESTIONS: dict[str, str] = {
     "next_two_step": NEXT,
     "larger": LARGER,
 }
-CAPTIONED = ("caption", "parity_two_step", "next_two_step")
+CAPTION_FIRST = ("caption", "parity_two_step", "next_two_step")
 """Groups that begin with a caption."""
 
 
-def _stored() -> NDArray[np.float64]:
+def _load_sklearn_digits() -> NDArray[np.float64]:
     """scikit-learn's digits [n, 65]: 64 values of 0 to 16, and the label.
 
     Its file is read without importing it, which takes seconds at every start.
@@ -64,7 +64,7 @@ def _stored() -> NDArray[np.float64]:
 @functools.cache
 def images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images [n, 8, 8] of 0 to 255, and labels [n]. Every fifth image of each digit, shuffled once, is held out."""
-    rows = _stored()
+    rows = _load_sklearn_digits()
     labels = rows[:, 64].astype(np.int64)
     pixels = (rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
@@ -78,7 +78,7 @@ def images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return pixels[chosen], labels[chosen]
 
 
-def fill(template: str, word: str) -> str:
+def fill_template(template: str, word: str) -> str:
     """The digit's name in its place: {} "eight", {a} "an eight"."""
     return template.format(word, a=f"{'an' if word == 'eight' else 'a'} {word}")
 
@@ -130,8 +130,8 @@ class Digits(DataSource):
         name = f"digits {self.config.split} {i}"
         if self.config.pairs and draw.random() < self.config.questions:
             question, answer = draw.choice(self.config.pairs)
-            return Example([medium, Text(question), Text(fill(answer, word), target=True)], name)
-        return Example([medium, Text(fill(draw.choice(self.config.captions), word), target=True)], name)
+            return Example([medium, Text(question), Text(fill_template(answer, word), target=True)], name)
+        return Example([medium, Text(fill_template(draw.choice(self.config.captions), word), target=True)], name)
 
 
 class DigitsTask(Task):
@@ -169,16 +169,18 @@ class DigitsTask(Task):
         media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (held, shown)]
         for group in self.config.groups:
             for i in range(count):
-                before, asked = self._drawn(group, i, (held, shown), f"{seed} {shots} {group} {i}", shots)
+                before, asked = self._draw_shots(group, i, (held, shown), f"{seed} {shots} {group} {i}", shots)
                 segments: list[Media | str] = []
                 used, lengths = [], []
                 for known, said in before:
-                    question = f"{self.config.prompt} {said}." if group in CAPTIONED else f"{QUESTIONS[group]} {said}"
+                    question = (
+                        f"{self.config.prompt} {said}." if group in CAPTION_FIRST else f"{QUESTIONS[group]} {said}"
+                    )
                     segments += [*(media[1][j] for j in known), f"{question}\n"]
                     used += [f"train/{j}" for j in known]
                     lengths.append(len(known) + 1)
                 segments += [media[0][j] for j in asked]
-                segments.append(self.config.prompt if group in CAPTIONED else QUESTIONS[group])
+                segments.append(self.config.prompt if group in CAPTION_FIRST else QUESTIONS[group])
                 yield Question(
                     id=f"{group}/{i}",
                     segments=segments,
@@ -189,33 +191,33 @@ class DigitsTask(Task):
                     extra={"image": i, "label": int(held[1][i])},
                 )
 
-    def _drawn(
+    def _draw_shots(
         self, group: Group, i: int, parts: Sequence[Images], seed: str, shots: int
     ) -> tuple[list[tuple[list[int], str]], list[int]]:
         """What is shown, and the images that are asked about; drawn again while an image is among both."""
         (asked_pixels, asked_labels), (pixels, labels) = parts
         for number in itertools.count():
             draw = random.Random(f"{seed} {number}" if number else seed)
-            before = [self._ask(group, draw.randrange(len(labels)), labels, draw) for _ in range(shots)]
-            asked, _ = self._ask(group, i, asked_labels, draw)
-            own = {digest(asked_pixels[j]) for j in asked} if shots else set()
-            if not any(digest(pixels[j]) in own for known, _ in before for j in known):
+            before = [self._choose_images(group, draw.randrange(len(labels)), labels, draw) for _ in range(shots)]
+            asked, _ = self._choose_images(group, i, asked_labels, draw)
+            own = {content_hash(asked_pixels[j]) for j in asked} if shots else set()
+            if not any(content_hash(pixels[j]) in own for known, _ in before for j in known):
                 return before, asked
         raise AssertionError
 
     @staticmethod
-    def _ask(group: Group, i: int, labels: NDArray[np.int64], draw: random.Random) -> tuple[list[int], str]:
+    def _choose_images(group: Group, i: int, labels: NDArray[np.int64], draw: random.Random) -> tuple[list[int], str]:
         """The images that a question is about, and what a shot says of them."""
         asked = [i]
         if group == "larger":
             asked.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
         numbers = [int(labels[j]) for j in asked]
-        return asked, fill("{a}", WORDS[numbers[0]]) if group in CAPTIONED else _answer(group, numbers)
+        return asked, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _answer(group, numbers)
 
     def follow_up(self, prediction: Prediction) -> Question | None:
         """After the caption of a two-step question: the question itself, behind what the model said."""
         question = prediction.question
-        if question.group not in QUESTIONS or question.group not in CAPTIONED or "caption" in question.extra:
+        if question.group not in QUESTIONS or question.group not in CAPTION_FIRST or "caption" in question.extra:
             return None
         return replace(
             question,

@@ -13,11 +13,11 @@ from .columns import MEDIUM, Columns
 from .row import Row
 
 
-class Schema:
+class ArrowSchema:
     """What a table's schema says about its columns: which holds media, and which hold classes by number."""
 
-    def __init__(self, where: str, schema: Any, each: str | None, wanted: Columns) -> None:
-        self.medium, self.each = _medium_column(where, schema, wanted), each
+    def __init__(self, where: str, schema: Any, list_field: str | None, wanted: Columns) -> None:
+        self.medium, self.list_field = _medium_column(where, schema, wanted), list_field
         features = _features(schema)
         self.classes = {name: spec for name, spec in features.items() if '"ClassLabel"' in json.dumps(spec)}
 
@@ -41,7 +41,7 @@ class Schema:
         """A cell with the names of its classes; the column `each` as a list of objects."""
         if name in self.classes:
             value = _with_names(value, self.classes[name], name)
-        return _objects(value) if name == self.each else value
+        return _objects(value) if name == self.list_field else value
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
@@ -88,7 +88,7 @@ def _objects(value: Any) -> Any:
 
 def _medium_column(where: str, schema: Any, wanted: Columns) -> str | None:
     """The column that holds media: bytes, or bytes and path as the datasets library stores them."""
-    if found := wanted.given_among(where, schema.names) or wanted.implied(schema.names):
+    if found := wanted.check_given(where, schema.names) or wanted.implied_by_input(schema.names):
         return found
     import pyarrow.types as types
 

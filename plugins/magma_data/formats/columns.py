@@ -36,22 +36,22 @@ class Columns:
         """The column that was given for the medium."""
         return self.given.get(MEDIUM)
 
-    def given_among(self, where: str, known: Collection[str]) -> str | None:
+    def check_given(self, where: str, known: Collection[str]) -> str | None:
         """The column that was given for the medium. Raises `InputError` where it is not among the `known` ones."""
         if self.medium is not None and self.medium not in known:
-            raise InputError(f"{where}: columns: given {self.medium!r}; allowed: {listed(known)}")
+            raise InputError(f"{where}: columns: given {self.medium!r}; allowed: {list_columns(known)}")
         return self.medium
 
-    def implied(self, known: Collection[str]) -> str | None:
+    def implied_by_input(self, known: Collection[str]) -> str | None:
         """A column with the input's name; that of the default name is for the layout to find."""
         return self.input if self.input != MEDIUM and self.input in known else None
 
 
-AS_NAMED = Columns()
+DEFAULT_COLUMNS = Columns()
 """Every column is called as its field."""
 
 
-def listed(columns: Iterable[str]) -> str:
+def list_columns(columns: Iterable[str]) -> str:
     """Columns as an error lists them."""
     names = list(columns)
     return ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "") if names else "nothing"

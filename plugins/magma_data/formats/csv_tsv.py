@@ -8,11 +8,11 @@ from typing import IO, Any
 
 from magma import InputError
 
-from .content import decoded
-from .record_format import Format, Record, _lines
+from .content import decode_text
+from .record_format import Record, RecordFormat, _read_lines
 
 
-class Csv(Format):
+class CsvRecords(RecordFormat):
     """Cells separated by commas or tabs, quoted as spreadsheets and pandas do it; the first line names the columns."""
 
     def __init__(self, delimiter: str) -> None:
@@ -25,7 +25,7 @@ class Csv(Format):
         taken: list[Record] = []
 
         def lines() -> Iterator[str]:
-            for line in _lines(file):
+            for line in _read_lines(file):
                 taken.append(line)
                 yield line.raw.decode("utf-8", "surrogateescape")
 
@@ -56,7 +56,7 @@ class Csv(Format):
             raise InputError(f"its first line names the columns {shown}; allowed: another name for each column")
 
     def _cells(self, where: str, raw: bytes) -> list[str]:
-        text = decoded(where, raw)
+        text = decode_text(where, raw)
         try:
             (cells,) = csv.reader(text.splitlines(keepends=True), delimiter=self.delimiter, strict=True)
         except (csv.Error, ValueError) as error:

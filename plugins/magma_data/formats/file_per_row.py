@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from magma import InputError
 
-from .content import decoded, parsed
+from .content import decode_text, parse_json
 from .discovery import IMAGE_DATA, is_hidden
-from .order import Indexed
+from .order import IndexedRows
 from .row import Row
 
 
-class _Files(Indexed):
+class _FileRows(IndexedRows):
     """A record a file."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
@@ -45,7 +45,7 @@ class _Files(Indexed):
         """What a file says. Raises `InputError`."""
 
 
-class Authors(_Files):
+class AuthorsRows(_FileRows):
     """The layout of the authors' code: a JSON file an image, with `image_path` and `captions`."""
 
     def __init__(self, folder: Path) -> None:
@@ -54,10 +54,10 @@ class Authors(_Files):
 
     def row(self, file: Path, raw: bytes) -> Row:
         """The path of its image is relative to the whole folder."""
-        return Row(str(file), parsed(str(file), raw), self.folder, "image_path")
+        return Row(str(file), parse_json(str(file), raw), self.folder, "image_path")
 
 
-class Documents(_Files):
+class DocumentRows(_FileRows):
     """Text files: each is a document."""
 
     def __init__(self, files: Sequence[str]) -> None:
@@ -65,4 +65,4 @@ class Documents(_Files):
 
     def row(self, file: Path, raw: bytes) -> Row:
         """Its text."""
-        return Row(str(file), {"text": decoded(str(file), raw)})
+        return Row(str(file), {"text": decode_text(str(file), raw)})

@@ -8,11 +8,11 @@ from typing import IO, Any
 
 from magma import InputError
 
-from .content import parsed, without_mark
-from .record_format import Format, Record, _lines
+from .content import parse_json, strip_bom
+from .record_format import Record, RecordFormat, _read_lines
 
 
-class Json(Format):
+class JsonRecords(RecordFormat):
     """JSON objects: one a line, or all in an array."""
 
     def __init__(self, array: bool) -> None:
@@ -21,12 +21,12 @@ class Json(Format):
 
     def records(self, file: IO[bytes]) -> Iterator[Record]:
         """Of what may be an array, the first character decides."""
-        head = without_mark(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # all that `opened` gives can
+        head = strip_bom(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # all that `opened` gives can
         if self.array and head.startswith(b"["):
             self.unit = "item"
             yield from self._items(file)
             return
-        lines = (line for line in _lines(file) if line.raw.strip())
+        lines = (line for line in _read_lines(file) if line.raw.strip())
         for line in lines:
             if line.raw.strip() == b"{":
                 raise InputError("a JSON object over several lines; allowed: an array of objects, or an object a line")
@@ -38,13 +38,13 @@ class Json(Format):
     def _items(file: IO[bytes]) -> Iterator[Record]:
         """The items of an array. The text of the whole file is held as long as they are read."""
         raw = file.read()
-        body = without_mark(raw)
+        body = strip_bom(raw)
         text = body.decode("utf-8")
         scan, space = json.JSONDecoder().raw_decode, " \t\r\n"
         at, number = text.index("[") + 1, 0
         byte = len(raw) - len(body) + at  # only blanks, of one byte, stand before the bracket
         while True:
-            end = _past(text, at, space + "," if number else space)
+            end = _skip_characters(text, at, space + "," if number else space)
             byte, at = byte + end - at, end
             if text[at : at + 1] == "]":
                 return
@@ -59,10 +59,10 @@ class Json(Format):
 
     def fields(self, where: str, raw: bytes) -> dict[str, Any]:
         """An object."""
-        return parsed(where, raw)
+        return parse_json(where, raw)
 
 
-def _past(text: str, at: int, characters: str) -> int:
+def _skip_characters(text: str, at: int, characters: str) -> int:
     while at < len(text) and text[at] in characters:
         at += 1
     return at

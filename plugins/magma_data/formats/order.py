@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from magma import State
 
-from .columns import AS_NAMED, Columns
+from .columns import DEFAULT_COLUMNS, Columns
 from .row import Row
 
 
@@ -29,12 +29,12 @@ def positions(state: State, count: int) -> Iterator[tuple[int, State]]:
 class Rows(ABC):
     """All rows of a split."""
 
-    columns: Columns = AS_NAMED
+    columns: Columns = DEFAULT_COLUMNS
     """Which column holds which field."""
 
-    def rows_of(self, record: Row, each: str | None) -> list[Row]:
-        """What one place of the files gives: see `Row.each`."""
-        return replace(record, columns=self.columns).each(each)
+    def rows_of(self, record: Row, list_field: str | None) -> list[Row]:
+        """What one place of the files gives: see `Row.explode`."""
+        return replace(record, columns=self.columns).explode(list_field)
 
     @abstractmethod
     def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
@@ -45,11 +45,11 @@ class Rows(ABC):
         """
 
     @abstractmethod
-    def in_order(self) -> Iterator[Row]:
+    def iter_in_stored_order(self) -> Iterator[Row]:
         """All rows as they are stored, those of one medium beside each other: for evaluations."""
 
 
-class Indexed(Rows):
+class IndexedRows(Rows):
     """Rows that can be read in any order: a pass is a permutation of all."""
 
     @abstractmethod
@@ -58,10 +58,10 @@ class Indexed(Rows):
 
     @abstractmethod
     def counts(self) -> NDArray[np.int64]:
-        """[records] how many rows each of them is: the entries of its list `each`, or one."""
+        """[records] how many rows each of them is: the entries of its list `list_field`, or one."""
 
-    def __init__(self, each: str | None) -> None:
-        self.each = each
+    def __init__(self, list_field: str | None) -> None:
+        self.list_field = list_field
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
@@ -73,7 +73,7 @@ class Indexed(Rows):
 
     def __getitem__(self, i: int) -> Row:
         record = int(np.searchsorted(self.ends, i, side="right"))
-        rows = self.rows_of(self.read(record), self.each)
+        rows = self.rows_of(self.read(record), self.list_field)
         return rows[i - int(self.ends[record])]  # from the back: the record's last row stands just before its end
 
     def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
@@ -88,7 +88,7 @@ class Indexed(Rows):
             i = int(order[position])
             yield replace(self[i], seed=f"{seed} {epoch} {i}" if shuffle else None), after
 
-    def in_order(self) -> Iterator[Row]:
+    def iter_in_stored_order(self) -> Iterator[Row]:
         """Rows that name one file of a medium come together, where the first of them stands."""
         media: dict[Any, list[int]] = {}
         for i in range(len(self)):
@@ -100,15 +100,15 @@ class Indexed(Rows):
 _START: State = {"shard": 0, "sample": 0, "rows": 0, "position": 0}
 
 
-class Streamed(Rows):
+class StreamedRows(Rows):
     """Rows in shards that are read from their beginning: a pass has its own order of shards, block by block.
 
     The samples of a block follow each other on disk and are shuffled among themselves; a block goes on into the next
     shard. A state names the beginning of a block and a position in it, so that going on reads one block again at most.
     """
 
-    def __init__(self, shards: Sequence[Any], each: str | None, buffer: int) -> None:
-        self.shards, self.each, self.buffer = shards, each, buffer
+    def __init__(self, shards: Sequence[Any], list_field: str | None, buffer: int) -> None:
+        self.shards, self.list_field, self.buffer = shards, list_field, buffer
 
     @abstractmethod
     def samples(self, shard: Any, skip: int) -> Iterator[Row]:
@@ -138,24 +138,24 @@ class Streamed(Rows):
                 yield replace(block[i], seed=draw), after
             position = 0
 
-    def in_order(self) -> Iterator[Row]:
+    def iter_in_stored_order(self) -> Iterator[Row]:
         """A sample holds its medium, and with it all rows about it."""
         for shard in self.shards:
             for sample in self.samples(shard, 0):
-                yield from self.rows_of(sample, self.each)
+                yield from self.rows_of(sample, self.list_field)
 
     def _blocks(
         self, shards: Sequence[int], state: State, limit: int | None
     ) -> Iterator[tuple[State, list[Row], State | None]]:
         """Blocks from where a state's begins: (its beginning, rows, the next one's beginning)."""
-        samples = self._chained(shards, state["shard"], state["sample"])
+        samples = self._iter_samples(shards, state["shard"], state["sample"])
         begin: State | None = {**_START, "rows": state["rows"]}
         first = next(samples, None)
         while begin is not None and first is not None:
             shard, number, _ = first
             begin |= {"shard": shard, "sample": number}
-            taken = [first, *itertools.islice(samples, self.buffer - 1)]
-            block = [row for _, _, sample in taken for row in self.rows_of(sample, self.each)]
+            read_samples = [first, *itertools.islice(samples, self.buffer - 1)]
+            block = [row for _, _, sample in read_samples for row in self.rows_of(sample, self.list_field)]
             read = begin["rows"] + len(block)
             if limit is not None and read >= limit:
                 yield begin, block[: limit - begin["rows"]], None
@@ -165,7 +165,7 @@ class Streamed(Rows):
             yield begin, block, following
             begin = following
 
-    def _chained(self, shards: Sequence[int], shard: int, sample: int) -> Iterator[tuple[int, int, Row]]:
+    def _iter_samples(self, shards: Sequence[int], shard: int, sample: int) -> Iterator[tuple[int, int, Row]]:
         """The samples behind one of them, each with its shard's place in the pass and its number there."""
         for at in range(shard, len(shards)):
             for number, row in enumerate(self.samples(self.shards[shards[at]], sample), sample):

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from magma import InputError
 
-from .arrow_schema import Schema
+from .arrow_schema import ArrowSchema
 from .columns import Columns
-from .order import Streamed
+from .order import StreamedRows
 from .row import Row
 
 
-class Parquet(Streamed):
+class ParquetRows(StreamedRows):
     """Row groups of parquet files, which are decoded from their beginning: each is a shard."""
 
-    def __init__(self, files: Sequence[str], each: str | None, buffer: int, columns: Columns) -> None:
+    def __init__(self, files: Sequence[str], list_field: str | None, buffer: int, columns: Columns) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -26,13 +26,13 @@ class Parquet(Streamed):
             try:
                 with pq.ParquetFile(file) as opened:
                     groups += [(file, group) for group in range(opened.num_row_groups)]
-                    Schema(file, opened.schema_arrow, each, columns)
+                    ArrowSchema(file, opened.schema_arrow, list_field, columns)
             except (OSError, pa.ArrowException) as error:
                 self.broken[file] = f"{file} cannot be read as parquet: {error}"
                 if len(self.broken) == len(files) or getattr(error, "errno", None):
                     raise InputError(self.broken[file]) from error
                 groups.append((file, 0))
-        super().__init__(groups, each, buffer)
+        super().__init__(groups, list_field, buffer)
 
     def samples(self, shard: tuple[str, int], skip: int) -> Iterator[Row]:
         """The rows of a row group; of a file that is damaged as a whole, one that says so."""
@@ -47,7 +47,7 @@ class Parquet(Streamed):
         folder, at = Path(file).parent, 0
         try:
             with pq.ParquetFile(file, memory_map=True) as opened:
-                schema = Schema(file, opened.schema_arrow, self.each, self.columns)
+                schema = ArrowSchema(file, opened.schema_arrow, self.list_field, self.columns)
                 for batch in opened.iter_batches(64, row_groups=[group], use_threads=False):
                     for i in range(max(0, skip - at), len(batch)):
                         (fields,) = batch.slice(i, 1).to_pylist()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from magma import InputError
 
-from .columns import AS_NAMED, Columns
-from .discovery import IMAGES, Found, Layout, find
-from .file_per_row import Authors, Documents
+from .columns import DEFAULT_COLUMNS, Columns
+from .discovery import IMAGES, FileFormat, FoundFiles, find
+from .file_per_row import AuthorsRows, DocumentRows
 from .order import Rows
-from .parquet import Parquet
-from .records import Records, RecordStream, is_compressed
-from .saved_dataset import Table
-from .tar import Tars
+from .parquet import ParquetRows
+from .records import IndexedRecords, StreamedRecords, is_compressed
+from .saved_dataset import ArrowRows
+from .tar import TarRows
 
 BUFFER = 1000
 
@@ -22,38 +22,38 @@ BUFFER = 1000
 def open_rows(
     path: str,
     split: str | None = None,
-    each: str | None = None,
+    list_field: str | None = None,
     *,
-    layouts: Sequence[Layout] = IMAGES,
+    file_formats: Sequence[FileFormat] = IMAGES,
     buffer: int = BUFFER,
-    columns: Columns = AS_NAMED,
+    columns: Columns = DEFAULT_COLUMNS,
 ) -> Rows:
     """The rows of a split, or of all; `columns` says where a row's fields are.
 
     A record whose field `each` is a list of objects ("questions") is a row for each of them, all with its medium.
     `buffer` is the size of a block of what can only be read in sequence. Raises `InputError` where nothing is found.
     """
-    found = find(path, split, layouts)
+    found = find(path, split, file_formats)
     if isinstance(found, list):
         raise InputError("; ".join(found))
-    rows = _open_layout(found, each and columns.of(each), buffer, columns)
+    rows = _open_format(found, list_field and columns.of(list_field), buffer, columns)
     rows.columns = columns
     return rows
 
 
-def _open_layout(found: Found, each: str | None, buffer: int, columns: Columns) -> Rows:
-    match found.layout:
+def _open_format(found: FoundFiles, list_field: str | None, buffer: int, columns: Columns) -> Rows:
+    match found.file_format:
         case "tar":
-            return Tars(found.files, each, buffer)
+            return TarRows(found.files, list_field, buffer)
         case "parquet":
-            return Parquet(found.files, each, buffer, columns)
+            return ParquetRows(found.files, list_field, buffer, columns)
         case "datasets":
-            return Table(found.files, each, columns)
+            return ArrowRows(found.files, list_field, columns)
         case "authors":
-            return Authors(Path(found.files[0]))
+            return AuthorsRows(Path(found.files[0]))
         case "documents":
-            return Documents(found.files)
-    text = found.layout == "lines"
+            return DocumentRows(found.files)
+    text = found.file_format == "lines"
     if any(map(is_compressed, found.files)):
-        return RecordStream(found.files, each, buffer, text)
-    return Records(found.files, each, text)
+        return StreamedRecords(found.files, list_field, buffer, text)
+    return IndexedRecords(found.files, list_field, text)

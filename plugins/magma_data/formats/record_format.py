@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import IO, Any, NamedTuple
 
-from .content import decoded, without_mark
+from .content import decode_text, strip_bom
 
 
 class Record(NamedTuple):
@@ -19,7 +19,7 @@ class Record(NamedTuple):
     raw: bytes
 
 
-class Format(ABC):
+class RecordFormat(ABC):
     """How one file is divided into records, and what a record says."""
 
     unit: str = "line"
@@ -34,22 +34,22 @@ class Format(ABC):
         """What a record says. Raises `InputError`."""
 
 
-def _lines(file: IO[bytes]) -> Iterator[Record]:
+def _read_lines(file: IO[bytes]) -> Iterator[Record]:
     """Every line, without a byte order mark."""
     at = 0
     for number, line in enumerate(file, 1):
-        text = without_mark(line) if number == 1 else line
+        text = strip_bom(line) if number == 1 else line
         yield Record(at + len(line) - len(text), number, text)
         at += len(line)
 
 
-class Text(Format):
+class TextRecords(RecordFormat):
     """A document a line."""
 
     def records(self, file: IO[bytes]) -> Iterator[Record]:
         """Lines that are not blank."""
-        return (line for line in _lines(file) if line.raw.strip())
+        return (line for line in _read_lines(file) if line.raw.strip())
 
     def fields(self, where: str, raw: bytes) -> dict[str, Any]:
         """Its text."""
-        return {"text": decoded(where, raw)}
+        return {"text": decode_text(where, raw)}

@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 
 from magma import InputError
 
-from .content import COMPRESSIONS, DAMAGED, opened
-from .csv_tsv import Csv
+from .content import COMPRESSIONS, DAMAGED, open_decompressed
+from .csv_tsv import CsvRecords
 from .discovery import split_suffix
-from .jsonl import Json
-from .order import Indexed, Streamed
-from .record_format import Format, Record, Text
+from .jsonl import JsonRecords
+from .order import IndexedRows, StreamedRows
+from .record_format import Record, RecordFormat, TextRecords
 from .row import Row
 
 
-def format_of(file: Path) -> Format:
+def format_of_file(file: Path) -> RecordFormat:
     """By the file's name; what has another suffix is taken for JSON."""
     match split_suffix(file.name)[1]:
         case ".csv":
-            return Csv(",")
+            return CsvRecords(",")
         case ".tsv":
-            return Csv("\t")
+            return CsvRecords("\t")
         case ".json":
-            return Json(array=True)
-    return Json(array=False)
+            return JsonRecords(array=True)
+    return JsonRecords(array=False)
 
 
 def is_compressed(file: str) -> bool:
@@ -39,11 +39,11 @@ def is_compressed(file: str) -> bool:
     return Path(file).suffix.lower() in COMPRESSIONS
 
 
-class _Source:
+class _RecordFile:
     """One file: its format, and what is wrong with the file itself."""
 
     def __init__(self, file: Path, text: bool) -> None:
-        self.file, self.format = file, Text() if text else format_of(file)
+        self.file, self.format = file, TextRecords() if text else format_of_file(file)
         self.broken: str | None = None
 
     def records(self) -> Iterator[Record]:
@@ -51,7 +51,7 @@ class _Source:
         self.broken = None
         number = 0
         try:
-            with opened(self.file) as file:
+            with open_decompressed(self.file) as file:
                 if not file.peek(1):  # type: ignore[attr-defined]  # all that `opened` gives are buffered
                     self.broken = f"{self.file}: the file is empty (0 bytes)"
                 for record in self.format.records(file):
@@ -74,28 +74,28 @@ class _Source:
         return Row(f"{self.file} at its end", {}, problem=self.broken)
 
 
-class Records(Indexed):
+class IndexedRecords(IndexedRows):
     """Rows of files that are not compressed, by where each begins, its size and its number: sixteen bytes a row."""
 
     _BROKEN: ClassVar = 0
     """The number of a record that stands for what cannot be read of a file."""
 
-    def __init__(self, files: Sequence[str], each: str | None = None, text: bool = False) -> None:
-        super().__init__(each)
-        self.sources = [_Source(Path(file), text) for file in files]
+    def __init__(self, files: Sequence[str], list_field: str | None = None, text: bool = False) -> None:
+        super().__init__(list_field)
+        self.sources = [_RecordFile(Path(file), text) for file in files]
         found = [self._index(source) for source in self.sources]
-        self.starts, self.spans, self._counts = (_joined(parts) for parts in zip(*found, strict=True))
+        self.starts, self.spans, self._counts = (_concatenate(parts) for parts in zip(*found, strict=True))
         self.file_ends = np.cumsum([len(starts) for starts, _, _ in found])
 
-    def _index(self, source: _Source) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _index(self, source: _RecordFile) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """[n] where each record begins; [n, 2] its bytes and its number; [n] how many rows it is."""
         starts, spans, counts = array("q"), array("I"), array("q")
-        nested = f'"{self.each}"'.encode()
+        nested = f'"{self.list_field}"'.encode()
         for record in source.records():
             starts.append(record.start)
             spans.extend((len(record.raw), record.number))
-            several = self.each is not None and nested in record.raw
-            counts.append(len(source.row(record.number, record.raw).each(self.each)) if several else 1)
+            several = self.list_field is not None and nested in record.raw
+            counts.append(len(source.row(record.number, record.raw).explode(self.list_field)) if several else 1)
         if source.broken is not None:
             starts.append(0)
             spans.extend((0, self._BROKEN))
@@ -118,21 +118,21 @@ class Records(Indexed):
             return source.row(number, file.read(size))
 
 
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _concatenate(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """One array, without a copy where there is only one part."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-class RecordStream(Streamed):
+class StreamedRecords(StreamedRows):
     """Rows of files of which some are compressed: each file is a shard."""
 
-    def __init__(self, files: Sequence[str], each: str | None, buffer: int, text: bool = False) -> None:
-        super().__init__(files, each, buffer)
+    def __init__(self, files: Sequence[str], list_field: str | None, buffer: int, text: bool = False) -> None:
+        super().__init__(files, list_field, buffer)
         self.text = text
 
     def samples(self, shard: str, skip: int) -> Iterator[Row]:
         """The rows of a file."""
-        source = _Source(Path(shard), self.text)
+        source = _RecordFile(Path(shard), self.text)
         for at, record in enumerate(source.records()):
             if at >= skip:
                 yield source.row(record.number, record.raw)

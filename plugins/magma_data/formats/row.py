@@ -11,7 +11,7 @@ from typing import Any
 
 from magma import InputError
 
-from .columns import AS_NAMED, MEDIUM, Columns, listed
+from .columns import DEFAULT_COLUMNS, MEDIUM, Columns, list_columns
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Row:
     """Why there is nothing to read: asking for anything raises it."""
     seed: str | None = None
     """For whoever draws among the row's texts: another one each pass; None: nothing is drawn."""
-    columns: Columns = AS_NAMED
+    columns: Columns = DEFAULT_COLUMNS
     """Which column holds which field."""
 
     @property
@@ -66,7 +66,7 @@ class Row:
     @property
     def _medium_column(self) -> str:
         said = [column for column, value in self.fields.items() if value is not None]
-        return self.columns.medium or self.columns.implied(said) or self.key
+        return self.columns.medium or self.columns.implied_by_input(said) or self.key
 
     def value(self, name: str) -> Any:
         """What the row says in a field; None where it has none, or null."""
@@ -86,7 +86,7 @@ class Row:
         return value.strip()
 
     def _listed(self) -> str:
-        return listed([*([self.key] if self.data is not None else []), *self.fields])
+        return list_columns([*([self.key] if self.data is not None else []), *self.fields])
 
     def texts(self, single: str, several: str) -> list[str]:
         """The texts of the list `several`, some of which may be empty, or the one text `single`."""
@@ -112,7 +112,7 @@ class Row:
             return Counter(texts).most_common(1)[0][0]
         return random.Random(self.seed).choice(texts)
 
-    def each(self, column: str | None) -> list[Row]:
+    def explode(self, column: str | None) -> list[Row]:
         """A row for each entry of the list in `column` (one image, many questions); this row where it has none."""
         if column is None or self.fields.get(column) is None:
             return [self]

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from magma import InputError
 
-from .arrow_schema import Schema
+from .arrow_schema import ArrowSchema
 from .columns import Columns
-from .order import Indexed
+from .order import IndexedRows
 from .row import Row
 
 
-class Table(Indexed):
+class ArrowRows(IndexedRows):
     """What the datasets library saved: memory-mapped, a row is copied out when its turn comes, no medium decoded."""
 
-    def __init__(self, folders: Sequence[str], each: str | None, columns: Columns) -> None:
-        super().__init__(each)
+    def __init__(self, folders: Sequence[str], list_field: str | None, columns: Columns) -> None:
+        super().__init__(list_field)
         import datasets
 
         try:
@@ -32,7 +32,8 @@ class Table(Indexed):
         self.folders = [Path(folder) for folder in folders]
         self.file_ends = np.cumsum([len(table) for table in self.tables])
         self.schemas = [
-            Schema(folder, table.data.schema, each, columns) for folder, table in zip(folders, self.tables, strict=True)
+            ArrowSchema(folder, table.data.schema, list_field, columns)
+            for folder, table in zip(folders, self.tables, strict=True)
         ]
 
     def counts(self) -> NDArray[np.int64]:
@@ -40,17 +41,19 @@ class Table(Indexed):
         both = zip(self.tables, self.schemas, strict=True)
         return np.concatenate([self._lengths(table, schema) for table, schema in both])
 
-    def _lengths(self, table: Any, schema: Schema) -> NDArray[np.int64]:
+    def _lengths(self, table: Any, schema: ArrowSchema) -> NDArray[np.int64]:
         import pyarrow.compute as pc
 
         ones = np.ones(len(table), dtype=np.int64)
-        if self.each is None or self.each not in table.column_names:
+        if self.list_field is None or self.list_field not in table.column_names:
             return ones
-        column = table.data.column(self.each)
+        column = table.data.column(self.list_field)
         if _is_list_of_objects(column.type) and not pc.list_flatten(column).null_count:
             lengths = pc.list_value_length(column).fill_null(1).to_numpy()
             return np.maximum(ones, np.asarray(lengths, dtype=np.int64))  # an empty list is a row that reports it
-        lengths = [len(schema.row("", {self.each: value.as_py()}, Path()).each(self.each)) for value in column]
+        lengths = [
+            len(schema.row("", {self.list_field: value.as_py()}, Path()).explode(self.list_field)) for value in column
+        ]
         return np.array(lengths, dtype=np.int64)
 
     def read(self, record: int) -> Row:

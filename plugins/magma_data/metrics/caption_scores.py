@@ -8,13 +8,13 @@ from pathlib import Path
 
 from magma import PartError
 
-_NO_JAVA = (
+NO_JAVA = (
     "java: not found in PATH. CIDEr and BLEU are computed on the tokens of pycocoevalcap's tokenizer, which needs "
     "Java: install a Java runtime, 8 or later (`apt install default-jre-headless`, `conda install openjdk`)"
 )
 
 
-def tokenised(sentences: Sequence[str]) -> list[str]:
+def tokenize_captions(sentences: Sequence[str]) -> list[str]:
     """Words of the Penn Treebank in lower case, without punctuation, a space between them.
 
     The official package calls the same program, through a file in its own folder that is left there on errors; here it
@@ -28,7 +28,7 @@ def tokenised(sentences: Sequence[str]) -> list[str]:
     try:
         done = subprocess.run(command, input=lines.encode(errors="replace"), capture_output=True, check=True)
     except FileNotFoundError as error:
-        raise PartError(_NO_JAVA) from error
+        raise PartError(NO_JAVA) from error
     except subprocess.CalledProcessError as error:
         raise PartError(f"the tokenizer of captions failed: {error.stderr.decode(errors='replace').strip()}") from error
     found = done.stdout.decode().split("\n")[:-1]
@@ -37,7 +37,7 @@ def tokenised(sentences: Sequence[str]) -> list[str]:
     return [" ".join(word for word in line.split() if word not in official.PUNCTUATIONS) for line in found]
 
 
-def _measured(pairs: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
+def cider_and_bleu(pairs: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
     """CIDEr and BLEU@4 of (caption, what people said of the image), all in tokens; rarity is counted among these."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider

@@ -9,18 +9,18 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
-ENOUGH = 4
+MIN_ANSWERS = 4
 """From this many answers on the accuracy can reach 100: each answer is compared with the others, three of which have
 to agree with a prediction."""
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 _PERIOD = re.compile(r"\.(?!\d)")
 """A period that no digit follows. The official pattern means to look behind it too, and does not."""
-_MOST_PERIODS = 32
+_MAX_PERIODS = 32
 """So many of them are taken out: the official code passes a flag of this value where a count belongs."""
 _COMMA = re.compile(r"\d,\d")
 _ARTICLES = {"a", "an", "the"}
-_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {"none": "0"} | {word: str(i) for i, word in enumerate(_COUNTED)}
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {"none": "0"} | {word: str(i) for i, word in enumerate(_NUMBER_WORDS)}
 _APOSTROPHES = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
     he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've
@@ -40,49 +40,49 @@ CONTRACTIONS = (
 )
 
 
-def trimmed(text: str) -> str:
+def strip_answer(text: str) -> str:
     """What is done to every answer: line breaks and tabs are spaces, and none stands around it."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
 @lru_cache(2**16)  # half of all answers are a few words
-def normalised(text: str) -> str:
+def normalize_answer(text: str) -> str:
     """In lower case, without punctuation and articles, numbers as digits, apostrophes where they belong."""
-    words = (_NUMBERS.get(word, word) for word in _without_punctuation(trimmed(text)).lower().split())
+    words = (_NUMBERS.get(word, word) for word in _remove_punctuation(strip_answer(text)).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def _without_punctuation(text: str) -> str:
+def _remove_punctuation(text: str) -> str:
     """A mark goes where it touches a space anywhere in the text, and all go from one with 1,000; else it is a space."""
     joins = _COMMA.search(text) is not None
     cleaned = text
     for mark in _PUNCTUATION:
         goes = joins or f"{mark} " in text or f" {mark}" in text
         cleaned = cleaned.replace(mark, "" if goes else " ")
-    return _PERIOD.sub("", cleaned, count=_MOST_PERIODS)
+    return _PERIOD.sub("", cleaned, count=_MAX_PERIODS)
 
 
-def compared(answers: Sequence[str]) -> Callable[[str], str]:
+def choose_normalizer(answers: Sequence[str]) -> Callable[[str], str]:
     """What is done to these answers, and to a prediction, before they are compared.
 
     Where all people answered the same, nothing is normalised: a prediction is right as it stands, or wrong.
     """
-    return normalised if len(set(map(trimmed, answers))) > 1 else trimmed
+    return normalize_answer if len(set(map(strip_answer, answers))) > 1 else strip_answer
 
 
-def exact(text: str) -> str:
+def normalize_exact(text: str) -> str:
     """The normalised form; of a text of which it leaves nothing ("A", as in multiple choice) the text in lower case."""
-    return normalised(text) or trimmed(text).lower()
+    return normalize_answer(text) or strip_answer(text).lower()
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """Percent: 100 where it is one of the answers, both normalised; an empty answer is none."""
-    return 100.0 * (exact(prediction) in {exact(answer) for answer in answers} - {""})
+    return 100.0 * (normalize_exact(prediction) in {normalize_exact(answer) for answer in answers} - {""})
 
 
-def accuracy(prediction: str, answers: Sequence[str]) -> float:
+def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Percent: for each person, a third for each of the others who said the same, three at most; then the mean."""
-    form = compared(answers)
+    form = choose_normalizer(answers)
     said = form(prediction)
     agreed = [form(answer) == said for answer in answers]
     return 100 * sum(min(1.0, (sum(agreed) - one) / 3) for one in agreed) / len(agreed)

@@ -7,24 +7,24 @@ from typing import ClassVar
 
 from magma import Example, Text
 
-from ..formats import IMAGES, Layout
+from ..formats import IMAGES, FileFormat
 from ..formats.row import Row
-from .rows import _Config, _Pairs, _Rows
+from .rows import MediaRowSource, MediaRowSourceConfig, RowSourceConfig
 
 
-class Captions(_Pairs):
+class Captions(MediaRowSource):
     """An image, and its caption: `{"image": ..., "caption": ...}`, or `captions`, of which each pass draws one."""
 
     name = "captions"
 
-    class Config(_Config):
+    class Config(MediaRowSourceConfig):
         """No prompt stands between image and caption, as in the paper (equation 3)."""
 
         names = ("caption", "captions")
         aliases: ClassVar = {"text": "caption"}
 
     @classmethod
-    def layouts(cls, config: _Rows) -> Sequence[Layout]:
+    def file_formats(cls, config: RowSourceConfig) -> Sequence[FileFormat]:
         """That of the authors' code too."""
         return (*IMAGES, "authors")
 

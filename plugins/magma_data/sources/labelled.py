@@ -5,10 +5,10 @@ from __future__ import annotations
 from magma import Example, Text
 
 from ..formats.row import Row
-from .rows import _Config, _Pairs
+from .rows import MediaRowSource, MediaRowSourceConfig
 
 
-class Labelled(_Pairs):
+class Labelled(MediaRowSource):
     """An image, a text, and the label of the two: `{"image": ..., "text": ..., "label": ...}`.
 
     Or all texts about an image in a list: `{"image": ..., "statements": [{"text": ..., "label": ...}, ...]}`.
@@ -16,14 +16,14 @@ class Labelled(_Pairs):
 
     name = "labelled"
 
-    class Config(_Config):
+    class Config(MediaRowSourceConfig):
         """`template` is what the model reads behind the image."""
 
         names = ("text", "label", "statements")
         template: str = "{text}"
 
     config: Config
-    each = "statements"
+    list_field = "statements"
 
     def example(self, row: Row) -> Example:
         """For a model with a head."""

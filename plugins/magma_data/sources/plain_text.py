@@ -7,17 +7,17 @@ from typing import Literal
 
 from magma import Example, Text
 
-from ..formats import Layout
+from ..formats import FileFormat
 from ..formats.row import Row
-from .rows import _Rows, _Source
+from .rows import RowSource, RowSourceConfig
 
 
-class PlainText(_Source):
+class PlainText(RowSource):
     """Text alone, all of it target: `{"text": ...}`, or .txt files. The collator cuts what is too long."""
 
     name = "text"
 
-    class Config(_Rows):
+    class Config(RowSourceConfig):
         """`documents` says what a document of a .txt file is."""
 
         names = ("text",)
@@ -26,7 +26,7 @@ class PlainText(_Source):
     config: Config
 
     @classmethod
-    def layouts(cls, config: _Rows) -> Sequence[Layout]:
+    def file_formats(cls, config: RowSourceConfig) -> Sequence[FileFormat]:
         """Text files first."""
         assert isinstance(config, cls.Config)
         return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet", "csv", "json")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from magma import Example, Text
 
 from ..formats.row import Row
-from .rows import _Config, _Pairs
+from .rows import MediaRowSource, MediaRowSourceConfig
 
 
-class Vqa(_Pairs):
+class Vqa(MediaRowSource):
     """An image, a question, its answer: `{"image": ..., "question": ..., "answer": ...}`, or `answers`.
 
     Or all questions about an image in a list: `{"image": ..., "questions": [{"question": ..., "answers": ...}, ...]}`.
@@ -16,14 +16,14 @@ class Vqa(_Pairs):
 
     name = "vqa"
 
-    class Config(_Config):
+    class Config(MediaRowSourceConfig):
         """`template` is the prompt; a space and the answer follow (section 4.1.1)."""
 
         names = ("question", "answer", "answers", "questions")
         template: str = "Q: {question} A:"
 
     config: Config
-    each = "questions"
+    list_field = "questions"
 
     def example(self, row: Row) -> Example:
         """The answer is the target."""

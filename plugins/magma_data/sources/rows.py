@@ -16,13 +16,13 @@ from pydantic import Field
 
 from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Trial
 
-from ..formats import BUFFER, IMAGES, Layout, find, is_url, open_rows
+from ..formats import BUFFER, IMAGES, FileFormat, find, is_url, open_rows
 from ..formats.columns import ColumnsConfig, MediaConfig
 from ..formats.order import Rows
 from ..formats.row import Row
 
 
-class _Rows(ColumnsConfig):
+class RowSourceConfig(ColumnsConfig):
     """Where the rows are, and in which order they come."""
 
     path: LocalPath
@@ -39,15 +39,15 @@ class _Rows(ColumnsConfig):
     """Where the data set comes from: said where it is missing."""
 
 
-class _Config(_Rows, MediaConfig):
+class MediaRowSourceConfig(RowSourceConfig, MediaConfig):
     """Rows with a medium."""
 
 
-class _Source(DataSource):
+class RowSource(DataSource):
     """Rows as examples."""
 
-    config: _Rows
-    each: ClassVar[str | None] = None
+    config: RowSourceConfig
+    list_field: ClassVar[str | None] = None
     """The list of a record that is a row for each of its entries."""
 
     def __init__(self, config: PartConfig, seed: int) -> None:
@@ -67,7 +67,7 @@ class _Source(DataSource):
         return Trial({"path": str(folder)})
 
     @classmethod
-    def problems(cls, config: _Rows) -> list[str]:
+    def problems(cls, config: RowSourceConfig) -> list[str]:
         """A path that is not there, or a folder without rows."""
         if not is_url(config.path) and not Path(config.path).exists():
             source = f"; get it from {config.about}" if config.about else ""
@@ -76,11 +76,11 @@ class _Source(DataSource):
                 f"working folder{source}. It is a folder of rows in one of several layouts (docs/recipes.md); set "
                 "`path` to it, or MAGMA_DATA to the folder that holds it"
             ]
-        found = find(config.path, config.split, cls.layouts(config))
+        found = find(config.path, config.split, cls.file_formats(config))
         return [*(found if isinstance(found, list) else []), *config.missing()]
 
     @classmethod
-    def layouts(cls, config: _Rows) -> Sequence[Layout]:
+    def file_formats(cls, config: RowSourceConfig) -> Sequence[FileFormat]:
         """Those that it looks for."""
         return IMAGES
 
@@ -90,9 +90,11 @@ class _Source(DataSource):
         if problems := self.problems(self.config):
             raise InputError("; ".join(problems))
         config = self.config
-        layouts = self.layouts(config)
+        file_formats = self.file_formats(config)
         columns = config.resolve_columns()
-        return open_rows(config.path, config.split, self.each, layouts=layouts, buffer=config.buffer, columns=columns)
+        return open_rows(
+            config.path, config.split, self.list_field, file_formats=file_formats, buffer=config.buffer, columns=columns
+        )
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
         """One pass, shuffled by seed and pass unless the config says otherwise."""
@@ -109,10 +111,10 @@ class _Source(DataSource):
         """What a row says. Raises `InputError`."""
 
 
-class _Pairs(_Source):
+class MediaRowSource(RowSource):
     """Rows with a medium."""
 
-    config: _Config
+    config: MediaRowSourceConfig
 
     def medium(self, row: Row) -> Media:
         """What is seen or heard."""

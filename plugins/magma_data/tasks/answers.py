@@ -11,24 +11,24 @@ from magma import Prediction, Question
 from .rows import RowsTask
 
 
-class _Answered(RowsTask):
+class ScoredAnswersTask(RowsTask):
     """Each answer has a score of its own, in percent."""
 
     primary = "accuracy"
     max_tokens = 12
 
     @abstractmethod
-    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
+    def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
         """What is done to a question's answers, and to the model's, before they are compared."""
 
     @abstractmethod
-    def percent(self, text: str, answers: Sequence[str]) -> float:
+    def score_answer(self, text: str, answers: Sequence[str]) -> float:
         """How right the model's answer is."""
 
     def extract(self, question: Question, output: str) -> str:
         """Normalised, and as many words as the longest right answer has, at least one."""
-        answers = right(question)
-        form = self.form(answers)
+        answers = reference_answers(question)
+        form = self.normalizer(answers)
         said = form(super().extract(question, output))
         longest = max(1, *(len(form(answer).split()) for answer in answers))
         words = said.split()
@@ -38,8 +38,8 @@ class _Answered(RowsTask):
         """The answer as it is compared, and 0 to 100."""
         if prediction.problem:
             return "", 0.0
-        answers = right(prediction.question)
-        return self.form(answers)(prediction.text), self.percent(prediction.text, answers)
+        answers = reference_answers(prediction.question)
+        return self.normalizer(answers)(prediction.text), self.score_answer(prediction.text, answers)
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`accuracy` in percent, and `accuracy_<group>` for every group."""
@@ -52,6 +52,6 @@ class _Answered(RowsTask):
         return {name: sum(percents) / len(percents) for name, percents in found.items()}
 
 
-def right(question: Question) -> Sequence[str]:
+def reference_answers(question: Question) -> Sequence[str]:
     """Everything that people answered."""
     return question.answers or (question.answer,)

@@ -14,13 +14,13 @@ from pydantic import Field
 from magma import LocalPath, Prediction, Text
 
 from ..formats.row import Row
-from ..metrics.caption_scores import _NO_JAVA, _measured, tokenised
-from .answers import right
+from ..metrics.caption_scores import NO_JAVA, cider_and_bleu, tokenize_captions
+from .answers import reference_answers
 from .rows import RowsConfig, RowsTask
-from .shots import Asked
+from .shots import TaskItem
 
 
-class _DescribedConfig(RowsConfig):
+class _CaptionConfig(RowsConfig):
     """`prompt` stands behind the image and is no part of the caption (section 4.1.2)."""
 
     names = ("id", "caption", "captions", "domain")
@@ -28,10 +28,10 @@ class _DescribedConfig(RowsConfig):
     prompt: str = "A picture of"
 
 
-class _Described(RowsTask):
+class _CaptionTask(RowsTask):
     """One caption an image, compared with all that people gave it."""
 
-    config: _DescribedConfig
+    config: _CaptionConfig
     primary = "cider"
     max_tokens = 32
     stop = ("\n",)
@@ -39,7 +39,7 @@ class _Described(RowsTask):
     @classmethod
     def problems(cls, config: RowsConfig) -> list[str]:
         """No rows, or no Java: that is told before a caption is written."""
-        return [*super().problems(config), *([] if shutil.which("java") else [_NO_JAVA])]
+        return [*super().problems(config), *([] if shutil.which("java") else [NO_JAVA])]
 
     def prompt(self, row: Row) -> Text:
         return Text.fill(self.config.prompt)
@@ -47,7 +47,7 @@ class _Described(RowsTask):
     def answers(self, row: Row) -> list[str]:
         return [text for text in row.texts("caption", "captions") if text]
 
-    def read(self, split: str) -> Iterator[Asked]:
+    def read(self, split: str) -> Iterator[TaskItem]:
         """Image by image: rows with a caption each are one, with all captions."""
         for _, rows in groupby(super().read(split), lambda asked: asked.medium.value):
             first, *more = rows
@@ -56,21 +56,21 @@ class _Described(RowsTask):
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
         """`cider` and `bleu4` times 100, and `cider_<group>`, `bleu4_<group>` of every group's images by themselves."""
-        sentences = [[prediction.text, *right(prediction.question)] for prediction in predictions]
-        tokens = iter(tokenised([sentence for some in sentences for sentence in some]))
+        sentences = [[prediction.text, *reference_answers(prediction.question)] for prediction in predictions]
+        tokens = iter(tokenize_captions([sentence for some in sentences for sentence in some]))
         pairs = [(next(tokens), [next(tokens) for _ in some[1:]]) for some in sentences]
         found: dict[str, float] = {}
-        for part, members in _parts(predictions).items():
-            found |= {f"{name}{part}": value for name, value in _measured([pairs[i] for i in members]).items()}
+        for part, members in _group_indices(predictions).items():
+            found |= {f"{name}{part}": value for name, value in cider_and_bleu([pairs[i] for i in members]).items()}
         return found
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         """CIDEr weighs a word by how few of the images have it: of a single image every weight is 0."""
-        single = [part for part, members in _parts(predictions).items() if len(members) == 1]
+        single = [part for part, members in _group_indices(predictions).items() if len(members) == 1]
         return {f"cider{part}": "of a single image: meaningless, always 0" for part in single}
 
 
-def _parts(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
+def _group_indices(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
     """What a score's name ends with, to the numbers of the predictions that it is of: "" for all, and each group."""
     parts: dict[str, list[int]] = defaultdict(list)
     for i, prediction in enumerate(predictions):
@@ -80,25 +80,25 @@ def _parts(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
     return parts
 
 
-class CocoCaptionsTask(_Described):
+class CocoCaptionsTask(_CaptionTask):
     """Captions of COCO's images: CIDEr and BLEU@4 of the official package, times 100; needs Java."""
 
     name = "coco_captions"
 
-    class Config(_DescribedConfig):
+    class Config(_CaptionConfig):
         """Karpathy's test split; the official ones have `val`."""
 
         path: LocalPath = Field("coco_captions", validate_default=True)
         split: str = "test"
 
 
-class NocapsTask(_Described):
+class NocapsTask(_CaptionTask):
     """Captions of nocaps' images, also by domain (in, near, out): CIDEr and BLEU@4, times 100; needs Java."""
 
     name = "nocaps"
     group_field = "domain"
 
-    class Config(_DescribedConfig):
+    class Config(_CaptionConfig):
         """The set has no training split: shots are other images of the same one."""
 
         path: LocalPath = Field("nocaps", validate_default=True)

@@ -9,15 +9,15 @@ from pydantic import Field
 from magma import LocalPath, Prediction, Text
 
 from ..formats.row import Row
-from .answers import _Answered
+from .answers import ScoredAnswersTask
 from .rows import RowsConfig
 
 
-class SnliVeTask(_Answered):
+class SnliVeTask(ScoredAnswersTask):
     """SNLI-VE, for a model with a head: its class is the right label, or not; also by label."""
 
     name = "snli_ve"
-    each = "statements"
+    list_field = "statements"
     group_field = "label"
 
     class Config(RowsConfig):
@@ -36,10 +36,10 @@ class SnliVeTask(_Answered):
     def answers(self, row: Row) -> list[str]:
         return [row.text("label")]
 
-    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
+    def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
         return _label
 
-    def percent(self, text: str, answers: Sequence[str]) -> float:
+    def score_answer(self, text: str, answers: Sequence[str]) -> float:
         return 100.0 * (_label(text) in map(_label, answers))
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:

@@ -9,23 +9,23 @@ from pydantic import Field
 from magma import LocalPath, Prediction, Text
 
 from ..formats.row import Row
-from ..metrics.vqa_accuracy import ENOUGH, accuracy, compared, exact, exact_match
-from .answers import _Answered, right
+from ..metrics.vqa_accuracy import MIN_ANSWERS, choose_normalizer, exact_match, normalize_exact, vqa_accuracy
+from .answers import ScoredAnswersTask, reference_answers
 from .rows import RowsConfig
 
 
-class _QuestionsConfig(RowsConfig):
+class _OpenQuestionConfig(RowsConfig):
     """`template` is the prompt; a space and the answer follow it in a completed example (figure 3)."""
 
     names = ("id", "question", "answer", "answers", "questions", "answer_type", "question_type", "group")
     template: str = "Q: {question} A:"
 
 
-class _Questions(_Answered):
+class _OpenQuestionTask(ScoredAnswersTask):
     """Questions with answers in words."""
 
-    config: _QuestionsConfig
-    each = "questions"
+    config: _OpenQuestionConfig
+    list_field = "questions"
 
     def prompt(self, row: Row) -> Text:
         return Text.fill(self.config.template, question=row.text("question"))
@@ -34,86 +34,86 @@ class _Questions(_Answered):
         return row.texts("answer", "answers")
 
 
-class _OfTenPeople(_Questions):
+class _VqaAccuracyTask(_OpenQuestionTask):
     """Scored as VQA v2 officially is: by how many of ten people gave the answer.
 
     With fewer answers than that measure needs to reach 100, a prediction that is one of them is right.
     """
 
-    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
-        return compared(answers) if len(answers) >= ENOUGH else exact
+    def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
+        return choose_normalizer(answers) if len(answers) >= MIN_ANSWERS else normalize_exact
 
-    def percent(self, text: str, answers: Sequence[str]) -> float:
-        return (accuracy if len(answers) >= ENOUGH else exact_match)(text, answers)
+    def score_answer(self, text: str, answers: Sequence[str]) -> float:
+        return (vqa_accuracy if len(answers) >= MIN_ANSWERS else exact_match)(text, answers)
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
-        few = sum(len(right(prediction.question)) < ENOUGH for prediction in predictions)
+        few = sum(len(reference_answers(prediction.question)) < MIN_ANSWERS for prediction in predictions)
         if not few:
             return {"accuracy": "VQA accuracy"}
-        said = f"exact match, fewer than {ENOUGH} answers a question"
+        said = f"exact match, fewer than {MIN_ANSWERS} answers a question"
         if few < len(predictions):
             said = (
-                f"exact match of {few} questions with fewer than {ENOUGH} answers, VQA accuracy of the other "
+                f"exact match of {few} questions with fewer than {MIN_ANSWERS} answers, VQA accuracy of the other "
                 f"{len(predictions) - few}"
             )
         return {"accuracy": said}
 
 
-class Vqa2Task(_OfTenPeople):
+class Vqa2Task(_VqaAccuracyTask):
     """VQA 2.0, scored as its official evaluation does; also by type of answer."""
 
     name = "vqa2"
     group_field = "answer_type"
 
-    class Config(_QuestionsConfig):
+    class Config(_OpenQuestionConfig):
         """Validation questions, behind training ones."""
 
         path: LocalPath = Field("vqa2", validate_default=True)
         split: str = "val"
 
 
-class OkVqaTask(_OfTenPeople):
+class OkVqaTask(_VqaAccuracyTask):
     """OK-VQA, scored as VQA 2.0; also by topic."""
 
     name = "okvqa"
     group_field = "group"
 
-    class Config(_QuestionsConfig):
+    class Config(_OpenQuestionConfig):
         """Validation questions, behind training ones."""
 
         path: LocalPath = Field("okvqa", validate_default=True)
         split: str = "val"
 
 
-class VizWizTask(_OfTenPeople):
+class VizWizTask(_VqaAccuracyTask):
     """VizWiz, scored as VQA 2.0; also by type of answer, "unanswerable" among them."""
 
     name = "vizwiz"
     group_field = "answer_type"
 
-    class Config(_QuestionsConfig):
+    class Config(_OpenQuestionConfig):
         """Validation questions, behind training ones."""
 
         path: LocalPath = Field("vizwiz", validate_default=True)
         split: str = "val"
 
 
-class GqaTask(_Questions):
+class GqaTask(_OpenQuestionTask):
     """GQA: the one right answer, or not; also by structural type of question."""
 
     name = "gqa"
     group_field = "question_type"
 
-    class Config(_QuestionsConfig):
+    class Config(_OpenQuestionConfig):
         """Balanced questions of testdev, behind training ones."""
 
         path: LocalPath = Field("gqa", validate_default=True)
         split: str = "testdev"
 
-    def form(self, answers: Sequence[str]) -> Callable[[str], str]:
-        return exact
+    def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
+        return normalize_exact
 
-    def percent(self, text: str, answers: Sequence[str]) -> float:
+    def score_answer(self, text: str, answers: Sequence[str]) -> float:
         return exact_match(text, answers)
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:

@@ -17,9 +17,9 @@ from magma import InputError, LocalPath, Media, PartConfig, Question, Task, Text
 from ..formats import find, open_rows
 from ..formats.columns import MediaConfig
 from ..formats.row import Row
-from .shots import Asked, Shown
+from .shots import ShotPool, TaskItem
 
-PASSES, OF_EACH = 16, 32
+POOL_PASSES, ROWS_PER_PASS = 16, 32
 """Completed examples are drawn from the first rows of so many shuffled passes: images of 512 rows fit into memory."""
 
 
@@ -47,7 +47,7 @@ class RowsTask(Task):
 
     config: RowsConfig
     stop: ClassVar[tuple[str, ...]] = ("\n", "Q:")
-    each: ClassVar[str | None] = None
+    list_field: ClassVar[str | None] = None
     """The list of a record that is a row for each of its entries."""
     group_field: ClassVar[str] = ""
     """The field that says which of the figures a row counts for besides the first."""
@@ -105,7 +105,7 @@ class RowsTask(Task):
         config = self.config
         if problems := self.problems(config):
             raise InputError("; ".join(problems))
-        shown = Shown(self._pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
+        shown = ShotPool(self._read_pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
         known = set()
         for asked in islice(self.read(config.split if split == "test" else config.shots_split), config.limit):
             if asked.id in known:
@@ -113,7 +113,7 @@ class RowsTask(Task):
                     f"{config.path}: two questions have the id {asked.id!r}; allowed: one of its own for each"
                 )
             known.add(asked.id)
-            before = shown.before(asked, shots)
+            before = shown.draw(asked, shots)
             joint = Text.fill(config.joint)
             completed = [(one.medium, one.prompt + Text(f" {one.answer}") + joint) for one in before]
             yield Question(
@@ -126,40 +126,40 @@ class RowsTask(Task):
                 shot_lengths=[len(pair) for pair in completed],
             )
 
-    def read(self, split: str) -> Iterator[Asked]:
+    def read(self, split: str) -> Iterator[TaskItem]:
         """The rows of a split as they are stored."""
         medium: Media | None = None
         columns = self.config.resolve_columns()
-        for row in open_rows(self.config.path, split, self.each, columns=columns).in_order():
-            asked = self._asked(row, medium)
+        for row in open_rows(self.config.path, split, self.list_field, columns=columns).iter_in_stored_order():
+            asked = self._item_of_row(row, medium)
             yield asked
             medium = asked.medium
 
-    def _pool(self, seed: int) -> list[Asked]:
+    def _read_pool(self, seed: int) -> list[TaskItem]:
         """Some rows of the split that shots are from, of shards the beginnings of several; no unanswered ones."""
         config = self.config
         columns = config.resolve_columns()
-        rows = open_rows(config.path, config.shots_split, self.each, buffer=OF_EACH, columns=columns)
+        rows = open_rows(config.path, config.shots_split, self.list_field, buffer=ROWS_PER_PASS, columns=columns)
         found = {}
-        for number in range(PASSES):
+        for number in range(POOL_PASSES):
             way = random.Random(f"{seed} {number}").getrandbits(64)
-            for row, _ in islice(rows.iterate(None, way, shuffle=True, limit=None), OF_EACH):
+            for row, _ in islice(rows.iterate(None, way, shuffle=True, limit=None), ROWS_PER_PASS):
                 try:
-                    found[row.where] = self._asked(row)
+                    found[row.where] = self._item_of_row(row)
                 except InputError:  # as in training, the others will do
                     continue
         return [one for one in found.values() if one.answer]
 
-    def _asked(self, row: Row, last: Media | None = None) -> Asked:
+    def _item_of_row(self, row: Row, last: Media | None = None) -> TaskItem:
         """A row's question; `last` is the medium of the row before it."""
         prompt, answers, value = self.prompt(row), tuple(self.answers(row)), row.medium
-        medium = last if last is not None and last.value == value else self._medium(row.where, value)
+        medium = last if last is not None and last.value == value else self._make_medium(row.where, value)
         identity, group = row.value("id"), row.value(self.group_field)
         if identity is None:
             identity = row.where.removeprefix(self.config.path).lstrip("/ ")
-        return Asked(str(identity), medium, prompt, answers, "" if group is None else str(group))
+        return TaskItem(str(identity), medium, prompt, answers, "" if group is None else str(group))
 
-    def _medium(self, where: str, value: Path | bytes) -> Media:
+    def _make_medium(self, where: str, value: Path | bytes) -> Media:
         """Bytes do not say where they are from."""
         return Media(self.config.input, value, "" if isinstance(value, Path) else where)
 

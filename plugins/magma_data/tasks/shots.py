@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from magma import InputError, Media, Text
 
-from ..content_hash import digest
+from ..hashing import content_hash
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskItem:
     """What is asked about an image, and what people answered."""
 
     id: str
@@ -29,24 +29,24 @@ class Asked:
         return said.most_common(1)[0][0] if said else ""
 
 
-class Shown:
+class ShotPool:
     """Completed examples, and which of them stand before a question.
 
     None has the question's id, none its medium: neither the same file nor another one with the same bytes.
     """
 
-    def __init__(self, pool: Sequence[Asked], seed: int, fixed: bool, can_read: Callable[[Media], bool]) -> None:
+    def __init__(self, pool: Sequence[TaskItem], seed: int, fixed: bool, can_read: Callable[[Media], bool]) -> None:
         self.pool, self.seed, self.fixed, self.can_read = sorted(pool, key=lambda one: one.id), seed, fixed, can_read
         random.Random(f"{seed}").shuffle(self.pool)  # a small split is drawn from alike in every layout
-        self.digests = [digest(one.medium.value) for one in self.pool]
+        self.digests = [content_hash(one.medium.value) for one in self.pool]
         self.readable: dict[str, bool] = {}
         """Of the media that were drawn so far."""
 
-    def before(self, asked: Asked, count: int) -> list[Asked]:
+    def draw(self, asked: TaskItem, count: int) -> list[TaskItem]:
         """`count` of them; where some of them cannot be read, all are drawn again without those."""
         if not count:
             return []
-        own = digest(asked.medium.value)
+        own = content_hash(asked.medium.value)
         others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != asked.id]
         unread = 0
         while True:

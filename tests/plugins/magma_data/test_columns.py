@@ -18,7 +18,7 @@ from magma_data.sources.captions import Captions
 from magma_data.sources.labelled import Labelled
 from magma_data.sources.plain_text import PlainText
 from magma_data.sources.question_answering import Vqa
-from magma_data.sources.rows import _Source
+from magma_data.sources.rows import RowSource
 from magma_data.tasks.captioning import CocoCaptionsTask
 from magma_data.tasks.question_answering import GqaTask, Vqa2Task
 from magma_data.tasks.rows import RowsTask
@@ -33,11 +33,11 @@ def lines(file: Path, *rows: Mapping[str, Any]) -> Path:
     return file.parent
 
 
-def source(part: type[_Source], path: Path, **fields: Any) -> _Source:
+def source(part: type[RowSource], path: Path, **fields: Any) -> RowSource:
     return part(part.Config(path=str(path), shuffle=False, **fields), 0)  # type: ignore[call-arg]
 
 
-def examples(part: type[_Source], path: Path, **fields: Any) -> list[Example]:
+def examples(part: type[RowSource], path: Path, **fields: Any) -> list[Example]:
     return [example for example, _ in source(part, path, **fields).iterate()]
 
 

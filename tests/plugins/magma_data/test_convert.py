@@ -325,8 +325,8 @@ def test_no_network_at_all_is_no_result(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_images_that_are_left_out(content: bytes, reason: str) -> None:
-    with pytest.raises(pictures.Unreadable, match=f"^{reason}$"):
-        pictures.examine(content, 16)
+    with pytest.raises(pictures.ImageError, match=f"^{reason}$"):
+        pictures.check_image(content, 16)
 
 
 def test_a_size_filter_is_an_option_of_every_set(tmp_path: Path) -> None:
@@ -358,7 +358,7 @@ def test_everything_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
     for name, one in SETS.items():
         with pytest.raises(magma.InputError) as caught:
             convert(name, Case(tmp_path / "nothing"), tmp_path / "out")
-        needed = [n for n in one.needs if n.layout or n.split not in one.optional]
+        needed = [n for n in one.required_files if n.layout or n.split not in one.optional]
         assert all(str(n) in str(caught.value) for n in needed), name
 
 
@@ -620,7 +620,7 @@ def test_a_file_system_without_locks_is_noted(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with conversion._alone(tmp_path):
+    with conversion._lock_folder(tmp_path):
         pass
     assert caplog.messages == [
         f"{tmp_path}/.lock cannot be locked: Function not implemented; do not start a second conversion into {tmp_path}"

@@ -43,8 +43,8 @@ def archive(file: Path, *names: str, mode: str = "w", content: Callable[[str], b
     return file
 
 
-def rows(path: Path | str, split: str | None = None, each: str | None = None) -> list[Row]:
-    return list(open_rows(str(path), split, each).in_order())
+def rows(path: Path | str, split: str | None = None, list_field: str | None = None) -> list[Row]:
+    return list(open_rows(str(path), split, list_field).iter_in_stored_order())
 
 
 def captions(path: Path | str, split: str | None = None) -> list[str]:
@@ -106,8 +106,10 @@ def test_hidden_files_of_folders_are_no_data(tmp_path: Path) -> None:
             file = tmp_path / "other" / place / inside
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text('{"image_path": "a", "captions": ["b"]}')
-    assert len(list(open_rows(str(tmp_path / "other"), layouts=("authors",)).in_order())) == 1
-    assert len(list(open_rows(str(tmp_path / "other/documents"), layouts=("documents",)).in_order())) == 1
+    assert len(list(open_rows(str(tmp_path / "other"), file_formats=("authors",)).iter_in_stored_order())) == 1
+    assert (
+        len(list(open_rows(str(tmp_path / "other/documents"), file_formats=("documents",)).iter_in_stored_order())) == 1
+    )
 
 
 def test_duplicate_members_of_a_tar_are_named(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_no_question_of_a_large_list_or_a_fixed_size_list_is_lost(kind: Any, lay
     else:
         (tmp_path / "set").mkdir()
         pq.write_table(table, tmp_path / "set/val.parquet")
-    found = asked(rows(tmp_path / "set", each="questions"))
+    found = asked(rows(tmp_path / "set", list_field="questions"))
     assert found == [(f"{i}".encode(), f"{i} {n}") for i in range(3) for n in range(2)]
 
 
@@ -215,7 +217,7 @@ def test_lists_that_hold_no_objects_are_one_problem_each(kind: Any, tmp_path: Pa
     given = [[entry, None, entry], [], None, [entry]]
     table = pa.table({"image": [b"0", b"1", b"2", b"3"], "questions": pa.array(given, kind)})
     datasets.Dataset(table).save_to_disk(tmp_path / "set")
-    found = asked(rows(tmp_path / "set", each="questions"))
+    found = asked(rows(tmp_path / "set", list_field="questions"))
     assert [data for data, _ in found] == [b"0", b"1", b"2", b"3"]
     assert "questions: given [" in found[0][1]
     assert "questions: given []; allowed: a list of objects" in found[1][1]
@@ -233,7 +235,7 @@ def test_an_object_of_lists_is_a_list_of_objects(layout: str, tmp_path: Path) ->
     made = datasets.Dataset.from_dict({"questions": given}, features=features)
     (tmp_path / "set").mkdir()
     _ = made.save_to_disk(tmp_path / "set") if layout == "saved" else made.to_parquet(tmp_path / "set/train.parquet")
-    found = rows(tmp_path / "set", each="questions")
+    found = rows(tmp_path / "set", list_field="questions")
     assert [row.fields.get("question") for row in found[:4]] == ["a", "b", "c", "d"]
     assert len(found) == 5
     assert str(found[4].problem).endswith("questions: given []; allowed: a list of objects")
@@ -513,7 +515,7 @@ def test_folder_names_with_braces_or_brackets_are_folders(name: str, tmp_path: P
     assert found == {"tar": ["0.json"], "jsonl": ["a dog", "a cat"], "parquet": ["0"], "saved": ["a"]}
     (folder / "documents").mkdir()
     (folder / "documents/a.txt").write_text("b")
-    assert len(list(open_rows(str(folder / "documents"), layouts=("documents",)).in_order())) == 1
+    assert len(list(open_rows(str(folder / "documents"), file_formats=("documents",)).iter_in_stored_order())) == 1
 
 
 # Urls

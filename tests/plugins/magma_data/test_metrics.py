@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from golden_files import GOLDEN
-from magma_data.metrics.caption_scores import tokenised
-from magma_data.metrics.vqa_accuracy import CONTRACTIONS, accuracy, compared, normalised
+from magma_data.metrics.caption_scores import tokenize_captions
+from magma_data.metrics.vqa_accuracy import CONTRACTIONS, choose_normalizer, normalize_answer, vqa_accuracy
 from magma_data.tasks.captioning import CocoCaptionsTask, NocapsTask
 from magma_data.tasks.entailment import SnliVeTask
 from magma_data.tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
@@ -81,7 +81,7 @@ def test_the_official_accuracy_of_400_cases(part: type[Task]) -> None:
     ],
 )
 def test_normalisation(text: str, expected: str) -> None:
-    assert normalised(text) == expected
+    assert normalize_answer(text) == expected
 
 
 def test_every_contraction_is_the_word_without_one_apostrophe() -> None:
@@ -93,15 +93,15 @@ def test_every_contraction_is_the_word_without_one_apostrophe() -> None:
 
 def test_unanimous_answers_are_not_normalised() -> None:
     """As in the official code: what ten people agree on has to be said just so."""
-    assert compared(["Yes", " Yes\n"])("The Yes.") == "The Yes."
-    assert accuracy("yes", ["Yes"] * 10) == 0
-    assert accuracy("yes", ["Yes"] * 9 + ["no"]) == 100
+    assert choose_normalizer(["Yes", " Yes\n"])("The Yes.") == "The Yes."
+    assert vqa_accuracy("yes", ["Yes"] * 10) == 0
+    assert vqa_accuracy("yes", ["Yes"] * 9 + ["no"]) == 100
 
 
 @pytest.mark.parametrize(("times", "expected"), [(0, 0), (1, 30), (2, 60), (3, 90), (4, 100), (9, 100)])
 def test_each_person_is_compared_with_the_nine_others(times: int, expected: float) -> None:
     answers = ["red"] * times + [f"another {i}" for i in range(10 - times)]
-    assert accuracy("red", answers) == pytest.approx(expected, abs=1e-9)
+    assert vqa_accuracy("red", answers) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize("part", [Vqa2Task, OkVqaTask, VizWizTask])
@@ -212,7 +212,7 @@ def test_an_answer_is_as_long_as_the_longest_right_one(answers: list[str], outpu
 def test_what_was_normalised_stays_as_it_is() -> None:
     """An answer is cut in its normalised form, and normalised again when it is compared."""
     for text in {text for case in CASES for text in (*case["answers"], case["prediction"])}:
-        assert normalised(normalised(text)) == normalised(text)
+        assert normalize_answer(normalize_answer(text)) == normalize_answer(text)
 
 
 def test_other_tasks_cut_too() -> None:
@@ -276,9 +276,9 @@ def test_captions_score_what_the_official_package_says(capfd: pytest.CaptureFixt
 
 @needs_java
 def test_captions_that_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    assert tokenised(["", "A dog.", " \n", "..."]) == ["", "a dog", "", ""]
-    assert tokenised([]) == []
-    assert tokenised(["a\rb\u2028c\x0cd \ud800e"]) == ["a b c d e"]  # nothing in it ends a line
+    assert tokenize_captions(["", "A dog.", " \n", "..."]) == ["", "a dog", "", ""]
+    assert tokenize_captions([]) == []
+    assert tokenize_captions(["a\rb\u2028c\x0cd \ud800e"]) == ["a b c d e"]  # nothing in it ends a line
     found = task(CocoCaptionsTask).score([given("", captions) for _, _, captions in IMAGES])
     assert found == {"cider": 0, "bleu4": 0}
     assert task(CocoCaptionsTask).score([]) == {}
@@ -305,7 +305,7 @@ def test_java_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(PartError, match="the tokenizer of captions failed: no runtime is here"):
-        tokenised(["a dog"])
+        tokenize_captions(["a dog"])
     java.write_text("#!/bin/sh\nexit 0\n")
     with pytest.raises(PartError, match="the tokenizer of captions gave 0 lines of 1"):
-        tokenised(["a dog"])
+        tokenize_captions(["a dog"])

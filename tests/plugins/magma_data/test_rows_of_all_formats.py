@@ -25,7 +25,7 @@ from magma_data.sources.captions import Captions
 from magma_data.sources.labelled import Labelled
 from magma_data.sources.plain_text import PlainText
 from magma_data.sources.question_answering import Vqa
-from magma_data.sources.rows import _Source
+from magma_data.sources.rows import RowSource
 from PIL import Image
 from program import magma
 from program import start as start_magma
@@ -137,7 +137,7 @@ RANDOM_ACCESS = [jsonl, authors, saved]
 IDS = [writer.__name__ for writer in WRITERS]
 
 
-def source(part: type[_Source], path: Path | str, seed: int = 0, **fields: Any) -> _Source:
+def source(part: type[RowSource], path: Path | str, seed: int = 0, **fields: Any) -> RowSource:
     return part(part.Config(path=str(path), **fields), seed)  # type: ignore[call-arg]
 
 
@@ -161,7 +161,7 @@ def test_every_layout_gives_the_same_examples(write: Callable[[Path, int, int], 
         found.append((medium.name, content(medium.value), text))
     expected = [("image", png(i), Text(f"caption {i}", target=True)) for i in range(23)]
     assert found == expected
-    assert [content(row.medium) for row in rows.rows.in_order()] == [png(i) for i in range(23)]
+    assert [content(row.medium) for row in rows.rows.iter_in_stored_order()] == [png(i) for i in range(23)]
     assert len(list(source(Captions, folder, limit=7).iterate())) == 7
     if write not in (authors, img2dataset):
         assert len(list(source(Captions, folder, split="train").iterate())) == 23
@@ -186,7 +186,7 @@ def test_it_goes_on_from_every_row(write: Callable[[Path, int, int], Path], how:
     folder = write(tmp_path / "set", 23, 5)
 
     def rows() -> Rows:
-        return open_rows(str(folder), layouts=("datasets", "jsonl", "tar", "parquet", "authors"), buffer=4)
+        return open_rows(str(folder), file_formats=("datasets", "jsonl", "tar", "parquet", "authors"), buffer=4)
 
     size = how.get("limit", 23)
     whole = passes(rows(), 2 * size + 5, **how)
@@ -289,7 +289,7 @@ def nested_saved(folder: Path) -> Path:
 def test_every_question_about_an_image_is_a_row(write: Callable[[Path], Path], tmp_path: Path) -> None:
     folder = write(tmp_path / "set")
 
-    def found(part: type[_Source]) -> list[tuple[bytes, list[str], str | None]]:
+    def found(part: type[RowSource]) -> list[tuple[bytes, list[str], str | None]]:
         examples = [example for example, _ in source(part, folder, shuffle=False).iterate()]
         assert len({example.name for example in examples}) == len(examples)
         return [
@@ -306,16 +306,16 @@ def test_every_question_about_an_image_is_a_row(write: Callable[[Path], Path], t
     assert found(Vqa) == [(png(i), [f"Q: {question}? A:", answer], None) for i, question, answer in asked]
     assert found(Labelled) == [(png(i), ["It is."], "true") for i in (0, 2)]
     assert found(Captions) == [(png(i), ["one caption"], None) for i in (0, 2)]
-    rows = list(open_rows(str(folder), each="questions").in_order())
+    rows = list(open_rows(str(folder), list_field="questions").iter_in_stored_order())
     assert [row.fields.get("id") for row in rows] == [7, 8, None, 7, 8]
     assert [row.fields.get("source") for row in rows] == ["s", "own", None, "s", "own"]
-    assert len(passes(open_rows(str(folder), each="questions", buffer=2), 10)) == 10
+    assert len(passes(open_rows(str(folder), list_field="questions", buffer=2), 10)) == 10
 
 
 def test_rows_about_one_file_are_evaluated_together(tmp_path: Path) -> None:
     rows = [{"image": f"{i % 3}.png", "question": f"{i}"} for i in range(9)]
     (tmp_path / "val.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert [row.text("question") for row in open_rows(str(tmp_path)).in_order()] == list("036147258")
+    assert [row.text("question") for row in open_rows(str(tmp_path)).iter_in_stored_order()] == list("036147258")
 
 
 # What is broken
@@ -441,7 +441,7 @@ def test_urls_in_braces_are_read_as_files_are(served: str, tmp_path: Path) -> No
     stored = [(png(i), f"caption {i}") for i in range(40)]
     for url in [*ways, f"{tmp_path}/set/train-{{000000..000003}}.tar"]:
         rows = source(Captions, url, shuffle=False).rows
-        assert [(content(row.medium), row.text("caption")) for row in rows.in_order()] == stored
+        assert [(content(row.medium), row.text("caption")) for row in rows.iter_in_stored_order()] == stored
         rows = open_rows(url, buffer=7)
         whole = passes(rows, 85)
         for position in (0, 6, 7, 39, 40, 60):

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from magma_data.formats.order import Indexed
+from magma_data.formats.order import IndexedRows
 from magma_data.sources.captions import Captions
 from magma_data.sources.labelled import Labelled
 from magma_data.sources.question_answering import Vqa
-from magma_data.sources.rows import _Source
+from magma_data.sources.rows import RowSource
 from PIL import Image
 
 import magma
@@ -26,7 +26,7 @@ def write(folder: Path, name: str, rows: list[Any]) -> None:
     (folder / name).write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
 
 
-def source(part: type[_Source], path: Path, seed: int = 0, **fields: Any) -> _Source:
+def source(part: type[RowSource], path: Path, seed: int = 0, **fields: Any) -> RowSource:
     return part(part.Config(path=str(path), **fields), seed)  # type: ignore[call-arg]
 
 
@@ -38,11 +38,11 @@ def said(example: Example) -> list[str]:
     return [segment.text for segment in example.segments if isinstance(segment, Text)]
 
 
-def problems(rows: _Source) -> list[str]:
+def problems(rows: RowSource) -> list[str]:
     return [example.problem for example, _ in rows.iterate() if example.problem is not None]
 
 
-def several(pairs: _Source, count: int, state: State | None = None) -> list[tuple[str, list[str], State]]:
+def several(pairs: RowSource, count: int, state: State | None = None) -> list[tuple[str, list[str], State]]:
     """The next examples, over as many passes as it takes."""
     found: list[tuple[str, list[str], State]] = []
     while len(found) < count:
@@ -217,6 +217,6 @@ def test_memory_is_flat_in_the_number_of_rows(tmp_path: Path) -> None:
     assert len(list(itertools.islice(pairs.iterate({"epoch": 0, "position": 150_000}), 1000))) == 1000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert isinstance(pairs.rows, Indexed)
+    assert isinstance(pairs.rows, IndexedRows)
     assert len(pairs.rows) == 200_000
     assert peak < 12e6

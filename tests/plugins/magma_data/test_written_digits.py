@@ -155,8 +155,8 @@ def test_scores_and_the_sample_sheet(tmp_path: Path) -> None:
 
 
 def test_the_stored_digits_are_those_of_scikit_learn() -> None:
-    from magma_data.digits.written import _stored
+    from magma_data.digits.written import _load_sklearn_digits
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    assert np.array_equal(_stored(), np.column_stack((digits.data, digits.target)))
+    assert np.array_equal(_load_sklearn_digits(), np.column_stack((digits.data, digits.target)))

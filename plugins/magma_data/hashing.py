@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 
-def digest(value: Any) -> str:
+def content_hash(value: Any) -> str:
     """A name of a medium's content: equal for a file, the same bytes in a shard, and another file with these bytes.
 
     `value` is a file, its bytes, or an array. A file that cannot be read is named by its path.
@@ -18,7 +18,7 @@ def digest(value: Any) -> str:
     if isinstance(value, Path):
         try:
             known = value.stat()
-            return _of_file(value, known.st_mtime_ns, known.st_size)
+            return _hash_file(value, known.st_mtime_ns, known.st_size)
         except OSError:
             return str(value.resolve())
     if isinstance(value, np.ndarray):
@@ -28,7 +28,7 @@ def digest(value: Any) -> str:
 
 
 @lru_cache(4096)
-def _of_file(path: Path, *_: int) -> str:
+def _hash_file(path: Path, *_: int) -> str:
     """When it was changed and its size are arguments, too: a file that is written anew is another one."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
