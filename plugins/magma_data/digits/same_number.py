@@ -13,8 +13,9 @@ from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction,
 
 from ..formats.order import positions
 from ..hashing import content_hash
+from .splits import Split, check_split
 from .spoken import SpokenDigit, example_recordings, exclude_copies, find_problems, load_recordings
-from .written import Split, images
+from .written import images
 
 PROMPT = "Q: Are they the same number? A:"
 
@@ -133,7 +134,7 @@ class SameNumberTask(Task):
         """Two questions a recording, each behind `shots` answered ones of the training split."""
         config = self.config
         pairs, shown = (
-            _SplitItems(config.path, "test" if split == "test" else "train"),
+            _SplitItems(config.path, check_split(split)),
             _SplitItems(config.path, "train"),
         )
         asked = list(range(len(pairs.recordings)))

@@ -10,7 +10,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -32,12 +31,12 @@ from magma import (
 
 from ..formats.order import positions
 from ..hashing import content_hash
+from .splits import Split, check_split
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "Q: Which number is this? A:"
 HELD_OUT = 5
 """Takes below this one are the set's own test split."""
-Split = Literal["train", "test"]
 _NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 
 
@@ -183,7 +182,7 @@ class SpokenDigitsTask(Task):
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Every recording of a split behind `shots` others of the training split, with their answers."""
         folder = Path(self.config.path)
-        asked = list(load_recordings(folder, "test" if split == "test" else "train"))
+        asked = list(load_recordings(folder, check_split(split)))
         if self.config.limit is not None and self.config.limit < len(asked):
             asked = [asked[i * len(asked) // self.config.limit] for i in range(self.config.limit)]
         shown = load_recordings(folder, "train")

@@ -19,9 +19,9 @@ from magma import DataSource, Example, Media, PartConfig, Prediction, Question, 
 
 from ..formats.order import positions
 from ..hashing import content_hash
+from .splits import Split, check_split
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-Split = Literal["train", "test"]
 Images = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Pixels [n, 8, 8] and labels [n]."""
 
@@ -163,7 +163,7 @@ class DigitsTask(Task):
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Group by group, image by image. Shots are training images of which the same was asked and answered."""
-        held = images("test" if split == "test" else "train")
+        held = images(check_split(split))
         shown = images("train")
         count = min(len(held[1]), self.config.limit or len(held[1]))
         media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (held, shown)]

@@ -101,13 +101,17 @@ class RowsTask(Task):
         """What people answered. Raises `InputError` where nobody did."""
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """Image by image, each question behind `shots` completed ones that `seed` and its id decide."""
-        config = self.config
+        """Image by image, each question after `shots` few-shot examples that `seed` and its id decide.
+
+        `split` is a split of the data set; "test", the default of an evaluation, is the one that `config.split` names.
+        Raises `InputError` for a split that the data set does not have.
+        """
+        config = self.config if split == "test" else self.config.model_copy(update={"split": split})
         if problems := self.problems(config):
             raise InputError("; ".join(problems))
         shown = ShotPool(self._read_pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
         known = set()
-        for asked in islice(self.read(config.split if split == "test" else config.shots_split), config.limit):
+        for asked in islice(self.read(config.split), config.limit):
             if asked.id in known:
                 raise InputError(
                     f"{config.path}: two questions have the id {asked.id!r}; allowed: one of its own for each"

@@ -385,6 +385,9 @@ def test_spoken_digits_are_asked_for_and_scored(spoken: Path) -> None:
     scores = task.score(said)
     assert scores["accuracy_ann"] == 1.0
     assert scores["accuracy_bob"] == pytest.approx(0.1)
+    assert not {one.id for one in task.examples("train", 0, 0)} & {one.id for one in task.examples("test", 0, 0)}
+    with pytest.raises(InputError, match="^split: given 'val'; allowed: train, test$"):
+        next(task.examples("val", 0, 0))
 
 
 def test_what_is_not_there_is_said_with_where_to_get_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import soundfile
 from magma_data.digits.same_number import PROMPT, SameNumber, SameNumberTask, held_out_pair
 from magma_data.digits.written import images
 
-from magma import Media, Prediction, Text
+from magma import InputError, Media, Prediction, Text
 
 SIZES = {"inputs.image.encoder.width": 8, "inputs.audio.encoder.width": 16}
 
@@ -73,6 +73,9 @@ def test_every_held_out_recording_is_asked_twice_and_who_senses_nothing_has_half
     assert shot[2] in (f"{PROMPT} yes\n", f"{PROMPT} no\n")
     limited = SameNumberTask(SameNumberTask.Config(path=str(recordings), limit=7), 0)
     assert len(list(limited.examples("test", 0, 0))) == 14
+    assert len(list(task.examples("train", 0, 0))) == 160
+    with pytest.raises(InputError, match="^split: given 'val'; allowed: train, test$"):
+        next(task.examples("val", 0, 0))
 
 
 def run(out: Path, data: Path, *changes: str, processes: int = 1) -> dict[str, dict[str, dict[str, float]]]:

@@ -287,9 +287,17 @@ def test_each_set_has_its_split_and_its_types(tmp_path: Path) -> None:
     )
 
 
-def test_train_is_the_split_of_the_shots(vqa: Path) -> None:
-    found = list(task(Vqa2Task, vqa, limit=3).examples("train", 0, 0))
-    assert [q.id for q in found] == ["10000", "10001", "11000"]
+def test_any_split_of_the_data_can_be_evaluated(vqa: Path) -> None:
+    def ids(asked: str, **fields: Any) -> list[str]:
+        return [q.id for q in task(Vqa2Task, vqa, limit=3, **fields).examples(asked, 0, 0)]
+
+    assert ids("train") == ["10000", "10001", "11000"]
+    assert ids("val") == ids("test") == ids("val", split="train")  # "test": the split that the config names
+    assert ids("test", split="train") == ids("train")
+    with pytest.raises(
+        InputError, match=r"split: given 'dev', which .* does not have; allowed: train, val$"
+    ):
+        ids("dev")
 
 
 def test_a_default_path_is_looked_for_in_magma_data(vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:

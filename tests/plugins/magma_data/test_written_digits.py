@@ -10,7 +10,7 @@ import pytest
 from magma_data.digits.written import LARGER, NAME, NEXT, PARITY, WORDS, Digits, DigitsTask, images, said
 from PIL import Image
 
-from magma import Media, Prediction, Question, Text
+from magma import InputError, Media, Prediction, Question, Text
 
 
 def test_a_fifth_is_held_out_of_every_digit() -> None:
@@ -88,6 +88,13 @@ def test_questions_and_their_second_step() -> None:
     assert second.segments[-1] == f" a seven. {PARITY}"
     assert task().follow_up(Prediction(second, " odd")) is None
     assert task().follow_up(Prediction(questions[0], " a seven.")) is None
+
+
+def test_only_real_splits_are_asked() -> None:
+    (first, *_) = task(groups=("caption",)).examples("train", 0, 0)
+    assert first.extra["label"] == images("train")[1][0]
+    with pytest.raises(InputError, match="^split: given 'val'; allowed: train, test$"):
+        next(task().examples("val", 0, 0))
 
 
 def test_shots_are_training_images_of_which_the_same_was_asked() -> None:
