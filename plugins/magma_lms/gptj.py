@@ -10,6 +10,7 @@ Axes: b batch, t tokens, p columns that a cache holds, h heads, r rotary dimensi
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -121,6 +122,8 @@ class GPTJ(TransformersLM):
     class Config(PartConfig):
         """Sizes count where there is no config.json beside `weights`; without `weights` these are random."""
 
+        renamed_keys = MappingProxyType({"words": "num_embeddings"})
+
         weights: Weights | None = None
         """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
         tokenizer: Weights | None = None
@@ -133,7 +136,7 @@ class GPTJ(TransformersLM):
         rotary_dim: int = Field(64, ge=2)
         context: int = Field(2048, ge=1)
         vocab: int = Field(50400, ge=1)
-        words: int | None = Field(None, ge=1)
+        num_embeddings: int | None = Field(None, ge=1)
         """Rows of the word embedding, where it has fewer than the head; in a file the others are padding."""
         eos: int = Field(50256, ge=0)
 
@@ -143,16 +146,19 @@ class GPTJ(TransformersLM):
                 raise ValueError(f"a width ({self.dim}) that the heads ({self.heads}) divide")
             if self.rotary_dim % 2 or self.rotary_dim > self.dim // self.heads:
                 raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, a head's width")
-            if self.eos >= (self.words or self.vocab):
-                raise ValueError(f"an eos below {'words' if self.words else 'vocab'} ({self.words or self.vocab})")
+            rows, key = (self.num_embeddings, "num_embeddings") if self.num_embeddings else (self.vocab, "vocab")
+            if self.eos >= rows:
+                raise ValueError(f"an eos below {key} ({rows})")
             return self
 
     config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config), config.bos)
-        if config.words is not None and config.words > self.vocab:
-            raise PartError(f"lm.words: given {config.words}; allowed: at most the head's {self.vocab} rows")
+        if config.num_embeddings is not None and config.num_embeddings > self.vocab:
+            raise PartError(
+                f"lm.num_embeddings: given {config.num_embeddings}; allowed: at most the head's {self.vocab} rows"
+            )
         self._replace_blocks()
 
     def load_weights(self) -> None:
@@ -162,10 +168,10 @@ class GPTJ(TransformersLM):
 
     def _replace_blocks(self) -> None:
         """Same tensors under the same names; the padding of the word embedding is cut off."""
-        if self.config.words is not None:
+        if self.config.num_embeddings is not None:
             whole = self.model.get_input_embeddings()
-            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.words].clone())
-            whole.num_embeddings = self.config.words
+            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.num_embeddings].clone())
+            whole.num_embeddings = self.config.num_embeddings
         self.model.lm_head = FusedHead(self.model.lm_head)
         decoder = self.model.transformer
         table = rope_table(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)

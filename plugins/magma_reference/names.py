@@ -68,7 +68,7 @@ class Sizes:
 
     def recipe(self) -> dict[str, Any]:
         """The recipe of the model, its language model's weights left out."""
-        words = {} if self.words == self.vocab else {"words": self.words}
+        words = {} if self.words == self.vocab else {"num_embeddings": self.words}
         return {
             "name": "reference",
             "description": "Imported from a checkpoint of the authors' code",
@@ -90,7 +90,7 @@ class Sizes:
                         "layers": list(self.stages),
                         "width": self.width,
                         "image_size": self.image_size,
-                        "smaller": self.guessed,
+                        "allow_smaller": self.guessed,
                         "preparation": "published",
                     },
                     "prefix": {"use": "linear", "layernorm": self.layernorm},

@@ -69,7 +69,7 @@ class ImageEncoder(Encoder):
     modality = "image"
     config: ImageConfig
     image_size: int
-    smaller = False
+    allow_smaller = False
     """Prepared tensors may be smaller than `image_size`, where the network takes them."""
     check_config: ClassVar[Mapping[str, Any]]
     """The fields of a small one, for its `trial`."""
@@ -123,7 +123,7 @@ class ImageEncoder(Encoder):
 
     def _length(self, height: int, width: int) -> int | None:
         """n of a prepared image; None where the network cannot take it, or it is larger than `image_size`."""
-        if (height, width) not in self._lengths and not self.smaller:
+        if (height, width) not in self._lengths and not self.allow_smaller:
             return None
         if (height, width) not in self._lengths:
             try:

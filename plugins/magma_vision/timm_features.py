@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -102,8 +103,10 @@ class Timm(ImageEncoder):
     class Config(ImageConfig):
         """`model` as timm names it, with the tag of its weights where there are several."""
 
+        renamed_keys = MappingProxyType({"pretrained": "weights"})
+
         model: str
-        pretrained: bool | Weights = False
+        weights: bool | Weights = False
         """timm's weights, or a file."""
         image_size: int | None = Field(None, ge=1)
         """Pixels of a side; the model's own where it is not given."""
@@ -132,10 +135,10 @@ class Timm(ImageEncoder):
 
     def load_weights(self) -> None:
         """timm's weights, or a file's."""
-        if self.config.pretrained is False:
+        if self.config.weights is False:
             self.init_weights()
             return
-        state = load_timm_state(self.name, self.config.model, self.config.pretrained)
+        state = load_timm_state(self.name, self.config.model, self.config.weights)
         wanted = {name.removeprefix("trunk.") for name in self.network.state_dict()}
         left_out = _tensor_names(self.config.model) - wanted
         heads = ("head.", "fc.", "classifier.", "fc_norm.")  # of any number of classes
@@ -144,12 +147,12 @@ class Timm(ImageEncoder):
             for name, tensor in state.items()
             if name in wanted or not (name in left_out or name.startswith(heads))
         }
-        self.load_state(kept, f"timm pretrained {self.config.pretrained}")
+        self.load_state(kept, f"timm weights {self.config.weights}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Weights that are not there."""
-        return find_timm_problems(config.model, config.pretrained)
+        return find_timm_problems(config.model, config.weights)
 
 
 def _tensor_names(model: str) -> set[str]:
@@ -192,7 +195,7 @@ def load_timm_state(part: str, model: str, source: str | bool) -> dict[str, Tens
 def find_timm_problems(model: str, source: str | bool) -> list[str]:
     """Weights that are not there, neither on disk nor on the hub."""
     if isinstance(source, str):
-        return [] if Path(source).is_file() else [f"pretrained: given {source!r}; allowed: true, false or a file"]
+        return [] if Path(source).is_file() else [f"weights: given {source!r}; allowed: true, false or a file"]
     if not source:
         return []
     import timm
@@ -201,4 +204,4 @@ def find_timm_problems(model: str, source: str | bool) -> list[str]:
     if found is None or not found.hf_hub_id:
         return []
     problem = hub_problem(found.hf_hub_id, "model.safetensors", "pytorch_model.bin")
-    return [f"pretrained: {problem}"] if problem else []
+    return [f"weights: {problem}"] if problem else []

@@ -91,7 +91,7 @@ def measured(lm: Path, encoders: list[Path]) -> dict[str, dict[str, Any]]:
     """Each in a process of its own, forked from one that has imported everything; every weight read once."""
     recipe = {"name": "big", "lm": {"use": "gptj", "weights": str(lm)}}
     builds = [f"model = magma.assemble({recipe!r}, dtype=torch.{dtype})" for dtype in DTYPES]
-    builds += [f"model = Clip.build(model='RN50x16', pretrained={str(file)!r})" for file in encoders]
+    builds += [f"model = Clip.build(model='RN50x16', weights={str(file)!r})" for file in encoders]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE],
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # a thread would be lost in a fork

@@ -9,6 +9,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -89,14 +90,16 @@ class Digits(DataSource):
     name = "digits"
 
     class Config(PartConfig):
-        """`questions` is the share of examples that are question-answer pairs."""
+        """`question_fraction` is the share of examples that are question-answer pairs."""
+
+        renamed_keys = MappingProxyType({"pairs": "question_pairs", "questions": "question_fraction"})
 
         split: Split = "train"
         input: str = "image"
         captions: tuple[str, ...] = Field(("A picture of {a}.",), min_length=1)
         """Templates: {} is the digit's name, {a} the same with its article."""
-        pairs: tuple[tuple[str, str], ...] = ()
-        questions: float = Field(0.0, ge=0, le=1)
+        question_pairs: tuple[tuple[str, str], ...] = ()
+        question_fraction: float = Field(0.0, ge=0, le=1)
 
         @field_validator("captions")
         @classmethod
@@ -128,8 +131,8 @@ class Digits(DataSource):
     def _example(self, i: int, pixels: NDArray[np.uint8], word: str, draw: random.Random) -> Example:
         medium = Media(self.config.input, pixels)
         name = f"digits {self.config.split} {i}"
-        if self.config.pairs and draw.random() < self.config.questions:
-            question, answer = draw.choice(self.config.pairs)
+        if self.config.question_pairs and draw.random() < self.config.question_fraction:
+            question, answer = draw.choice(self.config.question_pairs)
             return Example([medium, Text(question), Text(fill_template(answer, word), target=True)], name)
         return Example([medium, Text(fill_template(draw.choice(self.config.captions), word), target=True)], name)
 

@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from pydantic import Field
@@ -25,6 +26,8 @@ from ..formats.row import Row
 class RowSourceConfig(ColumnsConfig):
     """Where the rows are, and in which order they come."""
 
+    renamed_keys = MappingProxyType({"about": "source_url"})
+
     path: LocalPath
     """A folder, one file, or the url of tar shards."""
     split: str | None = None
@@ -35,7 +38,7 @@ class RowSourceConfig(ColumnsConfig):
     """The first rows alone."""
     buffer: int = Field(BUFFER, ge=1)
     """Of what is read in sequence (tar, parquet): so many neighbours on disk are shuffled among themselves."""
-    about: str = ""
+    source_url: str = ""
     """Where the data set comes from: said where it is missing."""
 
 
@@ -70,7 +73,7 @@ class RowSource(DataSource):
     def problems(cls, config: RowSourceConfig) -> list[str]:
         """A path that is not there, or a folder without rows."""
         if not is_url(config.path) and not Path(config.path).exists():
-            source = f"; get it from {config.about}" if config.about else ""
+            source = f"; get it from {config.source_url}" if config.source_url else ""
             return [
                 f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the "
                 f"working folder{source}. It is a folder of rows in one of several layouts (docs/recipes.md); set "

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from pydantic import Field
@@ -26,6 +27,7 @@ POOL_PASSES, ROWS_PER_PASS = 16, 32
 class RowsConfig(MediaConfig):
     """Where the rows are, and what stands between them. Every set has a `path` and a `split` of its own."""
 
+    renamed_keys = MappingProxyType({"joint": "shot_separator"})
     names: ClassVar[tuple[str, ...]] = ("id",)
 
     path: LocalPath
@@ -34,7 +36,7 @@ class RowsConfig(MediaConfig):
     """The one that is asked about."""
     shots_split: str = "train"
     """The one that completed examples are from."""
-    joint: str = "\n"
+    shot_separator: str = "\n"
     """What stands behind a completed example."""
     fixed_shots: bool = False
     """The same ones before every question, which are then read once; else each question has some of its own."""
@@ -118,8 +120,8 @@ class RowsTask(Task):
                 )
             known.add(asked.id)
             before = shown.draw(asked, shots)
-            joint = Text.fill(config.joint)
-            completed = [(one.medium, one.prompt + Text(f" {one.answer}") + joint) for one in before]
+            separator = Text.fill(config.shot_separator)
+            completed = [(one.medium, one.prompt + Text(f" {one.answer}") + separator) for one in before]
             yield Question(
                 id=asked.id,
                 segments=[*(part for pair in completed for part in pair), asked.medium, asked.prompt],

@@ -189,7 +189,7 @@ def test_a_bad_row_is_named(row: Any, message: str, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = Captions.Config(path="cc12m", about="https://example.org/cc12m")
+    gone = Captions.Config(path="cc12m", source_url="https://example.org/cc12m")
     (problem,) = Captions.problems(gone)
     assert problem.startswith("path: given 'cc12m', which is neither beside the recipe nor in $MAGMA_DATA nor")
     assert "get it from https://example.org/cc12m. It is a folder of rows in one of several layouts" in problem

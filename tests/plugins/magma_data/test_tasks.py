@@ -143,7 +143,15 @@ def test_figure_3(tmp_path: Path) -> None:
 
 def test_templates_are_the_configs(vqa: Path) -> None:
     found = questions(
-        Vqa2Task, vqa, shots=1, template="<{question}>", joint=" | ", input="image", limit=3, split="val", seed=2
+        Vqa2Task,
+        vqa,
+        shots=1,
+        template="<{question}>",
+        shot_separator=" | ",
+        input="image",
+        limit=3,
+        split="val",
+        seed=2,
     )
     assert len(found) == 3
     for question in found:
@@ -294,9 +302,7 @@ def test_any_split_of_the_data_can_be_evaluated(vqa: Path) -> None:
     assert ids("train") == ["10000", "10001", "11000"]
     assert ids("val") == ids("test") == ids("val", split="train")  # "test": the split that the config names
     assert ids("test", split="train") == ids("train")
-    with pytest.raises(
-        InputError, match=r"split: given 'dev', which .* does not have; allowed: train, val$"
-    ):
+    with pytest.raises(InputError, match=r"split: given 'dev', which .* does not have; allowed: train, val$"):
         ids("dev")
 
 
@@ -367,7 +373,7 @@ def test_entailment_is_asked_of_a_model_with_a_head(tmp_path: Path) -> None:
 
 def test_questions_are_asked_of_a_model_that_writes(vqa: Path) -> None:
     model = magma.assemble(RECIPE).eval()
-    asking = task(Vqa2Task, vqa, joint=" ")
+    asking = task(Vqa2Task, vqa, shot_separator=" ")
     one, many = (magma.evaluate(model, asking, shots=1, batch_size=size) for size in (1, 32))
     assert [(p.text, p.output) for p in one] == [(p.text, p.output) for p in many]
     for prediction in one:

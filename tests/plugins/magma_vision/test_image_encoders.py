@@ -179,7 +179,7 @@ def test_a_clip_files_tower_is_loaded(tmp_path: Path, suffix: str, fields: dict[
     path = tmp_path / f"clip{suffix}"
     state = clip.state_dict()
     torch.save({"state_dict": state}, path) if suffix == ".pt" else save_file(state, path)
-    encoder = Clip.build(**fields, pretrained=str(path))
+    encoder = Clip.build(**fields, weights=str(path))
     for name, tensor in encoder.network.state_dict().items():
         assert torch.equal(tensor, state[f"visual.{name}"])
 
@@ -193,7 +193,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         PartError, match=r"3 tensors do not fit(.|\n)*bn1.bias is missing(.|\n)*stray(.|\n)*conv1.weight is"
     ):
-        Clip.build(**SMALL, pretrained=str(tmp_path / "bad.pt"))
+        Clip.build(**SMALL, weights=str(tmp_path / "bad.pt"))
 
 
 class Bomb:
@@ -207,7 +207,7 @@ class Bomb:
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"x": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pt")
     with pytest.raises(PartError, match="bomb.pt is refused: .* asks for .*; nothing of it was executed"):
-        Clip.build(**SMALL, pretrained=str(tmp_path / "bomb.pt"))
+        Clip.build(**SMALL, weights=str(tmp_path / "bomb.pt"))
     assert not (tmp_path / "exploded").exists()
 
 
@@ -223,7 +223,7 @@ def test_a_file_whose_sums_or_sizes_are_not_right_is_refused(tmp_path: Path) -> 
             cut.writestr(name, whole.read(name)[: -4 if name.endswith("/data/7") else None])
     for file, message in (("flipped.pt", "is not what was written"), ("cut.pt", "not of the sizes that are stored")):
         with pytest.raises(PartError, match=rf"{file} is damaged: .*{message}"):
-            Clip.build(**SMALL, pretrained=str(tmp_path / file))
+            Clip.build(**SMALL, weights=str(tmp_path / file))
 
 
 def test_quick_gelu_goes_with_openais_weights() -> None:
@@ -232,8 +232,8 @@ def test_quick_gelu_goes_with_openais_weights() -> None:
     def quick(**fields: Any) -> bool:
         return any(isinstance(m, QuickGELU) for m in on_meta(Clip, model="ViT-B-32", **fields).modules())
 
-    assert quick(pretrained="openai")
-    assert not quick(pretrained="laion2b_s34b_b79k")
+    assert quick(weights="openai")
+    assert not quick(weights="laion2b_s34b_b79k")
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_quick_gelu_goes_with_openais_weights() -> None:
         ({}, "either `model`"),
         ({"model": "RN50", "width": 3}, "either `model`"),
         ({"layers": [1, 1, 1, 1]}, "together"),
-        ({**SMALL, "pretrained": "openai"}, "a file as `pretrained`"),
+        ({**SMALL, "weights": "openai"}, "a file as `weights`"),
     ],
 )
 def test_configs_that_make_no_sense(fields: dict[str, Any], message: str) -> None:
@@ -255,10 +255,10 @@ def test_unknown_names_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         on_meta(Clip, model="RN50x17")
     with pytest.raises(PartError, match='given "nf_resnet51".*Did you mean "nf_resnet50"'):
         on_meta(NFResNet, model="nf_resnet51")
-    assert "for RN50x4: openai" in Clip.problems(Clip.Config(model="RN50x4", pretrained="opennai"))[0]
+    assert "for RN50x4: openai" in Clip.problems(Clip.Config(model="RN50x4", weights="opennai"))[0]
     monkeypatch.setattr(clip, "hub_problem", lambda name, *_: f"no {name}")
-    openai = Clip.Config(model="RN50x4", pretrained="openai")
-    assert Clip.problems(openai) == ["pretrained: no timm/resnet50x4_clip.openai"]
+    openai = Clip.Config(model="RN50x4", weights="openai")
+    assert Clip.problems(openai) == ["weights: no timm/resnet50x4_clip.openai"]
     monkeypatch.setattr(clip, "hub_problem", lambda *_: None)
     assert Clip.problems(openai) == []
 
@@ -267,7 +267,7 @@ def test_an_nf_resnet_is_loaded_from_a_file(tmp_path: Path) -> None:
     torch.manual_seed(5)
     first = NFResNet.build(**NF)
     torch.save(first.network.state_dict(), tmp_path / "nf.pt")
-    second = NFResNet.build(**NF, pretrained=str(tmp_path / "nf.pt"))
+    second = NFResNet.build(**NF, weights=str(tmp_path / "nf.pt"))
     assert all(torch.equal(t, second.network.state_dict()[n]) for n, t in first.network.state_dict().items())
 
 
@@ -313,7 +313,7 @@ def test_the_rows_of_the_grid_are_in_order(tmp_path: Path) -> None:
         options = {} if model == "test_mambaout" else {"img_size": 96}
         whole = whole_network(model, **options)
         torch.save(whole.state_dict(), tmp_path / "whole.pt")  # with its classifier
-        encoder = Timm.build(model=model, image_size=96, pretrained=str(tmp_path / "whole.pt")).eval()
+        encoder = Timm.build(model=model, image_size=96, weights=str(tmp_path / "whole.pt")).eval()
         with torch.no_grad():
             grid = whole.forward_intermediates(x, indices=1, norm=norm, intermediates_only=True)[-1]
             values = encoder(x).values
@@ -333,18 +333,18 @@ def test_a_network_of_timm_is_loaded_from_a_file_without_its_classifier(tmp_path
     torch.manual_seed(3)
     whole = timm.create_model("test_vit").eval()
     torch.save(whole.state_dict(), tmp_path / "vit.pt")
-    encoder = Timm.build(model="test_vit", pretrained=str(tmp_path / "vit.pt")).eval()
+    encoder = Timm.build(model="test_vit", weights=str(tmp_path / "vit.pt")).eval()
     x = torch.randn(2, 3, 160, 160)
     with torch.no_grad():
         expected = whole.forward_features(x)[:, whole.num_prefix_tokens :]
         assert torch.equal(encoder(x).values, expected)
-    assert Timm.problems(Timm.Config(model="test_vit", pretrained="gone.pt")) == [
-        "pretrained: given 'gone.pt'; allowed: true, false or a file"
+    assert Timm.problems(Timm.Config(model="test_vit", weights="gone.pt")) == [
+        "weights: given 'gone.pt'; allowed: true, false or a file"
     ]
 
 
 def test_smaller_images_only_where_the_size_is_not_known() -> None:
-    fixed, free = Clip.build(**SMALL), Clip.build(**SMALL, smaller=True)
+    fixed, free = Clip.build(**SMALL), Clip.build(**SMALL, allow_smaller=True)
     small = torch.zeros(3, 32, 32)
     with pytest.raises(InputError, match=r"float tensor \[3, 32, 32\]"):
         fixed.prepare(small)
