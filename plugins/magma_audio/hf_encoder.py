@@ -73,7 +73,7 @@ class HFAudioEncoder(AudioEncoder):
                 self.tower = self._build_model()
                 _, self.length, self.dim = self(self.stack([self.largest()])).values.shape
         except (StrictDataclassError, ValueError, TypeError, RuntimeError, IndexError) as error:
-            raise PartError(f"{self.name}: no tower of these sizes can be built: {_first_line(error)}") from error
+            raise PartError(f"{self.name}: no tower of these sizes can be built: {error_summary(error)}") from error
 
     @staticmethod
     @abstractmethod
@@ -200,7 +200,7 @@ class HFAudioEncoder(AudioEncoder):
                 return load(where, **how)
         except Exception as error:  # safetensors', torch's unpickler's, the hub's client's, the library's own
             given = f"given {self.config.weights!r}, which cannot be read"
-            raise PartError(f"{self.name}.weights: {given}: {_first_line(error).rstrip('.')}. {ALLOWED}") from error
+            raise PartError(f"{self.name}.weights: {given}: {error_summary(error).rstrip('.')}. {ALLOWED}") from error
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """A recording to [s], or to frames [f, m], as the library's feature extractor does it. `rng` is for `crop`."""
@@ -242,7 +242,8 @@ def _locate(source: str, *any_of: str) -> str | None:
     return source if not is_folder(source) and hub_has(source, *any_of) else None
 
 
-def _first_line(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
+    """The first line of what an error says."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

@@ -65,14 +65,14 @@ def load_pretrained(what: str, source: str, load: Callable[..., Any], **options:
         raise PartError(unreadable_message(what, source, error)) from error
 
 
-def first_line(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """The first line of what an error says."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def unreadable_message(what: str, source: str, error: Exception) -> str:
     """What to say of weights or a tokenizer that are no such thing."""
-    return f"lm.{what}: given {source!r}, which cannot be read: {first_line(error).rstrip('.')}. {_allowed()}"
+    return f"lm.{what}: given {source!r}, which cannot be read: {error_summary(error).rstrip('.')}. {_allowed()}"
 
 
 def _allowed() -> str:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image_encoder import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, flatten_grid, read_state
+from .image_encoder import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImageConfig,
+    ImageEncoder,
+    describe_failed_download,
+    flatten_grid,
+    read_state,
+)
 from .timm_features import grid_builder
 
 
@@ -180,7 +188,4 @@ def _download(model: str, tag: str) -> str:
     try:
         return str(open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, tag)))
     except Exception as error:  # the hub's client and urllib raise many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PartError(
-            f"clip weights: {model} {tag} cannot be downloaded: {reason.rstrip('.')}. A file of them is allowed too"
-        ) from error
+        raise PartError(describe_failed_download(f"clip weights: {model} {tag}", error)) from error

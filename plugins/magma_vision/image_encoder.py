@@ -229,3 +229,9 @@ def read_state(path: str) -> dict[str, Tensor]:
     except CheckpointError as error:
         raise PartError(str(error)) from error
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+
+
+def describe_failed_download(weights: str, error: Exception) -> str:
+    """What to say of weights that a library could not download, with the first line of its reason."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{weights} cannot be downloaded: {reason.rstrip('.')}. A file of them is allowed too"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image_encoder import ImageConfig, ImageEncoder, flatten_grid, read_state
+from .image_encoder import ImageConfig, ImageEncoder, describe_failed_download, flatten_grid, read_state
 
 
 class FeatureGrid(nn.Module):
@@ -185,10 +185,7 @@ def load_timm_state(part: str, model: str, source: str | bool) -> dict[str, Tens
     try:
         state: dict[str, Tensor] = timm.create_model(model, pretrained=True).state_dict()
     except Exception as error:  # the hub's client raises many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PartError(
-            f"{part}: weights of {model} cannot be downloaded: {reason.rstrip('.')}. A file of them is allowed too"
-        ) from error
+        raise PartError(describe_failed_download(f"{part}: weights of {model}", error)) from error
     return state
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from magma import InputError
 
-from .atomic_json import read_json, write_json
+from .atomic_files import open_atomically, read_json, write_json
 from .parallel import parallel_map
 from .shards import DONE, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
 
@@ -152,8 +152,7 @@ def _finish(conversion: Conversion, out: Path, stems: Mapping[str, list[str]]) -
     """Dropped rows, report, and at last the index; then the notes go."""
     index: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "kind": conversion.kind, "splits": {}}
     report: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "splits": {}}
-    partial = out / f".{DROPPED}.partial"
-    with partial.open("w", encoding="utf-8") as lines:
+    with open_atomically(out / DROPPED) as lines:
         for split, names in stems.items():
             shards, dropped, trimmed = [], Counter[str](), Counter[str]()
             for name in names:
@@ -173,12 +172,10 @@ def _finish(conversion: Conversion, out: Path, stems: Mapping[str, list[str]]) -
                 "dropped": dict(sorted(dropped.items(), key=lambda one: (-one[1], one[0]))),
                 "trimmed": dict(sorted(trimmed.items())),
             }
-    if not any(split["samples"] for split in index["splits"].values()):
-        partial.unlink()
-        _delete_notes(out)
-        left_out = {name: split["dropped"] for name, split in report["splits"].items()}
-        raise InputError(f"{conversion.name}: no sample is left to be written; left out: {_short(left_out)}")
-    partial.replace(out / DROPPED)
+        if not any(split["samples"] for split in index["splits"].values()):
+            _delete_notes(out)
+            left_out = {name: split["dropped"] for name, split in report["splits"].items()}
+            raise InputError(f"{conversion.name}: no sample is left to be written; left out: {_short(left_out)}")
     write_json(out / REPORT, report)
     write_json(out / INDEX, index)
     _delete_notes(out)

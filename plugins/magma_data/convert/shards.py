@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from magma import InputError
 
-from .atomic_json import write_json
+from .atomic_files import partial_path, write_json
 from .images import NO_CONNECTION, ImageError, ImageSource, check_image, read_images
 
 DONE = ".done.json"
@@ -101,7 +101,7 @@ def write_shard(shard: Shard) -> int:
     import webdataset
 
     out = Path(shard.folder)
-    partial = out / f".{shard.stem}.partial"
+    partial = partial_path(out / shard.stem)
     records = [item for item in shard.items if isinstance(item, Record)]
     dropped = [[item.id, item.reason] for item in shard.items if isinstance(item, DroppedRow) and item.row]
     trimmed = [[item.id, item.reason] for item in shard.items if isinstance(item, DroppedRow) and not item.row]

@@ -85,7 +85,7 @@ def _open_shard(shard: str) -> IO[bytes]:
     except InputError:
         raise
     except Exception as error:  # of whatever library opens a url: huggingface_hub raises errors of its HTTP client
-        raise InputError(f"{shard} cannot be opened: {_line(error)}") from error
+        raise InputError(f"{shard} cannot be opened: {error_summary(error)}") from error
 
 
 def _resolve(url: str) -> None:
@@ -101,7 +101,7 @@ def _resolve(url: str) -> None:
         raise InputError(f"{url} cannot be opened: there is no connection to {name} ({error.strerror})") from error
 
 
-def _line(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """The first line of what an error says."""
     return f"{error}".strip().partition("\n")[0] or type(error).__name__
 
