@@ -77,10 +77,10 @@ class Wav2Vec2(HFAudioEncoder):
 
     def extract_features(self, waveform: Tensor) -> Tensor:
         """[s] to mean 0 and variance 1; one that is shorter than a feature's reach gets zeros behind."""
-        heard: Tensor = self.feature_extractor(
+        normalized: Tensor = self.feature_extractor(
             waveform.numpy(), sampling_rate=self.rate, return_tensors="pt"
         ).input_values[0]
-        return F.pad(heard, (0, max(0, self.min_items - len(heard))))
+        return F.pad(normalized, (0, max(0, self.min_items - len(normalized))))
 
     def num_features(self, items: Count) -> Count:
         """What the convolutions leave."""

@@ -61,7 +61,7 @@ def to_folder(
     magma.save_tensors(
         out,
         {**recipe, "lm": {**recipe["lm"], "weights": LM}},
-        {name: tensors[theirs] for name, theirs in mapped.items()},
+        {name: tensors[reference_name] for name, reference_name in mapped.items()},
         dtype,
         write_lm,
         joined=False,  # the authors' code tokenizes each text by itself
@@ -93,7 +93,7 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
-    return list(_describe_mapping({theirs: ours for ours, theirs in mapped.items()}))
+    return list(_describe_mapping({reference_name: ours for ours, reference_name in mapped.items()}))
 
 
 def _exported(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
@@ -313,14 +313,14 @@ def _stored_tables(folder: Path) -> dict[str, Tensor] | None:
 def _describe_mapping(mapped: Mapping[str, str]) -> Iterator[str]:
     """One line for all names that differ in a block's number, or that end alike."""
     patterns: dict[tuple[str, str], int] = {}
-    for ours, theirs in mapped.items():
-        left, right = (re.sub(r"\.h\.\d+\.", ".h.*.", name).split(".") for name in (theirs, ours))
+    for ours, reference_name in mapped.items():
+        left, right = (re.sub(r"\.h\.\d+\.", ".h.*.", name).split(".") for name in (reference_name, ours))
         while left[-1] == right[-1]:
             left, right = left[:-1], right[:-1]
         key = ".".join(left), ".".join(right)
         patterns[key] = patterns.get(key, 0) + 1
-    for (theirs, ours), count in patterns.items():
-        yield f"{theirs}.** -> {ours}.**  ({count} tensor{'s' if count > 1 else ''})"
+    for (reference_name, ours), count in patterns.items():
+        yield f"{reference_name}.** -> {ours}.**  ({count} tensor{'s' if count > 1 else ''})"
 
 
 def _describe_sizes(sizes: Sizes, dtype: torch.dtype) -> Iterator[str]:

@@ -114,14 +114,14 @@ class Sizes:
 
     def reference(self, name: str) -> str:
         """What the authors' code calls a tensor of ours."""
-        for ours, theirs in (
+        for ours, reference_name in (
             ("inputs.image.encoder.network.", "image_prefix.enc."),
             ("inputs.image.prefix.projection.", "image_prefix.proj."),
             ("inputs.image.prefix.finish.1.", "image_prefix.ln."),
             ("lm.model.", "lm."),
         ):
             if name.startswith(ours):
-                name = theirs + name.removeprefix(ours)
+                name = reference_name + name.removeprefix(ours)
                 break
         found = re.fullmatch(r"(lm\.transformer\.h\.\d+)\.(attn|mlp)\.(.+)", name)
         if not found:

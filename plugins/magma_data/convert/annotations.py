@@ -54,7 +54,7 @@ def caption_items(identity: str, picture: ImageSource, texts: Iterable[Any], **e
 
 
 def question_entry(identity: str, text: Any, answers: Iterable[Any], **extra: Any) -> dict[str, Any]:
-    """A question of `asked`."""
+    """An entry of the list `questions`."""
     return {
         "id": identity,
         "question": clean_text(text),

@@ -1,7 +1,7 @@
 """What a data set is made of as its owners publish it, and how its files are found below a folder.
 
-A data set is a class: `needs` lists its official files, `read` turns a split of them into records. Its files may lie
-anywhere below the folders that are given, and whatever is missing is said at once.
+A data set is a class: `required_files` lists its official files, `read` turns a split of them into records. Its
+files may be anywhere below the folders that are given; all that are missing are named at once.
 """
 
 from __future__ import annotations

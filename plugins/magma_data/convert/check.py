@@ -41,25 +41,25 @@ class _ShardResult:
 def check(folder: Path, workers: int = 1, on_progress: Callable[[int, int], None] = no_progress) -> list[str]:
     """Everything that is wrong with a folder, each with shard and key."""
     index = read_index(folder)
-    entries = [(split, entry) for split, told in index.splits.items() for entry in told.shards]
+    entries = [(split, entry) for split, split_entry in index.splits.items() for entry in split_entry.shards]
     jobs = (_Job(str(folder), split, index.kind, entry) for split, entry in entries)
-    verdicts: dict[str, _ShardResult] = {}
-    for verdict in parallel_map(_check_shard, jobs, workers):
-        verdicts[verdict.file] = verdict
-        on_progress(len(verdicts), len(entries))
+    results: dict[str, _ShardResult] = {}
+    for result in parallel_map(_check_shard, jobs, workers):
+        results[result.file] = result
+        on_progress(len(results), len(entries))
     problems: list[str] = []
-    for split, told in index.splits.items():
+    for split, split_entry in index.splits.items():
         for key in ("samples", "rows"):
-            said, summed = getattr(told, key), sum(getattr(entry, key) for entry in told.shards)
-            if said != summed:
-                problems.append(f"{INDEX}: {split} has {said} {key}, its shards {summed}")
+            given, summed = getattr(split_entry, key), sum(getattr(entry, key) for entry in split_entry.shards)
+            if given != summed:
+                problems.append(f"{INDEX}: {split} has {given} {key}, its shards {summed}")
         last = ""
-        for entry in told.shards:
-            verdict = verdicts[entry.file]
-            problems += [f"{entry.file}: {problem}" for problem in verdict.problems]
-            if verdict.first is not None and verdict.first <= last:
-                problems.append(f"{entry.file} {verdict.first}: the key does not follow {last}: it is there twice")
-            last = verdict.last or last
+        for entry in split_entry.shards:
+            result = results[entry.file]
+            problems += [f"{entry.file}: {problem}" for problem in result.problems]
+            if result.first is not None and result.first <= last:
+                problems.append(f"{entry.file} {result.first}: the key does not follow {last}: it is there twice")
+            last = result.last or last
     stray = sorted({path.name for path in folder.glob("*.tar")} - {entry.file for _, entry in entries})
     return problems + [f"{name}: not in {INDEX}" for name in stray]
 

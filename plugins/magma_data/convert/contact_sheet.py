@@ -26,7 +26,7 @@ def draw_contact_sheet(folder: Path, png: Path, count: int = 24, seed: int = 0, 
     index = read_index(folder)
     if split is not None and split not in index.splits:
         raise InputError(f"--split: given {split!r}; allowed for {folder}: {', '.join(index.splits)}")
-    entries = [e for name, told in index.splits.items() if split in (None, name) for e in told.shards]
+    entries = [e for name, shown in index.splits.items() if split in (None, name) for e in shown.shards]
     total = sum(entry.samples for entry in entries)
     picked = sorted(random.Random(seed).sample(range(total), min(count, total)))
     _draw(folder.name, list(_read_picked(folder, entries, picked)), png)
@@ -77,8 +77,8 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
         axes.set_anchor("S")
         below = top - (picture + 0.05) / high
         figure.text(left, below, key, fontsize=5.5, color="0.45", va="top", family="monospace", parse_math=False)
-        told = "\n".join(_lines(json.loads(files["json"])))
-        figure.text(left, below - 0.13 / high, told, fontsize=7, va="top", linespacing=1.15, parse_math=False)
+        shown = "\n".join(_lines(json.loads(files["json"])))
+        figure.text(left, below - 0.13 / high, shown, fontsize=7, va="top", linespacing=1.15, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # of scripts that no bundled font has
         png.parent.mkdir(parents=True, exist_ok=True)
@@ -88,12 +88,12 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
 def _lines(fields: dict[str, Any]) -> list[str]:
     """What is said about an image, wrapped, as far as there is room."""
     if "questions" in fields:
-        said = [f"Q: {q['question']} A: {_answers(q['answers'])}" for q in fields["questions"]]
+        texts = [f"Q: {q['question']} A: {_answers(q['answers'])}" for q in fields["questions"]]
     elif "statements" in fields:
-        said = [f"{one['text']} [{one['label']}]" for one in fields["statements"]]
+        texts = [f"{one['text']} [{one['label']}]" for one in fields["statements"]]
     else:
-        said = fields["captions"] or ["(no captions)"]
-    lines = [line for text in said for line in textwrap.wrap(text, _WRAP, subsequent_indent="  ")]
+        texts = fields["captions"] or ["(no captions)"]
+    lines = [line for text in texts for line in textwrap.wrap(text, _WRAP, subsequent_indent="  ")]
     if len(lines) > _LINES:
         lines = [*lines[: _LINES - 1], f"{lines[_LINES - 1][: _WRAP - 2]} \N{HORIZONTAL ELLIPSIS}"]
     return lines

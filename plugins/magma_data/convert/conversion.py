@@ -67,8 +67,10 @@ def convert(
         for left in out.glob(".*.partial"):
             left.unlink()
         try:
-            stems = {split: _write_split(conversion, split, out, workers, on_progress) for split in conversion.splits}
-            return _finish(conversion, out, stems), False
+            shard_names = {
+                split: _write_split(conversion, split, out, workers, on_progress) for split in conversion.splits
+            }
+            return _finish(conversion, out, shard_names), False
         except OSError as error:  # a disk that is full, a file that was taken away
             raise InputError(f"{out}: {error}; the same command goes on, once that is put right") from error
 
@@ -79,7 +81,7 @@ def _write_split(
     """Write what is not there yet; the names of the split's shards in order."""
     items = conversion.splits[split]()
     total = length_hint(items)
-    stems: list[str] = []
+    shard_names: list[str] = []
     read = shards = 0
 
     def count(images: int) -> None:
@@ -90,7 +92,7 @@ def _write_split(
 
     def missing() -> Iterator[Shard]:
         for shard in make_shards(split, items, out, conversion.settings):
-            stems.append(shard.stem)
+            shard_names.append(shard.stem)
             if _read_note(out, shard.stem) is None:
                 yield shard
             else:
@@ -98,7 +100,7 @@ def _write_split(
 
     for images in parallel_map(write_shard, missing(), workers):
         count(images)
-    return stems
+    return shard_names
 
 
 @contextmanager
@@ -148,12 +150,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _finish(conversion: Conversion, out: Path, stems: Mapping[str, list[str]]) -> dict[str, Any]:
+def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[str]]) -> dict[str, Any]:
     """Dropped rows, report, and at last the index; then the notes go."""
     index: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "kind": conversion.kind, "splits": {}}
     report: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "splits": {}}
     with open_atomically(out / DROPPED) as lines:
-        for split, names in stems.items():
+        for split, names in shard_names.items():
             shards, dropped, trimmed = [], Counter[str](), Counter[str]()
             for name in names:
                 note = _read_note(out, name)
@@ -162,8 +164,8 @@ def _finish(conversion: Conversion, out: Path, stems: Mapping[str, list[str]]) -
                     shards.append(note["shard"])
                 for counted, entries in ((dropped, note["dropped"]), (trimmed, note["trimmed"])):
                     counted.update(reason for _, reason in entries)
-                    told = [{"split": split, "id": row, "reason": reason} for row, reason in entries]
-                    lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in told)
+                    entries_as_json = [{"split": split, "id": row, "reason": reason} for row, reason in entries]
+                    lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in entries_as_json)
             samples, rows = (sum(shard[key] for shard in shards) for key in ("samples", "rows"))
             index["splits"][split] = {"samples": samples, "rows": rows, "shards": shards}
             report["splits"][split] = {

@@ -66,8 +66,8 @@ def _shard(base: Path, options: Options) -> Iterator[Item]:
                 yield DroppedRow(str(row["key"]), f"img2dataset: {row['status']}")
             else:
                 known[str(row["key"])] = row
-    for key, picture, said in _read_checked(tar if tar.is_file() else base):
-        row = {**known.get(key.rpartition("/")[2], {}), **{name.lower(): value for name, value in said.items()}}
+    for key, picture, fields in _read_checked(tar if tar.is_file() else base):
+        row = {**known.get(key.rpartition("/")[2], {}), **{name.lower(): value for name, value in fields.items()}}
         if picture is None:
             yield DroppedRow(key, "missing image")
         elif reason := find_reason_to_drop(row, options, f"{base}: its fields"):
@@ -132,23 +132,23 @@ def _in_folder(folder: Path) -> Iterator[Sample]:
 
 def _make_sample(where: str, key: str, members: Mapping[str, ImageSource | bytes]) -> Sample:
     """A sample of its members by their endings."""
-    picture, said = None, dict[str, Any]()
+    picture, fields = None, dict[str, Any]()
     for ending, member in members.items():
         if isinstance(member, bytes):
-            _add_text(said, f"{where} {key}.{ending}", ending.rpartition(".")[2], member)
+            _add_text(fields, f"{where} {key}.{ending}", ending.rpartition(".")[2], member)
         elif picture is not None:
             raise InputError(f"{where} {key}: it has several images; allowed: one")
         else:
             picture = member
-    return key, picture, said
+    return key, picture, fields
 
 
-def _add_text(said: dict[str, Any], where: str, ending: str, data: bytes) -> None:
+def _add_text(fields: dict[str, Any], where: str, ending: str, data: bytes) -> None:
     """Add what a JSON or a text file says; the text stands for the caption where the JSON has none."""
     if ending == "txt":
-        said.setdefault("text", data.decode("utf-8-sig", errors="replace"))
+        fields.setdefault("text", data.decode("utf-8-sig", errors="replace"))
         return
     try:
-        said.update(json.loads(data))
+        fields.update(json.loads(data))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: no JSON: {error}") from error

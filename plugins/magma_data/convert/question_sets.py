@@ -40,16 +40,16 @@ class _CocoQuestions(OfficialSet):
 
         def rows() -> Iterator[ImageEntry | DroppedRow]:
             for one in questions:
-                told = {} if known is None else known.get(one["question_id"])
-                if told is None:
+                annotation = {} if known is None else known.get(one["question_id"])
+                if annotation is None:
                     yield DroppedRow(str(one["question_id"]), "no annotation")
                     continue
-                kind = told.get("question_type")
+                kind = annotation.get("question_type")
                 entry = question_entry(
                     str(one["question_id"]),
                     one["question"],
-                    [answer["answer"] for answer in told.get("answers", ())],
-                    answer_type=told.get("answer_type"),
+                    [answer["answer"] for answer in annotation.get("answers", ())],
+                    answer_type=annotation.get("answer_type"),
                     question_type=kind,
                     group=names.get(kind),
                 )

@@ -230,7 +230,7 @@ class DigitsTask(Task):
 
     def judge(self, prediction: Prediction) -> tuple[str, float]:
         """The word that counts, and 1 or 0."""
-        word = said(prediction)
+        word = first_answer_word(prediction)
         return word, float(word == prediction.question.answer)
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -279,7 +279,7 @@ def _answer(group: Group, numbers: Sequence[int]) -> str:
     return WORDS[numbers[0] + 1 if group.startswith("next") else max(numbers)]
 
 
-def said(prediction: Prediction) -> str:
+def first_answer_word(prediction: Prediction) -> str:
     """The first word of an answer that could be one; "" without any."""
     known = {"odd", "even"} if prediction.question.answer in ("odd", "even") else set(WORDS)
     words = (word.strip(".,!?:;\"'").lower() for word in prediction.text.split())

@@ -22,27 +22,27 @@ class CsvRecords(RecordFormat):
     def records(self, file: IO[bytes]) -> Iterator[Record]:
         """Rows behind the first; a quoted cell may have line breaks."""
         csv.field_size_limit(2**31 - 1)
-        taken: list[Record] = []
+        record_lines: list[Record] = []
 
         def lines() -> Iterator[str]:
             for line in _read_lines(file):
-                taken.append(line)
+                record_lines.append(line)
                 yield line.raw.decode("utf-8", "surrogateescape")
 
         reader = csv.reader(lines(), delimiter=self.delimiter, strict=True)
         while True:
-            taken.clear()
+            record_lines.clear()
             try:
                 cells = next(reader, None)
             except csv.Error:  # `fields` says so
                 cells = [""]
             if cells is None:
                 return
-            raw = b"".join(line.raw for line in taken)
+            raw = b"".join(line.raw for line in record_lines)
             if not cells:
                 continue
             if self.columns:
-                yield Record(taken[0].start, taken[0].number, raw)
+                yield Record(record_lines[0].start, record_lines[0].number, raw)
             else:
                 self._name(self._cells("its first line", raw))
 

@@ -21,7 +21,7 @@ class JsonRecords(RecordFormat):
 
     def records(self, file: IO[bytes]) -> Iterator[Record]:
         """Of what may be an array, the first character decides."""
-        head = strip_bom(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # all that `opened` gives can
+        head = strip_bom(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # what `open_decompressed` gives can
         if self.array and head.startswith(b"["):
             self.unit = "item"
             yield from self._items(file)

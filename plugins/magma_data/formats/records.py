@@ -52,7 +52,7 @@ class _RecordFile:
         number = 0
         try:
             with open_decompressed(self.file) as file:
-                if not file.peek(1):  # type: ignore[attr-defined]  # all that `opened` gives are buffered
+                if not file.peek(1):  # type: ignore[attr-defined]  # what `open_decompressed` gives is buffered
                     self.broken = f"{self.file}: the file is empty (0 bytes)"
                 for record in self.format.records(file):
                     number = record.number

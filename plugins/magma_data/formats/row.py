@@ -65,8 +65,8 @@ class Row:
 
     @property
     def _medium_column(self) -> str:
-        said = [column for column, value in self.fields.items() if value is not None]
-        return self.columns.medium or self.columns.implied_by_input(said) or self.key
+        given = [column for column, value in self.fields.items() if value is not None]
+        return self.columns.medium or self.columns.implied_by_input(given) or self.key
 
     def value(self, name: str) -> Any:
         """What the row says in a field; None where it has none, or null."""

@@ -26,12 +26,12 @@ def tokenize_captions(sentences: Sequence[str]) -> list[str]:
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     lines = "".join(" ".join(sentence.split()) + "\n" for sentence in sentences)
     try:
-        done = subprocess.run(command, input=lines.encode(errors="replace"), capture_output=True, check=True)
+        process = subprocess.run(command, input=lines.encode(errors="replace"), capture_output=True, check=True)
     except FileNotFoundError as error:
         raise PartError(NO_JAVA) from error
     except subprocess.CalledProcessError as error:
         raise PartError(f"the tokenizer of captions failed: {error.stderr.decode(errors='replace').strip()}") from error
-    found = done.stdout.decode().split("\n")[:-1]
+    found = process.stdout.decode().split("\n")[:-1]
     if len(found) != len(sentences):
         raise PartError(f"the tokenizer of captions gave {len(found)} lines of {len(sentences)}")
     return [" ".join(word for word in line.split() if word not in official.PUNCTUATIONS) for line in found]
@@ -42,8 +42,8 @@ def cider_and_bleu(pairs: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
 
-    said = {i: [caption] for i, (caption, _) in enumerate(pairs)}
-    wanted = {i: captions for i, (_, captions) in enumerate(pairs)}
-    cider, _ = Cider().compute_score(wanted, said)
-    bleu, _ = Bleu(4).compute_score(wanted, said, verbose=0)
+    candidates = {i: [caption] for i, (caption, _) in enumerate(pairs)}
+    references = {i: captions for i, (_, captions) in enumerate(pairs)}
+    cider, _ = Cider().compute_score(references, candidates)
+    bleu, _ = Bleu(4).compute_score(references, candidates, verbose=0)
     return {"cider": 100 * float(cider), "bleu4": 100 * float(bleu[3])}

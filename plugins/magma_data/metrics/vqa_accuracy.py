@@ -82,7 +82,7 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Percent: for each person, a third for each of the others who said the same, three at most; then the mean."""
-    form = choose_normalizer(answers)
-    said = form(prediction)
-    agreed = [form(answer) == said for answer in answers]
+    normalize = choose_normalizer(answers)
+    predicted = normalize(prediction)
+    agreed = [normalize(answer) == predicted for answer in answers]
     return 100 * sum(min(1.0, (sum(agreed) - one) / 3) for one in agreed) / len(agreed)

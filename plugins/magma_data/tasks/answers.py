@@ -29,10 +29,10 @@ class ScoredAnswersTask(RowsTask):
         """Normalised, and as many words as the longest right answer has, at least one."""
         answers = reference_answers(question)
         form = self.normalizer(answers)
-        said = form(super().extract(question, output))
+        normalized = form(super().extract(question, output))
         longest = max(1, *(len(form(answer).split()) for answer in answers))
-        words = said.split()
-        return said if len(words) <= longest else " ".join(words[:longest])
+        words = normalized.split()
+        return normalized if len(words) <= longest else " ".join(words[:longest])
 
     def judge(self, prediction: Prediction) -> tuple[str, float]:
         """The answer as it is compared, and 0 to 100."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from magma_data.digits.written import LARGER, NAME, NEXT, PARITY, WORDS, Digits, DigitsTask, images, said
+from magma_data.digits.written import LARGER, NAME, NEXT, PARITY, WORDS, Digits, DigitsTask, first_answer_word, images
 from PIL import Image
 
 from magma import InputError, Media, Prediction, Question, Text
@@ -149,7 +149,7 @@ def test_questions_about_one_image_share_it() -> None:
     ],
 )
 def test_the_first_word_that_could_be_an_answer_counts(text: str, answer: str, right: bool) -> None:
-    assert (said(Prediction(Question("x", [], answer), text)) == answer) == right
+    assert (first_answer_word(Prediction(Question("x", [], answer), text)) == answer) == right
 
 
 def test_scores_and_the_sample_sheet(tmp_path: Path) -> None:
