@@ -65,7 +65,7 @@ def test_it_is_listed_with_its_distribution(stranger: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_it_trains_beside_images_and_generates(stranger: dict[str, str], tmp_path: Path) -> None:
+def test_external_encoder_trains_beside_images_and_generates(stranger: dict[str, str], tmp_path: Path) -> None:
     from magma.recipe import bundled
 
     recipe = tmp_path / "see_and_range.toml"
@@ -136,7 +136,7 @@ def test_the_example_is_installed_and_keeps_its_promises(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_first_hour_new_check_test_train(tmp_path: Path) -> None:
+def test_tutorial_new_check_test_train(tmp_path: Path) -> None:
     """What `magma plugin new` writes works as it is: installed, checked, tested, and in a recipe."""
     site, packages = tmp_path / "site", tmp_path / "packages"
     kinds = {"lidar": "encoder", "ranges": "data", "farthest": "task", "soft": "prefix", "low_rank": "adapter"}

@@ -50,7 +50,7 @@ def tower(part: type[HFAudioEncoder], **fields: Any) -> Any:
 
 
 def small(part: type[HFAudioEncoder], **fields: Any) -> Any:
-    return tower(part, **{**part.small, **fields})
+    return tower(part, **{**part.check_config, **fields})
 
 
 def heard(part: type[HFAudioEncoder], wave: np.ndarray, rate: int, **fields: Any) -> Tensor:
@@ -75,7 +75,7 @@ def on_meta(part: type[HFAudioEncoder]) -> Any:
     ("samples", "loud"),
     [(1, 1.0), (160, 0.3), (161, 1e-4), (16001, 0.3), (479_400, 0.3), (479_900, 0.3), (480_000, 1e-4)],
 )
-def test_whisper_hears_as_its_library_does(samples: int, loud: float) -> None:
+def test_whisper_features_match_transformers(samples: int, loud: float) -> None:
     """What is left out is the last frame that is there, over and over."""
     encoder = on_meta(Whisper)
     wave = noise(samples, loud)
@@ -87,13 +87,13 @@ def test_whisper_hears_as_its_library_does(samples: int, loud: float) -> None:
 
 
 @pytest.mark.parametrize("samples", [400, 401, 16000, 48123])
-def test_wav2vec2_hears_as_its_library_does(samples: int) -> None:
+def test_wav2vec2_features_match_transformers(samples: int) -> None:
     wave = noise(samples) + 0.1
     assert torch.equal(on_meta(Wav2Vec2).prepare((wave, 16000)), heard(Wav2Vec2, wave, 16000))
 
 
 @pytest.mark.parametrize("samples", [400, 559, 560, 16000, 163_000, 164_080])
-def test_ast_hears_as_its_library_does(samples: int) -> None:
+def test_ast_features_match_transformers(samples: int) -> None:
     """What is left out is the library's padding."""
     encoder = on_meta(Ast)
     wave = noise(samples)
@@ -104,7 +104,7 @@ def test_ast_hears_as_its_library_does(samples: int) -> None:
 
 
 @pytest.mark.parametrize("samples", [1, 48000, 313_131, 480_000])
-def test_clap_hears_as_its_library_does(samples: int) -> None:
+def test_clap_features_match_transformers(samples: int) -> None:
     wave = noise(samples)
     item = on_meta(Clap).prepare((wave, 48000))
     assert torch.equal(item, heard(Clap, wave, 48000, truncation="rand_trunc")[0].float())
@@ -442,10 +442,10 @@ def test_a_folder_that_does_not_do_is_explained(part: type[HFAudioEncoder], tmp_
         part.build(weights=str(empty))
     (empty / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(
-        PartError, match=rf'{part.name}\.weights: .* holds a model of type "bert"; allowed: "{part.types[0]}"'
+        PartError, match=rf'{part.name}\.weights: .* holds a model of type "bert"; allowed: "{part.model_types[0]}"'
     ):
         part.build(weights=str(empty))
-    (empty / "config.json").write_text(json.dumps({"model_type": part.types[-1]}))
+    (empty / "config.json").write_text(json.dumps({"model_type": part.model_types[-1]}))
     with pytest.raises(PartError, match=rf"{part.name}\.weights: .* has no \*\.safetensors or pytorch_model"):
         part.build(weights=str(empty))
 
@@ -455,7 +455,7 @@ def test_a_hub_name_that_cannot_be_had_is_told_and_sizes_stand_in(
     part: type[HFAudioEncoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("magma.hub.ask_hub", lambda name: f"no {name}")
-    config = part.Config(weights="no/such", **part.small)
+    config = part.Config(weights="no/such", **part.check_config)
     (problem,) = part.problems(config)
     assert problem.startswith("weights: no/such is not in the cache, and the hub says: no no/such. Where")
     encoder = part(config)  # type: ignore[call-arg]
@@ -496,7 +496,7 @@ def test_sizes_that_do_not_fit_are_explained(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trainable", [False, True])
 @every
 def test_a_language_model_learns_from_a_tower(part: type[HFAudioEncoder], trainable: bool) -> None:
-    table = {"encoder": {"use": part.name, **part.small}, "prefix": {"use": "linear"}, "trainable": trainable}
+    table = {"encoder": {"use": part.name, **part.check_config}, "prefix": {"use": "linear"}, "trainable": trainable}
     recipe = {"name": "hearing", "lm": {"use": "gptj", "weights": "bundled:tiny"}, "inputs": {"audio": table}}
     model = magma.assemble(recipe)
     waves = [(noise(samples), 8000) for samples in (800, 2000)]
@@ -526,7 +526,7 @@ def test_a_tower_is_planned_without_its_weights(part: type[HFAudioEncoder], monk
     from magma.recipe import Recipe
 
     monkeypatch.setattr("magma.hub.ask_hub", lambda name: f"no {name}")
-    table = {"encoder": {"use": part.name, "weights": "no/such", **part.small}, "prefix": {"use": "linear"}}
+    table = {"encoder": {"use": part.name, "weights": "no/such", **part.check_config}, "prefix": {"use": "linear"}}
     lm = {"use": "gptj", "weights": "bundled:tiny"}
     found = plan(Recipe.load({"name": "hearing", "lm": lm, "inputs": {"audio": table}}))
     assert found.inputs["audio"].features == small(part).length

@@ -56,7 +56,7 @@ def test_training_leaves_some_pairs_out_and_half_are_the_same(recordings: Path) 
     assert 0.4 < sum(answers) / len(answers) < 0.6
 
 
-def test_every_held_out_recording_is_asked_twice_and_who_senses_nothing_has_half(recordings: Path) -> None:
+def test_every_held_out_recording_is_asked_twice_and_guessing_scores_half(recordings: Path) -> None:
     task = SameNumberTask(SameNumberTask.Config(path=str(recordings)), 0)
     asked = list(task.examples("test", 0, 0))
     assert len(asked) == 100

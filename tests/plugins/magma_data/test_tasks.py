@@ -108,7 +108,7 @@ def told(segments: Sequence[Any]) -> list[str | bytes]:
 
 
 @pytest.mark.parametrize("write", LAYOUTS)
-def test_a_prompt_is_the_papers_byte_for_byte(write: Callable[[Path, dict[str, Rows]], Path], tmp_path: Path) -> None:
+def test_zero_shot_prompt_format(write: Callable[[Path, dict[str, Rows]], Path], tmp_path: Path) -> None:
     """Figure 3: image, question and answer of each completed example, then image and question."""
     found = questions(Vqa2Task, write(tmp_path / "set", SPLITS), shots=2)
     for question in found:
@@ -124,7 +124,7 @@ def test_a_prompt_is_the_papers_byte_for_byte(write: Callable[[Path, dict[str, R
     assert [question.id for question in found] == ["0000", "0001", "1000", "1001", "2000", "2001"]
 
 
-def test_figure_3(tmp_path: Path) -> None:
+def test_few_shot_prompt_format(tmp_path: Path) -> None:
     """The literal bytes of a 2-shot prompt."""
 
     def one(i: int, question: str, answer: str) -> dict[str, Any]:

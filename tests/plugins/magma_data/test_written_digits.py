@@ -47,7 +47,7 @@ def test_any_state_goes_on_behind_it() -> None:
 
 
 def test_captions_name_the_digit_and_questions_have_their_share() -> None:
-    fields = {"captions": ("See {a}.", "It is {}."), "pairs": (("Which?", " {}"),), "questions": 0.25}
+    fields = {"captions": ("See {a}.", "It is {}."), "question_pairs": (("Which?", " {}"),), "question_fraction": 0.25}
     examples = [example for example, _ in source(**fields).iterate()]
     labels = images("train")[1]
     asked = 0

@@ -71,7 +71,7 @@ def lm(request: pytest.FixtureRequest) -> TransformersLM:
 TOKENS = torch.randint(2, 96, (3, 12), generator=torch.Generator().manual_seed(1))
 
 
-def test_logits_are_the_librarys(lm: TransformersLM) -> None:
+def test_logits_match_transformers(lm: TransformersLM) -> None:
     expected = library(lm)(input_ids=TOKENS).logits
     assert torch.allclose(run(lm, TOKENS), expected, atol=1e-5)
 
@@ -509,7 +509,7 @@ def test_the_last_block_computes_what_is_scored_alone_and_loses_nothing(place: A
 
 
 @pytest.mark.parametrize("family", [OURS, "gpt2", "qwen2"])
-def test_rows_taken_from_a_cache_are_their_own(family: str) -> None:
+def test_selected_cache_rows_are_independent(family: str) -> None:
     """Decoding writes in place: into a row's own memory, whoever else began with the same."""
     lm = build(family)
     cache = lm.new_cache()

@@ -54,7 +54,7 @@ def alone(lm: TransformersLM, row: list[int]) -> Tensor:
         ([0] * 9 + [1, 2], False),  # so unequal that most places would be empty
     ],
 )
-def test_logits_are_those_of_reading_all_of_it(lm: TransformersLM, owner: list[int], shared: bool) -> None:
+def test_logits_match_reading_without_a_cache(lm: TransformersLM, owner: list[int], shared: bool) -> None:
     count = max(owner) + 1
     cache = begun(lm, count)
     before = [layer.keys.clone() for layer in cache.cache.layers]
@@ -89,7 +89,7 @@ def test_examples_then_images_then_questions(lm: TransformersLM) -> None:
         torch.testing.assert_close(logits, alone(lm, [*BEGINNINGS[0], *tail]), atol=1e-5, rtol=1e-5)
 
 
-def test_nothing_is_copied_and_what_nobody_needs_is_let_go(lm: TransformersLM) -> None:
+def test_prefix_is_not_copied_and_unused_prefixes_are_freed(lm: TransformersLM) -> None:
     cache = begun(lm, 3)
     rows = cache.select(torch.tensor([0, 0, 1, 1, 2, 2]))
     assert rows.shared_prefix is not None

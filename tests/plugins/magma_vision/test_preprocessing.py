@@ -31,7 +31,7 @@ ALPHA = np.where(np.arange(70) < 30, 0, 255).astype(np.uint8) * np.ones((50, 1),
 
 
 def encoder(part: type[Encoder] = Clip, **fields: Any) -> Any:
-    small = {"layers": [1, 1, 1, 1], "width": 16, "image_size": SIZE} if part is Clip else dict(part.small)  # type: ignore[attr-defined]
+    small = {"layers": [1, 1, 1, 1], "width": 16, "image_size": SIZE} if part is Clip else dict(part.check_config)  # type: ignore[attr-defined]
     with torch.device("meta"):
         return part(part.Config(**small, **fields))  # type: ignore[call-arg]
 
