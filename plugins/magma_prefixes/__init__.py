@@ -1,4 +1,7 @@
-"""Prefixes: features to word-embedding space."""
+"""Prefixes: maps from the features of an encoder to the space of word embeddings.
+
+The paper uses a linear map; the pooled one is Frozen's, the non-linear ones were tried and found no better.
+"""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,8 @@
-"""Image encoders."""
+"""Image encoders: CLIP through open_clip, and the networks of timm.
+
+`image_file.py` opens images, `preprocessing.py` brings them to pixels of an encoder's size, `image_encoder.py` has what
+all image encoders share.
+"""
 
 from collections.abc import Iterable
 
