@@ -1,7 +1,7 @@
 """Data sources and evaluations that come with MAGMA, and `magma data`, which converts published data sets to shards.
 
-`formats` reads rows from disk, `sources` makes training examples of them, `tasks` evaluations, `metrics` scores answers,
-`convert` makes shards of published data sets, `digits` has small real data sets for quick runs.
+`formats` reads rows from disk, `sources` makes training examples of them, `tasks` evaluations, `metrics` scores
+answers, `convert` makes shards of published data sets, `digits` has small real data sets for quick runs.
 """
 
 from __future__ import annotations
