@@ -41,7 +41,7 @@ class PartConfig(BaseModel):
     legacy_defaults: ClassVar[Mapping[str, Any]] = {}
     """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
     renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Former name to current name of a key. A recipe may still use the former one, with a `DeprecationWarning`."""
+    """Former to current name of a key. A recipe may still use the former one, with a `DeprecationWarning`."""
 
     @classmethod
     def rename_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,17 +53,15 @@ class PartConfig(BaseModel):
     def _false_unsets(cls, given: Any, info: ValidationInfo) -> Any:
         if not isinstance(given, dict):
             return given
-        for former in given.keys() & cls.renamed_keys.keys():
-            if not (info.context or {}).get("checkpoint"):  # nobody edits the recipe of a checkpoint
-                message = f"the key `{former}` is now called `{cls.renamed_keys[former]}`; use the new name"
-                warnings.warn(message, DeprecationWarning, stacklevel=2)
-        given = cls.rename_keys(given)
+        warn = not (info.context or {}).get("checkpoint")  # nobody edits the recipe of a checkpoint
+        for key in sorted(given.keys() & cls.renamed_keys.keys()) if warn else ():
+            warnings.warn(f"the key `{key}` is now called `{cls.renamed_keys[key]}`", DeprecationWarning, stacklevel=2)
         optional = {
             name
             for name, field in cls.model_fields.items()
             if not field.is_required() and field.default is None and bool not in get_args(field.annotation)
         }
-        return {key: value for key, value in given.items() if value is not False or key not in optional}
+        return {k: v for k, v in cls.rename_keys(given).items() if v is not False or k not in optional}
 
 
 @dataclass(frozen=True)
