@@ -70,8 +70,8 @@ def build(work: Work) -> Magma:
                     p.fill_(float(name == "weight"))
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
-        turns: Any = model.lm.model.transformer.turns
-        turns.copy_(create_sinusoidal_positions(*turns.shape))
+        table: Any = model.lm.model.transformer.rope_table
+        table.copy_(create_sinusoidal_positions(*table.shape))
     return model.train()
 
 
@@ -220,7 +220,7 @@ def captions(count: int, work: Work = FULL) -> list[Row]:
 
 def input_stall(_: int, work: Work = FULL) -> list[Row]:
     """The share of time that a consumer of 100 samples a second waits for its input."""
-    words = ("lm.weights='bundled:tiny'", "inputs.image.encoder.pretrained=false")  # the tokenizer has to be at hand
+    words = ("lm.weights='bundled:tiny'", "inputs.image.encoder.weights=false")  # the tokenizer has to be at hand
     with photos(work) as folder:
         recipe = Recipe.load("magma_base", (*work.overrides, *words, f"train.batch_size={work.batch}"))
         source = {"use": "captions", "path": str(folder), "split": "train"}

@@ -155,7 +155,7 @@ class Published(nn.Module):
         query, key, value = (
             p(x).view(b, t, heads, d // heads) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        sine, cosine = self.model.lm.model.transformer.turns[:t].chunk(2, -1)
+        sine, cosine = self.model.lm.model.transformer.rope_table[:t].chunk(2, -1)
         query, key = (_rotated(part, sine, cosine, attention.rotary) for part in (query, key))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         weights = query @ key.transpose(-1, -2) / (d // heads) ** 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from magma_data.official import OfficialSet
-from magma_data.sets import SETS
+from magma_data.convert.base_set import OfficialSet
+from magma_data.convert.registry import SETS
 
 PAGE = Path(__file__).with_name("data.md")
 
@@ -30,7 +30,7 @@ def files() -> str:
 
 def _rows(name: str, one: type[OfficialSet]) -> list[str]:
     splits: dict[tuple[str, str, str], list[str]] = {}
-    for each in one.needs:
+    for each in one.required_files:
         splits.setdefault((each.layout, " or ".join(f"`{n}`" for n in each.names), each.origin), []).append(
             f"{each.split}{'*' if each.split in one.optional else ''}"
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from magma_lms.causal import Causal, Transformers
+from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
+from magma_lms.transformers_lm import TransformersLM
 
 # hidden_size, num_hidden_layers, num_attention_heads and the like are understood by every family
 SMALL: dict[str, dict[str, Any]] = {
@@ -32,11 +33,11 @@ def architecture(family: str) -> dict[str, Any]:
     return {"model_type": family, **sizes, **tokens, **SMALL[family]}
 
 
-def build(family: str, **fields: Any) -> Transformers:
+def build(family: str, **fields: Any) -> TransformersLM:
     torch.manual_seed(0)
     if family == OURS:
         sizes = {"layers": 2, "dim": 32, "heads": 4, "rotary_dim": 4, "context": 64, "vocab": 96, "eos": 1}
-        lm: Transformers = GPTJ.build(**{**sizes, **fields})
+        lm: TransformersLM = GPTJ.build(**{**sizes, **fields})
     else:
         lm = Causal.build(architecture={**architecture(family), **fields})
     with torch.no_grad():
@@ -47,7 +48,7 @@ def build(family: str, **fields: Any) -> Transformers:
     return lm
 
 
-def library(lm: Transformers) -> Any:
+def library(lm: TransformersLM) -> Any:
     """The library's own model with the same tensors."""
     if not isinstance(lm, GPTJ):
         return lm.model

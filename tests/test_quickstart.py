@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from magma_data.digits import WORDS, images
+from magma_data.digits.written import WORDS, images
 from PIL import Image
 from program import magma, start
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from magma_data.digits import WORDS, images
+from magma_data.digits.written import WORDS, images
 from PIL import Image
 from program import magma as in_process
 from program import start
@@ -216,7 +216,7 @@ def test_all_that_is_missing_is_said_at_once_and_how_to_get_it(tmp_path: Path) -
     assert len(lines) == 14
     assert "lm: weights: EleutherAI/gpt-j-6b is not in the cache" in lines[0]
     assert "`hf download EleutherAI/gpt-j-6b`" in lines[0]
-    assert "inputs.image.encoder: pretrained: timm/resnet50x16_clip.openai is not in the cache" in lines[1]
+    assert "inputs.image.encoder: weights: timm/resnet50x16_clip.openai is not in the cache" in lines[1]
     for i, path in enumerate(["laion", "wit", "cc3m", "visual_genome"]):
         assert f"data.train.{i}: path: given '{path}', which is neither" in lines[2 + i]
         assert "get it from https://" in lines[2 + i]
@@ -276,7 +276,7 @@ def test_magma_long_with_small_sizes_and_random_weights(digits: Path) -> None:
         [
             *("lm.weights=false", "lm.tokenizer=bundled:tiny", "lm.layers=2", "lm.dim=64", "lm.heads=4"),
             *("lm.rotary_dim=8", "lm.context=64", "lm.vocab=768", "lm.eos=0"),
-            *("inputs.image.encoder.model=false", "inputs.image.encoder.pretrained=false"),
+            *("inputs.image.encoder.model=false", "inputs.image.encoder.weights=false"),
             *("inputs.image.encoder.layers=[1, 1, 1, 1]", "inputs.image.encoder.width=8"),
             *("inputs.image.encoder.image_size=64", "train.precision=fp32", "train.batch_size=8", "train.samples=24"),
             f'data.train=[{{ use = "captions", path = "{digits / "captions"}", split = "train" }}]',

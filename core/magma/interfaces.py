@@ -7,6 +7,7 @@ v vocabulary, m scored positions.
 from __future__ import annotations
 
 import random
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import Tensor, nn
 
 from . import joined
@@ -39,18 +40,28 @@ class PartConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     legacy_defaults: ClassVar[Mapping[str, Any]] = {}
     """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """Former to current name of a key. A recipe may still use the former one, with a `DeprecationWarning`."""
+
+    @classmethod
+    def rename_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The same values under the current names; of two names of one key, the one that was given last counts."""
+        return {cls.renamed_keys.get(key, key): value for key, value in given.items()}
 
     @model_validator(mode="before")
     @classmethod
-    def _false_unsets(cls, given: Any) -> Any:
+    def _false_unsets(cls, given: Any, info: ValidationInfo) -> Any:
         if not isinstance(given, dict):
             return given
+        warn = not (info.context or {}).get("checkpoint")  # nobody edits the recipe of a checkpoint
+        for key in sorted(given.keys() & cls.renamed_keys.keys()) if warn else ():
+            warnings.warn(f"the key `{key}` is now called `{cls.renamed_keys[key]}`", DeprecationWarning, stacklevel=2)
         optional = {
             name
             for name, field in cls.model_fields.items()
             if not field.is_required() and field.default is None and bool not in get_args(field.annotation)
         }
-        return {key: value for key, value in given.items() if value is not False or key not in optional}
+        return {k: v for k, v in cls.rename_keys(given).items() if v is not False or k not in optional}
 
 
 @dataclass(frozen=True)

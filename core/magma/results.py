@@ -92,7 +92,7 @@ class Evaluation:
         file, plain = self.folder / ABOUT, json.loads(json.dumps(self.about))
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else plain
         if "config" in before:  # a field that a later version has added had its default
-            before["config"] = {**_defaults(self.task), **before["config"]}
+            before["config"] = {**_defaults(self.task), **self.task.config.rename_keys(before["config"])}
         if other := [key for key in {**before, **plain} if before.get(key) != plain.get(key)]:
             if not replace:
                 raise InputError(

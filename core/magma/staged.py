@@ -6,7 +6,7 @@ the stage before it, with a new optimizer and schedule, and draws its data from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,16 @@ def _learnt(stage: Recipe) -> dict[str, Any]:
     return what_was_learnt(stage.model_dump(mode="json", exclude_none=True))
 
 
+def _with_current_names(learnt: Mapping[str, Any], stage: Recipe) -> dict[str, Any]:
+    """What a stage learnt, under the names that the keys of its parts have now."""
+    names = {
+        f"{path}.{former}": f"{path}.{current}"
+        for path, part, _ in stage.parts()
+        for former, current in part.Config.renamed_keys.items()
+    }
+    return {names.get(key, key): value for key, value in learnt.items()}
+
+
 def _entry(stage: Recipe, ended: Result, before: Sequence[Finished]) -> Finished:
     return Finished(
         learnt=_learnt(stage),
@@ -108,7 +118,7 @@ def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[Fini
             "resume with the recipe that the run began with"
         )
     for number, (one, stage) in enumerate(zip(finished, stages, strict=False)):
-        if changed := changes(one.learnt, _learnt(stage)):
+        if changed := changes(_with_current_names(one.learnt, stage), _learnt(stage)):
             lines = "".join(f"\n  - stages[{number}]: {line}" for line in changed)
             raise CheckpointError(
                 f"{last}: {recipe.stage_label(number)} has ended, and this recipe changes it:{lines}\n"

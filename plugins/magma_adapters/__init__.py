@@ -1,4 +1,7 @@
-"""Adapters: small trained modules around the sublayers of a frozen language model."""
+"""Adapters: small trained modules around the sublayers of a frozen language model.
+
+`bottleneck.py` has the sequential and the parallel bottleneck adapters of the paper (equations 1 and 2).
+"""
 
 from collections.abc import Iterable
 

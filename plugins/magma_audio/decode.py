@@ -17,16 +17,16 @@ from magma import InputError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
 """Of files that soundfile reads."""
-OTHER_SUFFIXES = (".m4a", ".m4b", ".aac", ".wma", ".amr", ".weba", ".mka", ".ac3", ".ape", ".wv")
+UNREADABLE_SUFFIXES = (".m4a", ".m4b", ".aac", ".wma", ".amr", ".weba", ".mka", ".ac3", ".ape", ".wv")
 """Of audio files that have to be converted first. Files with video may be another input's."""
 MAGIC = (
     *(b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3"),
     *(b".snd", b"caff", b"riff\x2e\x91\xcf\x11"),
 )
 """First bytes of FLAC, Ogg, MP3, AU, CAF and W64 files."""
-FORMS = ((b"RIFF", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
+CHUNK_HEADERS = ((b"RIFF", b"WAVE"), (b"RF64", b"WAVE"), (b"FORM", b"AIFF"), (b"FORM", b"AIFC"))
 """Bytes 0 to 4 and 8 to 12 of WAV and AIFF files."""
-OTHER_AUDIO = (
+UNREADABLE_AUDIO = (
     (4, b"ftypM4A", "an MPEG-4 audio file (m4a)"),
     (0, b"\xff\xf1", "an AAC file"),
     (0, b"\xff\xf9", "an AAC file"),
@@ -46,7 +46,7 @@ CONTAINERS = (
     (0, b"\0\0\x01\xba", "an MPEG video"),
 )
 """The same of formats that may hold video: another input may accept these."""
-RATES = (4_000, 192_000)
+SAMPLE_RATES = (4_000, 192_000)
 """The lowest and the highest sample rate, in samples a second."""
 NUMBERS = (int, float, np.integer, np.floating)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32)
@@ -71,9 +71,13 @@ class Recording:
 def looks_like_audio(raw: Any) -> bool:
     """A path with an audio file's suffix, the bytes of one, or a pair of a waveform and a number. Opens no file."""
     if isinstance(raw, Path):
-        return raw.suffix.lower() in SUFFIXES + OTHER_SUFFIXES
+        return raw.suffix.lower() in SUFFIXES + UNREADABLE_SUFFIXES
     if isinstance(raw, bytes | bytearray):
-        return raw.startswith(MAGIC) or (raw[:4], raw[8:12]) in FORMS or _kind(raw, OTHER_AUDIO) is not None
+        return (
+            raw.startswith(MAGIC)
+            or (raw[:4], raw[8:12]) in CHUNK_HEADERS
+            or _match_format(raw, UNREADABLE_AUDIO) is not None
+        )
     return (
         isinstance(raw, tuple)
         and len(raw) == 2
@@ -85,11 +89,13 @@ def looks_like_audio(raw: Any) -> bool:
 def open_recording(raw: Any) -> Recording:
     """A recording, before its samples are read. Raises `InputError` for anything else, and for an empty one."""
     if isinstance(raw, tuple) and len(raw) == 2:
-        recording = _waveform(*raw)
+        recording = _open_waveform(*raw)
     elif isinstance(raw, str | Path):
-        recording = _path(Path(raw))
+        recording = _open_path(Path(raw))
     elif isinstance(raw, bytes | bytearray):
-        recording = _file(f"{len(raw)} bytes of audio", io.BytesIO(raw), bytes(raw[:64]), "ffmpeg -i FILE FILE.wav")
+        recording = _open_file(
+            f"{len(raw)} bytes of audio", io.BytesIO(raw), bytes(raw[:64]), "ffmpeg -i FILE FILE.wav"
+        )
     else:
         raise InputError(f"given a value of type {type(raw).__name__}; allowed: {ALLOWED}")
     if not recording.length:
@@ -100,30 +106,30 @@ def open_recording(raw: Any) -> Recording:
 # Waveforms
 
 
-def _waveform(values: Any, rate: Any) -> Recording:
+def _open_waveform(values: Any, rate: Any) -> Recording:
     if not isinstance(values, np.ndarray | Tensor):
         raise InputError(f"given a waveform of type {type(values).__name__}; allowed: {ALLOWED}")
-    name, rate = "a waveform", _checked_rate("a waveform", rate)
+    name, rate = "a waveform", _check_rate("a waveform", rate)
     shape = list(values.shape)
     if len(shape) not in (1, 2) or (len(shape) == 2 and 0 < shape[1] < shape[0]):
         raise InputError(f"{name}: given a waveform {shape}; allowed: [s], or [c, s]")
-    waveform = _floats(values if isinstance(values, Tensor) else _tensor(values))
+    waveform = _to_float32(values if isinstance(values, Tensor) else _to_tensor(values))
     waveform = waveform.reshape(-1, shape[-1]) if waveform.numel() else waveform.reshape(1, 0)
     return Recording(name, rate, waveform.shape[1], lambda start, count: waveform[:, start : start + count])
 
 
-def _tensor(values: np.ndarray) -> Tensor:
+def _to_tensor(values: np.ndarray) -> Tensor:
     """An array of any strides, byte order and float type, that may be read-only: torch takes none of these."""
     if values.dtype.kind not in "iuf":
         raise InputError(f"given a waveform of {values.dtype}; allowed: {WAVEFORMS}")
-    longer_than_torch_knows = values.dtype.itemsize > 8
+    wider_than_torch = values.dtype.itemsize > 8
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
         return torch.from_numpy(
-            np.array(values, np.float64 if longer_than_torch_knows else values.dtype.newbyteorder("="), order="C")
+            np.array(values, np.float64 if wider_than_torch else values.dtype.newbyteorder("="), order="C")
         )
 
 
-def _floats(values: Tensor) -> Tensor:
+def _to_float32(values: Tensor) -> Tensor:
     """To float32: floats as they are, integers to -1 to 1, of which unsigned ones are silent in their middle."""
     if values.is_meta or values.layout != torch.strided:
         raise InputError("given a waveform without values in memory (meta or sparse); allowed: a dense tensor")
@@ -138,23 +144,23 @@ def _floats(values: Tensor) -> Tensor:
     return ((values.double() - (0 if kind.min else half)) / half).float()
 
 
-def _checked_rate(name: str, rate: Any) -> int:
+def _check_rate(name: str, rate: Any) -> int:
     if isinstance(rate, np.ndarray | Tensor) and rate.ndim == 0:
         rate = rate.item()
-    if isinstance(rate, NUMBERS) and not isinstance(rate, bool) and RATES[0] <= rate <= RATES[1]:
+    if isinstance(rate, NUMBERS) and not isinstance(rate, bool) and SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
         return round(float(rate))
-    allowed = f"{RATES[0]:,} to {RATES[1]:,} samples a second"
+    allowed = f"{SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} samples a second"
     raise InputError(f"{name}: given a sample rate of {rate!r:.40}; allowed: {allowed}")
 
 
 # Files
 
 
-def _kind(head: bytes | bytearray, formats: Iterable[tuple[int, bytes, str]]) -> str | None:
+def _match_format(head: bytes | bytearray, formats: Iterable[tuple[int, bytes, str]]) -> str | None:
     return next((name for offset, magic, name in formats if head.startswith(magic, offset)), None)
 
 
-def _path(path: Path) -> Recording:
+def _open_path(path: Path) -> Recording:
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     converted = path.with_suffix(".wav") if path.suffix.lower() != ".wav" else path.with_stem(f"{path.stem}-converted")
@@ -164,10 +170,10 @@ def _path(path: Path) -> Recording:
             head = file.read(64)
     except OSError as error:
         raise InputError(f"{path}: it cannot be read as audio: {error.strerror}") from error
-    return _file(str(path), path, head, convert)
+    return _open_file(str(path), path, head, convert)
 
 
-def _file(name: str, source: Path | io.BytesIO, head: bytes, convert: str) -> Recording:
+def _open_file(name: str, source: Path | io.BytesIO, head: bytes, convert: str) -> Recording:
     """`head` is the beginning of the file, `convert` a command that makes it one that soundfile reads."""
     import soundfile
 
@@ -176,14 +182,14 @@ def _file(name: str, source: Path | io.BytesIO, head: bytes, convert: str) -> Re
     remedy = (
         f"convert it with ffmpeg ({convert}), or decode it with PyAV or torchcodec and give the waveform and its rate"
     )
-    if kind := _kind(head, OTHER_AUDIO + CONTAINERS):
+    if kind := _match_format(head, UNREADABLE_AUDIO + CONTAINERS):
         raise InputError(f"{name}: it is {kind}, which the package soundfile cannot read: {remedy}")
 
-    def decoded(how: Callable[..., Any], **options: Any) -> Any:
+    def decode(load: Callable[..., Any], **options: Any) -> Any:
         if isinstance(source, io.BytesIO):
             source.seek(0)
         try:
-            return how(source, **options)
+            return load(source, **options)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
             reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
             unknown = getattr(error, "code", None) == UNKNOWN_FORMAT
@@ -191,11 +197,11 @@ def _file(name: str, source: Path | io.BytesIO, head: bytes, convert: str) -> Re
             raise InputError(f"{name}: it cannot be read as audio: {reason}{advice}") from error
 
     def read(start: int, count: int) -> Tensor:
-        samples, _ = decoded(soundfile.read, start=start, frames=count, dtype="float32", always_2d=True)
+        samples, _ = decode(soundfile.read, start=start, frames=count, dtype="float32", always_2d=True)
         return torch.from_numpy(samples.T.copy())
 
-    info = decoded(soundfile.info)
-    return Recording(name, _checked_rate(name, info.samplerate), info.frames, read)
+    info = decode(soundfile.info)
+    return Recording(name, _check_rate(name, info.samplerate), info.frames, read)
 
 
 UNKNOWN_FORMAT = 1

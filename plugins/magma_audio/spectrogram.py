@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from magma import Features, InputError, Trial
 
-from .sound import PADDING, AudioConfig, AudioEncoder, recordings_for_trial
+from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 FLOOR = 1e-6
 """Added to a mel band's energy before its logarithm."""
@@ -66,20 +66,22 @@ class Spectrogram(AudioEncoder):
         super().__init__(config)
         self.rate, self.seconds = config.rate, config.seconds
         self.dim = config.width
-        self.frames = 1 + self.longest(self.rate) // self._hop
-        self.length = self._halved(self.frames)
+        self.frames = 1 + self.max_samples(self.rate) // self._hop
+        self.length = self._downsampled_length(self.frames)
         channels = [config.bands] + [config.width] * config.convolutions
         self.stem = nn.ModuleList(
             nn.Conv1d(a, b, kernel_size=3, stride=2, padding=1) for a, b in itertools.pairwise(channels)
         )
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.width, config.heads, config.dropout) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
 
     @property
     def _hop(self) -> int:
         return max(1, round(self.config.hop * self.config.rate))
 
-    def _halved(self, frames: int) -> int:
+    def _downsampled_length(self, frames: int) -> int:
         for _ in range(self.config.convolutions):
             frames = (frames + 1) // 2
         return frames
@@ -88,7 +90,7 @@ class Spectrogram(AudioEncoder):
     def trial(cls, folder: Path) -> Trial:
         """Two thirds of a second at most."""
         small = {"rate": 8000, "seconds": 0.6, "bands": 16, "width": 16, "heads": 2}
-        return Trial(small, *recordings_for_trial(folder, 0.5))
+        return Trial(small, *example_recordings(folder, 0.5))
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """To log-mel frames [f, m]; a tensor of that shape is taken as it is."""
@@ -101,8 +103,8 @@ class Spectrogram(AudioEncoder):
             if not bool(raw.isfinite().all()):
                 raise InputError("given log-mel frames that are not all finite")
             return raw.float()
-        frames = self._log_mel(self.hear(raw, rng))
-        return _blotted(frames, rng) if rng is not None and self.config.spec_augment else frames
+        frames = self._log_mel(self.load_mono(raw, rng))
+        return _spec_augment(frames, rng) if rng is not None and self.config.spec_augment else frames
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         mel = _mel(self.rate, round(self.config.window * self.rate), self._hop, self.config.bands)
@@ -120,24 +122,24 @@ class Spectrogram(AudioEncoder):
 
     def size(self, prepared: Tensor) -> int:
         """Frames, halved by each convolution."""
-        return self._halved(len(prepared))
+        return self._downsampled_length(len(prepared))
 
     def forward(self, x: Tensor) -> Features:
         """[b, f, m] to [b, n, e]."""
-        real = x[..., 0] != PADDING
-        h = x.masked_fill(~real[..., None], 0).transpose(1, 2)
+        valid = x[..., 0] != PADDING
+        h = x.masked_fill(~valid[..., None], 0).transpose(1, 2)
         for convolution in self.stem:
             h = F.gelu(convolution(h))
-            real = real[:, ::2]
-            h = h * real[:, None]  # what follows sees zeros behind the end, as it would without padding
+            valid = valid[:, ::2]
+            h = h * valid[:, None]  # what follows sees zeros behind the end, as it would without padding
         h = h.transpose(1, 2)
-        h = h + _places(h.shape[1], self.dim, h)
+        h = h + _sinusoidal_positions(h.shape[1], self.dim, h)
         for block in self.blocks:
-            h = block(h, real)
-        return Features(self.norm(h) * real[..., None], real.sum(-1))
+            h = block(h, valid)
+        return Features(self.norm(h) * valid[..., None], valid.sum(-1))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """Attention and feed-forward, each behind a LayerNorm."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
@@ -147,12 +149,12 @@ class Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x: Tensor, real: Tensor) -> Tensor:
-        """[b, n, e]; `real` [b, n] says what is no padding."""
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """[b, n, e]; `valid` [b, n] says what is no padding."""
         b, n, e = x.shape
         three = self.qkv(self.ln_1(x)).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
         queries, keys, values = three
-        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=real[:, None, None])
+        attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=valid[:, None, None])
         x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(b, n, e)))
         fed: Tensor = x + self.dropout(self.mlp(self.ln_2(x)))
         return fed
@@ -167,14 +169,14 @@ def _mel(rate: int, window: int, hop: int, bands: int) -> Any:
     return MelSpectrogram(rate, n_fft=size, win_length=window, hop_length=hop, n_mels=bands, pad_mode="constant")
 
 
-def _places(n: int, e: int, like: Tensor) -> Tensor:
+def _sinusoidal_positions(n: int, e: int, like: Tensor) -> Tensor:
     """Sines and cosines of positions [n, e] (Vaswani et al. 2017)."""
     steps = torch.arange(n, device=like.device, dtype=torch.float32)[:, None]
     rates = torch.exp(torch.arange(e // 2, device=like.device) * (-math.log(10_000) / (e // 2)))
     return torch.cat([(steps * rates).sin(), (steps * rates).cos()], dim=-1).to(like.dtype)
 
 
-def _blotted(frames: Tensor, rng: random.Random) -> Tensor:
+def _spec_augment(frames: Tensor, rng: random.Random) -> Tensor:
     """[f, m] with two stretches of up to a fifth of the time, and two of up to a fifth of the bands, at the mean."""
     frames = frames.clone()
     for axis in (0, 0, 1, 1):

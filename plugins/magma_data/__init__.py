@@ -1,4 +1,8 @@
-"""Data sources and evaluations that come with MAGMA, and `magma data`, which makes shards of published data sets."""
+"""Data sources and evaluations that come with MAGMA, and `magma data`, which converts published data sets to shards.
+
+`formats` reads rows from disk, `sources` makes training examples of them, `tasks` evaluations, `metrics` scores
+answers, `convert` makes shards of published data sets, `digits` has small real data sets for quick runs.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,16 @@ if TYPE_CHECKING:
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package; torch is loaded when someone asks for them, not when the program starts."""
-    from .answered import GqaTask, OkVqaTask, SnliVeTask, VizWizTask, Vqa2Task
-    from .described import CocoCaptionsTask, NocapsTask
-    from .digits import Digits, DigitsTask
-    from .paired import SameNumber, SameNumberTask
-    from .pairs import Captions, Labelled, PlainText, Vqa
-    from .spoken import SpokenDigits, SpokenDigitsTask
+    from .digits.same_number import SameNumber, SameNumberTask
+    from .digits.spoken import SpokenDigits, SpokenDigitsTask
+    from .digits.written import Digits, DigitsTask
+    from .sources.captions import Captions
+    from .sources.labelled import Labelled
+    from .sources.plain_text import PlainText
+    from .sources.question_answering import Vqa
+    from .tasks.captioning import CocoCaptionsTask, NocapsTask
+    from .tasks.entailment import SnliVeTask
+    from .tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
 
     return [
         *(Captions, Labelled, PlainText, Vqa),

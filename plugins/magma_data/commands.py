@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .shards import Progress
+    from .convert.conversion import Progress
 
 Folder = Annotated[Path, typer.Argument(help="A folder that `magma data convert` made.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes; shards are shared among them.")]
@@ -43,27 +43,29 @@ def convert(
     from dataclasses import asdict
     from functools import partial as partial_of
 
-    from .official import Options, Tree
-    from .sets import find_set
-    from .shards import Conversion, Settings
-    from .shards import convert as write
+    from .convert.base_set import Options
+    from .convert.conversion import Conversion
+    from .convert.conversion import convert as write_shards
+    from .convert.registry import find_set
+    from .convert.required_files import FileIndex
+    from .convert.shards import ShardSettings
 
     chosen = find_set(name)()
     options = Options(*(tuple(split or ()), tuple(layout or ()), partial, min_size, min_similarity, language, restval))
-    screen = _Screen("images")
-    tree = Tree(sources)
+    display = _ProgressDisplay("images")
+    tree = FileIndex(sources)
     found = chosen.find(tree, options)
     kept = {**asdict(options), "splits": found.splits, "layouts": found.layouts}
     conversion = Conversion(
         chosen.name,
         chosen.kind,
         {split: partial_of(chosen.items, split, found, options) for split in found.splits},
-        Settings(samples_per_shard, min_size, timeout, threads),
+        ShardSettings(samples_per_shard, min_size, timeout, threads),
         {**kept, "files": tree.sizes(found.files())},
     )
     try:
-        with screen:
-            report, before = write(conversion, out, workers, screen.converted)
+        with display:
+            report, before = write_shards(conversion, out, workers, display.show_conversion)
     except KeyboardInterrupt:
         typer.echo("Stopped; whole shards are kept, and the same command goes on from them.", err=True)
         raise typer.Exit(130) from None
@@ -73,18 +75,18 @@ def convert(
 
 def check(folder: Folder, workers: Workers = _CPUS) -> None:
     """Read a whole folder: hashes, counts, every image, every field. Exit status 1 where something is wrong."""
-    from .converted import check as examine
-    from .converted import read_index
+    from .convert.check import check as check_folder
+    from .convert.shard_format import read_index
 
-    with _Screen("shards") as screen:
-        problems = examine(folder, workers, lambda done, total: screen.update("checking", done, total))
+    with _ProgressDisplay("shards") as display:
+        problems = check_folder(folder, workers, lambda done, total: display.update("checking", done, total))
     for problem in problems:
         typer.echo(problem)
     if problems:
         typer.echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in {folder}")
         raise typer.Exit(1)
-    told = [f"{name} {one.samples:,} images, {one.rows:,} rows" for name, one in read_index(folder).splits.items()]
-    typer.echo(f"{folder} is as it was written: {'; '.join(told)}")
+    counts = [f"{name} {one.samples:,} images, {one.rows:,} rows" for name, one in read_index(folder).splits.items()]
+    typer.echo(f"{folder} is as it was written: {'; '.join(counts)}")
 
 
 def show(
@@ -95,14 +97,14 @@ def show(
     split: Annotated[str | None, typer.Option(help="Images of this split alone.")] = None,
 ) -> None:
     """Draw some images with what is said about them."""
-    from .converted import show as draw
+    from .convert.contact_sheet import draw_contact_sheet
 
     png = out or folder / "sheet.png"
-    drawn = draw(folder, png, count, seed, split)
+    drawn = draw_contact_sheet(folder, png, count, seed, split)
     typer.echo(f"{drawn} images: {png}")
 
 
-class _Screen:
+class _ProgressDisplay:
     """A bar on a terminal; elsewhere a line now and then. Both on stderr."""
 
     QUIET_S = 5.0
@@ -121,14 +123,14 @@ class _Screen:
         self.now = ""
         self.began: tuple[float, int] = time.monotonic(), 0
 
-    def __enter__(self) -> _Screen:
+    def __enter__(self) -> _ProgressDisplay:
         self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def converted(self, progress: Progress) -> None:
+    def show_conversion(self, progress: Progress) -> None:
         """How far a conversion is."""
         self.update(progress.split, progress.read, progress.total)
 
@@ -153,14 +155,14 @@ def _print_report(report: dict[str, Any]) -> None:
     table = Table("split", "read", "written", "dropped", "reason", box=None, header_style="bold")
     for column in table.columns[1:4]:
         column.justify = "right"
-    for name, told in report["splits"].items():
-        dropped = sum(told["dropped"].values())
+    for name, counts in report["splits"].items():
+        dropped = sum(counts["dropped"].values())
         table.add_row(
-            name, f"{told['read']:,}", f"{told['written']:,}", f"{dropped:,}", "all reasons" if dropped else ""
+            name, f"{counts['read']:,}", f"{counts['written']:,}", f"{dropped:,}", "all reasons" if dropped else ""
         )
-        for reason, count in told["dropped"].items():
+        for reason, count in counts["dropped"].items():
             table.add_row("", "", "", f"{count:,}", reason)
-        for reason, count in told["trimmed"].items():
+        for reason, count in counts["trimmed"].items():
             table.add_row("", "", "", f"({count:,})", reason)
     _stdout().print(table)
 

@@ -16,11 +16,11 @@ def manifest() -> Any:
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
     except ImportError as error:
-        raise missing(error) from error
+        raise missing_dependency(error) from error
     return ModelManifest(model_id="magma", simple_class_path="magma_harness.lmms.MagmaFolder")
 
 
-def missing(error: ImportError) -> PluginError:
+def missing_dependency(error: ImportError) -> PluginError:
     """lmms-eval, or something that it needs, cannot be imported."""
     return PluginError(
         f"lmms-eval 0.7 or newer is needed to score a folder with it, and cannot be imported ({error}): "

@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from magma import Decoding, InputError, Text, Tokens, load
 
-from . import missing
+from . import missing_dependency
 
 try:
     from lmms_eval.api.instance import GenerationResult
     from lmms_eval.api.model import lmms
 except ImportError as error:
-    raise missing(error) from error
+    raise missing_dependency(error) from error
 
 log = logging.getLogger("magma_harness")
 TEMPLATE = "{media}{text}"
@@ -67,7 +67,7 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         """The answer to each request, whose `args` are (context, options, doc_to_visual, document, task, split)."""
         alike: dict[Decoding, list[int]] = {}
         for i, request in enumerate(requests):
-            with _naming([request]):
+            with _name_documents_in_errors([request]):
                 alike.setdefault(self._decoding(request.args[1]), []).append(i)
         answers = [""] * len(requests)
         with self._progress(len(requests)) as done:
@@ -75,7 +75,7 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
                 for batch in self._batches(numbers):
                     asked = [requests[i] for i in batch]
                     prompts = [self._prompt(request) for request in asked]
-                    with _naming(asked):
+                    with _name_documents_in_errors(asked):
                         texts = self.model.generate(prompts, **asdict(decoding))
                     for i, text in zip(batch, texts, strict=True):
                         answers[i] = text
@@ -95,7 +95,7 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
             for batch in self._batches(requests):
                 prompts = [self._prompt(request) for request in batch]
                 texts = [self._continuation(request) for request in batch]
-                with _naming(batch):
+                with _name_documents_in_errors(batch):
                     scores = self.model.log_likelihood(prompts, texts)
                 for request, (total, greedy) in zip(batch, scores, strict=True):
                     pair = (total if callable(request.args[1]) else -total, greedy)
@@ -105,7 +105,7 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Refused: a folder answers single prompts."""
-        with _naming(requests[:1]):
+        with _name_documents_in_errors(requests[:1]):
             raise InputError("it asks in several rounds; a MAGMA folder takes generate_until and loglikelihood")
 
     def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -125,13 +125,13 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         values: list[Any] = []
         if about:  # else it asks for a choice's likelihood behind nothing
             doc_to_visual, *where = about
-            values = _flat(doc_to_visual(self._document(*where)))
+            values = _flatten_media(doc_to_visual(self._document(*where)))
         before, after = (Text.fill(part, text=context) for part in self.template)
         if not values:
             alone = before + after
             return [alone] if alone.text else [Tokens(torch.tensor([self.model.lm.eos]))]
         collator = self.model.collator()
-        with _naming([request]):
+        with _name_documents_in_errors([request]):
             return [collator.segment(piece) for piece in (before, *values, after)]
 
     def _continuation(self, request: Any) -> str:
@@ -177,16 +177,16 @@ def _device(given: str | None) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" else device
 
 
-def _flat(value: Any) -> list[Any]:
+def _flatten_media(value: Any) -> list[Any]:
     """What `doc_to_visual` gives, lists in lists or nothing at all, each as an encoder takes it."""
     if value is None:
         return []
     if isinstance(value, list):
-        return [medium for one in value for medium in _flat(one)]
-    return [_medium(value)]
+        return [medium for one in value for medium in _flatten_media(one)]
+    return [_to_medium(value)]
 
 
-def _medium(value: Any) -> Any:
+def _to_medium(value: Any) -> Any:
     """Files and sounds in the forms of `datasets`; whatever else it is, an encoder may know it."""
     if isinstance(value, str):
         return Path(value)
@@ -205,7 +205,7 @@ def _medium(value: Any) -> Any:
 
 
 @contextmanager
-def _naming(requests: Sequence[Any]) -> Iterator[None]:
+def _name_documents_in_errors(requests: Sequence[Any]) -> Iterator[None]:
     """Say of which documents an `InputError` speaks."""
     try:
         yield

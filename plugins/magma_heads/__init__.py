@@ -1,4 +1,4 @@
-"""Heads: what a model puts in place of the language model's own to classify."""
+"""Heads: classifiers that replace the output layer of the language model, for labels instead of text."""
 
 from collections.abc import Iterable
 

@@ -9,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from torch import Tensor, nn
-
-from magma import Adapter, Place
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,17 @@ class Family:
     """
 
 
-def _sliding(architecture: Any) -> int | None:
+def _sliding_window(architecture: Any) -> int | None:
     width: int | None = architecture.sliding_window
     return width
 
 
-def _local(architecture: Any) -> int | None:
+def _local_window(architecture: Any) -> int | None:
     width: int = architecture.window_size
     return width if "local" in architecture.attention_layers else None
 
 
-def _without_triangles(model: Any) -> None:
+def _remove_causal_buffers(model: Any) -> None:
     """GPT-Neo: no table [1, 1, context, context] of what each column sees, local or not."""
     for block in model.transformer.h:
         block.attn.attention.bias = None
@@ -64,10 +62,10 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *_: Any) ->
 
 _GPT = Family("transformer", "transformer.h", "attn", "mlp")
 _LLAMA = Family("model", "model.layers", "self_attn", "mlp")
-_SLIDING = replace(_LLAMA, window=_sliding)
+_SLIDING = replace(_LLAMA, window=_sliding_window)
 FAMILIES = {
     "gpt2": _GPT,
-    "gpt_neo": replace(_GPT, window=_local, adjust=_without_triangles),
+    "gpt_neo": replace(_GPT, window=_local_window, adjust=_remove_causal_buffers),
     "gpt_neox": Family("gpt_neox", "gpt_neox.layers", "attention", "mlp"),
     "gptj": _GPT,
     "llama": _LLAMA,
@@ -79,71 +77,3 @@ FAMILIES = {
 }
 """By `model_type`. All position-independent but for attention. The context of a model whose attention slides ends
 with the window (GPT-Neo: 256)."""
-
-
-class Adapted(nn.Module):
-    """A sublayer with an adapter around it.
-
-    The adapter sees hidden states [b, t, d] in and out; masks, positions, caches and whatever else the sublayer
-    takes or returns pass by it.
-    """
-
-    def __init__(self, sublayer: nn.Module, adapter: Adapter) -> None:
-        super().__init__()
-        self.sublayer = sublayer
-        self.adapter = adapter
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the sublayer is called: hidden states first, or by keyword."""
-        rest: tuple[Any, ...] = ()
-        whole = True
-        x = args[0] if args else kwargs.pop("hidden_states")
-
-        def sublayer(h: Tensor) -> Tensor:
-            nonlocal rest, whole
-            out = self.sublayer(h, *args[1:], **kwargs)
-            whole = isinstance(out, Tensor)
-            if isinstance(out, Tensor):
-                return out
-            rest = tuple(out[1:])
-            first: Tensor = out[0]
-            return first
-
-        if x.ndim == 2:  # OPT flattens [b, t, d] to [b * t, d] for its feed-forward
-            return self.adapter(x[None], lambda h: sublayer(h[0])[None])[0]
-        y = self.adapter(x, sublayer)
-        return y if whole else (y, *rest)
-
-
-class FeedForward(nn.Module):
-    """A feed-forward sublayer made of a block's own three parts."""
-
-    def __init__(self, fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> None:
-        super().__init__()
-        self.fc1, self.activation, self.fc2 = fc1, activation, fc2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d] to [..., d]."""
-        out: Tensor = self.fc2(self.activation(self.fc1(x)))
-        return out
-
-
-def wrap(block: nn.Module, family: Family, place: Place, adapter: Adapter) -> Callable[[], None]:
-    """Put an adapter around a block's sublayer; returns what undoes it."""
-    path = family.attention if place == "attention" else family.mlp
-    names: tuple[str, ...]
-    if path == "fc1-activation-fc2":
-        names = ("fc1", "activation_fn", "fc2")
-        parts = [block.get_submodule(name) for name in names]
-        replacements = [Adapted(FeedForward(*parts), adapter), nn.Identity(), nn.Identity()]
-    else:
-        names = (path,)
-        parts = [block.get_submodule(path)]
-        replacements = [Adapted(parts[0], adapter)]
-
-    def put(modules: list[Any]) -> None:
-        for name, module in zip(names, modules, strict=True):
-            setattr(block, name, module)
-
-    put(replacements)
-    return lambda: put(parts)

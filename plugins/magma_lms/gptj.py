@@ -10,6 +10,7 @@ Axes: b batch, t tokens, p columns that a cache holds, h heads, r rotary dimensi
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import torch
@@ -19,34 +20,37 @@ from torch.nn import functional as F
 
 from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
 
-from . import files
-from .causal import Transformers, as_bias, real, visible
-from .families import Adapted
-from .shared import SharedKeysAndValues
-from .text import Bos
+from .adapter_wrapper import AdapterWrapper
+from .attention_masks import attention_mask, padding_mask, to_additive_mask
+from .fused_head import FusedHead
+from .rotary import apply_rope, rope_table
+from .shared_prefix_cache import SharedPrefixCache
+from .tokenization import Bos
+from .transformers_lm import TransformersLM
+from .weights import WEIGHT_FILES, find_problems, resolve_source, unreadable_message
 
 
 class Attention(nn.Module):
     """The library's projections, under their names, with fused attention between them."""
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj = theirs.q_proj, theirs.k_proj, theirs.v_proj
-        self.out_proj = theirs.out_proj
-        self.heads, self.rotary, self.layer = theirs.num_attention_heads, theirs.rotary_dim, theirs.layer_idx
+        self.q_proj, self.k_proj, self.v_proj = original.q_proj, original.k_proj, original.v_proj
+        self.out_proj = original.out_proj
+        self.heads, self.rotary, self.layer = original.num_attention_heads, original.rotary_dim, original.layer_idx
 
     def forward(
-        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]: what the positions from `first` on gather.
 
-        `turns` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom,
+        `rope` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom,
         behind a shared beginning as what is added to scores;
         without one each position sees itself and those before it.
         """
-        sines, cosines = turns
-        queries = _turned(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
-        keys = _turned(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
+        sines, cosines = rope
+        queries = apply_rope(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
+        keys = apply_rope(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
         queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._heads(self.v_proj(x))))
         if mask is not None:
             mask = mask[:, :, first:]
@@ -54,8 +58,8 @@ class Attention(nn.Module):
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[first:]
         if cache is not None:
             keys, values = cache.cache.update(keys, values, self.layer)
-        if cache is not None and cache.shared is not None:
-            out = cache.shared.attend(queries, keys, values, mask, self.layer)
+        if cache is not None and cache.shared_prefix is not None:
+            out = cache.shared_prefix.attend(queries, keys, values, mask, self.layer)
         else:
             out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
         gathered: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
@@ -66,74 +70,32 @@ class Attention(nn.Module):
         return x.view(b, t, self.heads, d // self.heads)
 
 
-def turns(positions: int, r: int, device: torch.device) -> Tensor:
-    """Sines and cosines of rotary embeddings [positions, r], r / 2 of each, in float32 (Su et al. 2021)."""
-    speeds = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
-    angles = torch.arange(positions, device=device).float()[:, None] * speeds
-    return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-
-def _turned(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
-    """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
-    if torch.compiler.is_compiling():  # it writes that loop itself
-        even, odd = x[..., 0:r:2], x[..., 1:r:2]
-        pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
-        return torch.cat([pairs.flatten(-2), x[..., r:]], dim=-1)
-    out: Tensor = _Turn.apply(x, sines, cosines, r)
-    return out
-
-
-class _Turn(torch.autograd.Function):
-    """A rotation, whose gradient is rotated back: no part of it is kept, none is summed up from slices."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
-        ctx.save_for_backward(sines, cosines)
-        ctx.r = r
-        return _rotate(x, sines, cosines, r)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        sines, cosines = ctx.saved_tensors
-        return _rotate(gradient, -sines, cosines, ctx.r), None, None, None
-
-
-def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
-    out = torch.empty_like(x)
-    out[..., r:] = x[..., r:]
-    if x.dtype == torch.float32 and x.is_contiguous() and x.shape[-1] % 2 == 0:
-        # As complex numbers: one kernel instead of four, which torch has in single and double precision only.
-        torch.mul(_as_complex(x, r), torch.complex(cosines, sines), out=_as_complex(out, r))
-        return out
-    even, odd = x[..., 0:r:2], x[..., 1:r:2]
-    torch.mul(even, cosines, out=out[..., 0:r:2]).addcmul_(odd, sines, value=-1)
-    torch.mul(odd, cosines, out=out[..., 1:r:2]).addcmul_(even, sines)
-    return out
-
-
-def _as_complex(x: Tensor, r: int) -> Tensor:
-    """[b, t, h, r / 2]: the neighbouring pairs of the first r dimensions, without a copy."""
-    return torch.view_as_complex(x[..., :r].unflatten(-1, (-1, 2)))
-
-
 class Block(nn.Module):
     """The library's block, under its names: attention and feed-forward side by side."""
 
-    def __init__(self, theirs: Any) -> None:
+    def __init__(self, original: Any) -> None:
         super().__init__()
-        self.ln_1, self.attn, self.mlp = theirs.ln_1, Attention(theirs.attn), theirs.mlp
+        self.ln_1, self.attn, self.mlp = original.ln_1, Attention(original.attn), original.mlp
 
     def forward(
-        self, x: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]."""
         y = self.ln_1(x)
-        late = y[:, first:]
-        out: Tensor = self._attended(y, late, turns, mask, cache, first) + self.mlp(late) + x[:, first:]
+        late_positions = y[:, first:]
+        out: Tensor = (
+            self._attend(y, late_positions, rope, mask, cache, first) + self.mlp(late_positions) + x[:, first:]
+        )
         return out
 
-    def _attended(
-        self, y: Tensor, late: Tensor, turns: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any, first: int
+    def _attend(
+        self,
+        y: Tensor,
+        late_positions: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        cache: Any,
+        first: int,
     ) -> Tensor:
         """[b, t - first, d]. An adapter mixes no positions: it needs the late ones alone, attention sees all.
 
@@ -142,63 +104,25 @@ class Block(nn.Module):
         """
         attention = self.attn
         found: Tensor
-        if not isinstance(attention, Adapted):
-            found = attention(y, turns, mask, cache, first)
+        if not isinstance(attention, AdapterWrapper):
+            found = attention(y, rope, mask, cache, first)
             return found
         if attention.adapter.keeps_input:
-            found = attention.adapter(late, lambda _: attention.sublayer(y, turns, mask, cache, first))
+            found = attention.adapter(late_positions, lambda _: attention.sublayer(y, rope, mask, cache, first))
             return found
-        whole: Tensor = attention(y, turns, mask, cache)
+        whole: Tensor = attention(y, rope, mask, cache)
         return whole[:, first:]
 
 
-class Head(nn.Module):
-    """The library's head, under its names, and the loss behind it in one step.
-
-    The head is frozen, so that the loss's gradient is known as soon as the logits are: [m, d] of it are kept for the
-    backward pass, and none of the logits [m, v].
-    """
-
-    def __init__(self, theirs: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = theirs.weight, theirs.bias
-
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """[m, d] to logits [m, v]; with labels [m] to their cross-entropy, summed, in float32."""
-        if labels is None:
-            return F.linear(hidden, self.weight, self.bias)
-        loss: Tensor = _Loss.apply(hidden, self.weight, self.bias, labels)
-        return loss
-
-
-class _Loss(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-        logits = F.linear(hidden, weight, bias).float()
-        wanted = labels[:, None]
-        said, highest = logits.gather(1, wanted), logits.amax(-1, keepdim=True)
-        powers = logits.sub_(highest).exp_()  # in place throughout: at GPT-2's vocabulary fresh memory costs a third
-        total = powers.sum(-1, keepdim=True)
-        loss = (highest + total.log() - said).sum()
-        if ctx.needs_input_grad[0]:
-            chances = powers.div_(total)
-            chances.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=chances.dtype))
-            ctx.save_for_backward(chances.to(weight.dtype) @ weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (kept,) = ctx.saved_tensors
-        return kept * gradient.to(kept.dtype), None, None, None
-
-
-class GPTJ(Transformers):
+class GPTJ(TransformersLM):
     """The paper's language model. Sizes default to the 6B model's."""
 
     name = "gptj"
 
     class Config(PartConfig):
         """Sizes count where there is no config.json beside `weights`; without `weights` these are random."""
+
+        renamed_keys = MappingProxyType({"words": "num_embeddings"})
 
         weights: Weights | None = None
         """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
@@ -212,7 +136,7 @@ class GPTJ(Transformers):
         rotary_dim: int = Field(64, ge=2)
         context: int = Field(2048, ge=1)
         vocab: int = Field(50400, ge=1)
-        words: int | None = Field(None, ge=1)
+        num_embeddings: int | None = Field(None, ge=1)
         """Rows of the word embedding, where it has fewer than the head; in a file the others are padding."""
         eos: int = Field(50256, ge=0)
 
@@ -222,34 +146,37 @@ class GPTJ(Transformers):
                 raise ValueError(f"a width ({self.dim}) that the heads ({self.heads}) divide")
             if self.rotary_dim % 2 or self.rotary_dim > self.dim // self.heads:
                 raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, a head's width")
-            if self.eos >= (self.words or self.vocab):
-                raise ValueError(f"an eos below {'words' if self.words else 'vocab'} ({self.words or self.vocab})")
+            rows, key = (self.num_embeddings, "num_embeddings") if self.num_embeddings else (self.vocab, "vocab")
+            if self.eos >= rows:
+                raise ValueError(f"an eos below {key} ({rows})")
             return self
 
     config: Config
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config), config.bos)
-        if config.words is not None and config.words > self.vocab:
-            raise PartError(f"lm.words: given {config.words}; allowed: at most the head's {self.vocab} rows")
-        self._make_ours()
+        if config.num_embeddings is not None and config.num_embeddings > self.vocab:
+            raise PartError(
+                f"lm.num_embeddings: given {config.num_embeddings}; allowed: at most the head's {self.vocab} rows"
+            )
+        self._replace_blocks()
 
     def load_weights(self) -> None:
         """As every model of transformers."""
         super().load_weights()
-        self._make_ours()
+        self._replace_blocks()
 
-    def _make_ours(self) -> None:
+    def _replace_blocks(self) -> None:
         """Same tensors under the same names; the padding of the word embedding is cut off."""
-        if self.config.words is not None:
+        if self.config.num_embeddings is not None:
             whole = self.model.get_input_embeddings()
-            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.words].clone())
-            whole.num_embeddings = self.config.words
-        self.model.lm_head = Head(self.model.lm_head)
+            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.num_embeddings].clone())
+            whole.num_embeddings = self.config.num_embeddings
+        self.model.lm_head = FusedHead(self.model.lm_head)
         decoder = self.model.transformer
-        table = turns(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)
-        decoder.register_buffer("turns", table, persistent=False)
-        decoder.h = nn.ModuleList(Block(theirs) for theirs in decoder.h)
+        table = rope_table(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)
+        decoder.register_buffer("rope_table", table, persistent=False)
+        decoder.h = nn.ModuleList(Block(original) for original in decoder.h)
         for block in decoder.h:
             if self._architecture.activation_function == "gelu_new":
                 block.mlp.act = nn.GELU(approximate="tanh")
@@ -259,24 +186,24 @@ class GPTJ(Transformers):
         loss: Tensor = self.model.lm_head(hidden, labels)
         return loss
 
-    def new_cache(self) -> SharedKeysAndValues:
+    def new_cache(self) -> SharedPrefixCache:
         """An empty one."""
-        return SharedKeysAndValues.empty()
+        return SharedPrefixCache.empty()
 
     def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place. The last block computes what is scored alone."""
-        assert cache is None or isinstance(cache, SharedKeysAndValues)
+        assert cache is None or isinstance(cache, SharedPrefixCache)
         past = None if cache is None else cache.valid
         mask = None
         if past is not None or layout.segments is not None:
-            mask = visible(embeddings, layout, past)[:, None]
-        if cache is not None and cache.shared is not None:
+            mask = attention_mask(embeddings, layout, past)[:, None]
+        if cache is not None and cache.shared_prefix is not None:
             assert mask is not None
-            mask = as_bias(mask, embeddings.dtype)  # once for all blocks
+            mask = to_additive_mask(mask, embeddings.dtype)  # once for all blocks
         if cache is not None:
-            cache.valid = real(embeddings, layout, past)
+            cache.valid = padding_mask(embeddings, layout, past)
         decoder: Any = self.model.transformer
-        table = decoder.turns[layout.positions.clamp(max=self.context - 1)].to(embeddings.dtype)
+        table = decoder.rope_table[layout.positions.clamp(max=self.context - 1)].to(embeddings.dtype)
         sines, cosines = table[:, :, None].chunk(2, -1)
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):
@@ -295,7 +222,7 @@ class GPTJ(Transformers):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A folder or a bundled name that is not there, a hub name that cannot be had."""
-        return files.lacking(config.weights, config.tokenizer, files.WEIGHTS)
+        return find_problems(config.weights, config.tokenizer, WEIGHT_FILES)
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:
@@ -303,12 +230,12 @@ def _gptj_architecture(config: GPTJ.Config) -> Any:
     from transformers import GPTJConfig
 
     if config.weights is not None:
-        where = files.location(config.weights)
+        where = resolve_source(config.weights)
         try:
             found = GPTJConfig.get_config_dict(where, local_files_only=True)[0]
         except OSError as error:
             if (Path(where) / "config.json").is_file():  # there, but no JSON
-                raise PartError(files.unreadable("weights", config.weights, error)) from error
+                raise PartError(unreadable_message("weights", config.weights, error)) from error
             found = {}
         if found and found.get("model_type") != "gptj":
             raise PartError(

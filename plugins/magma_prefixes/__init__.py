@@ -1,11 +1,16 @@
-"""Prefixes: features to word-embedding space."""
+"""Prefixes: maps from the features of an encoder to the space of word embeddings.
+
+The paper uses a linear map; the pooled one is Frozen's, the non-linear ones were tried and found no better.
+"""
 
 from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
-from .linear import Linear, Pooled
-from .nonlinear import Mlp, Transformer
+from .linear import Linear
+from .mlp import Mlp
+from .pooled import Pooled
+from .transformer import Transformer
 
 
 @hookimpl

@@ -5,18 +5,12 @@ Axes: b batch, n features, e encoder width, k prefix length, d language-model wi
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from magma import Features, PartConfig, Prefix
 
-
-class Finish(nn.Sequential):
-    """Dropout, then LayerNorm, on what a prefix puts out."""
-
-    def __init__(self, dim: int, dropout: float, layernorm: bool) -> None:
-        super().__init__(nn.Dropout(dropout), nn.LayerNorm(dim) if layernorm else nn.Identity())
+from .dropout_norm import DropoutNorm
 
 
 class Linear(Prefix):
@@ -34,7 +28,7 @@ class Linear(Prefix):
         super().__init__(config, encoder_dim, encoder_length, dim)
         self.length = encoder_length
         self.projection = nn.Linear(encoder_dim, dim)
-        self.finish = Finish(dim, config.dropout, config.layernorm)
+        self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def size(self, features: int) -> int:
         """As many as there are features."""
@@ -43,40 +37,3 @@ class Linear(Prefix):
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, n, d]."""
         return Features(self.finish(self.projection(features.values)), features.lengths)
-
-
-class Pooled(Prefix):
-    """One pooled feature becomes k embeddings, as in Frozen: linear to k * d, reshaped.
-
-    Several features are averaged first, the real ones alone.
-    """
-
-    name = "pooled"
-
-    class Config(PartConfig):
-        """`length` is k; Frozen and the paper's NF-ResNet use 2."""
-
-        length: int = Field(2, ge=1)
-        dropout: float = Field(0.0, ge=0, lt=1)
-        layernorm: bool = False
-
-    def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
-        super().__init__(config, encoder_dim, encoder_length, dim)
-        self.length = config.length
-        self.dim = dim
-        self.projection = nn.Linear(encoder_dim, config.length * dim)
-        self.finish = Finish(dim, config.dropout, config.layernorm)
-
-    def forward(self, features: Features) -> Features:
-        """[b, n, e] to [b, k, d]."""
-        pooled = _mean(features)
-        return Features(self.finish(self.projection(pooled).unflatten(-1, (self.length, self.dim))))
-
-
-def _mean(features: Features) -> Tensor:
-    """[b, n, e] to [b, e], over the real features."""
-    if features.lengths is None:
-        return features.values.mean(1)
-    real = torch.arange(features.values.shape[1], device=features.values.device) < features.lengths[:, None]
-    total = (features.values * real[..., None]).sum(1)
-    return total / features.lengths[:, None].to(total.dtype)

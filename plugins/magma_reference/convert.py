@@ -38,35 +38,35 @@ def to_folder(
     dtype = _dtype(tensors)
     model = magma.assemble(recipe, device="meta", dtype=dtype)
     mapped = {name: sizes.reference(name) for name in model.state_dict()}
-    notes |= {"bias": _check(tensors, sizes, set(mapped.values())), "aliases": _check_aliases(tensors)}
-    bare = _bare_names(model)
+    notes |= {"bias": _check_tensors(tensors, sizes, set(mapped.values())), "aliases": _check_aliases(tensors)}
+    bare = _names_without_adapters(model)
     tables = {key: tensors[f"{sizes.attention(0)}.{key}"] for key in BUFFERS if key != "bias"}
-    said: list[str] = []
+    lines: list[str] = []
 
-    def bring(folder: Path) -> None:
+    def write_lm(folder: Path) -> None:
         from huggingface_hub import save_torch_state_dict
         from safetensors.torch import save_file
 
         (folder / LM).mkdir()
-        _configuration(sizes, dtype).save_pretrained(folder / LM)
+        _lm_config(sizes, dtype).save_pretrained(folder / LM)
         state = {bare[name]: _cast(tensors[mapped[name]], dtype) for name in bare}
         if lacking := sizes.vocab - sizes.words:
             words = "transformer.wte.weight"
             state[words] = torch.nn.functional.pad(state[words], (0, 0, 0, lacking))
         save_torch_state_dict(state, folder / LM, max_shard_size=SHARD)
-        said.append(_put_tokenizer(folder / LM, tokenizer, sizes))
+        lines.append(_save_tokenizer(folder / LM, tokenizer, sizes))
         save_file({key: table.clone() for key, table in tables.items()}, folder / TABLES)
         (folder / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
     magma.save_tensors(
         out,
         {**recipe, "lm": {**recipe["lm"], "weights": LM}},
-        {name: tensors[theirs] for name, theirs in mapped.items()},
+        {name: tensors[reference_name] for name, reference_name in mapped.items()},
         dtype,
-        bring,
+        write_lm,
         joined=False,  # the authors' code tokenizes each text by itself
     )
-    return [*_told(mapped), *_told_sizes(sizes, dtype), *said]
+    return [*_describe_mapping(mapped), *_describe_sizes(sizes, dtype), *lines]
 
 
 def to_file(folder: str | Path, out: str | Path) -> list[str]:
@@ -93,7 +93,7 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
         aside.replace(out)
     finally:
         aside.unlink(missing_ok=True)
-    return list(_told({theirs: ours for ours, theirs in mapped.items()}))
+    return list(_describe_mapping({reference_name: ours for ours, reference_name in mapped.items()}))
 
 
 def _exported(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
@@ -118,8 +118,8 @@ def _exported(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str
 def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors of a checkpoint, mapped into memory, and what else its top level says."""
     found, top = magma.read_tensors(file, "module")
-    said = {k: v for k, v in top.items() if isinstance(v, str | int | float | bool | None)}
-    return found, {"module": bool(top), "top": said}
+    values = {k: v for k, v in top.items() if isinstance(v, str | int | float | bool | None)}
+    return found, {"module": bool(top), "top": values}
 
 
 # Checks
@@ -138,7 +138,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def _check(tensors: Mapping[str, Tensor], sizes: Sizes, weights: set[str]) -> str:
+def _check_tensors(tensors: Mapping[str, Tensor], sizes: Sizes, weights: set[str]) -> str:
     """Every tensor is explained, none is missing, tables are what they should be; the causal masks' dtype."""
     buffers = {f"{sizes.attention(layer)}.{key}" for layer in range(sizes.layers) for key in BUFFERS}
     known = weights | buffers
@@ -163,7 +163,7 @@ def _check(tensors: Mapping[str, Tensor], sizes: Sizes, weights: set[str]) -> st
     for layer in range(sizes.layers):
         for key in BUFFERS:
             name = f"{sizes.attention(layer)}.{key}"
-            if not _same(tensors[name], tensors[f"{first}.{key}"]):
+            if not _equal(tensors[name], tensors[f"{first}.{key}"]):
                 raise CheckpointError(f"{name} differs from that of the first block")
     for key in ("sin", "cos"):
         table = tensors[f"{first}.{key}"]
@@ -177,12 +177,12 @@ def _check_aliases(tensors: Mapping[str, Tensor]) -> bool:
     present = [(name, other) for name in tensors if (other := alias(name)) in tensors]
     for name, other in present:
         assert other is not None
-        if not _same(tensors[name], tensors[other]):
+        if not _equal(tensors[name], tensors[other]):
             raise CheckpointError(f"{other} differs from {name}, of which it is a second name")
     return bool(present)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor) -> bool:
     shared = one.dtype == other.dtype and one.shape == other.shape and one.data_ptr() == other.data_ptr()
     return shared or (one.dtype == other.dtype and torch.equal(one, other))
 
@@ -195,7 +195,7 @@ def _refuse_existing(out: Path) -> None:
 # The language model's folder
 
 
-def _bare_names(model: Magma) -> dict[str, str]:
+def _names_without_adapters(model: Magma) -> dict[str, str]:
     """Names in the model to names in the language model's own library, adapters left out."""
     names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
     model.lm.remove_adapters()
@@ -203,7 +203,7 @@ def _bare_names(model: Magma) -> dict[str, str]:
     return {names[id(tensor)]: name.removeprefix("model.") for name, tensor in state.items()}
 
 
-def _configuration(sizes: Sizes, dtype: torch.dtype) -> Any:
+def _lm_config(sizes: Sizes, dtype: torch.dtype) -> Any:
     from transformers import GPTJConfig
 
     return GPTJConfig(
@@ -221,7 +221,7 @@ def _configuration(sizes: Sizes, dtype: torch.dtype) -> Any:
     )
 
 
-def _put_tokenizer(folder: Path, wanted: str | None, sizes: Sizes) -> str:
+def _save_tokenizer(folder: Path, wanted: str | None, sizes: Sizes) -> str:
     """GPT-2's tokenizer with its image token, beside the weights; a line that says how it went."""
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -310,20 +310,20 @@ def _stored_tables(folder: Path) -> dict[str, Tensor] | None:
 # What a person is told
 
 
-def _told(mapped: Mapping[str, str]) -> Iterator[str]:
+def _describe_mapping(mapped: Mapping[str, str]) -> Iterator[str]:
     """One line for all names that differ in a block's number, or that end alike."""
     patterns: dict[tuple[str, str], int] = {}
-    for ours, theirs in mapped.items():
-        left, right = (re.sub(r"\.h\.\d+\.", ".h.*.", name).split(".") for name in (theirs, ours))
+    for ours, reference_name in mapped.items():
+        left, right = (re.sub(r"\.h\.\d+\.", ".h.*.", name).split(".") for name in (reference_name, ours))
         while left[-1] == right[-1]:
             left, right = left[:-1], right[:-1]
         key = ".".join(left), ".".join(right)
         patterns[key] = patterns.get(key, 0) + 1
-    for (theirs, ours), count in patterns.items():
-        yield f"{theirs}.** -> {ours}.**  ({count} tensor{'s' if count > 1 else ''})"
+    for (reference_name, ours), count in patterns.items():
+        yield f"{reference_name}.** -> {ours}.**  ({count} tensor{'s' if count > 1 else ''})"
 
 
-def _told_sizes(sizes: Sizes, dtype: torch.dtype) -> Iterator[str]:
+def _describe_sizes(sizes: Sizes, dtype: torch.dtype) -> Iterator[str]:
     yield (
         f"language model: {sizes.layers} layers, width {sizes.dim}, {sizes.heads} heads, rotary {sizes.rotary}, "
         f"context {sizes.context}, {sizes.words} words, head of {sizes.vocab}"

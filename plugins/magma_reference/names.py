@@ -15,7 +15,7 @@ from torch import Tensor
 
 from magma import CheckpointError
 
-TOWERS: dict[tuple[tuple[int, ...], int], int] = {
+CLIP_RESNETS: dict[tuple[tuple[int, ...], int], int] = {
     ((3, 4, 6, 3), 64): 224,
     ((3, 4, 23, 3), 64): 224,
     ((4, 6, 10, 6), 80): 288,
@@ -68,7 +68,7 @@ class Sizes:
 
     def recipe(self) -> dict[str, Any]:
         """The recipe of the model, its language model's weights left out."""
-        words = {} if self.words == self.vocab else {"words": self.words}
+        words = {} if self.words == self.vocab else {"num_embeddings": self.words}
         return {
             "name": "reference",
             "description": "Imported from a checkpoint of the authors' code",
@@ -90,7 +90,7 @@ class Sizes:
                         "layers": list(self.stages),
                         "width": self.width,
                         "image_size": self.image_size,
-                        "smaller": self.guessed,
+                        "allow_smaller": self.guessed,
                         "preparation": "published",
                     },
                     "prefix": {"use": "linear", "layernorm": self.layernorm},
@@ -114,14 +114,14 @@ class Sizes:
 
     def reference(self, name: str) -> str:
         """What the authors' code calls a tensor of ours."""
-        for ours, theirs in (
+        for ours, reference_name in (
             ("inputs.image.encoder.network.", "image_prefix.enc."),
             ("inputs.image.prefix.projection.", "image_prefix.proj."),
             ("inputs.image.prefix.finish.1.", "image_prefix.ln."),
             ("lm.model.", "lm."),
         ):
             if name.startswith(ours):
-                name = theirs + name.removeprefix(ours)
+                name = reference_name + name.removeprefix(ours)
                 break
         found = re.fullmatch(r"(lm\.transformer\.h\.\d+)\.(attn|mlp)\.(.+)", name)
         if not found:
@@ -210,14 +210,14 @@ def find_sizes(tensors: Mapping[str, Tensor], image_size: int | None = None) -> 
         words=words,
         width=width,
         stages=(stages[0], stages[1], stages[2], stages[3]),
-        image_size=image_size or TOWERS.get((stages, width)) or _fitting(context),
-        guessed=image_size is None and (stages, width) not in TOWERS,
+        image_size=image_size or CLIP_RESNETS.get((stages, width)) or _guess_image_size(context),
+        guessed=image_size is None and (stages, width) not in CLIP_RESNETS,
         layernorm="image_prefix.ln.weight" in tensors,
         adapters=adapters,
     )
 
 
-def _fitting(context: int) -> int:
+def _guess_image_size(context: int) -> int:
     side = max(1, min(7, int((context / 2) ** 0.5)))
     return 32 * side
 

@@ -1,4 +1,8 @@
-"""Image encoders."""
+"""Image encoders: CLIP through open_clip, and the networks of timm.
+
+`image_file.py` opens images, `preprocessing.py` brings them to pixels of an encoder's size, `image_encoder.py` has what
+all image encoders share.
+"""
 
 from collections.abc import Iterable
 
@@ -6,7 +10,7 @@ from magma import Part, hookimpl
 
 from .clip import Clip
 from .nfresnet import NFResNet
-from .timm_grid import Timm
+from .timm_features import Timm
 
 
 @hookimpl

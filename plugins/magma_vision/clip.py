@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -13,8 +14,16 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, grid_rows, read_state
-from .timm_grid import grid_builder
+from .image_encoder import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ImageConfig,
+    ImageEncoder,
+    describe_failed_download,
+    flatten_grid,
+    read_state,
+)
+from .timm_features import grid_builder
 
 
 class Clip(ImageEncoder):
@@ -27,18 +36,26 @@ class Clip(ImageEncoder):
 
     name = "clip"
     mean, std = CLIP_MEAN, CLIP_STD
-    small: ClassVar[Mapping[str, Any]] = {"layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8}
+    check_config: ClassVar[Mapping[str, Any]] = {
+        "layers": 1,
+        "width": 16,
+        "image_size": 32,
+        "patch_size": 16,
+        "head_width": 8,
+    }
 
     class Config(ImageConfig):
         """`model` as open_clip names it, or a size of one's own: `layers`, `width` and `image_size`."""
 
+        renamed_keys = MappingProxyType({"pretrained": "weights", "smaller": "allow_smaller"})
+
         model: str | None = None
         """RN50x4, RN50x16, ViT-B-32, ..."""
-        pretrained: Weights | None = None
+        weights: Weights | None = None
         """A tag of open_clip ("openai"), or a file; random where it is not given."""
         image_size: int | None = Field(None, ge=1)
         """Pixels of a side; the model's own where it is not given."""
-        smaller: bool = False
+        allow_smaller: bool = False
         """Prepared images may be smaller: for a ResNet of which nobody knows what size it was trained with."""
         layers: int | tuple[int, int, int, int] | None = None
         """Four stages of a ResNet, or the depth of a ViT."""
@@ -55,24 +72,24 @@ class Clip(ImageEncoder):
                 raise ValueError("either `model` (an open_clip name) or `layers`, `width` and `image_size`")
             if own and None in (self.layers, self.width, self.image_size):
                 raise ValueError("`layers`, `width` and `image_size` together")
-            if own and self.pretrained is not None and not Path(self.pretrained).suffix:
-                raise ValueError("a file as `pretrained` for a size of one's own")
+            if own and self.weights is not None and not Path(self.weights).suffix:
+                raise ValueError("a file as `weights` for a size of one's own")
             return self
 
     config: Config
 
     def __init__(self, config: Config) -> None:
-        settings = _settings(config)
+        settings = _model_config(config)
         vision = dict(settings["vision_cfg"])
         size = config.image_size or vision.get("image_size", 224)
         vision["image_size"] = size
         quick = bool(settings.get("quick_gelu", False))
-        build: Callable[[], nn.Module] = partial(_tower, settings["embed_dim"], vision, quick)
-        tried = None
+        build: Callable[[], nn.Module] = partial(_build_tower, settings["embed_dim"], vision, quick)
+        dry_run = None
         if vision.get("timm_model_name"):
-            build, tried = grid_builder(build, size)
-        super().__init__(config, build, size, tried)
-        self.smaller = config.smaller
+            build, dry_run = grid_builder(build, size)
+        super().__init__(config, build, size, dry_run)
+        self.allow_smaller = config.allow_smaller
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
@@ -83,33 +100,33 @@ class Clip(ImageEncoder):
             found = network.forward_intermediates(x, indices=1, intermediates_only=True, output_fmt="NLC")
             tokens: Tensor = found["image_intermediates"][-1]
             return tokens
-        return grid_rows(network(x))
+        return flatten_grid(network(x))
 
     def load_weights(self) -> None:
         """The tower's share of a pretrained CLIP."""
-        source = self.config.pretrained
+        source = self.config.weights
         if source is None:
             self.init_weights()
             return
         path = source if Path(source).is_file() else _download(str(self.config.model), source)
-        self.fill(_visual(read_state(path), self.network), f"clip pretrained {source}")
+        self.load_state(_vision_tensors(read_state(path), self.network), f"clip weights {source}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """A weights file that is not there, a tag that open_clip does not know, or whose weights cannot be had."""
-        if config.pretrained is None or Path(config.pretrained).is_file():
+        if config.weights is None or Path(config.weights).is_file():
             return []
         import open_clip
 
         tags = open_clip.list_pretrained_tags_by_model(config.model or "")
-        if config.pretrained in tags:
-            where = open_clip.get_pretrained_cfg(config.model, config.pretrained).get("hf_hub", "").rpartition("/")[0]
+        if config.weights in tags:
+            where = open_clip.get_pretrained_cfg(config.model, config.weights).get("hf_hub", "").rpartition("/")[0]
             problem = where and hub_problem(where, "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-            return [f"pretrained: {problem}"] if problem else []
-        return [f"pretrained: given {config.pretrained!r}; allowed: a file, or for {config.model}: {', '.join(tags)}"]
+            return [f"weights: {problem}"] if problem else []
+        return [f"weights: given {config.weights!r}; allowed: a file, or for {config.model}: {', '.join(tags)}"]
 
 
-def _settings(config: Clip.Config) -> dict[str, Any]:
+def _model_config(config: Clip.Config) -> dict[str, Any]:
     """open_clip's own configuration, or one of the size that is asked for."""
     import open_clip
 
@@ -129,12 +146,12 @@ def _settings(config: Clip.Config) -> dict[str, Any]:
             f'clip: open_clip has no model "{config.model}".{did_you_mean(config.model, names)} '
             "Allowed: what open_clip.list_models() names"
         )
-    if config.pretrained == "openai" and "quick_gelu" not in found:
+    if config.weights == "openai" and "quick_gelu" not in found:
         found["quick_gelu"] = True  # OpenAI's weights were trained with it; open_clip does the same
     return dict(found)
 
 
-def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
+def _build_tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
     """open_clip's module, its pooling and projection taken out; of a tower of timm, timm's network."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.modified_resnet import ModifiedResNet
@@ -152,7 +169,7 @@ def _tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Modul
     return tower
 
 
-def _visual(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+def _vision_tensors(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The tower's tensors in the state dict of a CLIP or of a tower alone; pooling and projection left out."""
     if any(name.startswith("visual.") for name in state):
         state = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
@@ -167,11 +184,8 @@ def _download(model: str, tag: str) -> str:
 
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
-        raise PartError(f"clip pretrained: given {tag!r}; allowed: a file, or for {model}: {', '.join(tags)}")
+        raise PartError(f"clip weights: given {tag!r}; allowed: a file, or for {model}: {', '.join(tags)}")
     try:
         return str(open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, tag)))
     except Exception as error:  # the hub's client and urllib raise many kinds
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise PartError(
-            f"clip pretrained: {model} {tag} cannot be downloaded: {reason.rstrip('.')}. A file of them is allowed too"
-        ) from error
+        raise PartError(describe_failed_download(f"clip weights: {model} {tag}", error)) from error

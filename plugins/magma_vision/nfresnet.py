@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
@@ -10,24 +11,26 @@ from torch import Tensor, nn
 
 from magma import Weights
 
-from .image import ImageConfig, ImageEncoder
-from .timm_grid import check_name, timm_problems, timm_state
+from .image_encoder import ImageConfig, ImageEncoder
+from .timm_features import check_model_name, find_timm_problems, load_timm_state
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class NFResNet(ImageEncoder):
-    """nf_resnet50 and its relatives of timm, averaged over the grid: [b, 1, e]. From scratch unless `pretrained`."""
+    """nf_resnet50 and its relatives of timm, averaged over the grid: [b, 1, e]. From scratch without `weights`."""
 
     name = "nfresnet"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
-    small: ClassVar[Mapping[str, Any]] = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64}
+    check_config: ClassVar[Mapping[str, Any]] = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64}
 
     class Config(ImageConfig):
         """`model` as timm names it; `layers` and `width` change its size."""
 
+        renamed_keys = MappingProxyType({"pretrained": "weights"})
+
         model: str = "nf_resnet50"
-        pretrained: bool | Weights = False
+        weights: bool | Weights = False
         """timm's weights, or a file."""
         image_size: int = Field(224, ge=32)
         """Pixels of a side."""
@@ -39,8 +42,8 @@ class NFResNet(ImageEncoder):
         def _one_size(self) -> Self:
             if (self.layers is None) != (self.width is None):
                 raise ValueError("`layers` and `width` together")
-            if self.layers is not None and self.pretrained is True:
-                raise ValueError("a file as `pretrained` for a size of one's own")
+            if self.layers is not None and self.weights is True:
+                raise ValueError("a file as `weights` for a size of one's own")
             return self
 
     config: Config
@@ -48,7 +51,7 @@ class NFResNet(ImageEncoder):
     def __init__(self, config: Config) -> None:
         import timm
 
-        check_name(self.name, config.model, timm.list_models(module="nfnet"))
+        check_model_name(self.name, config.model, timm.list_models(module="nfnet"))
         size: dict[str, Any] = {}
         if config.layers is not None and config.width is not None:
             width = config.width
@@ -63,14 +66,14 @@ class NFResNet(ImageEncoder):
 
     def load_weights(self) -> None:
         """timm's weights, or a file's."""
-        if self.config.pretrained is False:
+        if self.config.weights is False:
             self.init_weights()
             return
-        state = timm_state(self.name, self.config.model, self.config.pretrained)
+        state = load_timm_state(self.name, self.config.model, self.config.weights)
         kept = {name: tensor for name, tensor in state.items() if not name.startswith("head.fc.")}
-        self.fill(kept, f"nfresnet pretrained {self.config.pretrained}")
+        self.load_state(kept, f"nfresnet weights {self.config.weights}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Weights that are not there."""
-        return timm_problems(config.model, config.pretrained)
+        return find_timm_problems(config.model, config.weights)

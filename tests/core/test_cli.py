@@ -143,7 +143,7 @@ def test_a_path_of_the_users_is_named_and_a_bug_is_a_traceback(
 
 
 def test_generate_takes_segments_in_their_order(run: tuple[Path, Any], tmp_path: Path) -> None:
-    from magma_data.digits import images
+    from magma_data.digits.written import images
 
     import magma as library
 

@@ -15,7 +15,7 @@ DAMAGED = (OSError, EOFError, zlib.error)
 """What reading a compressed file raises where it is damaged or cut off; `lzma` has an error in addition."""
 
 
-def parsed(where: str, raw: bytes) -> dict[str, Any]:
+def parse_json(where: str, raw: bytes) -> dict[str, Any]:
     """The fields of a JSON object. Raises `InputError`."""
     try:
         fields = json.loads(raw)
@@ -26,10 +26,10 @@ def parsed(where: str, raw: bytes) -> dict[str, Any]:
     return fields
 
 
-def decoded(where: str, raw: bytes) -> str:
+def decode_text(where: str, raw: bytes) -> str:
     r"""Text in UTF-8, without a byte order mark, its lines separated by `\n`. Raises `InputError`."""
     try:
-        text = without_mark(raw).decode("utf-8")
+        text = strip_bom(raw).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: no UTF-8: {error}") from error
     except InputError as error:
@@ -37,14 +37,14 @@ def decoded(where: str, raw: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def without_mark(raw: bytes) -> bytes:
+def strip_bom(raw: bytes) -> bytes:
     """The beginning of a file without UTF-8's byte order mark. Raises `InputError` for UTF-16."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise InputError("it is in UTF-16; allowed: UTF-8, into which `iconv -f UTF-16 -t UTF-8` converts it")
     return raw.removeprefix(codecs.BOM_UTF8)
 
 
-def opened(file: Path) -> IO[bytes]:
+def open_decompressed(file: Path) -> IO[bytes]:
     """The bytes of a file, decompressed. Raises `OSError`."""
     import bz2
     import gzip

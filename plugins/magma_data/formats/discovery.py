@@ -17,10 +17,10 @@ from .content import COMPRESSIONS
 
 IMAGE_DATA = "image_data"
 INDEX, DROPPED = "index.json", "dropped.jsonl"
-Layout = Literal["jsonl", "tar", "datasets", "parquet", "csv", "json", "authors", "lines", "documents"]
-IMAGES: tuple[Layout, ...] = ("datasets", "jsonl", "tar", "parquet", "csv", "json")
+FileFormat = Literal["jsonl", "tar", "datasets", "parquet", "csv", "json", "authors", "lines", "documents"]
+IMAGES: tuple[FileFormat, ...] = ("datasets", "jsonl", "tar", "parquet", "csv", "json")
 """Where every source of images with texts looks, in this order; the first layout that is there is read."""
-_SUFFIXES: Mapping[str, Layout] = {
+_SUFFIXES: Mapping[str, FileFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".tar": "tar",
@@ -31,7 +31,7 @@ _SUFFIXES: Mapping[str, Layout] = {
     ".json": "json",
     ".txt": "lines",
 }
-_SHOWN: Mapping[Layout, str] = {
+_PATTERNS: Mapping[FileFormat, str] = {
     "datasets": "a folder that `save_to_disk` wrote",
     "jsonl": "*.jsonl",
     "tar": "*.tar",
@@ -42,7 +42,7 @@ _SHOWN: Mapping[Layout, str] = {
     "lines": "*.txt",
     "documents": "*.txt",
 }
-_ABOUT_ROWS = re.compile(
+_METADATA_FILES = re.compile(
     r"(index|options|report|dataset_dict|dataset_infos?|state|config|.*_stats)\.json", re.IGNORECASE
 )
 """Files that describe a data set, and hold no rows."""
@@ -50,7 +50,7 @@ _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "
 """Usual names of splits: a folder with files of these names holds a data set."""
 _NUMBER = re.compile(r"(?:^|[-_])\d+([-_]of[-_]\d+(-[0-9a-f]{16})?)?$")
 """What follows the split in the name of a shard; the Hub adds a hash."""
-_OF = re.compile(r"(.*?)(\d+)([-_]of[-_])(\d+)(?:-[0-9a-f]{16})?(\..*)")
+_NUMBERED = re.compile(r"(.*?)(\d+)([-_]of[-_])(\d+)(?:-[0-9a-f]{16})?(\..*)")
 _MANY = 8
 """The most names that an error lists."""
 
@@ -88,37 +88,41 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """The files of one layout."""
 
-    layout: Layout
+    file_format: FileFormat
     files: Sequence[str]
 
 
-def find(path: str, split: str | None, layouts: Sequence[Layout] = IMAGES) -> Found | list[str]:
+def find(path: str, split: str | None, file_formats: Sequence[FileFormat] = IMAGES) -> FoundFiles | list[str]:
     """The files of a split, or of all; otherwise what is wrong, as lines of `Part.problems`."""
     if is_url(path):
-        return _pattern(path, split, layouts)
+        return _find_by_pattern(path, split, file_formats)
     place = Path(path)
     if place.is_file():
-        layout = _layout_of(place.name, layouts)
-        return Found(layout, [path]) if layout else [f"path: {path}: {_unknown({split_suffix(place.name)[1]})}"]
+        file_format = _format_of(place.name, file_formats)
+        return (
+            FoundFiles(file_format, [path])
+            if file_format
+            else [f"path: {path}: {_unknown_suffixes({split_suffix(place.name)[1]})}"]
+        )
     known: dict[str, None] = {}
     search = _Search(place)
-    for layout, splits in search.layouts(layouts):
+    for file_format, splits in search.file_formats(file_formats):
         if split is None and splits:
-            return _complete(layout, [file for files in splits.values() for file in files])
-        if split is not None and (files := _of_split(layout, splits, split)):
-            return _complete(layout, files)
+            return _check_complete(file_format, [file for files in splits.values() for file in files])
+        if split is not None and (files := _files_of_split(file_format, splits, split)):
+            return _check_complete(file_format, files)
         known |= dict.fromkeys(splits)
     if not known:
-        return [search.nothing(layouts)]
+        return [search.describe_nothing_found(file_formats)]
     names = [name for name in known if name]
-    allowed = _listed(names) or "`split = false`, which reads all"
+    allowed = _list_names(names) or "`split = false`, which reads all"
     return [f"split: given {split!r}, which {path} does not have; allowed: {allowed}"]
 
 
-def _pattern(path: str, split: str | None, known: Sequence[Layout]) -> Found | list[str]:
+def _find_by_pattern(path: str, split: str | None, known: Sequence[FileFormat]) -> FoundFiles | list[str]:
     """Tar shards behind urls, or files of any layout."""
     from webdataset.shardlists import expand_urls
 
@@ -126,31 +130,31 @@ def _pattern(path: str, split: str | None, known: Sequence[Layout]) -> Found | l
         return [f"split: given {split!r}, but a url names its shards itself; allowed: `split = false`"]
     files = [str(one) for one in expand_urls(path)]
     if not is_remote(path):
-        layouts = {_layout_of(Path(file).name, known) for file in files}
-        (layout,) = layouts if len(layouts) == 1 else (None,)
-        if layout is None:
-            return [f"path: {path}: {_unknown({split_suffix(Path(file).name)[1] for file in files})}"]
-        return _existing(Found(layout, files))
+        file_formats = {_format_of(Path(file).name, known) for file in files}
+        (file_format,) = file_formats if len(file_formats) == 1 else (None,)
+        if file_format is None:
+            return [f"path: {path}: {_unknown_suffixes({split_suffix(Path(file).name)[1] for file in files})}"]
+        return _check_existing(FoundFiles(file_format, files))
     suffix = split_suffix(PurePosixPath(path).name)[1]
     if path.startswith("hf://") and _SUFFIXES.get(suffix) != "tar":
         return [
             f"path: given {path}, but only tar shards are read from urls; allowed: a folder on this machine, as "
             "`hf download --repo-type dataset NAME --local-dir FOLDER` makes it"
         ]
-    return Found("tar", files)
+    return FoundFiles("tar", files)
 
 
-def _layout_of(name: str, layouts: Sequence[Layout]) -> Layout | None:
+def _format_of(name: str, file_formats: Sequence[FileFormat]) -> FileFormat | None:
     """How a file is read, by its suffix."""
-    text = layouts[0] if layouts[0] in ("lines", "documents") else None
+    text = file_formats[0] if file_formats[0] in ("lines", "documents") else None
     suffix = split_suffix(name)[1]
     if not suffix:
         return text or "jsonl"
-    layout = _SUFFIXES.get(suffix)
-    return text if layout in (None, "lines") else layout
+    file_format = _SUFFIXES.get(suffix)
+    return text if file_format in (None, "lines") else file_format
 
 
-def _unknown(suffixes: set[str]) -> str:
+def _unknown_suffixes(suffixes: set[str]) -> str:
     shown = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
     return (
         f"files with {shown} are not read; allowed: {', '.join(_SUFFIXES)}, all of one kind, "
@@ -158,46 +162,47 @@ def _unknown(suffixes: set[str]) -> str:
     )
 
 
-def _of_split(layout: Layout, splits: Mapping[str, list[str]], split: str) -> list[str]:
+def _files_of_split(file_format: FileFormat, splits: Mapping[str, list[str]], split: str) -> list[str]:
     """The split's files. A whole file name is a split too, and comes first where lines are rows."""
     exact = [file for files in splits.values() for file in files if split_suffix(Path(file).name)[0] == split]
-    if exact and (layout in ("jsonl", "lines") or split not in splits):
+    if exact and (file_format in ("jsonl", "lines") or split not in splits):
         return exact
     return splits.get(split, [])
 
 
-def _complete(layout: Layout, files: list[str]) -> Found | list[str]:
+def _check_complete(file_format: FileFormat, files: list[str]) -> FoundFiles | list[str]:
     """These files, unless some are missing: listed ones, or ones that the names of others count (`-00001-of-00004`)."""
     numbered: dict[tuple[str, ...], dict[int, list[str]]] = {}
     for file in files:
-        if parts := _OF.fullmatch(Path(file).name):
+        if parts := _NUMBERED.fullmatch(Path(file).name):
             front, number, middle, count, end = parts.groups()
             key = (str(Path(file).parent / front), middle, count, end, f"{len(number)}")
             numbered.setdefault(key, {}).setdefault(int(number), []).append(file)
     for (front, middle, count, end, width), there in numbered.items():
-        twice = next((same for same in there.values() if len(same) > 1), None)
-        if twice:
-            return [f"path: {' and '.join(twice)} are the same shard; allowed: one of them"]
+        duplicate = next((same for same in there.values() if len(same) > 1), None)
+        if duplicate:
+            return [f"path: {' and '.join(duplicate)} are the same shard; allowed: one of them"]
         first = 0 if 0 in there or int(count) not in there else 1
-        gone = [i for i in range(first, first + int(count)) if i not in there]
-        if gone:
-            more = f", and {len(gone) - 1} others" if len(gone) > 1 else ""
+        missing = [i for i in range(first, first + int(count)) if i not in there]
+        if missing:
+            more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
             ends = "..".join(f"{i:0{width}}" for i in (min(there), max(there)))
             return [
-                f"path: {front}{gone[0]:0{width}}{middle}{count}{end} is missing{more}: {len(there)} of {count} shards "
-                f"are there; allowed: all, or a path that names some of them (`{front}{{{ends}}}{middle}{count}{end}`)"
+                f"path: {front}{missing[0]:0{width}}{middle}{count}{end} is missing{more}: {len(there)} of {count} "
+                f"shards are there; allowed: all, or a path that names some of them "
+                f"(`{front}{{{ends}}}{middle}{count}{end}`)"
             ]
-    return _existing(Found(layout, files))
+    return _check_existing(FoundFiles(file_format, files))
 
 
-def _existing(found: Found) -> Found | list[str]:
+def _check_existing(found: FoundFiles) -> FoundFiles | list[str]:
     """What is found, unless files that it names are missing."""
-    gone = [file for file in found.files if not is_remote(file) and not Path(file).exists()]
-    more = f", and {len(gone) - 1} others" if len(gone) > 1 else ""
-    return [f"path: {gone[0]} is missing{more}"] if gone else found
+    missing = [file for file in found.files if not is_remote(file) and not Path(file).exists()]
+    more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
+    return [f"path: {missing[0]} is missing{more}"] if missing else found
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     return ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "")
 
 
@@ -211,7 +216,7 @@ class _Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.splits: dict[Layout, Splits] = {}
+        self.splits: dict[FileFormat, Splits] = {}
         self.folders: list[Path] = []
         self.others: Counter[str] = Counter()
         names = []
@@ -227,27 +232,27 @@ class _Folder:
         all_names = set(names)
         for name in sorted(names):
             stem, suffix = split_suffix(name)
-            layout = _SUFFIXES.get(suffix)
-            if layout is None:
+            file_format = _SUFFIXES.get(suffix)
+            if file_format is None:
                 self.others[suffix] += 1
-            elif not _ABOUT_ROWS.fullmatch(name) and not (name == DROPPED and INDEX in all_names):
+            elif not _METADATA_FILES.fullmatch(name) and not (name == DROPPED and INDEX in all_names):
                 if Path(name).suffix.lower() in COMPRESSIONS and Path(name).stem in all_names:
                     continue  # beside the same file, not compressed
                 split = _NUMBER.sub("", stem)
-                self.splits.setdefault(layout, {}).setdefault(split, []).append(str(path / name))
+                self.splits.setdefault(file_format, {}).setdefault(split, []).append(str(path / name))
 
-    def __getitem__(self, layout: Layout) -> Splits:
-        match layout:
+    def __getitem__(self, file_format: FileFormat) -> Splits:
+        match file_format:
             case "datasets":
-                return _saved(self.path)
+                return _find_saved_dataset(self.path)
             case "authors":
                 return {"": [str(self.path)]} if (self.path / IMAGE_DATA).is_dir() else {}
             case "documents":
-                return _documents(self.path)
+                return _find_documents(self.path)
             case "tar":
-                listed = _indexed(self.path)
+                listed = _read_index(self.path)
                 return self.splits.get("tar", {}) if listed is None else listed
-        return self.splits.get(layout, {})
+        return self.splits.get(file_format, {})
 
 
 class _Search:
@@ -258,47 +263,47 @@ class _Search:
         self.subsets: dict[str, None] = {}
         self.others: Counter[str] = Counter()
 
-    def layouts(self, layouts: Sequence[Layout]) -> Iterator[tuple[Layout, Splits]]:
+    def file_formats(self, file_formats: Sequence[FileFormat]) -> Iterator[tuple[FileFormat, Splits]]:
         """Each layout with the splits that it has in a place."""
         for place in (self.path, self.path / "data", self.path / "default"):  # the last one as the Hub converts
             if not place.is_dir():
                 continue
             folder = _Folder(place)
             self.others += folder.others
-            for layout in layouts:
-                yield layout, folder[layout]
+            for file_format in file_formats:
+                yield file_format, folder[file_format]
             nested = [_Folder(one) for one in folder.folders]
-            for layout in layouts:
-                if layout not in ("datasets", "authors", "documents", "json"):
-                    yield layout, self._by_folder(layout, nested)
+            for file_format in file_formats:
+                if file_format not in ("datasets", "authors", "documents", "json"):
+                    yield file_format, self._by_folder(file_format, nested)
 
-    def _by_folder(self, layout: Layout, folders: Sequence[_Folder]) -> Splits:
+    def _by_folder(self, file_format: FileFormat, folders: Sequence[_Folder]) -> Splits:
         """The folders' names are the splits."""
         found: Splits = {}
         for folder in folders:
-            splits, name = folder.splits.get(layout, {}), folder.path.name
+            splits, name = folder.splits.get(file_format, {}), folder.path.name
             if any(split != name and split in _SPLITS for split in splits):
                 self.subsets[name] = None
             elif splits and name not in ("data", "default"):
                 found[name] = [file for files in splits.values() for file in files]
         return found
 
-    def nothing(self, layouts: Sequence[Layout]) -> str:
+    def describe_nothing_found(self, file_formats: Sequence[FileFormat]) -> str:
         """Why nothing was found."""
         if self.subsets:
             names = list(self.subsets)
             return (
-                f"path: {self.path} holds several data sets, each with its splits: {_listed(names)}; allowed: one of "
-                f"them ({self.path / names[0]})"
+                f"path: {self.path} holds several data sets, each with its splits: {_list_names(names)}; allowed: one "
+                f"of them ({self.path / names[0]})"
             )
-        shown = ", ".join(dict.fromkeys(_SHOWN[layout] for layout in layouts))
+        shown = ", ".join(dict.fromkeys(_PATTERNS[file_format] for file_format in file_formats))
         others = [f"{suffix or 'no suffix'} ({count:,})" for suffix, count in self.others.most_common()]
-        return f"path: {self.path} has none of: {shown}" + (f"; its files have {_listed(others)}" if others else "")
+        return f"path: {self.path} has none of: {shown}" + (f"; its files have {_list_names(others)}" if others else "")
 
 
-def _indexed(folder: Path) -> Splits | None:
+def _read_index(folder: Path) -> Splits | None:
     """The shards that our `index.json` lists, where there is one."""
-    listed = _json(folder / INDEX)
+    listed = _read_json(folder / INDEX)
     if listed.get("format") != 1 or not isinstance(listed.get("splits"), dict):
         return None
     try:
@@ -310,15 +315,15 @@ def _indexed(folder: Path) -> Splits | None:
         raise InputError(f"{folder / INDEX}: its shards cannot be read: {error!r}") from error
 
 
-def _saved(folder: Path) -> Splits:
+def _find_saved_dataset(folder: Path) -> Splits:
     """What `save_to_disk` of the datasets library wrote."""
-    names = _json(folder / "dataset_dict.json").get("splits")
+    names = _read_json(folder / "dataset_dict.json").get("splits")
     if isinstance(names, list):
         return {str(name): [str(folder / str(name))] for name in names}
     return {"": [str(folder)]} if (folder / "state.json").is_file() else {}
 
 
-def _documents(folder: Path) -> Splits:
+def _find_documents(folder: Path) -> Splits:
     """Every text file below a folder."""
     files = sorted(
         str(Path(below) / name)
@@ -329,7 +334,7 @@ def _documents(folder: Path) -> Splits:
     return {"": files} if files else {}
 
 
-def _json(file: Path) -> Mapping[str, Any]:
+def _read_json(file: Path) -> Mapping[str, Any]:
     """A JSON object; an empty one where the file is none."""
     try:
         found = json.loads(file.read_bytes())

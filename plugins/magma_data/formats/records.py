@@ -2,196 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import lzma
-from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magma import InputError
 
-from ..passes import Indexed, Row, Streamed
-from .content import COMPRESSIONS, DAMAGED, decoded, opened, parsed, without_mark
+from .content import COMPRESSIONS, DAMAGED, open_decompressed
+from .csv_tsv import CsvRecords
 from .discovery import split_suffix
+from .jsonl import JsonRecords
+from .order import IndexedRows, StreamedRows
+from .record_format import Record, RecordFormat, TextRecords
+from .row import Row
 
 
-class Record(NamedTuple):
-    """A row's bytes, and where they are."""
-
-    start: int
-    """Byte of the decompressed file."""
-    number: int
-    """The line that it begins in, or the item of an array, from 1."""
-    raw: bytes
-
-
-class Format(ABC):
-    """How one file is divided into records, and what a record says."""
-
-    unit: str = "line"
-    """What `Record.number` counts."""
-
-    @abstractmethod
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """From the beginning of a file. Raises `InputError` for what is no such file."""
-
-    @abstractmethod
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """What a record says. Raises `InputError`."""
-
-
-def _lines(file: IO[bytes]) -> Iterator[Record]:
-    """Every line, without a byte order mark."""
-    at = 0
-    for number, line in enumerate(file, 1):
-        text = without_mark(line) if number == 1 else line
-        yield Record(at + len(line) - len(text), number, text)
-        at += len(line)
-
-
-class Text(Format):
-    """A document a line."""
-
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Lines that are not blank."""
-        return (line for line in _lines(file) if line.raw.strip())
-
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """Its text."""
-        return {"text": decoded(where, raw)}
-
-
-class Json(Format):
-    """JSON objects: one a line, or all in an array."""
-
-    def __init__(self, array: bool) -> None:
-        """`array`: may it be an array? In JSONL, a line that begins with a bracket is a mistake of that line."""
-        self.array = array
-
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Of what may be an array, the first character decides."""
-        head = without_mark(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # all that `opened` gives can
-        if self.array and head.startswith(b"["):
-            self.unit = "item"
-            yield from self._items(file)
-            return
-        lines = (line for line in _lines(file) if line.raw.strip())
-        for line in lines:
-            if line.raw.strip() == b"{":
-                raise InputError("a JSON object over several lines; allowed: an array of objects, or an object a line")
-            yield line
-            break
-        yield from lines
-
-    @staticmethod
-    def _items(file: IO[bytes]) -> Iterator[Record]:
-        """The items of an array. The text of the whole file is held as long as they are read."""
-        raw = file.read()
-        body = without_mark(raw)
-        text = body.decode("utf-8")
-        scan, space = json.JSONDecoder().raw_decode, " \t\r\n"
-        at, number = text.index("[") + 1, 0
-        byte = len(raw) - len(body) + at  # only blanks, of one byte, stand before the bracket
-        while True:
-            end = _past(text, at, space + "," if number else space)
-            byte, at = byte + end - at, end
-            if text[at : at + 1] == "]":
-                return
-            try:
-                _, end = scan(text, at)
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"the array cannot be read after item {number}: {error}") from error
-            number += 1
-            item = text[at:end].encode()
-            yield Record(byte, number, item)
-            byte, at = byte + len(item), end
-
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """An object."""
-        return parsed(where, raw)
-
-
-def _past(text: str, at: int, characters: str) -> int:
-    while at < len(text) and text[at] in characters:
-        at += 1
-    return at
-
-
-class Csv(Format):
-    """Cells separated by commas or tabs, quoted as spreadsheets and pandas do it; the first line names the columns."""
-
-    def __init__(self, delimiter: str) -> None:
-        self.delimiter = delimiter
-        self.columns: list[str] = []
-
-    def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Rows behind the first; a quoted cell may have line breaks."""
-        csv.field_size_limit(2**31 - 1)
-        taken: list[Record] = []
-
-        def lines() -> Iterator[str]:
-            for line in _lines(file):
-                taken.append(line)
-                yield line.raw.decode("utf-8", "surrogateescape")
-
-        reader = csv.reader(lines(), delimiter=self.delimiter, strict=True)
-        while True:
-            taken.clear()
-            try:
-                cells = next(reader, None)
-            except csv.Error:  # `fields` says so
-                cells = [""]
-            if cells is None:
-                return
-            raw = b"".join(line.raw for line in taken)
-            if not cells:
-                continue
-            if self.columns:
-                yield Record(taken[0].start, taken[0].number, raw)
-            else:
-                self._name(self._cells("its first line", raw))
-
-    def _name(self, columns: list[str]) -> None:
-        self.columns = [name.strip() for name in columns]
-        shown = ", ".join(map(repr, columns))
-        word = "tabs" if self.delimiter == "\t" else "commas"
-        if len(columns) == 1 and any(mark in columns[0] for mark in ";\t,|"):
-            raise InputError(f"its first line names one column, {shown}; allowed: columns separated by {word}")
-        if len(set(self.columns)) < len(columns) or not all(self.columns):
-            raise InputError(f"its first line names the columns {shown}; allowed: another name for each column")
-
-    def _cells(self, where: str, raw: bytes) -> list[str]:
-        text = decoded(where, raw)
-        try:
-            (cells,) = csv.reader(text.splitlines(keepends=True), delimiter=self.delimiter, strict=True)
-        except (csv.Error, ValueError) as error:
-            raise InputError(f"{where}: its cells cannot be told apart: {error}") from error
-        return cells
-
-    def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """The cells that are not empty, all of them texts."""
-        cells = self._cells(where, raw)
-        if len(cells) != len(self.columns):
-            raise InputError(f"{where}: {len(cells)} cells; allowed: {len(self.columns)}, as in the first line")
-        return {name: cell for name, cell in zip(self.columns, cells, strict=True) if cell}
-
-
-def format_of(file: Path) -> Format:
+def format_of_file(file: Path) -> RecordFormat:
     """By the file's name; what has another suffix is taken for JSON."""
     match split_suffix(file.name)[1]:
         case ".csv":
-            return Csv(",")
+            return CsvRecords(",")
         case ".tsv":
-            return Csv("\t")
+            return CsvRecords("\t")
         case ".json":
-            return Json(array=True)
-    return Json(array=False)
+            return JsonRecords(array=True)
+    return JsonRecords(array=False)
 
 
 def is_compressed(file: str) -> bool:
@@ -199,11 +39,11 @@ def is_compressed(file: str) -> bool:
     return Path(file).suffix.lower() in COMPRESSIONS
 
 
-class _Source:
+class _RecordFile:
     """One file: its format, and what is wrong with the file itself."""
 
     def __init__(self, file: Path, text: bool) -> None:
-        self.file, self.format = file, Text() if text else format_of(file)
+        self.file, self.format = file, TextRecords() if text else format_of_file(file)
         self.broken: str | None = None
 
     def records(self) -> Iterator[Record]:
@@ -211,8 +51,8 @@ class _Source:
         self.broken = None
         number = 0
         try:
-            with opened(self.file) as file:
-                if not file.peek(1):  # type: ignore[attr-defined]  # all that `opened` gives are buffered
+            with open_decompressed(self.file) as file:
+                if not file.peek(1):  # type: ignore[attr-defined]  # what `open_decompressed` gives is buffered
                     self.broken = f"{self.file}: the file is empty (0 bytes)"
                 for record in self.format.records(file):
                     number = record.number
@@ -234,28 +74,28 @@ class _Source:
         return Row(f"{self.file} at its end", {}, problem=self.broken)
 
 
-class Records(Indexed):
+class IndexedRecords(IndexedRows):
     """Rows of files that are not compressed, by where each begins, its size and its number: sixteen bytes a row."""
 
     _BROKEN: ClassVar = 0
     """The number of a record that stands for what cannot be read of a file."""
 
-    def __init__(self, files: Sequence[str], each: str | None = None, text: bool = False) -> None:
-        super().__init__(each)
-        self.sources = [_Source(Path(file), text) for file in files]
+    def __init__(self, files: Sequence[str], list_field: str | None = None, text: bool = False) -> None:
+        super().__init__(list_field)
+        self.sources = [_RecordFile(Path(file), text) for file in files]
         found = [self._index(source) for source in self.sources]
-        self.starts, self.spans, self._counts = (_joined(parts) for parts in zip(*found, strict=True))
+        self.starts, self.spans, self._counts = (_concatenate(parts) for parts in zip(*found, strict=True))
         self.file_ends = np.cumsum([len(starts) for starts, _, _ in found])
 
-    def _index(self, source: _Source) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _index(self, source: _RecordFile) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """[n] where each record begins; [n, 2] its bytes and its number; [n] how many rows it is."""
         starts, spans, counts = array("q"), array("I"), array("q")
-        nested = f'"{self.each}"'.encode()
+        nested = f'"{self.list_field}"'.encode()
         for record in source.records():
             starts.append(record.start)
             spans.extend((len(record.raw), record.number))
-            several = self.each is not None and nested in record.raw
-            counts.append(len(source.row(record.number, record.raw).each(self.each)) if several else 1)
+            several = self.list_field is not None and nested in record.raw
+            counts.append(len(source.row(record.number, record.raw).explode(self.list_field)) if several else 1)
         if source.broken is not None:
             starts.append(0)
             spans.extend((0, self._BROKEN))
@@ -278,21 +118,21 @@ class Records(Indexed):
             return source.row(number, file.read(size))
 
 
-def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+def _concatenate(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """One array, without a copy where there is only one part."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-class RecordStream(Streamed):
+class StreamedRecords(StreamedRows):
     """Rows of files of which some are compressed: each file is a shard."""
 
-    def __init__(self, files: Sequence[str], each: str | None, buffer: int, text: bool = False) -> None:
-        super().__init__(files, each, buffer)
+    def __init__(self, files: Sequence[str], list_field: str | None, buffer: int, text: bool = False) -> None:
+        super().__init__(files, list_field, buffer)
         self.text = text
 
     def samples(self, shard: str, skip: int) -> Iterator[Row]:
         """The rows of a file."""
-        source = _Source(Path(shard), self.text)
+        source = _RecordFile(Path(shard), self.text)
         for at, record in enumerate(source.records()):
             if at >= skip:
                 yield source.row(record.number, record.raw)

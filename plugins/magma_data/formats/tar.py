@@ -17,16 +17,17 @@ from typing import IO, Any
 
 from magma import InputError
 
-from ..columns import Columns
-from ..passes import Row, Streamed
-from .content import decoded, opened, parsed
+from .columns import Columns
+from .content import decode_text, open_decompressed, parse_json
 from .discovery import is_hidden, is_remote
+from .order import StreamedRows
+from .row import Row
 
-_SAID = frozenset({"json", "txt"})
+_TEXT_SUFFIXES = frozenset({"json", "txt"})
 """Endings of members that say something about the medium."""
 
 
-class Tars(Streamed):
+class TarRows(StreamedRows):
     """Tar shards of the WebDataset convention: members that share a name up to its first dot are a sample.
 
     KEY.json holds the fields, KEY.txt is the caption where they have none (img2dataset writes both), and the one other
@@ -41,8 +42,8 @@ class Tars(Streamed):
         keys: set[str] = set()
         inside = False  # while a member is read: if the shard breaks off, its sample is not whole
         try:
-            with closing(_opened(shard)) as file, _tar(file, shard) as tar:
-                for member in members(tar):
+            with closing(_open_shard(shard)) as file, _open_tar(file, shard) as tar:
+                for member in iter_members(tar):
                     key, ending = split_member(member.name)
                     if sample is None or key != sample.key:
                         if sample is not None:
@@ -52,7 +53,7 @@ class Tars(Streamed):
                         sample = _Sample(key, repeated=key in keys)
                         keys.add(key)
                     inside = True
-                    sample.add(ending, _content(tar, member) if number >= skip else b"")
+                    sample.add(ending, _read_member(tar, member) if number >= skip else b"")
                     inside = False
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             broken = str(error)
@@ -71,11 +72,11 @@ class Tars(Streamed):
             yield Row(where, {}, problem=f"{where}: the rest of the shard cannot be read: {broken}")
 
 
-def _opened(shard: str) -> IO[bytes]:
+def _open_shard(shard: str) -> IO[bytes]:
     try:
         if not is_remote(shard):
             file = Path(shard)
-            return opened(file) if file.suffix.lower() == ".zst" else file.open("rb")
+            return open_decompressed(file) if file.suffix.lower() == ".zst" else file.open("rb")
         _resolve(shard)
         from webdataset.gopen import gopen
 
@@ -84,7 +85,7 @@ def _opened(shard: str) -> IO[bytes]:
     except InputError:
         raise
     except Exception as error:  # of whatever library opens a url: huggingface_hub raises errors of its HTTP client
-        raise InputError(f"{shard} cannot be opened: {_line(error)}") from error
+        raise InputError(f"{shard} cannot be opened: {error_summary(error)}") from error
 
 
 def _resolve(url: str) -> None:
@@ -100,12 +101,12 @@ def _resolve(url: str) -> None:
         raise InputError(f"{url} cannot be opened: there is no connection to {name} ({error.strerror})") from error
 
 
-def _line(error: Exception) -> str:
+def error_summary(error: Exception) -> str:
     """The first line of what an error says."""
     return f"{error}".strip().partition("\n")[0] or type(error).__name__
 
 
-def _tar(file: IO[bytes], shard: str) -> tarfile.TarFile:
+def _open_tar(file: IO[bytes], shard: str) -> tarfile.TarFile:
     """Members that are passed over are sought past in a file, and read past in a stream."""
     if is_remote(shard):
         return tarfile.open(fileobj=file, mode="r|*")
@@ -119,7 +120,7 @@ def split_member(name: str) -> tuple[str, str]:
     return str(path.with_name(stem)), ending.lower()
 
 
-def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def iter_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The files of an archive, as it is read, without hidden ones.
 
     Raises `tarfile.ReadError` where it ends without its end mark, or goes on after it.
@@ -137,7 +138,7 @@ def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("more follows its end mark, as where archives were joined; `tar -i` unpacks all")
 
 
-def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = tar.extractfile(member)
     assert file is not None  # a file
     content = file.read()
@@ -154,48 +155,48 @@ class _Sample:
     repeated: bool
     """Did members with this key stand before, apart from these?"""
     members: dict[str, bytes] = field(default_factory=dict)
-    twice: str | None = None
+    duplicate: str | None = None
     """An ending that two of them have."""
 
     def add(self, ending: str, content: bytes) -> None:
         """One more member."""
         if ending in self.members:
-            self.twice = ending
+            self.duplicate = ending
         self.members[ending] = content
 
     def is_whole(self, usual: int) -> bool:
         """Does it seem complete: as many members as the sample before it, or for the first one a text and a medium?"""
-        said = self.members.keys() & _SAID
+        said = self.members.keys() & _TEXT_SUFFIXES
         return len(self.members) >= usual if usual else bool(said and self.members.keys() - said)
 
     def row(self, shard: str, columns: Columns) -> Row:
         """What it says."""
         where = f"{shard} {self.key}"
         try:
-            if self.twice is not None:
-                raise InputError(f"{where}: it has two members {self.key}.{self.twice}; allowed: one of each name")
+            if self.duplicate is not None:
+                raise InputError(f"{where}: it has two members {self.key}.{self.duplicate}; allowed: one of each name")
             if self.repeated:
                 shown = ", ".join(f"{self.key}.{ending}" for ending in self.members)
                 raise InputError(
                     f"{where}: {shown}: members with this key stand before other samples too; allowed: all members of "
                     "a sample one after the other, as `tar --sort=name` packs them, and another key for each sample"
                 )
-            fields = parsed(f"{where}.json", self.members["json"]) if "json" in self.members else {}
+            fields = parse_json(f"{where}.json", self.members["json"]) if "json" in self.members else {}
             if "txt" in self.members and not {"caption", "captions"} & fields.keys():
-                fields["caption"] = decoded(f"{where}.txt", self.members["txt"])
+                fields["caption"] = decode_text(f"{where}.txt", self.members["txt"])
             medium = self._medium(where, fields, columns)
             for ending in columns.given.values():
                 if ending in self.members and ending not in (medium, *fields):
-                    fields[ending] = decoded(f"{where}.{ending}", self.members[ending])
+                    fields[ending] = decode_text(f"{where}.{ending}", self.members[ending])
         except InputError as error:
             return Row(where, {}, problem=str(error))
         return Row(where, fields, data=None if medium is None else self.members.get(medium))
 
     def _medium(self, where: str, fields: Mapping[str, Any], columns: Columns) -> str | None:
         """The ending of the medium; a field's name where the medium is named in a field. Raises `InputError`."""
-        if found := columns.given_among(where, [*self.members, *fields]) or columns.implied(self.members):
+        if found := columns.check_given(where, [*self.members, *fields]) or columns.implied_by_input(self.members):
             return found
-        media = [ending for ending in self.members if ending not in {*_SAID, *columns.given.values()}]
+        media = [ending for ending in self.members if ending not in {*_TEXT_SUFFIXES, *columns.given.values()}]
         if len(media) > 1:
             raise InputError(
                 f"{where}: it has several media ({', '.join(media)}); allowed: one, or the one that "

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .corpus import NUMBERS, SPEAKERS, TENS, Document, documents, parity
+from .corpus import Document, documents
+from .words import NUMBERS, SPEAKERS, TENS, parity
 
 SEED = 0
 VOCABULARY = 768

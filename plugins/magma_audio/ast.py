@@ -1,0 +1,102 @@
+"""The Audio Spectrogram Transformer (Gong et al. 2021).
+
+Axes: b batch, s samples, f frames, m mel bands, n features, e width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from .hf_encoder import Count, HFAudioConfig, HFAudioEncoder, pad_frames
+
+
+class Ast(HFAudioEncoder):
+    """Audio Spectrogram Transformer (Gong et al. 2021): hidden states of the patches, without the two special tokens.
+
+    Patches stand in the order of time, those of one moment from low to high: a short recording has the first of them.
+    The tower reads the whole window, the library's padding behind the recording. Without `weights` it has the sizes of
+    MIT/ast-finetuned-audioset-10-10-0.4593.
+    """
+
+    name = "ast"
+    model_types = ("audio-spectrogram-transformer",)
+    check_config: ClassVar[Mapping[str, Any]] = {"frames": 64, "bands": 32, "width": 16, "layers": 1, "heads": 2}
+
+    class Config(HFAudioConfig):
+        """Sizes count where there is no config.json at hand; without `weights` these are random."""
+
+        frames: int = Field(1024, ge=16)
+        """Of the window, 100 a second; the longest recording has as many."""
+        bands: int = Field(128, ge=16)
+        width: int = Field(768, ge=4)
+        layers: int = Field(12, ge=1)
+        heads: int = Field(12, ge=1)
+
+    config: Config
+    freq_patches: int
+    """Patches of one moment."""
+    time_patches: int
+    """Of the window."""
+    stride: int
+    """Frames from moment to moment."""
+
+    @staticmethod
+    def transformers_classes() -> tuple[Any, Any, Any]:
+        from transformers import ASTConfig, ASTFeatureExtractor, ASTModel
+
+        return ASTConfig, ASTModel, ASTFeatureExtractor
+
+    def config_fields(self) -> dict[str, Any]:
+        return {
+            "max_length": self.config.frames,
+            "num_mel_bins": self.config.bands,
+            "hidden_size": self.config.width,
+            "num_hidden_layers": self.config.layers,
+            "num_attention_heads": self.config.heads,
+            "intermediate_size": 4 * self.config.width,
+        }
+
+    def extractor_defaults(self) -> dict[str, Any]:
+        return {"num_mel_bins": self.architecture.num_mel_bins, "max_length": self.architecture.max_length}
+
+    def set_limits(self) -> None:
+        self.min_items, self.max_items = 1, self.feature_extractor.max_length
+        self.window, self.hop = self.rate // 40, self.rate // 100  # Kaldi's 25 and 10 ms
+        self.seconds = (self.window + self.hop * (self.max_items - 1)) / self.rate
+        found = self.architecture
+        self.stride = found.time_stride
+        self.freq_patches = (found.num_mel_bins - found.patch_size) // found.frequency_stride + 1
+        self.time_patches = (found.max_length - found.patch_size) // self.stride + 1
+
+    def extract_features(self, waveform: Tensor) -> Tensor:
+        """[s] to frames [f, m], normalised; one that is shorter than a frame gets zeros behind."""
+        whole = F.pad(waveform, (0, max(0, self.window - len(waveform))))
+        frames: Tensor = self.feature_extractor(
+            whole.numpy(), sampling_rate=self.rate, return_tensors="pt"
+        ).input_values[0]
+        return frames[: 1 + (len(whole) - self.window) // self.hop].clone()
+
+    def num_features(self, items: Count) -> Count:
+        """Patches that begin before the recording ends."""
+        begun = (items - 1) // self.stride + 1
+        return self.freq_patches * (
+            begun - (begun - self.time_patches) * (begun > self.time_patches)
+        )  # as many as there are at most
+
+    def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
+        """[b, f, m] to [b, n, e]."""
+        silence = (
+            float(self.feature_extractor.normalize(np.zeros(1, np.float32))[0])
+            if self.feature_extractor.do_normalize
+            else 0.0
+        )
+        frames = pad_frames(x, valid, x.new_full((1, 1, 1), silence), self.max_items)
+        patches: Tensor = self.tower(frames).last_hidden_state[:, 2:]
+        b, n, e = patches.shape
+        return patches.reshape(b, self.freq_patches, self.time_patches, e).transpose(1, 2).reshape(b, n, e)

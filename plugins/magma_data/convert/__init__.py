@@ -1,0 +1,1 @@
+"""`magma data convert`, `check` and `show`: published data sets from their official files to WebDataset shards."""

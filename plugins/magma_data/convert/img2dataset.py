@@ -1,0 +1,154 @@
+"""What img2dataset writes: 00000.tar or 00000/, 00000.parquet, 00000_stats.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Any
+
+from magma import InputError
+
+from ..formats import iter_members, split_member
+from .annotations import SizedItems, caption_items, load_json
+from .base_set import Options
+from .images import ImageSource, LocalImage, TarImage
+from .required_files import RequiredFile, required_file
+from .shards import DroppedRow, Item
+from .web_rows import SIZE_COLUMNS, find_reason_to_drop, read_parquet, to_number
+
+_IMG2DATASET = "https://github.com/rom1504/img2dataset, output_format webdataset or files"
+_VAL = r"(?:val|valid|validation)"
+_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif")
+_SHARD = r"\d{5,}(?:_stats\.json|\.tar)"
+
+
+def required_img2dataset_files(split: str) -> RequiredFile:
+    """What img2dataset leaves of a split; that of validation lies below a folder that says so."""
+    if split == "val":
+        return required_file(
+            "val/00000_stats.json", split, _IMG2DATASET, "img2dataset", rf"(?:.*/)?{_VAL}/(?:.*/)?{_SHARD}"
+        )
+    return required_file(
+        "00000_stats.json", split, _IMG2DATASET, "img2dataset", rf"(?!(?:.*/)?{_VAL}/)(?:.*/)?{_SHARD}"
+    )
+
+
+def img2dataset(paths: Iterable[Path], options: Options) -> Iterable[Item]:
+    """Shard by shard; what it could not fetch is left out with the reason that it gives."""
+    folders: dict[Path, list[str]] = {}
+    for path in paths:
+        folders.setdefault(path.parent, []).append(path.name)
+    bases: list[Path] = []
+    count = 0
+    for folder, names in sorted(folders.items()):
+        stats = sorted(name for name in names if name.endswith("_stats.json"))
+        # A shard without figures is one that img2dataset was killed in, unless someone deleted them all.
+        bases += [folder / name.split("_")[0].removesuffix(".tar") for name in (stats or sorted(names))]
+        count += sum(load_json(folder / name).get("successes", 0) for name in stats)
+    return SizedItems(chain.from_iterable(_shard(base, options) for base in bases), count)
+
+
+def _shard(base: Path, options: Options) -> Iterator[Item]:
+    """The samples of one shard, and the rows that have none."""
+    tar = base.with_name(f"{base.name}.tar")
+    if not tar.is_file() and not base.is_dir():
+        raise InputError(f"{base}: neither {tar.name} nor a folder {base.name}/; allowed: {_IMG2DATASET}")
+    table = base.with_name(f"{base.name}.parquet")
+    known: dict[str, dict[str, Any]] = {}
+    if table.is_file():
+        for row in read_parquet(table, ("key", "status", "similarity", *SIZE_COLUMNS)):
+            if row.get("status", "success") != "success":
+                yield DroppedRow(str(row["key"]), f"img2dataset: {row['status']}")
+            else:
+                known[str(row["key"])] = row
+    for key, picture, fields in _read_checked(tar if tar.is_file() else base):
+        row = {**known.get(key.rpartition("/")[2], {}), **{name.lower(): value for name, value in fields.items()}}
+        if picture is None:
+            yield DroppedRow(key, "missing image")
+        elif reason := find_reason_to_drop(row, options, f"{base}: its fields"):
+            yield DroppedRow(key, reason)
+        else:
+            extra = {"url": row.get("url"), "similarity": to_number(row, "similarity")}
+            yield from caption_items(key, picture, [row.get("caption", row.get("text"))], **extra)
+
+
+Sample = tuple[str, ImageSource | None, dict[str, Any]]
+
+
+def _read_checked(path: Path) -> Iterator[Sample]:
+    """The samples of a tar or a folder. Raises `InputError` where they are not as many as img2dataset counted."""
+    samples = list(_in_tar(path) if path.suffix == ".tar" else _in_folder(path))
+    stats = path.with_name(f"{path.stem}_stats.json")
+    written = load_json(stats).get("successes") if stats.is_file() else None
+    if isinstance(written, int) and written != len(samples):
+        raise InputError(
+            f"{path}: {len(samples)} samples, but {stats.name} counts {written} successes; allowed: the shard as "
+            "img2dataset wrote it, with its own figures: fetch it again, or correct them"
+        )
+    yield from samples
+
+
+def _in_tar(path: Path) -> Iterator[Sample]:
+    """Every sample, wherever in the shard its members are; only the small ones are read."""
+    samples: dict[str, dict[str, ImageSource | bytes]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in iter_members(tar):
+                key, ending = split_member(member.name)
+                sample = samples.setdefault(key, {})
+                if ending in sample:
+                    raise InputError(f"{path}: two members are called {member.name}; allowed: one of each name")
+                kind = ending.rpartition(".")[2]
+                if kind in ("json", "txt"):
+                    opened = tar.extractfile(member)
+                    assert opened is not None
+                    sample[ending] = opened.read()
+                elif kind in _ENDINGS:
+                    sample[ending] = TarImage(str(path), member.offset_data, member.size)
+    except tarfile.TarError as error:
+        raise InputError(f"{path}: {error}; perhaps img2dataset was ended while it wrote it") from error
+    for key, sample in samples.items():
+        yield _make_sample(str(path), key, sample)
+
+
+def _in_folder(folder: Path) -> Iterator[Sample]:
+    """The same from the files of a folder."""
+    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d+\.\w+", name))  # noqa: PTH208 - names only
+    for key, group in groupby(names, lambda name: name.partition(".")[0]):
+        sample: dict[str, ImageSource | bytes] = {}
+        for name in group:
+            ending = name.rpartition(".")[2].lower()
+            if ending in ("json", "txt"):
+                sample[ending] = (folder / name).read_bytes()
+            elif ending in _ENDINGS:
+                sample[ending] = LocalImage((str(folder / name),))
+        yield _make_sample(str(folder), key, sample)
+
+
+def _make_sample(where: str, key: str, members: Mapping[str, ImageSource | bytes]) -> Sample:
+    """A sample of its members by their endings."""
+    picture, fields = None, dict[str, Any]()
+    for ending, member in members.items():
+        if isinstance(member, bytes):
+            _add_text(fields, f"{where} {key}.{ending}", ending.rpartition(".")[2], member)
+        elif picture is not None:
+            raise InputError(f"{where} {key}: it has several images; allowed: one")
+        else:
+            picture = member
+    return key, picture, fields
+
+
+def _add_text(fields: dict[str, Any], where: str, ending: str, data: bytes) -> None:
+    """Add what a JSON or a text file says; the text stands for the caption where the JSON has none."""
+    if ending == "txt":
+        fields.setdefault("text", data.decode("utf-8-sig", errors="replace"))
+        return
+    try:
+        fields.update(json.loads(data))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: no JSON: {error}") from error

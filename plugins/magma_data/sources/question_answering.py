@@ -1,0 +1,32 @@
+"""The source `vqa`."""
+
+from __future__ import annotations
+
+from magma import Example, Text
+
+from ..formats.row import Row
+from .rows import MediaRowSource, MediaRowSourceConfig
+
+
+class Vqa(MediaRowSource):
+    """An image, a question, its answer: `{"image": ..., "question": ..., "answer": ...}`, or `answers`.
+
+    Or all questions about an image in a list: `{"image": ..., "questions": [{"question": ..., "answers": ...}, ...]}`.
+    """
+
+    name = "vqa"
+
+    class Config(MediaRowSourceConfig):
+        """`template` is the prompt; a space and the answer follow (section 4.1.1)."""
+
+        names = ("question", "answer", "answers", "questions")
+        template: str = "Q: {question} A:"
+
+    config: Config
+    list_field = "questions"
+
+    def example(self, row: Row) -> Example:
+        """The answer is the target."""
+        prompt = Text.fill(self.config.template, question=row.text("question"))
+        answer = row.one_of("answer", "answers")
+        return Example([self.medium(row), prompt, Text(f" {answer}", target=True)], row.where)

@@ -1,0 +1,50 @@
+"""Visual entailment (section 4.1.3 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pydantic import Field
+
+from magma import LocalPath, Prediction, Text
+
+from ..formats.row import Row
+from .answers import ScoredAnswersTask
+from .rows import RowsConfig
+
+
+class SnliVeTask(ScoredAnswersTask):
+    """SNLI-VE, for a model with a head: its class is the right label, or not; also by label."""
+
+    name = "snli_ve"
+    list_field = "statements"
+    group_field = "label"
+
+    class Config(RowsConfig):
+        """`template` is what the model reads behind the image, as in training on data `labelled`."""
+
+        path: LocalPath = Field("snli_ve", validate_default=True)
+        split: str = "test"
+        names = ("id", "text", "label", "statements")
+        template: str = "{text}"
+
+    config: Config
+
+    def prompt(self, row: Row) -> Text:
+        return Text.fill(self.config.template, text=row.text("text"))
+
+    def answers(self, row: Row) -> list[str]:
+        return [row.text("label")]
+
+    def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
+        return _label
+
+    def score_answer(self, text: str, answers: Sequence[str]) -> float:
+        return 100.0 * (_label(text) in map(_label, answers))
+
+    def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
+        return {"accuracy": "share of right classes"}
+
+
+def _label(text: str) -> str:
+    return text.strip().lower()

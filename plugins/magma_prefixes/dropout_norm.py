@@ -1,0 +1,12 @@
+"""What every prefix ends with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class DropoutNorm(nn.Sequential):
+    """Dropout, then LayerNorm, on what a prefix puts out."""
+
+    def __init__(self, dim: int, dropout: float, layernorm: bool) -> None:
+        super().__init__(nn.Dropout(dropout), nn.LayerNorm(dim) if layernorm else nn.Identity())

@@ -1,0 +1,58 @@
+"""An image as users hold it, opened and decoded."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from magma import InputError
+
+ALLOWED = (
+    "an image file (a path, or its bytes), a PIL image, uint8 pixels [h, w] or [h, w, 3] (numpy) or [3, h, w] "
+    "(tensor), or a prepared float tensor [3, {size}, {size}]"
+)
+
+
+def open_image(raw: Any, size: int) -> Image.Image:
+    """A decoded image. Raises `InputError`."""
+    if isinstance(raw, Image.Image):
+        image = decode_image(raw, "the opened image")
+    elif isinstance(raw, bytes | bytearray):
+        image = decode_image(io.BytesIO(raw), f"a file of {len(raw)} bytes")
+    elif isinstance(raw, str | Path):
+        image = decode_image(raw, str(raw))
+    elif (
+        isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.size and (raw.ndim == 2 or raw.shape[2:] == (3,))
+    ):
+        image = Image.fromarray(raw)
+    elif isinstance(raw, Tensor) and raw.dtype == torch.uint8 and raw.numel() and raw.ndim == 3 and raw.shape[0] == 3:
+        image = Image.fromarray(raw.permute(1, 2, 0).cpu().numpy())
+    else:
+        shape = f" {list(raw.shape)} of {raw.dtype}" if isinstance(raw, np.ndarray | Tensor) else ""
+        raise InputError(f"given a {type(raw).__name__}{shape}; allowed: {ALLOWED.format(size=size)}")
+    if min(image.size) < 1:
+        raise InputError(f"given an empty image of {image.size[0]} x {image.size[1]} pixels")
+    return image
+
+
+def decode_image(source: Any, name: str) -> Image.Image:
+    """A file, or an image that was opened and maybe not yet read. Pillow refuses more than 178,956,970 pixels."""
+    try:
+        if isinstance(source, Image.Image):
+            source.load()
+            return source
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, and about half as many pixels: both are read
+            with Image.open(source) as image:
+                image.load()
+    except Exception as error:  # Pillow's decoders raise whatever they meet
+        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+        raise InputError(f"{name} cannot be read as an image: {reason}") from error
+    return image

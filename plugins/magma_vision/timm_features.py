@@ -1,0 +1,204 @@
+"""The networks of timm as feature grids before their pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from magma import PartError, Weights, did_you_mean, hub_problem
+
+from .image_encoder import ImageConfig, ImageEncoder, describe_failed_download, flatten_grid, read_state
+
+
+class FeatureGrid(nn.Module):
+    """A timm network's features before its pooling, as its `forward_features` gives them."""
+
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        trunk.reset_classifier(0, "")
+        self.trunk = trunk
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to a grid [b, e, h, w], or to tokens [b, n, e] without the leading ones that are no patches.
+
+        Raises `TypeError` for a network that does not say where the patches are in what it returns.
+        """
+        out = self.trunk.forward_features(x)
+        prefix: int | None = getattr(self.trunk, "num_prefix_tokens", None)
+        if isinstance(out, Tensor) and out.ndim == 4:
+            return out.permute(0, 3, 1, 2) if getattr(self.trunk, "output_fmt", "NCHW") == "NHWC" else out
+        if isinstance(out, Tensor) and out.ndim == 3 and prefix is not None:
+            return out[:, prefix:]
+        raise TypeError("forward_features returns neither a grid nor tokens with a known number of leading ones")
+
+
+class LastFeatureGrid(nn.Module):
+    """The last of a timm network's intermediate grids, and nothing of the network that comes after it.
+
+    For networks whose pooling cannot be switched off, or whose `forward_features` returns several grids, the class
+    token, or tokens without saying which ones are patches.
+    """
+
+    def __init__(self, trunk: Any, **form: Any) -> None:
+        super().__init__()
+        trunk.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+        self.trunk = trunk.requires_grad_(True)  # timm freezes what only a classifier uses
+        self.form = form
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to a grid [b, e, h, w] or to tokens [b, n, e]."""
+        grid: Tensor = self.trunk.forward_intermediates(x, indices=1, intermediates_only=True, **self.form)[-1]
+        return grid
+
+
+GRID_VARIANTS: Sequence[Callable[[nn.Module], nn.Module]] = (
+    FeatureGrid,
+    *(
+        partial(LastFeatureGrid, norm=norm, output_fmt=output_fmt)
+        for output_fmt in ("NCHW", "NLC")
+        for norm in (True, False)
+    ),
+)
+"""Ways to ask a timm network for its grid, the preferred one first: normalised, where it has a last norm."""
+
+
+def grid_builder(trunk: Callable[[], nn.Module], size: int) -> tuple[Callable[[], nn.Module], tuple[nn.Module, Tensor]]:
+    """What builds the grid of the network that `trunk` builds, in the first form that works in a dry run on meta.
+
+    Also the network of the dry run and its features [1, n, e]. Raises `PartError` with the network's own reasons where
+    no form works for images of `size` pixels.
+    """
+    reasons = []
+    for form in GRID_VARIANTS:
+        build = partial(_build_grid, form, trunk)
+        try:
+            with torch.device("meta"), torch.no_grad():
+                network = build().eval()
+                features = flatten_grid(network(torch.empty(1, 3, size, size)))
+        except Exception as error:  # networks assert, raise, or lack a method
+            reasons.append(f"{error}".strip().rstrip(".") or type(error).__name__)
+        else:
+            return build, (network.train(), features)
+    shown = "; ".join(dict.fromkeys(reasons))
+    raise PartError(f"image_size: given {size}, for which this network gives no feature grid: {shown}")
+
+
+def _build_grid(form: Callable[[nn.Module], nn.Module], trunk: Callable[[], nn.Module]) -> nn.Module:
+    return form(trunk())
+
+
+class Timm(ImageEncoder):
+    """A network of timm: the last grid before its pooling row by row, or its patch tokens in order, [b, n, e]."""
+
+    name = "timm"
+    check_config: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
+
+    class Config(ImageConfig):
+        """`model` as timm names it, with the tag of its weights where there are several."""
+
+        renamed_keys = MappingProxyType({"pretrained": "weights"})
+
+        model: str
+        weights: bool | Weights = False
+        """timm's weights, or a file."""
+        image_size: int | None = Field(None, ge=1)
+        """Pixels of a side; the model's own where it is not given."""
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        import timm
+
+        check_model_name(self.name, config.model)
+        own = timm.get_pretrained_cfg(config.model)
+        assert own is not None
+        self.mean, self.std = own.mean, own.std
+        size: dict[str, Any] = {}
+        if config.image_size is not None and own.fixed_input_size:
+            size = {"img_size": config.image_size}
+        pixels = config.image_size or own.input_size[-1]
+        trunk = partial(timm.create_model, config.model, num_classes=0, **size)
+        build, dry_run = grid_builder(trunk, pixels)
+        super().__init__(config, build, pixels, dry_run)
+
+    @staticmethod
+    def features(network: nn.Module, x: Tensor) -> Tensor:
+        """[b, 3, s, s] to [b, n, e]."""
+        return flatten_grid(network(x))
+
+    def load_weights(self) -> None:
+        """timm's weights, or a file's."""
+        if self.config.weights is False:
+            self.init_weights()
+            return
+        state = load_timm_state(self.name, self.config.model, self.config.weights)
+        wanted = {name.removeprefix("trunk.") for name in self.network.state_dict()}
+        left_out = _tensor_names(self.config.model) - wanted
+        heads = ("head.", "fc.", "classifier.", "fc_norm.")  # of any number of classes
+        kept = {
+            f"trunk.{name}": tensor
+            for name, tensor in state.items()
+            if name in wanted or not (name in left_out or name.startswith(heads))
+        }
+        self.load_state(kept, f"timm weights {self.config.weights}")
+
+    @classmethod
+    def problems(cls, config: Config) -> list[str]:
+        """Weights that are not there."""
+        return find_timm_problems(config.model, config.weights)
+
+
+def _tensor_names(model: str) -> set[str]:
+    """The tensors of the whole network, classifier included."""
+    import timm
+
+    with torch.device("meta"):
+        return set(timm.create_model(model).state_dict())
+
+
+# For every encoder that timm builds
+
+
+def check_model_name(part: str, model: str, names: list[str] | None = None) -> None:
+    """Raise `PartError` for a name that timm does not know (or that is none of `names`)."""
+    import timm
+
+    known = names or timm.list_models()
+    if model.split(".")[0] not in known or (model not in known and model not in timm.list_pretrained()):
+        shown = ", ".join(names) if names else "what timm.list_models() names"
+        raise PartError(f'{part} model: given "{model}".{did_you_mean(model, known)} Allowed: {shown}')
+
+
+def load_timm_state(part: str, model: str, source: str | bool) -> dict[str, Tensor]:
+    """timm's pretrained tensors of a model, or those of a file."""
+    if isinstance(source, str):
+        return read_state(source)
+    import timm
+
+    try:
+        state: dict[str, Tensor] = timm.create_model(model, pretrained=True).state_dict()
+    except Exception as error:  # the hub's client raises many kinds
+        raise PartError(describe_failed_download(f"{part}: weights of {model}", error)) from error
+    return state
+
+
+def find_timm_problems(model: str, source: str | bool) -> list[str]:
+    """Weights that are not there, neither on disk nor on the hub."""
+    if isinstance(source, str):
+        return [] if Path(source).is_file() else [f"weights: given {source!r}; allowed: true, false or a file"]
+    if not source:
+        return []
+    import timm
+
+    found = timm.get_pretrained_cfg(model)
+    if found is None or not found.hf_hub_id:
+        return []
+    problem = hub_problem(found.hf_hub_id, "model.safetensors", "pytorch_model.bin")
+    return [f"weights: {problem}"] if problem else []
