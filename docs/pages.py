@@ -16,7 +16,8 @@ def fill(text: str, script: str, name: str, content: str) -> str:
     begin, end = f"<!-- {name}: python docs/{script} -->\n", f"\n<!-- end of {name} -->"
     before, mark, rest = text.partition(begin)
     _, closing, after = rest.partition(end)
-    assert mark and closing, f"the page lacks {begin!r} or {end!r}"
+    assert mark, f"the page lacks {begin!r}"
+    assert closing, f"the page lacks {end!r}"
     return before + begin + content + end + after
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 
+from pages import FOLDER, fill, first_sentence, table
 from pydantic_core import PydanticUndefined
 
 import magma
 from magma import hookspecs, testing
 from magma.interfaces import KINDS, Module, Part
 from magma.registry import installed
-from pages import FOLDER, fill, first_sentence, table
 
 PAGE = FOLDER / "guides/plugins.md"
 
