@@ -1,4 +1,4 @@
-"""Stands in for your own data: 1,200 recordings with zero to nine pulses each, and a table that says how many."""
+"""In the place of your own data: 1,200 recordings with zero to nine pulses each, and a table that says how many."""
 
 import csv
 from pathlib import Path
