@@ -289,7 +289,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     from magma import testing
 
     monkeypatch.chdir(tmp_path)
-    names = tutorial(tmp_path)
+    names, text = tutorial(tmp_path), read("tutorial.md")
     assert (tmp_path / "data/labels.csv").read_text().splitlines()[:3] == [
         "file,pulses",
         "0000.csv,eight",
