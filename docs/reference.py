@@ -10,6 +10,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import Any
 
 import annotated_types
@@ -27,9 +28,12 @@ KEYS_PAGE = FOLDER / "reference/recipe-keys.md"
 CLI_PAGE = FOLDER / "reference/cli.md"
 SENTENCES: dict[str, dict[str, str]] = tomllib.loads((FOLDER / "sentences.toml").read_text(encoding="utf-8"))
 """Table to key to sentence, for keys whose pydantic field has no description yet."""
+DISTRIBUTION = "magma-multimodal"
 SHOWN = 90
 """A longer default is cut."""
 BOUNDS = {annotated_types.Gt: ">", annotated_types.Ge: ">=", annotated_types.Lt: "<", annotated_types.Le: "<="}
+OF_THE_MACHINE = {"workers": "number of CPUs, at most 8"}
+"""Defaults of options that differ between machines."""
 KIND_TITLES = {
     "encoder": "Encoders: `encoder` of `[inputs.NAME]`",
     "prefix": "Prefixes: `prefix` of `[inputs.NAME]`",
@@ -169,8 +173,8 @@ def parts() -> str:
     texts = []
     for kind, title in KIND_TITLES.items():
         texts.append(f"## {title}")
-        for entry in installed().entries():
-            if entry.kind == kind and entry.plugin.distribution == "magma-multimodal":
+        for entry in _ours():
+            if entry.kind == kind:
                 about = " ".join((entry.part.__doc__ or "").split("\n\n")[0].split())
                 texts.append(f'### `use = "{entry.name}"` ({kind})\n\n{about}')
                 config = entry.part.Config
@@ -205,14 +209,17 @@ def superfluous() -> list[str]:
 
 
 def _ours() -> list[Any]:
-    return [entry for entry in installed().entries() if entry.plugin.distribution == "magma-multimodal"]
+    return [entry for entry in installed().entries() if entry.plugin.distribution == DISTRIBUTION]
 
 
 # The program
 
 
 def commands() -> str:
-    """Every command with its arguments and options."""
+    """Every command with its arguments and options, those of this distribution's plugins too."""
+    for entry in entry_points(group="magma.commands"):
+        if entry.dist is not None and entry.dist.name == DISTRIBUTION:
+            entry.load().magma_commands(cli)  # a command that is there already is replaced by itself
     return "\n\n".join(_command(command, name) for name, command in _leaves(typer.main.get_command(cli), "magma"))
 
 
@@ -252,6 +259,8 @@ def _prose(text: str) -> str:
 def _option_default(parameter: Any) -> str:
     if parameter.required:
         return "required"
+    if parameter.name in OF_THE_MACHINE:
+        return OF_THE_MACHINE[parameter.name]
     default = parameter.default
     if default is None or isinstance(default, bool) or default == [] or callable(default):
         return {True: "on", False: "off"}.get(default, "")

@@ -290,24 +290,19 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.chdir(tmp_path)
     names, text = tutorial(tmp_path), read("tutorial.md")
-    assert (tmp_path / "data/labels.csv").read_text().splitlines()[:3] == [
-        "file,pulses",
-        "0000.csv,eight",
-        "0001.csv,two",
-    ]
+    table = (tmp_path / "data/labels.csv").read_text().splitlines()
+    assert "\n".join(table[:3]) in text
     findings = testing.examine(names["Sensor"])
     assert [one for one in findings if one.problem] == []
     assert f"{len(findings)} of {len(findings)} hold" in text
     line = (tmp_path / "data/train.jsonl").read_text().splitlines()[0]
     assert line in text
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
-    plan = program.start("recipe", "plan", "sensor.toml")
-    assert plan.returncode == 0, plan.stderr
-    (shown,) = [block for block in blocks("text", text) if block.startswith(" part ")]
-    printed = [line.rstrip() for line in plan.stdout.splitlines()]
-    assert printed[:6] == shown.splitlines()[:6]
     few = "--set train.samples=64 --set train.evaluate_every=0 --set tasks.0.limit=4 --set data.evaluation=[]"
     done = program.start("recipe", "run", "sensor.toml", *few.split())
     assert done.returncode == 0, done.stderr
+    (plan,) = [block for block in blocks("text", text) if block.startswith(" part ")]
+    printed = {line.rstrip() for line in (done.stdout + done.stderr).splitlines()}
+    assert printed >= set(plan.splitlines()[:6])
     report = json.loads((tmp_path / "runs/sensor/report.json").read_text())
     assert report["tasks"]["0.gqa"]["model"].keys() == {"accuracy"}

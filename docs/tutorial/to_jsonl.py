@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 data = Path("data")
-rows = list(csv.DictReader((data / "labels.csv").open()))
+rows = list(csv.DictReader((data / "labels.csv").read_text().splitlines()))
 splits = {"train": rows[:900], "val": rows[900:1000], "test": rows[1000:]}
 for split, part in splits.items():
     with (data / f"{split}.jsonl").open("w") as file:
