@@ -5,12 +5,10 @@ from __future__ import annotations
 import inspect
 
 from pages import FOLDER, fill, first_sentence, table
-from pydantic_core import PydanticUndefined
 
 import magma
 from magma import hookspecs, testing
 from magma.interfaces import KINDS, Module, Part
-from magma.registry import installed
 
 PAGE = FOLDER / "guides/plugins.md"
 
@@ -49,20 +47,6 @@ def promises() -> str:
     return table(*rows)
 
 
-def shipped() -> str:
-    """Every part of this distribution, with the fields of its config."""
-    rows = [("kind", "name", "what it is", "fields")]
-    for entry in installed().entries():
-        if entry.plugin.distribution == "magma-multimodal":
-            fields = [_field(name, field.default) for name, field in entry.part.Config.model_fields.items()]
-            rows.append((f"`{entry.kind}`", f"`{entry.name}`", first_sentence(entry.part), ", ".join(fields) or "none"))
-    return table(*rows)
-
-
-def _field(name: str, default: object) -> str:
-    return f"`{name}`" if default is PydanticUndefined else f"`{name}={default!r}`".replace("|", "\\|")
-
-
 def public() -> str:
     """What `from magma import ...` gives."""
     return ", ".join(f"`{name}`" for name in magma.__all__)
@@ -70,7 +54,7 @@ def public() -> str:
 
 def page(text: str) -> str:
     """The page with every generated part as the code has it now."""
-    for make in (hooks, kinds, promises, shipped, public):
+    for make in (hooks, kinds, promises, public):
         text = fill(text, "plugins.py", make.__name__, make())
     return text
 
