@@ -264,6 +264,12 @@ def test_every_page_is_in_the_navigation() -> None:
     assert nav == {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
 
 
+def test_pre_commit_runs_the_linters_of_ci() -> None:
+    (line,) = re.findall(r"^(ruff check .*?) \|\|", (ROOT / ".ci/run").read_text(encoding="utf-8"), re.MULTILINE)
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    assert hooks == line.split(" && ")
+
+
 @pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="the extra `docs` is not installed")
 def test_the_site_builds(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
