@@ -1,6 +1,6 @@
-"""Table and plot of miniature.md: `python docs/miniature.py [MATRIX_JSON]` makes them, a test compares the table.
+"""Table and plot of paper/miniature.md: `python docs/miniature.py [MATRIX_JSON]` makes them, a test compares the table.
 
-The figures are those of `magma recipe matrix`, kept in benchmarks/results/.
+The scores are those of `magma recipe matrix`, kept in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ import json
 import shutil
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).with_name("miniature.md")
+from pages import FOLDER, fill, table
+
+PAGE = FOLDER / "paper/miniature.md"
 PLOT = PAGE.with_suffix(".png")
-RESULTS = sorted((PAGE.parents[1] / "benchmarks/results").glob("*-mini.json"))
+RESULTS = sorted((FOLDER.parent / "benchmarks/results").glob("*-mini.json"))
 SHOTS = (0, 1, 2, 4)
 ROWS = {
     "mini_adapters_none": "no adapters",
@@ -56,28 +57,26 @@ def mean_of(runs: list[dict[str, Any]], recipe: str, groups: list[str], shots: t
     return [statistics.fmean(column) for column in zip(*columns, strict=True)]
 
 
-def table(runs: list[dict[str, Any]]) -> str:
-    """A row a recipe: captions, then each question behind 0 and 4 shots, then means over all numbers of shots."""
+def results(runs: list[dict[str, Any]]) -> str:
+    """A row a recipe: captions, then each question with 0 and 4 shots, then means over all numbers of shots."""
     head = ["row", "caption"]
     head += [f"{asked} {n}-shot" for group, asked in GROUPS.items() if group != "caption" for n in (0, 4)]
     head += ["all questions, 0-shot", "1, 2, 4-shot"]
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    rows = [tuple(head)]
     asked = [group for group in GROUPS if group != "caption"]
     for recipe, name in ROWS.items():
         found = [cell(scores(runs, recipe, "caption", 0))]
         found += [cell(scores(runs, recipe, group, n)) for group in asked for n in (0, 4)]
         found += [cell(mean_of(runs, recipe, asked, (0,))), cell(mean_of(runs, recipe, asked, (1, 2, 4)))]
-        lines.append(f"| {name} | {' | '.join(found)} |")
+        rows.append((name, *found))
     for way in ("shuffled", "blind"):
         means = [statistics.fmean(v for r in ROWS for v in scores(runs, r, "caption", 0, way))]
         means += [
             statistics.fmean(v for r in ROWS for v in scores(runs, r, group, n, way)) for group in asked for n in (0, 4)
         ]
-        lines.append(
-            f"| images {'shuffled' if way == 'shuffled' else 'taken away'}, mean of all rows | "
-            f"{' | '.join(f'{x:.0f}' for x in means)} | | |"
-        )
-    return "\n".join(lines)
+        name = f"images {'shuffled' if way == 'shuffled' else 'removed'}, mean of all rows"
+        rows.append((name, *(f"{x:.0f}" for x in means), "", ""))
+    return table(*rows)
 
 
 def plot(runs: list[dict[str, Any]]) -> None:
@@ -105,7 +104,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
         panels[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     for ax in axes[-1]:
         ax.set_xticks(range(4), [str(n) for n in SHOTS])
-        ax.set_xlabel("completed examples")
+        ax.set_xlabel("in-context examples")
     figure.tight_layout()
     figure.savefig(PLOT, dpi=80)
     plt.close(figure)
@@ -113,10 +112,7 @@ def plot(runs: list[dict[str, Any]]) -> None:
 
 def page(text: str) -> str:
     """The page with the table of the newest results."""
-    begin, end = "<!-- table: python docs/miniature.py -->\n", "\n<!-- end of table -->"
-    before, mark, rest = text.partition(begin)
-    assert mark, f"{PAGE.name} lacks {begin!r}"
-    return before + begin + table(json.loads(RESULTS[-1].read_text())["runs"]) + end + rest.partition(end)[2]
+    return fill(text, "miniature.py", "results", results(json.loads(RESULTS[-1].read_text())["runs"]))
 
 
 if __name__ == "__main__":

@@ -1,32 +1,16 @@
-"""The parts of plugins.md that the code says itself: `python docs/plugins.py` writes them anew, a test compares."""
+"""The tables of guides/plugins.md: `python docs/plugins.py` writes them, and a test compares."""
 
 from __future__ import annotations
 
 import inspect
-import re
-from pathlib import Path
 
-from pydantic_core import PydanticUndefined
+from pages import FOLDER, fill, first_sentence, table
 
 import magma
 from magma import hookspecs, testing
 from magma.interfaces import KINDS, Module, Part
-from magma.registry import installed
 
-PAGE = Path(__file__).with_name("plugins.md")
-
-
-def first(thing: object) -> str:
-    """The first sentence of a docstring, on one line."""
-    text = " ".join((inspect.getdoc(thing) or "").split())
-    return re.split(r"(?<=\.) (?=[A-Z`])", text)[0].replace("|", "\\|")
-
-
-def table(*rows: tuple[str, ...]) -> str:
-    """Markdown; the first row is the head."""
-    head, *rest = rows
-    lines = [head, tuple("---" for _ in head), *rest]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+PAGE = FOLDER / "guides/plugins.md"
 
 
 def hooks() -> str:
@@ -36,7 +20,7 @@ def hooks() -> str:
     for name, group in groups.items():
         hook = getattr(hookspecs, name)
         arguments = ", ".join(f"`{argument}`" for argument in inspect.signature(hook).parameters) or "none"
-        rows.append((f"`{name}`", f"`{group}`", arguments, first(hook)))
+        rows.append((f"`{name}`", f"`{group}`", arguments, first_sentence(hook)))
     return table(*rows)
 
 
@@ -47,7 +31,7 @@ def kinds() -> str:
         built = f"({', '.join(_arguments(base))})"
         missing = sorted(base.__abstractmethods__ - {"__init__"})  # type: ignore[attr-defined]  # an ABC has it
         needed = ", ".join(f"`{name}`" for name in missing)
-        rows.append((f"`{kind}`", f"`magma.{base.__name__}`", f"`{built}`", first(base), needed))
+        rows.append((f"`{kind}`", f"`magma.{base.__name__}`", f"`{built}`", first_sentence(base), needed))
     return table(*rows)
 
 
@@ -59,22 +43,8 @@ def promises() -> str:
     """Every check of the conformance kit."""
     rows = [("for", "check", "promise")]
     named = {Part: "every part", Module: "parts with weights"} | {base: f"`{kind}`" for kind, base in KINDS.items()}
-    rows += [(named[kind], f"`{check.__name__}`", first(check)) for kind, check in testing.ALL]
+    rows += [(named[kind], f"`{check.__name__}`", first_sentence(check)) for kind, check in testing.ALL]
     return table(*rows)
-
-
-def shipped() -> str:
-    """Every part of this distribution, with the fields of its config."""
-    rows = [("kind", "name", "what it is", "fields")]
-    for entry in installed().entries():
-        if entry.plugin.distribution == "magma-multimodal":
-            fields = [_field(name, field.default) for name, field in entry.part.Config.model_fields.items()]
-            rows.append((f"`{entry.kind}`", f"`{entry.name}`", first(entry.part), ", ".join(fields) or "none"))
-    return table(*rows)
-
-
-def _field(name: str, default: object) -> str:
-    return f"`{name}`" if default is PydanticUndefined else f"`{name}={default!r}`".replace("|", "\\|")
 
 
 def public() -> str:
@@ -84,11 +54,8 @@ def public() -> str:
 
 def page(text: str) -> str:
     """The page with every generated part as the code has it now."""
-    for make in (hooks, kinds, promises, shipped, public):
-        begin, end = f"<!-- {make.__name__}: python docs/plugins.py -->\n", f"\n<!-- end of {make.__name__} -->"
-        before, mark, rest = text.partition(begin)
-        assert mark, f"{PAGE.name} lacks {begin!r}"
-        text = before + begin + make() + end + rest.partition(end)[2]
+    for make in (hooks, kinds, promises, public):
+        text = fill(text, "plugins.py", make.__name__, make())
     return text
 
 

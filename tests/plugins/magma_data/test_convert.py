@@ -9,7 +9,6 @@ import http.server
 import io
 import json
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -596,13 +595,6 @@ def test_the_commands_cost_the_program_little() -> None:
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True, capture_output=True, text=True
     )
     assert not {"torch", "webdataset", "pyarrow", "PIL", "matplotlib", "pydantic"} & set(eval(done.stdout))
-
-
-def test_the_page_says_what_the_code_does() -> None:
-    made = runpy.run_path(str(ROOT / "docs/data.py"))
-    text = made["PAGE"].read_text(encoding="utf-8")
-    assert made["page"](text) == text, "`python docs/data.py` writes what the code says into docs/data.md"
-    assert all(f"magma data convert {name} " in text for name in SETS)
 
 
 def test_official_files_nested_too_deep_are_named(tmp_path: Path) -> None:

@@ -1,0 +1,286 @@
+"""The tables of reference/: `python docs/reference.py` writes them, and a test compares.
+
+A key's sentence is the description of its pydantic field. Where a field has none yet, it is taken from sentences.toml,
+which may only shrink: an entry whose field has a description fails the test.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+import typing
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import Any
+
+import annotated_types
+import typer
+from pages import FOLDER, escape, fill, table
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+import magma
+from magma.cli import cli
+from magma.registry import installed
+
+KEYS_PAGE = FOLDER / "reference/recipe-keys.md"
+CLI_PAGE = FOLDER / "reference/cli.md"
+SENTENCES: dict[str, dict[str, str]] = tomllib.loads((FOLDER / "sentences.toml").read_text(encoding="utf-8"))
+"""Table to key to sentence, for keys whose pydantic field has no description yet."""
+DISTRIBUTION = "magma-multimodal"
+SHOWN = 90
+"""A longer default is cut."""
+BOUNDS = {annotated_types.Gt: ">", annotated_types.Ge: ">=", annotated_types.Lt: "<", annotated_types.Le: "<="}
+OF_THE_MACHINE = {"workers": "number of CPUs, at most 8"}
+"""Defaults of options that differ between machines."""
+KIND_TITLES = {
+    "encoder": "Encoders: `encoder` of `[inputs.NAME]`",
+    "prefix": "Prefixes: `prefix` of `[inputs.NAME]`",
+    "adapter": "Adapters: `[adapters.attention]` and `[adapters.mlp]`",
+    "lm": "Language models: `[lm]`",
+    "head": "Heads: `[head]`",
+    "data": "Data sources: `[[data.train]]` and `[[data.evaluation]]`",
+    "task": "Tasks: `[[tasks]]`",
+}
+
+
+# Recipe keys
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models that an annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from models_in(argument)
+
+
+def framework_tables() -> dict[str, type[BaseModel]]:
+    """Title to model of every table of a recipe that the framework itself reads."""
+
+    def inside(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
+        return list(models_in(model.model_fields[key].annotation))
+
+    recipe = magma.Recipe
+    (init,), (inputs,), (data,) = inside(recipe, "init"), inside(recipe, "inputs")[:1], inside(recipe, "data")
+    (train,), (task,), (stage,) = inside(recipe, "train"), inside(recipe, "tasks"), inside(recipe, "stages")
+    tables = {
+        "Top level": recipe,
+        "`[init]`": init,
+        "`[inputs.NAME]`": inputs,
+        "`[data]`": data,
+        "`[[tasks]]`": task,
+        "`[train]`": train,
+    }
+    for model in inside(train, "schedule"):
+        (use,) = typing.get_args(model.model_fields["use"].annotation)
+        tables[f'`train.schedule`, `use = "{use}"`'] = model
+    tables |= {"`train.optimizer`": inside(train, "optimizer")[0], "`[[stages]]`": stage}
+    for model in inside(stage, "inputs"):
+        tables["`inputs.NAME` of a stage"] = model
+        tables["`inputs.NAME.prefix`, `adapters.PLACE` and `head` of a stage"] = inside(model, "prefix")[0]
+    return tables
+
+
+def sentence(field: FieldInfo, key: str, *names: str) -> str:
+    """What a key means: its description, else the entry in the first table of sentences.toml that has one, else ""."""
+    if field.description:
+        return escape(field.description)
+    return next((escape(SENTENCES[name][key]) for name in names if key in SENTENCES.get(name, {})), "")
+
+
+def described(model: type[BaseModel], *names: str) -> dict[str, str]:
+    """Key to sentence; "" where a key has none."""
+    return {key: sentence(field, key, *names) for key, field in model.model_fields.items()}
+
+
+def key_rows(model: type[BaseModel], *names: str) -> str:
+    """A row a key: type, default, sentence."""
+    rows = [("key", "type", "default", "meaning")]
+    for key, text in described(model, *names).items():
+        field = model.model_fields[key]
+        rows.append((f"`{key}`", _type(field), _default(field), text))
+    return table(*rows)
+
+
+def _type(field: FieldInfo) -> str:
+    bounds = [text for part in field.metadata for text in _bounds(part)]
+    return escape(", ".join([_named(field.annotation), *bounds]))
+
+
+def _bounds(constraint: Any) -> list[str]:
+    for kind, sign in BOUNDS.items():
+        if isinstance(constraint, kind):
+            limit = getattr(constraint, kind.__name__.lower())
+            return [f"{sign} {limit}"] if abs(limit) < 2**63 else []  # that it fits into 64 bits needs no words
+    return []
+
+
+def _named(annotation: Any) -> str:
+    """A type as a person who writes TOML thinks of it."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        bounds = [text for part in arguments[1:] for text in _bounds(part)]
+        return ", ".join([_named(arguments[0]), *bounds])
+    if origin is typing.Literal:
+        return ", ".join(f'`"{value}"`' if isinstance(value, str) else f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_named(one) for one in arguments if one is not type(None)))
+    if origin in (tuple, list):
+        return f"array of {_named(arguments[0])}"
+    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        return "table"
+    names = {str: "string", int: "integer", float: "number", bool: "true, false"}
+    return names.get(annotation, "value")
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    if value is None or value is PydanticUndefined or value in ({}, (), []):
+        return "none"
+    if isinstance(value, BaseModel):
+        given = value.model_dump(exclude_unset=True) or value.model_dump()
+        pairs = [f"{key} = {_toml(one)}" for key, one in given.items() if one not in (None, ())]
+        if not pairs:
+            return "none"
+        text = f"{{ {', '.join(pairs)} }}"
+    else:
+        text = _toml(value)
+    cut = text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
+    return f"`{escape(cut)}`"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"{}"'.format(value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"'))
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return str(value)
+
+
+def framework() -> str:
+    """Every table that the framework itself reads."""
+    return "\n\n".join(f"### {title}\n\n{key_rows(model, title)}" for title, model in framework_tables().items())
+
+
+def parts() -> str:
+    """Every part of this distribution, kind by kind."""
+    texts = []
+    for kind, title in KIND_TITLES.items():
+        texts.append(f"## {title}")
+        for entry in _ours():
+            if entry.kind == kind:
+                about = " ".join((entry.part.__doc__ or "").split("\n\n")[0].split())
+                texts.append(f'### `use = "{entry.name}"` ({kind})\n\n{about}')
+                config = entry.part.Config
+                texts.append(key_rows(config, f"{kind} {entry.name}", kind) if config.model_fields else "No keys.")
+    return "\n\n".join(texts)
+
+
+def without_sentence() -> list[str]:
+    """Keys that mean something nobody wrote down."""
+    found = [
+        f"{title} {key}"
+        for title, model in framework_tables().items()
+        for key, text in described(model, title).items()
+        if not text
+    ]
+    for entry in _ours():
+        keys = described(entry.part.Config, f"{entry.kind} {entry.name}", entry.kind)
+        found += [f"{entry.kind} {entry.name} {key}" for key, text in keys.items() if not text]
+    return found
+
+
+def superfluous() -> list[str]:
+    """Entries of sentences.toml that no key needs: its field has a description, or there is no such key."""
+    tables = [((title,), model) for title, model in framework_tables().items()]
+    tables += [((f"{entry.kind} {entry.name}", entry.kind), entry.part.Config) for entry in _ours()]
+    used = set()
+    for names, model in tables:
+        for key, field in model.model_fields.items():
+            if not field.description:
+                used.update([(name, key) for name in names if key in SENTENCES.get(name, {})][:1])
+    return [f"{name} {key}" for name, keys in SENTENCES.items() for key in keys if (name, key) not in used]
+
+
+def _ours() -> list[Any]:
+    return [entry for entry in installed().entries() if entry.plugin.distribution == DISTRIBUTION]
+
+
+# The program
+
+
+def commands() -> str:
+    """Every command with its arguments and options, those of this distribution's plugins too."""
+    for entry in entry_points(group="magma.commands"):
+        if entry.dist is not None and entry.dist.name == DISTRIBUTION:
+            entry.load().magma_commands(cli)  # a command that is there already is replaced by itself
+    return "\n\n".join(_command(command, name) for name, command in _leaves(typer.main.get_command(cli), "magma"))
+
+
+def _leaves(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not hasattr(command, "commands"):
+        yield name, command
+        return
+    for word, below in sorted(command.commands.items()):
+        yield from _leaves(below, f"{name} {word}")
+
+
+def _command(command: Any, name: str) -> str:
+    name = name.removesuffix(" ask")  # the command that a group runs by default
+    parameters = [one for one in command.params if not getattr(one, "hidden", False) and "--help" not in one.opts]
+    arguments = [_argument(one) for one in parameters if one.param_type_name == "argument"]
+    usage = " ".join([name, *arguments, "[OPTIONS]"])
+    text = f"## `{name}`\n\n{_prose(command.help or '')}\n\n```text\n{usage}\n```"
+    rows = [("argument or option", "default", "meaning")]
+    for parameter in parameters:
+        names = ", ".join(f"`{one}`" for one in (*parameter.opts, *parameter.secondary_opts))
+        if parameter.param_type_name == "argument":
+            names = f"`{_argument(parameter)}`"
+        rows.append((names, _option_default(parameter), escape(getattr(parameter, "help", None) or "")))
+    return f"{text}\n\n{table(*rows)}" if len(rows) > 1 else text
+
+
+def _argument(parameter: Any) -> str:
+    name = str(parameter.metavar or parameter.name).upper()
+    return name if parameter.nargs == 1 or name.endswith("...") else f"{name}..."
+
+
+def _prose(text: str) -> str:
+    """Help as Markdown: paragraphs, and what is indented or follows a line end stays on its line."""
+    return "\n\n".join("  \n".join(line.strip() for line in part.splitlines()) for part in text.split("\n\n"))
+
+
+def _option_default(parameter: Any) -> str:
+    if parameter.required:
+        return "required"
+    if parameter.name in OF_THE_MACHINE:
+        return OF_THE_MACHINE[parameter.name]
+    default = parameter.default
+    if default is None or isinstance(default, bool) or default == [] or callable(default):
+        return {True: "on", False: "off"}.get(default, "")
+    return f"`{default}`"
+
+
+def keys_page(text: str) -> str:
+    """The page of recipe keys as the code has them now."""
+    for make in (framework, parts):
+        text = fill(text, "reference.py", make.__name__, make())
+    return text
+
+
+def cli_page(text: str) -> str:
+    """The page of the program as the code has it now."""
+    return fill(text, "reference.py", "commands", commands())
+
+
+PAGES = {KEYS_PAGE: keys_page, CLI_PAGE: cli_page}
+
+if __name__ == "__main__":
+    for path, page in PAGES.items():
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
