@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 import magma
 from magma import Example, Magma, Media, Tokens
-from magma.assemble import assemble
-from magma.feed import Feed, ahead, by_length
-from magma.mixture import Mixture
-from magma.recipe import Recipe
+from magma.data.loader import Feed, ahead, by_length
+from magma.data.mixture import Mixture
+from magma.recipe.assemble import assemble
+from magma.recipe.schema import Recipe
 
 from . import peers
 from .rows import Row, Step, faster, rounds

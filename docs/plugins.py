@@ -9,9 +9,10 @@ from pathlib import Path
 from pydantic_core import PydanticUndefined
 
 import magma
-from magma import hookspecs, testing
+from magma import testing
 from magma.interfaces import KINDS, Module, Part
-from magma.registry import installed
+from magma.plugins import hookspecs
+from magma.plugins.registry import installed
 
 PAGE = Path(__file__).with_name("plugins.md")
 

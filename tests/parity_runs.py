@@ -63,9 +63,10 @@ def recipe(stage: int, **changes: Any) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Every job of `jobs.json`: a recipe, a folder, and whether to stop half-way, to resume, or to copy first."""
-    from magma import Recipe, checkpoint, registry
-    from magma import recipe as recipe_module
-    from magma.train import Progress, Watcher, train
+    from magma import Recipe, checkpoint
+    from magma.plugins import registry
+    from magma.recipe import schema as recipe_module
+    from magma.training.trainer import Progress, Watcher, train
 
     both = registry.Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
     for module in (recipe_module, checkpoint, registry):

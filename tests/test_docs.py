@@ -16,9 +16,9 @@ import pytest
 import torch
 
 import magma
-from magma import hookspecs
 from magma.interfaces import KINDS
-from magma.recipe import Recipe, Train, bundled
+from magma.plugins import hookspecs
+from magma.recipe.schema import Recipe, Train, bundled
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_readmes_python_runs(
 
 
 def test_readmes_plugin_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    from magma.registry import Registry, installed
+    from magma.plugins.registry import Registry, installed
 
     *_, text = blocks("python")
     assert len(text.strip().splitlines()) <= 45
@@ -130,7 +130,7 @@ def test_every_public_name_has_a_docstring() -> None:
 
 
 def test_every_shipped_part_says_what_it_is() -> None:
-    from magma.registry import installed
+    from magma.plugins.registry import installed
 
     for entry in installed().entries():
         assert inspect.getdoc(entry.part)

@@ -18,11 +18,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from . import joined
 from .errors import PartError
 
 if TYPE_CHECKING:
-    from .segments import Example, Media, Segment
+    from .data.sequence import Example, Media, Segment
 
 Place = Literal["attention", "mlp"]
 PLACES: tuple[Place, ...] = ("attention", "mlp")
@@ -313,7 +312,7 @@ class FrozenLM(Module):
     @cached_property
     def marks_beginning(self) -> bool:
         """Does `encode` put something before a text's first word, such as SentencePiece's space?"""
-        return joined.marks_beginning(self)
+        return self.encode("x\ny") != self.encode("x\n") + self.encode("y")
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         """As `encode`, and where each token stands: its first character and the one after its last; None: not known."""

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .data.sequence import Batch, Collator, Encoded, Example, Text
 from .errors import InputError, PartError, did_you_mean
-from .generate import Answer, Decoding, continuations, decode
+from .generation.decoding import Answer, Decoding, continuations, decode
 from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
-from .memory import in_pieces
 from .names import module_problem
-from .segments import Batch, Collator, Encoded, Example, Text
+from .system.memory import in_pieces
 
 ALWAYS_STORED = ("prefix", "adapter", "head")
 """Kinds of parts that a checkpoint holds even if they are frozen: they have no file of weights."""

@@ -18,8 +18,8 @@ from magma_lms.gptj import GPTJ, turns
 from torch import Tensor, nn
 
 from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError, Tokens
-from magma.generate import Decoding
-from magma.reuse import Reader
+from magma.evaluation.prefix_sharing import Reader
+from magma.generation.decoding import Decoding
 
 
 class Sum(Adapter):
