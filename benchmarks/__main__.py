@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Decoding, Magma
-from magma.data.sequence import Segment
 from magma.evaluation.prefix_sharing import Reader
 from magma.training.engine import keep_freed_memory
+from magma.values import Segment
 
 from . import gpu, peers
 from .rows import Row, Step, faster, rounds

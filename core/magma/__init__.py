@@ -22,45 +22,27 @@ from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
     from .checkpoint import load, save, save_tensors
-    from .data.sequence import Batch, Example, Media, Text, Tokens
+    from .data.sequence import Batch
     from .evaluation.evaluator import evaluate
     from .generation.decoding import Decoding
-    from .interfaces import (
-        Adapter,
-        Cache,
-        DataSource,
-        Encoder,
-        Features,
-        FrozenLM,
-        Head,
-        Layout,
-        Module,
-        Part,
-        PartConfig,
-        Place,
-        Prediction,
-        Prefix,
-        Question,
-        State,
-        Task,
-        Trial,
-    )
+    from .interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, PartConfig, Place, Prefix, Task
     from .model import Input, Magma
     from .plugins.program import Program
     from .recipe.assemble import assemble
     from .recipe.schema import LocalPath, Recipe, Weights
     from .runs.run import run
     from .tensors import read_tensors
+    from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Text, Tokens, Trial
 
 # Imported at first use: `import magma` is quick, torch is not.
 _HOME = {
     "checkpoint": ["load", "save", "save_tensors"],
-    "data.sequence": ["Batch", "Example", "Media", "Text", "Tokens"],
+    "data.sequence": ["Batch"],
     "evaluation.evaluator": ["evaluate"],
     "generation.decoding": ["Decoding"],
     "interfaces": [
-        *("Adapter", "Cache", "DataSource", "Encoder", "Features", "FrozenLM", "Head", "Layout", "Module", "Part"),
-        *("PartConfig", "Place", "Prediction", "Prefix", "Question", "State", "Task", "Trial"),
+        *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Place"),
+        *("Prefix", "Task"),
     ],
     "model": ["Input", "Magma"],
     "plugins.program": ["Program"],
@@ -68,6 +50,10 @@ _HOME = {
     "recipe.schema": ["LocalPath", "Recipe", "Weights"],
     "runs.run": ["run"],
     "tensors": ["read_tensors"],
+    "values": [
+        *("Cache", "Example", "Features", "Layout", "Media", "Prediction", "Question", "State", "Text", "Tokens"),
+        "Trial",
+    ],
 }
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
 

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import flop_registry
 
 from .data.sequence import Batch
 from .errors import PartError
-from .interfaces import Features
 from .model import Magma
+from .values import Features
 
 EXAMPLES = 2
 """Of the batch that is measured: BatchNorm takes no batch of one."""

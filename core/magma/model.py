@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data.sequence import Batch, Collator, Encoded, Example, Text
+from .data.collator import Collator
+from .data.sequence import Batch, Encoded
 from .errors import InputError, PartError, did_you_mean
 from .generation.decoding import Answer, Decoding, continuations, decode
-from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
+from .interfaces import PLACES, Adapter, Encoder, FrozenLM, Head, Module, Place, Prefix
 from .names import module_problem
 from .system.memory import in_pieces
+from .values import Example, Features, Text
 
 ALWAYS_STORED = ("prefix", "adapter", "head")
 """Kinds of parts that a checkpoint holds even if they are frozen: they have no file of weights."""

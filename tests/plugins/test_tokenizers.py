@@ -19,7 +19,7 @@ from toys import ToyEncoder, ToyPrefix
 
 import magma
 from magma import CheckpointError, Decoding, Example, Input, InputError, Magma, Media, PartError, Text, Tokens, Trial
-from magma.data.sequence import Collator
+from magma.data.collator import Collator
 from magma.data.tokenization import decode_after, encode
 from magma.evaluation.prefix_sharing import Reader
 from magma.generation.decoding import Answer, continuations

@@ -328,7 +328,7 @@ def generate(
     with Screen() as screen:
         screen.say("importing libraries")
         from ..checkpoint import load
-        from ..data.sequence import Media, Text
+        from ..values import Media, Text
 
         model = load(folder, lm=lm, device=device, say=screen.say)
     _check_names(model, [name for name, _ in prompt])

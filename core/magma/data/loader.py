@@ -13,8 +13,10 @@ from ..errors import InputError, MagmaError, TooLong
 from ..interfaces import DataSource
 from ..recipe.schema import Recipe
 from ..system.signals import end_with_parent, ignore_stop_signals
+from ..values import Example
+from .collator import Collator
 from .mixture import Mixture
-from .sequence import Batch, Collator, Encoded, Example
+from .sequence import Batch, Encoded
 
 T = TypeVar("T")
 AHEAD = 2

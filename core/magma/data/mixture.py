@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ..errors import TrainingError
-from ..interfaces import DataSource, State
-from .sequence import Example
+from ..interfaces import DataSource
+from ..values import Example, State
 
 
 class Mixture:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..interfaces import FrozenLM
-    from .sequence import Text
+    from ..values import Text
 
 Encode = Callable[[str], list[int]]
 Owners = list[tuple[int, int]]

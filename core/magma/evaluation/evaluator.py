@@ -9,12 +9,12 @@ from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import Any, Literal
 
-from ..data.sequence import Media
 from ..errors import InputError, TooLong, first_of
 from ..generation.decoding import Decoding
-from ..interfaces import Prediction, Question, Task
+from ..interfaces import Task
 from ..model import Magma
 from ..recipe.schema import MAX_UNREADABLE
+from ..values import Media, Prediction, Question
 from .prefix_sharing import Reader, identity, not_empty, refusal, unreadable
 
 Baseline = Literal["", "shuffled", "blind"]

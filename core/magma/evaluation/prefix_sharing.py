@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data.sequence import Collator, Example, Media, Segment, Text, Tokens
+from ..data.collator import Collator
 from ..errors import InputError, TooLong
 from ..generation.decoding import Answer, Decoding, decode
-from ..interfaces import Cache, Layout
 from ..model import Magma
 from ..system.memory import Pieces
+from ..values import Cache, Example, Layout, Media, Segment, Text, Tokens
 
 
 def identity(segment: Segment) -> Hashable:

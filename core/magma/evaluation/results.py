@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
-from ..data.sequence import Media, Text, Tokens
 from ..errors import InputError, first_of
-from ..interfaces import Prediction, Question, Task
+from ..interfaces import Task
 from ..manifest import RECIPE, digest, find, read_manifest
 from ..model import Magma
 from ..recipe.notation import parse_json
 from ..recipe.schema import MAX_UNREADABLE, Recipe
+from ..values import Media, Prediction, Question, Text, Tokens
 from .evaluator import BASELINES, Asker, Baseline, check_readable
 
 ABOUT, SCORES = "about.json", "scores.json"

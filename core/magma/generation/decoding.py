@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..data.tokenization import decode_after
 from ..errors import InputError
-from ..interfaces import Cache, FrozenLM, Layout
+from ..interfaces import FrozenLM
+from ..values import Cache, Layout
 
 
 @dataclass(frozen=True)

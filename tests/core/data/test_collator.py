@@ -7,7 +7,7 @@ import torch
 from toys import ToyEncoder, ToyLM, ToyPrefix
 
 from magma import Example, InputError, Media, Text, Tokens, TooLong
-from magma.data.sequence import Collator
+from magma.data.collator import Collator
 
 
 @pytest.fixture

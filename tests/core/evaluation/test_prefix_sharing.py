@@ -10,8 +10,8 @@ from toys import RECIPE, ToyLM
 
 import magma
 from magma import Decoding, InputError, Magma, Media, Text, TooLong
-from magma.data.sequence import Segment
 from magma.evaluation.prefix_sharing import Reader
+from magma.values import Segment
 
 pytestmark = pytest.mark.usefixtures("toys")
 HOW = Decoding(max_tokens=4)

@@ -22,23 +22,9 @@ import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
 
-from ...data.sequence import Example, Text, Tokens
 from ...errors import InputError, PluginError
-from ...interfaces import (
-    Adapter,
-    DataSource,
-    Encoder,
-    Features,
-    FrozenLM,
-    Head,
-    Layout,
-    Module,
-    Part,
-    Prediction,
-    Prefix,
-    Task,
-    Trial,
-)
+from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
+from ...values import Example, Features, Layout, Prediction, Text, Tokens, Trial
 from .text import TEXT_CHECKS
 
 WIDTH, LENGTH, DIM = 16, 5, 32

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...data import tokenization
-from ...data.sequence import Collator, Example, Text
+from ...data.collator import Collator
 from ...errors import InputError
 from ...interfaces import FrozenLM
+from ...values import Example, Text
 
 if TYPE_CHECKING:
     from .checks import Subject
