@@ -1,4 +1,5 @@
-"""The parts that a model and its training are made of. All that a plugin author has to know is in this file.
+"""The parts that a model and its training are made of. All that a plugin author has to know is in this
+file and in `values.py`.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 v vocabulary, m scored positions.
@@ -11,16 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from .errors import PartError
-
-if TYPE_CHECKING:
-    from .values import Example, Media
 from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Trial
 
 Place = Literal["attention", "mlp"]

@@ -288,7 +288,7 @@ def plugin_check(
     found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
     if not found:
         raise PluginError(f'plugin check: "{name}" is no {kind}')
-    from ..plugins.conformance.checks import examine
+    from ..plugins.conformance.run import examine
 
     faults = 0
     for entry in found:

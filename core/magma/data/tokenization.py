@@ -10,11 +10,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ..interfaces import FrozenLM
-    from ..values import Text
+from ..interfaces import FrozenLM
+from ..values import Text
 
 Encode = Callable[[str], list[int]]
 Owners = list[tuple[int, int]]
