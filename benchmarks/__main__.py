@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Decoding, Magma
 from magma.evaluation.prefix_sharing import Reader
-from magma.training.engine import keep_freed_memory
+from magma.system.memory import keep_freed_memory
 from magma.values import Segment
 
 from . import gpu, peers

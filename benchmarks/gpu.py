@@ -22,7 +22,7 @@ from magma import Example, Magma, Media, Tokens
 from magma.data.loader import Feed, ahead, by_length
 from magma.data.mixture import Mixture
 from magma.recipe.assemble import assemble
-from magma.recipe.schema import Recipe
+from magma.recipe.recipe import Recipe
 
 from . import peers
 from .rows import Row, Step, faster, rounds
@@ -227,8 +227,17 @@ def input_stall(_: int, work: Work = FULL) -> list[Row]:
         recipe = Recipe.load({**recipe.model_dump(mode="json", exclude_none=True), "data": {"train": [source]}})
         model = magma.assemble(recipe, device="meta")
         part, config = recipe.part("data.train.0")
-        split = (work.micro, work.batch // work.micro)
-        feed = Feed(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
+        assert recipe.train is not None
+        feed = Feed(
+            model.collator(256, 8),
+            recipe.seed,
+            work.batch,
+            recipe.train.total_samples,
+            micro=work.micro,
+            accumulation=work.batch // work.micro,
+            workers=_workers(),
+            pin=work.device != "cpu",
+        )
         shares = feed.training(Mixture([part(config, 0)], [1.0]), 0)
         waited = total = 0.0
         for i in range(work.steps):

@@ -39,6 +39,6 @@ def _install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
 
     toy = registry.Registry([EntryPoint(name, name, "magma") for name in modules])
     assert not any(plugin.problem for plugin in toy.plugins), toy.plugins
-    for module in ("magma.recipe.schema", "magma.checkpoint", "magma.plugins.registry"):
+    for module in ("magma.recipe.recipe", "magma.recipe.parts", "magma.checkpoint", "magma.plugins.registry"):
         __import__(module)
         monkeypatch.setattr(sys.modules[module], "installed", lambda: toy)

@@ -18,7 +18,9 @@ import torch
 import magma
 from magma.interfaces import KINDS
 from magma.plugins import hookspecs
-from magma.recipe.schema import Recipe, Train, bundled
+from magma.recipe.loader import bundled
+from magma.recipe.recipe import Recipe
+from magma.recipe.schema import Train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

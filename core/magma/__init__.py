@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from .evaluation.evaluator import evaluate
     from .generation.decoding import Decoding
     from .interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, PartConfig, Place, Prefix, Task
-    from .model import Input, Magma
+    from .inputs import Input
+    from .model import Magma
     from .plugins.program import Program
     from .recipe.assemble import assemble
-    from .recipe.schema import LocalPath, Recipe, Weights
+    from .recipe.paths import LocalPath, Weights
+    from .recipe.recipe import Recipe
     from .runs.run import run
     from .tensors import read_tensors
     from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Text, Tokens, Trial
@@ -40,14 +42,16 @@ _HOME = {
     "data.sequence": ["Batch"],
     "evaluation.evaluator": ["evaluate"],
     "generation.decoding": ["Decoding"],
+    "inputs": ["Input"],
     "interfaces": [
         *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Place"),
         *("Prefix", "Task"),
     ],
-    "model": ["Input", "Magma"],
+    "model": ["Magma"],
     "plugins.program": ["Program"],
     "recipe.assemble": ["assemble"],
-    "recipe.schema": ["LocalPath", "Recipe", "Weights"],
+    "recipe.paths": ["LocalPath", "Weights"],
+    "recipe.recipe": ["Recipe"],
     "runs.run": ["run"],
     "tensors": ["read_tensors"],
     "values": [

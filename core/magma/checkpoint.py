@@ -42,7 +42,7 @@ from .manifest import (
 from .model import Magma, PartSummary
 from .plugins.registry import installed
 from .recipe.assemble import assemble, recipe_of
-from .recipe.schema import Recipe
+from .recipe.recipe import Recipe
 from .system.device import check_device
 from .system.home_paths import expand_home
 from .tensors import read_tensors

@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from torch import Tensor
 
 from .errors import CheckpointError
+from .recipe.explain import explain
 from .recipe.notation import parse_json
-from .recipe.schema import explain
 
 FORMAT = 2
 RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (

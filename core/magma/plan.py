@@ -19,8 +19,9 @@ from .manifest import OWN, find, origins, read_manifest
 from .measure import EXAMPLES, measure
 from .model import ALWAYS_STORED, Magma
 from .recipe.assemble import assemble, learning_rates
-from .recipe.schema import Recipe, Train
-from .training.schedule import schedule_warnings
+from .recipe.recipe import Recipe
+from .recipe.schema import Train
+from .schedule import schedule_warnings
 
 TEXT_TOKENS = 20
 """Assumed length of an example's text; data alone would tell."""

@@ -21,7 +21,7 @@ from .errors import MagmaError, PartError
 from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, dtype_of, find, read_manifest, uncovered
 from .model import Magma
 from .recipe.assemble import assemble
-from .recipe.schema import Recipe
+from .recipe.recipe import Recipe
 from .tensors import read_tensors
 
 

@@ -61,7 +61,7 @@ def recipe_run(
 
     with Screen() as screen:
         screen.say("reading the recipe")
-        from ..recipe.schema import Recipe
+        from ..recipe.recipe import Recipe
 
         loaded = Recipe.load(recipe, overrides or ())
         out = out or RUNS / loaded.name
@@ -140,7 +140,7 @@ def recipe_plan(
 ) -> None:
     """What a recipe will cost: parameters, FLOPs, memory, steps. Needs neither data nor weights."""
     from ..plan import plan_stages
-    from ..recipe.schema import Recipe
+    from ..recipe.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
     plans = plan_stages(loaded, world, micro_batch or (), text_tokens)
@@ -175,7 +175,7 @@ def recipe_list() -> None:
 
 
 def _bundled() -> dict[str, Path]:
-    from ..recipe.schema import bundled
+    from ..recipe.loader import bundled
 
     return bundled()
 
@@ -186,8 +186,8 @@ def recipe_show(
     overrides: Overrides = None,
 ) -> None:
     """A recipe with everything it inherits and every default."""
-    from ..recipe.schema import Recipe
-    from ..training.schedule import schedule_warnings
+    from ..recipe.recipe import Recipe
+    from ..schedule import schedule_warnings
     from .console import print_warnings
 
     loaded = Recipe.load(recipe, overrides or ())

@@ -149,7 +149,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Tables of several runs, a paper's figures in brackets beside ours where a run's recipe has them."""
-    from ..evaluation.results import report as made
+    from ..evaluation.report import report as made
     from .console import print_columns
 
     tables = made(folders)
@@ -166,7 +166,7 @@ def report(
 
 def _task(name: str, seed: int, fields: dict[str, Any], overrides: list[str], needs_data: bool = True) -> Task:
     """The task of this name. Raises `RecipeError` for every mistake in its fields, and for what is missing here."""
-    from ..recipe.schema import build_part
+    from ..recipe.parts import build_part
 
     made: Task = build_part("task", name, fields, overrides, needs_data, seed)
     return made

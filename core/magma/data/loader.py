@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from ..errors import InputError, MagmaError, TooLong
 from ..interfaces import DataSource
-from ..recipe.schema import Recipe
 from ..system.signals import end_with_parent, ignore_stop_signals
 from ..values import Example
 from .collator import Collator
@@ -57,33 +56,40 @@ class Share:
 class Feed:
     """What one of `size` processes computes on: a global batch is dealt out among them, one example each in turn."""
 
-    recipe: Recipe
     collator: Collator
-    rank: int
-    size: int
-    micro: int
-    accumulation: int
-    workers: int
-    pin: bool
-
-    def __post_init__(self) -> None:
-        assert self.recipe.train is not None
-
-    @property
-    def _train(self) -> Any:
-        return self.recipe.train
+    seed: int
+    batch_size: int
+    """Examples of a global batch."""
+    samples: int
+    """Examples of the whole training; the last batch has what is left."""
+    rank: int = 0
+    size: int = 1
+    micro: int = 1
+    """Examples of a micro-batch."""
+    accumulation: int = 1
+    """Micro-batches of a step."""
+    packing: int | None = None
+    """Positions of a row that several examples share; None: one example a row."""
+    skip_too_long: bool = False
+    """Leave out an example that does not fit; otherwise it is an error."""
+    skip_unreadable: bool = False
+    """Leave out an example that cannot be read; otherwise it is an error."""
+    evaluate_samples: int | None = None
+    """Most examples of an evaluation set; None: all."""
+    workers: int = 0
+    pin: bool = False
 
     def training(self, mixture: Mixture, step: int) -> Iterator[Share]:
         """The shares of the steps behind `step`, to the end of the run."""
 
         def work() -> Iterator[tuple[list[tuple[int, Example]], int, dict[str, Any]]]:
-            for first in range(step * self._train.batch_size, self._samples, self._train.batch_size):
-                examples = mixture.take(min(self._train.batch_size, self._samples - first))
+            for first in range(step * self.batch_size, self.samples, self.batch_size):
+                examples = mixture.take(min(self.batch_size, self.samples - first))
                 yield self._mine(examples, first), len(examples), mixture.state()
 
         def share(given: tuple[list[tuple[int, Example]], int, dict[str, Any]]) -> Share:
             mine, samples, state = given
-            read = [self.encode(example, random.Random(f"{self.recipe.seed} {i}")) for i, example in mine]
+            read = [self.encode(example, random.Random(f"{self.seed} {i}")) for i, example in mine]
             fitting = by_length([one for one in read if isinstance(one, Encoded)])
             chunks = [fitting[i * self.micro : (i + 1) * self.micro] for i in range(self.accumulation)]
             unreadable = _unreadable(mine, read)
@@ -92,16 +98,11 @@ class Feed:
 
         return ahead(work(), share, self.workers, self.pin)
 
-    @property
-    def _samples(self) -> int:
-        samples: int = self._train.samples or self._train.total_steps * self._train.batch_size
-        return samples
-
     def evaluation(self, source: DataSource) -> Iterator[Share]:
         """A pass over a source, as many batches on every process, one a share."""
 
         def work() -> Iterator[tuple[list[tuple[int, Example]], int]]:
-            examples = (example for example, _ in itertools.islice(source.iterate(), self._train.evaluate_samples))
+            examples = (example for example, _ in itertools.islice(source.iterate(), self.evaluate_samples))
             for first in itertools.count(0, self.micro * self.size):
                 if not (chunk := list(itertools.islice(examples, self.micro * self.size))):
                     return
@@ -121,20 +122,18 @@ class Feed:
         return [(first + i, examples[i]) for i in range(self.rank, len(examples), self.size)]
 
     def encode(self, example: Example, rng: random.Random | None = None) -> Encoded | InputError:
-        """One example, or why it is left out: it does not fit or cannot be read, and the recipe says to skip those."""
+        """One example, or why it is left out: it does not fit or cannot be read, and those are skipped."""
         try:
             return self.collator.sequence(example, rng)
         except InputError as error:
-            what = self._train.too_long if isinstance(error, TooLong) else self._train.unreadable
-            if what == "error":
+            if not (self.skip_too_long if isinstance(error, TooLong) else self.skip_unreadable):
                 raise
             return error
 
     def batch(self, encoded: Sequence[Encoded]) -> Batch:
         """A micro-batch; of no examples one without targets, so that all processes do the same."""
         encoded = encoded or [Encoded([self.collator.lm.eos], [False], [], "filler")]
-        packing = self._train.packing
-        return self.collator.pack(encoded, packing) if packing else self.collator.pad(encoded)
+        return self.collator.pack(encoded, self.packing) if self.packing else self.collator.pad(encoded)
 
 
 def _unreadable(examples: Sequence[tuple[int, Example]], read: Sequence[Encoded | InputError]) -> list[Unreadable]:

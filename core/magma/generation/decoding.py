@@ -6,14 +6,15 @@ Axes: b batch, t tokens, d language-model width, v vocabulary.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.tokenization import decode_after
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from ..interfaces import FrozenLM
 from ..values import Cache, Layout
 
@@ -149,3 +150,13 @@ def continuations(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
             shown = certain
     if len(text) > shown:
         yield text[shown:]
+
+
+def decoding_of(how: Mapping[str, Any]) -> Decoding:
+    """Options as a caller gives them; `stop` may be one string. Raises `InputError` for an unknown one."""
+    known = Decoding.__dataclass_fields__
+    for key in how:
+        if key not in known:
+            raise InputError(f'generate has no option "{key}"; options: {", ".join(known)}.{did_you_mean(key, known)}')
+    stop = how.get("stop", ())
+    return Decoding(**{**how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})

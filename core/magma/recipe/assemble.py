@@ -10,9 +10,11 @@ import torch
 
 from ..errors import PartError
 from ..interfaces import Adapter, Module, Place
-from ..model import Input, Magma
+from ..inputs import Input
+from ..model import Magma
 from ..system.device import check_device
-from .schema import Precision, Recipe, Use, learns
+from .recipe import Recipe
+from .schema import Precision, Use, learns
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -18,7 +18,7 @@ from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
 from ..interfaces import Task
 from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
 from ..plan import Plan, plan_stages
-from ..recipe.schema import Recipe
+from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
 from ..training.trainer import Result, Watcher
 from .folder import REPORT, draw, recipe_of_run

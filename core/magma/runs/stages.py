@@ -14,10 +14,10 @@ from typing import Any
 from ..errors import CheckpointError
 from ..manifest import CHECKPOINTS, STATE
 from ..plan import Plan
-from ..recipe.schema import Recipe
+from ..recipe.recipe import Recipe
 from ..recipe.stages import changes, what_was_learnt
-from ..training.engine import join
 from ..training.microbatch import explained
+from ..training.processes import join
 from ..training.trainer import (
     TRAINER,
     Finished,

@@ -15,7 +15,7 @@ from typing import Any
 from .. import checkpoint
 from ..errors import TrainingError
 from ..manifest import RECIPE
-from ..recipe.schema import Recipe
+from ..recipe.recipe import Recipe
 from ..system.launch import run_alone
 from ..system.signals import STOP_SIGNALS, exit_status
 from .folder import REPORT, metrics

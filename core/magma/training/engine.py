@@ -1,4 +1,4 @@
-"""DeepSpeed around a model: processes, the optimizer's step, and its state. The only file that imports deepspeed.
+"""DeepSpeed around a model: the optimizer's step, and its state. Only this file and `processes.py` import deepspeed.
 
 ZeRO partitions optimizer states, gradients or weights over the processes. What is given or taken here is whole, under
 the model's own names, whatever the stage and however many processes: a run goes on with another number of either.
@@ -6,16 +6,8 @@ the model's own names, whatever the stage and however many processes: a run goes
 
 from __future__ import annotations
 
-import atexit
-import importlib
-import logging
 import math
-import os
-import threading
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -27,100 +19,15 @@ from ..model import Magma
 from ..plan import reduce_bucket, zero_stage
 from ..recipe.assemble import DTYPES
 from ..recipe.schema import Train
-from ..system.world import Agreement, World
+from ..system.world import World
+from .processes import quiet
 from .unfinished_step import discard
 
 AVERAGES = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter, by torch's names."""
 MASTER = "master"
 """The float32 copy of a parameter that is trained in half precision."""
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-LEAVE_S = 5.0
-"""How long the end of the process waits for its communication to end: another process may have failed."""
 _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: it gives tensors of a few megabytes back and has each one faulted in anew.
-
-    On a CPU that was a third of a small step. What the environment says (MALLOC_...) stands.
-    """
-    import ctypes
-
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    for option, size in ((_MMAP_THRESHOLD, 32 * 2**20), (_TRIM_THRESHOLD, 512 * 2**20), (_TOP_PAD, 64 * 2**20)):
-        mallopt(option, size)
-
-
-def _import_muon() -> None:
-    """Import DeepSpeed's Muon optimizer without its compiled kernels.
-
-    `deepspeed.initialize` imports it to compare types; nothing here uses it. Its `torch.compile` decorators import
-    inductor, which takes seconds at every start.
-    """
-    import deepspeed
-
-    compiler = deepspeed.runtime.compiler
-    decorator = compiler.compile
-    compiler.compile = lambda: lambda function: function
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
-    except ImportError:  # older versions have none
-        pass
-    finally:
-        compiler.compile = decorator
-
-
-def join() -> World:
-    """Join the processes that a launcher started, or be the only one."""
-    with _quiet():
-        import deepspeed
-        from deepspeed.accelerator import get_accelerator
-
-        _import_muon()
-        accelerator = get_accelerator()
-    backend = accelerator.communication_backend_name()
-    if accelerator.device_name() == "cpu":
-        keep_freed_memory()
-        # It is compiled at the first use, for minutes and only where there is a compiler; results are the same.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    if accelerator.device_name() != "cpu":
-        accelerator.set_device(local)
-    if not torch.distributed.is_initialized():
-        atexit.register(_leave)
-    if "RANK" not in os.environ and not torch.distributed.is_initialized():
-        # alone: no port, and nothing in the environment that a child of this process would take for its own
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, but not in its __all__
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
-    rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return World(rank, size, device, _agreement() if size > 1 else None)
-
-
-def _leave() -> None:
-    """End the communication while Python still runs: threads of gloo that outlive it end a process with SIGABRT.
-
-    See pytorch/pytorch issue 190489. That exit status would make a launcher end the processes that still work.
-    """
-    if torch.distributed.is_initialized():
-        leaving = threading.Thread(target=torch.distributed.destroy_process_group, name="leave", daemon=True)
-        leaving.start()
-        leaving.join(LEAVE_S)
-
-
-@cache
-def _agreement() -> Agreement:
-    """One a process, however many runs it trains."""
-    from deepspeed.comm import comm
-
-    agreement = Agreement()
-    agreement.guard(comm.cdb)
-    return agreement
 
 
 class Engine:
@@ -165,7 +72,7 @@ class Engine:
         }
         wanted = train.optimizer
         make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam
-        with _quiet():
+        with quiet():
             if self.stage == 3:
                 _partition(model, full, DTYPES[train.precision], world)
             optimizer = make(groups, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay, fused=True)
@@ -408,15 +315,3 @@ def _partition(model: Magma, config: Mapping[str, Any], dtype: torch.dtype, worl
             deepspeed.zero.Init(module=alone, config_dict_or_path=dict(config), dtype=dtype)
             world.barrier()  # nobody runs ahead: what it sends would pile up with the others
     model.to(device=world.device, dtype=dtype)  # the buffers
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed warns about itself, and says on a CPU that it found no GPU."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)

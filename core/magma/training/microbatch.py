@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from ..errors import OutOfMemory
 from ..plan import Plan, divisors, micro_batches, zero_stage
-from ..recipe.schema import Recipe, Train
+from ..recipe.recipe import Recipe
+from ..recipe.schema import Train
 from ..system.memory import available, first_line, ran_out
 from ..system.ranks import ranks
 from ..system.world import World

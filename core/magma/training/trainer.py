@@ -44,14 +44,16 @@ from ..model import Magma
 from ..plan import Costs, Plan, micro_batches, zero_stage
 from ..recipe.assemble import DTYPES, assemble, learning_rates
 from ..recipe.notation import parse_json
-from ..recipe.schema import Recipe, Train
+from ..recipe.recipe import Recipe
+from ..recipe.schema import Train
+from ..schedule import factor
 from ..system.memory import free_unused
 from ..system.signals import stop_requests
 from ..system.world import MemoryShort, World
-from .engine import Engine, join
+from .engine import Engine
 from .initialize import restore_frozen, start_from
 from .microbatch import MicroBatch, advice, agreed
-from .schedule import factor
+from .processes import join
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"

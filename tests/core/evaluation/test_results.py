@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 import magma
 from magma import InputError, Magma, Media, PartConfig, Prediction, Question, TooLong
 from magma.cli import app as cli
-from magma.evaluation.results import Evaluation, _line, report, score_file
+from magma.evaluation.report import report
+from magma.evaluation.results import Evaluation, _line, score_file
 
 KINDS = ("", "shuffled", "blind")
 

@@ -17,7 +17,7 @@ from toys import RECIPE, ToyTask
 
 import magma
 from magma import RecipeError, TrainingError
-from magma.recipe.schema import build_part
+from magma.recipe.parts import build_part
 from magma.runs.run import Console, alone
 
 pytestmark = pytest.mark.usefixtures("stored_toys")

@@ -11,7 +11,7 @@ from program import magma as program
 from toys import RECIPE
 
 from magma import Recipe, RecipeError
-from magma.training.schedule import factor, schedule_warnings
+from magma.schedule import factor, schedule_warnings
 
 pytestmark = pytest.mark.usefixtures("toys")
 

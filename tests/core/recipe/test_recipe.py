@@ -13,7 +13,7 @@ import tomli_w
 from toys import RECIPE
 
 from magma import Recipe, RecipeError
-from magma.recipe.schema import bundled
+from magma.recipe.loader import bundled
 
 
 def write(folder: Path, name: str, text: str) -> Path:
