@@ -67,7 +67,8 @@ def main(folder: Path) -> None:
     from magma.plugins import registry
     from magma.recipe import parts
     from magma.recipe import recipe as recipe_module
-    from magma.training.trainer import Progress, Watcher, train
+    from magma.training.progress import Progress, Watcher
+    from magma.training.trainer import train
 
     both = registry.Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
     for module in (parts, recipe_module, checkpoint, registry):

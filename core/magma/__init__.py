@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from .data.sequence import Batch
     from .evaluation.evaluator import evaluate
     from .generation.decoding import Decoding
-    from .interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, PartConfig, Place, Prefix, Task
     from .inputs import Input
+    from .interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, PartConfig, Place, Prefix, Task
     from .model import Magma
     from .plugins.program import Program
     from .recipe.assemble import assemble

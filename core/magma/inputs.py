@@ -1,23 +1,14 @@
 """One way into the language model: an encoder, and the prefix that follows it."""
 
 from __future__ import annotations
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, Self
+
+from typing import Literal, Self
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from .data.collator import Collator
-from .data.sequence import Batch, Encoded
-from .errors import InputError, PartError
-from .generation.decoding import Answer, Decoding, continuations, decode, decoding_of
-from .interfaces import PLACES, Adapter, Encoder, FrozenLM, Head, Module, Place, Prefix
-from .names import module_problem
-from .system.memory import in_pieces
-from .values import Example, Features, Text
 
-
+from .interfaces import Encoder, Prefix
+from .values import Features
 
 BatchNormMode = Literal["train", "frozen"]
 

@@ -5,23 +5,25 @@ m scored positions.
 """
 
 from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from .data.collator import Collator
 from .data.sequence import Batch, Encoded
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_of
-from .interfaces import PLACES, Adapter, Encoder, FrozenLM, Head, Module, Place, Prefix
+from .inputs import Input
+from .interfaces import PLACES, Adapter, FrozenLM, Head, Module, Place
 from .names import module_problem
 from .system.memory import in_pieces
 from .values import Example, Features, Text
-from .inputs import Input
-
 
 ALWAYS_STORED = ("prefix", "adapter", "head")
 """Kinds of parts that a checkpoint holds even if they are frozen: they have no file of weights."""

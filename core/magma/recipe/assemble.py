@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..errors import PartError
-from ..interfaces import Adapter, Module, Place
 from ..inputs import Input
+from ..interfaces import Adapter, Module, Place
 from ..model import Magma
 from ..system.device import check_device
 from .recipe import Recipe

@@ -13,7 +13,7 @@ from ..manifest import RECIPE
 from ..recipe.notation import parse_toml
 from ..recipe.stages import overlay
 from ..recipe.tables import flat
-from ..training.trainer import METRICS
+from ..training.metrics import METRICS
 
 REPORT = "report.json"
 RECENT = 50

@@ -20,7 +20,7 @@ from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
 from ..plan import Plan, plan_stages
 from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
-from ..training.trainer import Result, Watcher
+from ..training.progress import Result, Watcher
 from .folder import REPORT, draw, recipe_of_run
 from .stages import train_stages
 

@@ -18,18 +18,9 @@ from ..recipe.recipe import Recipe
 from ..recipe.stages import changes, what_was_learnt
 from ..training.microbatch import explained
 from ..training.processes import join
-from ..training.trainer import (
-    TRAINER,
-    Finished,
-    Place,
-    Result,
-    State,
-    Watcher,
-    check_can_train,
-    check_fits,
-    latest,
-    train,
-)
+from ..training.progress import Result, Watcher
+from ..training.state import TRAINER, Finished, Place, State
+from ..training.trainer import check_can_train, check_fits, latest, train
 
 
 def train_stages(

@@ -8,13 +8,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,7 +26,6 @@ from ..data.loader import Feed, Share, Unreadable
 from ..data.mixture import Mixture
 from ..data.sequence import Batch
 from ..errors import CheckpointError, TrainingError, first_of
-from ..interfaces import DataSource
 from ..manifest import (
     CHECKPOINTS,
     STATE,
@@ -43,7 +41,6 @@ from ..manifest import (
 from ..model import Magma
 from ..plan import Costs, Plan, micro_batches, zero_stage
 from ..recipe.assemble import DTYPES, assemble, learning_rates
-from ..recipe.notation import parse_json
 from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
 from ..schedule import factor
@@ -52,13 +49,13 @@ from ..system.signals import stop_requests
 from ..system.world import MemoryShort, World
 from .engine import Engine
 from .initialize import restore_frozen, start_from
+from .inputs import sources, workers_of
+from .metrics import METRICS, SKIPPED, Log, sizes_of
 from .microbatch import MicroBatch, advice, agreed
 from .processes import join
+from .progress import Progress, Result, Watcher
+from .state import TRAINER, Best, Place, State
 
-METRICS = "metrics.jsonl"
-SKIPPED = "skipped.jsonl"
-"""The examples that were left out because they could not be read, a line each."""
-TRAINER = "trainer.json"
 _OPTIMIZER = "optimizer.safetensors"
 _RANDOM = "random.safetensors"
 _ENOUGH = 100
@@ -67,169 +64,6 @@ _KEPT = 3
 """Reasons that are remembered for an error."""
 _SMOOTH = 0.98
 """Share of the old value in the average loss that a spike is measured by."""
-
-
-@dataclass
-class Progress:
-    """What a step tells whoever watches."""
-
-    step: int
-    steps: int
-    loss: float
-    """Mean over the global batch's targets, in nats."""
-    rates: dict[str, float]
-    """Learning rate of each part."""
-    samples_per_s: float
-    tokens_per_s: float
-    """Without padding."""
-    flops_per_s: float | None
-    """Of one process, padding included; None where a plan could not count them."""
-    useful_flops_per_s: float | None
-    """Without padding."""
-    peak_flops_per_s: float | None
-    """What this process's GPU could do in half precision; None where that is not known, or not what it computes in."""
-    memory: int
-    """The most bytes this process has held."""
-    skipped: bool
-
-
-@dataclass
-class Watcher:
-    """Who is told what happens; all do nothing by default."""
-
-    say: Callable[[str], None] = lambda _: None
-    step: Callable[[Progress], None] = lambda _: None
-    note: Callable[[str], None] = lambda _: None
-    """What a person has to know, and what stays on the screen."""
-    begun: Callable[[], None] = lambda: None
-    """Weights and state are loaded: nothing of the run was refused."""
-
-
-@dataclass
-class Result:
-    """How a run ended."""
-
-    folder: Path
-    """The last checkpoint."""
-    steps: int
-    seconds: float
-    """Wall-clock seconds of the training loop of this process, evaluations and checkpoints included."""
-    finished: bool
-    """False where a signal stopped it."""
-    stopped_by: int
-    """The number of that signal, the same in all processes; 0: none."""
-    frozen: dict[str, str]
-    """Fingerprints of the frozen tensors before training."""
-    changed: list[str]
-    """Frozen tensors whose fingerprints are others after it: none, or something is badly wrong."""
-    skipped: int
-    """Examples that did not fit."""
-    unreadable: int
-    """Examples that could not be read."""
-    skipped_steps: int
-    """Steps whose loss or gradient was not finite, whose loss was a spike, or none of whose examples could be read."""
-    memory: int
-    """The most bytes this process has held."""
-    device: str
-    """Where this process trained."""
-
-
-def _sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
-    sources, weights = [], []
-    for i, table in enumerate(getattr(recipe.data, use)):
-        part, config = recipe.part(f"data.{use}.{i}")
-        sources.append(part(config, recipe.seed))
-        weights.append(float(table.fields.get("weight", 1.0)))
-    return sources, weights
-
-
-# The run
-
-
-@dataclass
-class Best:
-    """The lowest evaluation loss of a run that stops early."""
-
-    loss: float
-    step: int
-    waited: int = 0
-    """Evaluations since then."""
-
-
-@dataclass
-class Finished:
-    """A stage that has ended. JSON."""
-
-    learnt: dict[str, Any]
-    """What decided its weights, as `stages.what_was_learnt` gives it."""
-    checkpoint: int
-    """The step of the checkpoint that the next stage starts from."""
-    steps: int
-    skipped_steps: int
-    skipped_examples: int
-    unreadable_examples: int
-
-
-@dataclass
-class State:
-    """Where a run stands, weights, optimizer and generators apart. JSON."""
-
-    step: int = 0
-    """Of the whole run."""
-    first: int = 0
-    """The steps of the stages before this one."""
-    finished: list[Finished] = field(default_factory=list)
-    """The stages before this one. The counts below are those of this one."""
-    applied: int = 0
-    """Steps that changed the weights; the others were skipped."""
-    skipped_in_a_row: int = 0
-    empty_in_a_row: int = 0
-    """Those of them of whose examples none could be read."""
-    average: float | None = None
-    """The loss of late."""
-    skipped_examples: int = 0
-    """Those that did not fit."""
-    unreadable_examples: int = 0
-    processes: int = 1
-    micro_batch: int | None = None
-    data: dict[str, Any] = field(default_factory=dict)
-    scale: dict[str, float] = field(default_factory=dict)
-    best: Best | None = None
-
-    @property
-    def done(self) -> int:
-        """The steps of this stage so far."""
-        return self.step - self.first
-
-    @classmethod
-    def read(cls, path: Path) -> State:
-        """From the file of a checkpoint. Raises `CheckpointError`."""
-        try:
-            found = parse_json(path.read_text(encoding="utf-8"))
-            finished = [Finished(**one) for one in found.get("finished", [])]
-            return cls(**{**found, "best": found["best"] and Best(**found["best"]), "finished": finished})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path.parents[1]} has no state to go on from: {error}") from error
-
-
-@dataclass(frozen=True)
-class Place:
-    """A stage's place in its run."""
-
-    whole: Recipe
-    """The recipe with all of its stages."""
-    number: int | None = None
-    """Which stage it is, counted from 0; None: the run has no stages."""
-    start: Path | None = None
-    """The last checkpoint of the stage before it."""
-    finished: tuple[Finished, ...] = ()
-    later: int = 0
-    """Steps of the stages after it, by the recipe."""
-
-    @property
-    def mark(self) -> dict[str, str]:
-        """What a row of the metrics says of the stage."""
-        return {} if self.number is None else {"stage": self.whole.stage_label(self.number)}
 
 
 class _Run:
@@ -269,13 +103,13 @@ class _Run:
             world.rank,
             world.size,
             *batches,
-            workers=_workers(self.train, gpu),
+            workers=workers_of(self.train, gpu),
             pin=gpu,
         )
-        self.mixture = Mixture(*_sources(recipe, "train"))
+        self.mixture = Mixture(*sources(recipe, "train"))
         self.state.data = self.mixture.state()
         self.shares: Iterator[Share] = iter(())
-        self.evaluation, _ = _sources(recipe, "evaluation")
+        self.evaluation, _ = sources(recipe, "evaluation")
         model.lockstep = world.size > 1
         self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
         self.frozen = self.fingerprints()
@@ -293,7 +127,9 @@ class _Run:
         rates = self.engine.rates(factor(self.train, self.state.done))
         sizes = [
             sum(counts)
-            for counts in zip(*(_sizes(batch, list(self.feed.collator.inputs)) for batch in share.batches), strict=True)
+            for counts in zip(
+                *(sizes_of(batch, list(self.feed.collator.inputs)) for batch in share.batches), strict=True
+            )
         ]
         targets, too_long, unreadable, *sizes = self.world.sum(
             sum(len(batch.labels) for batch in share.batches), share.too_long, len(share.unreadable), *sizes
@@ -420,7 +256,7 @@ class _Run:
             state.average = loss if state.average is None else _SMOOTH * state.average + (1 - _SMOOTH) * loss
 
     def _speeds(self, sizes: Sequence[float], took: float) -> dict[str, float]:
-        """Tokens, and FLOPs of each process, a second; `sizes` are those of `_sizes`."""
+        """Tokens, and FLOPs of each process, a second; `sizes` are those of `sizes_of`."""
         useful, positions, *media = sizes
         found = {"tokens_per_s": useful / took}
         if self.costs:
@@ -628,7 +464,7 @@ class _Run:
         total = self.train.total_steps
         first, begun = self.world.rank == 0, self.state.step
         skips = first and self.train.unreadable == "skip"
-        with _Log(self.out / METRICS, first, begun) as metrics, _Log(self.out / SKIPPED, skips, begun) as self.skipped:
+        with Log(self.out / METRICS, first, begun) as metrics, Log(self.out / SKIPPED, skips, begun) as self.skipped:
             self.model.train()
             self.shares = self.feed.training(self.mixture, self.state.done)
             while share := self._next():
@@ -696,70 +532,6 @@ class _Run:
             skipped="skipped" in row,
         )
         self.watcher.step(told)
-
-
-def _sizes(batch: Batch, inputs: Sequence[str]) -> list[int]:
-    """Positions without padding, all positions, and media of each input."""
-    media = [len(batch.media[name]) if name in batch.media else 0 for name in inputs]
-    return [int(batch.layout.lengths.sum()), batch.tokens.numel(), *media]
-
-
-def _workers(train: Train, gpu: bool) -> int:
-    """Processes that prepare batches; where a GPU waits for them, this process's share of the cores, up to 8."""
-    if train.workers is not None:
-        return train.workers
-    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, max(1, share - 1)) if gpu else 0
-
-
-class _Log:
-    """A file whose lines are of a step each; a resumed run goes on behind the step it starts from.
-
-    What later steps wrote before a sudden end goes: those steps come again, and write it again.
-    """
-
-    def __init__(self, path: Path, active: bool, step: int) -> None:
-        self.file: IO[str] | None = None
-        if not active:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = []
-        if step and path.is_file():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        aside.rename(path)
-        self.file = path.open("a", encoding="utf-8", buffering=1)  # whoever watches sees whole lines
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
-
-    def write(self, row: dict[str, Any]) -> None:
-        """One line."""
-        if self.file:
-            try:
-                self.file.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise TrainingError(
-                    f"{self.file.name} could not be written: {error}; make room, then go on with --resume"
-                ) from error
-
-    def sync(self) -> None:
-        """Everything so far is on disk."""
-        if self.file:
-            os.fsync(self.file.fileno())
-
-
-def _step_of(line: str) -> float:
-    """The step of a row; a line that a sudden end cut short belongs to none."""
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def train(

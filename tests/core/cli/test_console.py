@@ -14,7 +14,7 @@ import pytest
 
 from magma.cli import console as module
 from magma.cli.console import Screen, _duration, _scaled
-from magma.training.trainer import Progress
+from magma.training.progress import Progress
 
 
 def progress(step: int, **fields: Any) -> Progress:

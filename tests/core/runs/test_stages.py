@@ -21,7 +21,8 @@ from magma.plan import plan_stages
 from magma.recipe.schema import Init
 from magma.runs.folder import beginnings, figures, metrics
 from magma.runs.stages import train_stages
-from magma.training.trainer import Watcher, train
+from magma.training.progress import Watcher
+from magma.training.trainer import train
 
 pytestmark = [
     pytest.mark.usefixtures("toys"),

@@ -17,7 +17,8 @@ from magma import CheckpointError, Recipe
 from magma.manifest import origins, read_manifest
 from magma.plan import plan
 from magma.training.initialize import start_from
-from magma.training.trainer import Watcher, train
+from magma.training.progress import Watcher
+from magma.training.trainer import train
 from magma.verify import verify
 
 pytestmark = pytest.mark.usefixtures("toys")

@@ -19,7 +19,8 @@ from magma import OutOfMemory, Recipe
 from magma.plan import Plan, plan
 from magma.runs.run import Console
 from magma.training.microbatch import choose, fitted
-from magma.training.trainer import Watcher, train
+from magma.training.progress import Watcher
+from magma.training.trainer import train
 
 pytestmark = [
     pytest.mark.usefixtures("toys"),

@@ -23,7 +23,8 @@ from magma.data.loader import Feed
 from magma.data.mixture import Mixture
 from magma.manifest import read_manifest
 from magma.plan import Costs, micro_batches
-from magma.training.trainer import Progress, Watcher, factor, train
+from magma.training.progress import Progress, Watcher
+from magma.training.trainer import factor, train
 
 pytestmark = [
     pytest.mark.usefixtures("toys"),
