@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 import magma
 from magma import Example, Magma, Media, Tokens
-from magma.data.loader import Feed, ahead, by_length
+from magma.data.loader import ahead, by_length
 from magma.data.mixture import Mixture
 from magma.recipe.assemble import assemble
 from magma.recipe.recipe import Recipe
+from magma.training.data import feed_of
 
 from . import peers
 from .rows import Row, Step, faster, rounds
@@ -227,17 +228,8 @@ def input_stall(_: int, work: Work = FULL) -> list[Row]:
         recipe = Recipe.load({**recipe.model_dump(mode="json", exclude_none=True), "data": {"train": [source]}})
         model = magma.assemble(recipe, device="meta")
         part, config = recipe.part("data.train.0")
-        assert recipe.train is not None
-        feed = Feed(
-            model.collator(256, 8),
-            recipe.seed,
-            work.batch,
-            recipe.train.total_samples,
-            micro=work.micro,
-            accumulation=work.batch // work.micro,
-            workers=_workers(),
-            pin=work.device != "cpu",
-        )
+        split = (work.micro, work.batch // work.micro)
+        feed = feed_of(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
         shares = feed.training(Mixture([part(config, 0)], [1.0]), 0)
         waited = total = 0.0
         for i in range(work.steps):

@@ -68,7 +68,7 @@ def main(folder: Path) -> None:
     from magma.recipe import parts
     from magma.recipe import recipe as recipe_module
     from magma.training.progress import Progress, Watcher
-    from magma.training.trainer import train
+    from magma.training.train import train
 
     both = registry.Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
     for module in (parts, recipe_module, checkpoint, registry):

@@ -15,7 +15,7 @@ import magma
 from magma import Example, Magma, Media, PartError, Text
 from magma.activation_checkpointing import Which, blocks, recompute
 from magma.plan import plan
-from magma.training.trainer import train
+from magma.training.train import train
 
 RECIPE: dict[str, Any] = {
     "name": "small",

@@ -62,22 +62,22 @@ class Feed:
     """Examples of a global batch."""
     samples: int
     """Examples of the whole training; the last batch has what is left."""
-    rank: int = 0
-    size: int = 1
-    micro: int = 1
+    rank: int
+    size: int
+    micro: int
     """Examples of a micro-batch."""
-    accumulation: int = 1
+    accumulation: int
     """Micro-batches of a step."""
-    packing: int | None = None
+    packing: int | None
     """Positions of a row that several examples share; None: one example a row."""
-    skip_too_long: bool = False
+    skip_too_long: bool
     """Leave out an example that does not fit; otherwise it is an error."""
-    skip_unreadable: bool = False
+    skip_unreadable: bool
     """Leave out an example that cannot be read; otherwise it is an error."""
-    evaluate_samples: int | None = None
+    evaluate_samples: int | None
     """Most examples of an evaluation set; None: all."""
-    workers: int = 0
-    pin: bool = False
+    workers: int
+    pin: bool
 
     def training(self, mixture: Mixture, step: int) -> Iterator[Share]:
         """The shares of the steps behind `step`, to the end of the run."""

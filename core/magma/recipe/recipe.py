@@ -11,11 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import tomli_w
-from pydantic import (
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, ValidationError, model_validator
 
 from ..errors import RecipeError
 from ..interfaces import Part, Place

@@ -192,11 +192,6 @@ class Train(Table):
         assert self.samples is not None
         return -(-self.samples // self.batch_size)
 
-    @property
-    def total_samples(self) -> int:
-        """Examples of the whole run."""
-        return self.samples or self.total_steps * self.batch_size
-
 
 def learns(table: Use) -> bool:
     """Whether a prefix, an adapter or a head is trained: by default it is."""

@@ -16,11 +16,12 @@ from ..manifest import CHECKPOINTS, STATE
 from ..plan import Plan
 from ..recipe.recipe import Recipe
 from ..recipe.stages import changes, what_was_learnt
+from ..training.checkpoints import latest
 from ..training.microbatch import explained
 from ..training.processes import join
 from ..training.progress import Result, Watcher
 from ..training.state import TRAINER, Finished, Place, State
-from ..training.trainer import check_can_train, check_fits, latest, train
+from ..training.train import check_can_train, check_fits, train
 
 
 def train_stages(

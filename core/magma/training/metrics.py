@@ -11,16 +11,34 @@ from typing import IO, Any
 
 from ..data.sequence import Batch
 from ..errors import TrainingError
+from ..plan import Costs
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 """The examples that were left out because they could not be read, a line each."""
 
 
-def sizes_of(batch: Batch, inputs: Sequence[str]) -> list[int]:
-    """Positions without padding, all positions, and media of each input."""
+def sizes_of(batches: Sequence[Batch], inputs: Sequence[str]) -> list[int]:
+    """Positions without padding, all positions, and media of each input, of all micro-batches of a step."""
+    return [sum(counts) for counts in zip(*(_sizes(batch, inputs) for batch in batches), strict=True)]
+
+
+def _sizes(batch: Batch, inputs: Sequence[str]) -> list[int]:
     media = [len(batch.media[name]) if name in batch.media else 0 for name in inputs]
     return [int(batch.layout.lengths.sum()), batch.tokens.numel(), *media]
+
+
+def speeds(
+    costs: Costs | None, inputs: Sequence[str], sizes: Sequence[float], took: float, processes: int
+) -> dict[str, float]:
+    """Tokens, and FLOPs of each process, a second; `sizes` are those of `sizes_of`."""
+    useful, positions, *media = sizes
+    found = {"tokens_per_s": useful / took}
+    if costs:
+        for name, tokens in (("flops_per_s", positions), ("useful_flops_per_s", useful)):
+            counted = costs.flops(tokens, dict(zip(inputs, media, strict=True)))
+            found[name] = counted / took / processes
+    return found
 
 
 class Log:

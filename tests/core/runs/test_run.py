@@ -64,7 +64,7 @@ def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path, monkeypatch: py
         lm.get_parameter("places.weight").data.add_(1.0)
 
     assemble = magma.assemble
-    monkeypatch.setattr("magma.training.trainer.assemble", meddled)
+    monkeypatch.setattr("magma.training.train.assemble", meddled)
     with pytest.raises(TrainingError, match=r"frozen tensors changed in training, the first is lm\.places\.weight"):
         magma.run(RECIPE, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["frozen_unchanged"] is False

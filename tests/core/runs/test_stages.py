@@ -22,7 +22,7 @@ from magma.recipe.schema import Init
 from magma.runs.folder import beginnings, figures, metrics
 from magma.runs.stages import train_stages
 from magma.training.progress import Watcher
-from magma.training.trainer import train
+from magma.training.train import train
 
 pytestmark = [
     pytest.mark.usefixtures("toys"),
@@ -217,7 +217,7 @@ def test_stages_under_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stag
         return models[-1]
 
     train_stages(recipe(), tmp_path / "plain")
-    monkeypatch.setattr("magma.training.trainer.assemble", assemble)
+    monkeypatch.setattr("magma.training.train.assemble", assemble)
     train_stages(recipe(deepspeed={"zero_optimization": {"stage": stage}}), tmp_path / "zero")
     found = [[row["loss"] for row in metrics(tmp_path / run) if "loss" in row] for run in ("plain", "zero")]
     assert found[1] == pytest.approx(found[0], rel=1e-4)
@@ -229,7 +229,7 @@ def test_stages_under_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stag
 def test_early_stopping_ends_a_stage_with_its_best_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = [3.0, 1.0, 2.0, 1.5, 0.5, 0.4]
     left = iter(values)
-    monkeypatch.setattr("magma.training.trainer._Run.evaluate_loss", lambda _: next(left))
+    monkeypatch.setattr("magma.training.trainer.Trainer.evaluate_loss", lambda _: next(left))
     early = {"train": {"steps": 20, "evaluate_every": 2, "early_stopping": 2}}
     loaded = recipe(stages=[early, {"train": {"steps": 4, "evaluate_every": 2}}])
     said: list[str] = []

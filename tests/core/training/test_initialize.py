@@ -18,7 +18,7 @@ from magma.manifest import origins, read_manifest
 from magma.plan import plan
 from magma.training.initialize import start_from
 from magma.training.progress import Watcher
-from magma.training.trainer import train
+from magma.training.train import train
 from magma.verify import verify
 
 pytestmark = pytest.mark.usefixtures("toys")

@@ -20,7 +20,7 @@ from magma.plan import Plan, plan
 from magma.runs.run import Console
 from magma.training.microbatch import choose, fitted
 from magma.training.progress import Watcher
-from magma.training.trainer import train
+from magma.training.train import train
 
 pytestmark = [
     pytest.mark.usefixtures("toys"),

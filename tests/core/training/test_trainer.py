@@ -23,8 +23,9 @@ from magma.data.loader import Feed
 from magma.data.mixture import Mixture
 from magma.manifest import read_manifest
 from magma.plan import Costs, micro_batches
+from magma.schedule import factor
 from magma.training.progress import Progress, Watcher
-from magma.training.trainer import factor, train
+from magma.training.train import train
 
 pytestmark = [
     pytest.mark.usefixtures("toys"),
@@ -413,7 +414,7 @@ def test_micro_batches_divide_the_global_batch() -> None:
 def rising(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
     """Evaluations give these losses."""
     left = iter(values)
-    monkeypatch.setattr("magma.training.trainer._Run.evaluate_loss", lambda _: next(left))
+    monkeypatch.setattr("magma.training.trainer.Trainer.evaluate_loss", lambda _: next(left))
 
 
 EARLY = ("train.steps=20", "train.evaluate_every=2", "train.early_stopping=2", "train.checkpoint_every=3")
