@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+RUNS = Path("runs")
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as train.lr=1e-4.")
+]
 MovedLM = Annotated[
     str | None,
     typer.Option(
