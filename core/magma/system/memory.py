@@ -26,6 +26,7 @@ _WORDS = (
 """What libraries write where torch raises a plain RuntimeError."""
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def ran_out(error: BaseException) -> bool:
@@ -103,16 +104,11 @@ def first_line(error: BaseException) -> str:
     return text.partition("err == 0. ")[2].partition(". ")[0] or text.partition(". ")[0].rstrip(".")
 
 
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
-
-
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed: it gives tensors of a few megabytes back and has each one faulted in anew.
 
     On a CPU that was a third of a small step. What the environment says (MALLOC_...) stands.
     """
-    import ctypes
-
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
         return
