@@ -48,15 +48,15 @@ class Recipe(Table):
     seed: int = Field(0, ge=-(2**63), lt=2**63)
     lm: Use
     init: Init = Init()
-    inputs: dict[InputName, InputTable] = Field(default_factory=dict)
-    adapters: dict[Place, Use] = Field(default_factory=dict)
+    inputs: dict[InputName, InputTable] = Field({})
+    adapters: dict[Place, Use] = Field({})
     head: Use | None = None
     data: Data = Data()
     tasks: tuple[TaskTable, ...] = ()
-    published: dict[str, dict[str, dict[str, float]]] = Field(default_factory=dict)
+    published: dict[str, dict[str, dict[str, float]]] = Field({})
     """What a paper reports of this very experiment, task to score to shots to figure: `magma eval report` shows it."""
     train: Train | None = None
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
+    deepspeed: dict[str, Any] = Field({})
     stages: tuple[Stage, ...] = ()
 
     @model_validator(mode="after")
