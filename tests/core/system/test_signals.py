@@ -84,7 +84,7 @@ def test_a_thread_handles_no_signals() -> None:
     assert found == [False]
 
 
-SLEEPS = "from magma import signals; {how}; print('ready', flush=True); import time; time.sleep(600)"
+SLEEPS = "from magma.system import signals; {how}; print('ready', flush=True); import time; time.sleep(600)"
 STARTS = (
     "import os, subprocess, sys; os.environ.update({variable}); "
     "child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE); "
