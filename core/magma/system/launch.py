@@ -185,8 +185,8 @@ def _start_hosts(hosts: Mapping[str, int], command: Sequence[str], more: Mapping
     environment["MASTER_ADDR"] = os.environ.get("MASTER_ADDR") or _address(next(iter(hosts)))
     environment["MASTER_PORT"] = os.environ.get("MASTER_PORT") or str(PORT)
     path = f"PYTHONPATH={environment['PYTHONPATH']}"
-    command = shlex.join([path, sys.executable, "-m", "magma.system.launch"])
-    remote = f"cd {shlex.quote(str(Path.cwd()))} && exec env {command}"
+    serving = shlex.join([path, sys.executable, "-m", "magma.system.launch"])
+    remote = f"cd {shlex.quote(str(Path.cwd()))} && exec env {serving}"
     for host, slots in hosts.items():
         # In a session of its own, so that a terminal's Ctrl-C does not cut the connection.
         ssh = subprocess.Popen([*_SSH, host, remote], stdin=subprocess.PIPE, start_new_session=True)
