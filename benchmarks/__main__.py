@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Decoding, Magma
-from magma.engine import keep_freed_memory
-from magma.reuse import Reader
-from magma.segments import Segment
+from magma.evaluation.prefix_sharing import Reader
+from magma.system.memory import keep_freed_memory
+from magma.values import Segment
 
 from . import gpu, peers
 from .rows import Row, Step, faster, rounds
@@ -114,7 +114,7 @@ def labels_at_once(captions: Tensor, media: int, eos: int) -> Tensor:
 
 def token_efficiency(count: int) -> list[Row]:
     """Useful tokens of all: lognormal captions (mean 26, deviation 21), batch 256 in micro-batches of 64."""
-    from magma.feed import by_length
+    from magma.data.loader import by_length
 
     model = peers.build(vocab=512, layers=1)
     collator = model.collator(multiple=8)

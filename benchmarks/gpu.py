@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 import magma
 from magma import Example, Magma, Media, Tokens
-from magma.assemble import assemble
-from magma.feed import Feed, ahead, by_length
-from magma.mixture import Mixture
-from magma.recipe import Recipe
+from magma.data.loader import ahead, by_length
+from magma.data.mixture import Mixture
+from magma.recipe.assemble import assemble
+from magma.recipe.recipe import Recipe
+from magma.training.data import feed_of
 
 from . import peers
 from .rows import Row, Step, faster, rounds
@@ -228,7 +229,7 @@ def input_stall(_: int, work: Work = FULL) -> list[Row]:
         model = magma.assemble(recipe, device="meta")
         part, config = recipe.part("data.train.0")
         split = (work.micro, work.batch // work.micro)
-        feed = Feed(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
+        feed = feed_of(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
         shares = feed.training(Mixture([part(config, 0)], [1.0]), 0)
         waited = total = 0.0
         for i in range(work.steps):

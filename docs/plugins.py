@@ -7,8 +7,9 @@ import inspect
 from pages import FOLDER, fill, first_sentence, table
 
 import magma
-from magma import hookspecs, testing
+from magma import testing
 from magma.interfaces import KINDS, Module, Part
+from magma.plugins import hookspecs
 
 PAGE = FOLDER / "guides/plugins.md"
 

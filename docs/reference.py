@@ -21,8 +21,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import magma
-from magma.cli import cli
-from magma.registry import installed
+from magma.cli.app import cli
+from magma.plugins.registry import installed
 
 KEYS_PAGE = FOLDER / "reference/recipe-keys.md"
 CLI_PAGE = FOLDER / "reference/cli.md"

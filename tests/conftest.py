@@ -35,10 +35,10 @@ def stored_toys() -> Iterator[None]:
 
 
 def _install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
-    from magma import registry
+    from magma.plugins import registry
 
     toy = registry.Registry([EntryPoint(name, name, "magma") for name in modules])
     assert not any(plugin.problem for plugin in toy.plugins), toy.plugins
-    for module in ("magma.recipe", "magma.checkpoint", "magma.registry"):
+    for module in ("magma.recipe.recipe", "magma.recipe.parts", "magma.checkpoint", "magma.plugins.registry"):
         __import__(module)
         monkeypatch.setattr(sys.modules[module], "installed", lambda: toy)

@@ -63,12 +63,15 @@ def recipe(stage: int, **changes: Any) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Every job of `jobs.json`: a recipe, a folder, and whether to stop half-way, to resume, or to copy first."""
-    from magma import Recipe, checkpoint, registry
-    from magma import recipe as recipe_module
-    from magma.train import Progress, Watcher, train
+    from magma import Recipe, checkpoint
+    from magma.plugins import registry
+    from magma.recipe import parts
+    from magma.recipe import recipe as recipe_module
+    from magma.training.progress import Progress, Watcher
+    from magma.training.train import train
 
     both = registry.Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
-    for module in (recipe_module, checkpoint, registry):
+    for module in (parts, recipe_module, checkpoint, registry):
         module.installed = lambda: both  # type: ignore[attr-defined]
     rank = int(os.environ.get("RANK", 0))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import magma
 from magma import Example, Features, Magma, Media, Text
-from magma.registry import installed
+from magma.plugins.registry import installed
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "clip resnet": {"use": "clip", "layers": [1, 1, 1, 1], "width": 8, "image_size": 64},

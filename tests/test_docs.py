@@ -19,9 +19,10 @@ import pytest
 import torch
 
 import magma
-from magma import hookspecs
 from magma.interfaces import KINDS
-from magma.recipe import Recipe, bundled
+from magma.plugins import hookspecs
+from magma.recipe.loader import bundled
+from magma.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -111,7 +112,7 @@ def check_described(run: Path) -> None:
 
 
 def test_readmes_plugin_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    from magma.registry import Registry, installed
+    from magma.plugins.registry import Registry, installed
 
     *_, text = blocks("python")
     assert len(text.strip().splitlines()) <= 45
@@ -197,7 +198,7 @@ def test_every_public_name_has_a_docstring() -> None:
 
 
 def test_every_shipped_part_says_what_it_is() -> None:
-    from magma.registry import installed
+    from magma.plugins.registry import installed
 
     for entry in installed().entries():
         assert inspect.getdoc(entry.part)

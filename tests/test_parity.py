@@ -189,9 +189,10 @@ def test_a_checkpoint_of_zero_3_is_as_any_other(runs: Path) -> None:
     code = (
         "import sys; sys.modules['deepspeed'] = None\n"
         "from importlib.metadata import EntryPoint, entry_points\n"
-        "import magma\nfrom magma import checkpoint, recipe, registry\n"
+        "import magma\nfrom magma import checkpoint\n"
+        "from magma.plugins import registry\nfrom magma.recipe import parts, recipe\n"
         "both = registry.Registry([*entry_points(group='magma'), EntryPoint('toys', 'toys', 'magma')])\n"
-        "recipe.installed = checkpoint.installed = registry.installed = lambda: both\n"
+        "parts.installed = recipe.installed = checkpoint.installed = registry.installed = lambda: both\n"
         f"print(magma.load({str(last)!r}).generate(['is'], max_tokens=3) is not None)"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}

@@ -19,7 +19,7 @@ from program import start
 
 import magma
 from magma.plan import Plan, plan
-from magma.recipe import bundled
+from magma.recipe.loader import bundled
 
 ROOT = Path(__file__).parents[1]
 RECIPES = bundled()

@@ -15,7 +15,7 @@ from test_parity import launch
 from toys import RECIPE
 
 from magma import Recipe
-from magma.train import train
+from magma.training.train import train
 
 pytestmark = [
     pytest.mark.slow,

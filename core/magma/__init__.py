@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .errors import (
@@ -19,57 +17,47 @@ from .errors import (
     TrainingError,
     did_you_mean,
 )
-from .hookspecs import API_VERSION, hookimpl
 from .hub import at_hand, hub_has, hub_problem, is_folder, source_problems
+from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
-    from .assemble import assemble
     from .checkpoint import load, save, save_tensors
-    from .cli import Program
-    from .evaluate import evaluate
-    from .generate import Decoding
-    from .interfaces import (
-        Adapter,
-        Cache,
-        DataSource,
-        Encoder,
-        Features,
-        FrozenLM,
-        Head,
-        Layout,
-        Module,
-        Part,
-        PartConfig,
-        Place,
-        Prediction,
-        Prefix,
-        Question,
-        State,
-        Task,
-        Trial,
-    )
-    from .model import Input, Magma
-    from .recipe import LocalPath, Recipe, Weights
-    from .run import run
-    from .segments import Batch, Example, Media, Text, Tokens
+    from .data.sequence import Batch
+    from .evaluation.evaluator import evaluate
+    from .generation.decoding import Decoding
+    from .inputs import Input
+    from .interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, PartConfig, Place, Prefix, Task
+    from .model import Magma
+    from .plugins.program import Program
+    from .recipe.assemble import assemble
+    from .recipe.paths import LocalPath, Weights
+    from .recipe.recipe import Recipe
+    from .runs.run import run
     from .tensors import read_tensors
+    from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Text, Tokens, Trial
 
 # Imported at first use: `import magma` is quick, torch is not.
 _HOME = {
-    "assemble": ["assemble"],
     "checkpoint": ["load", "save", "save_tensors"],
-    "cli": ["Program"],
-    "evaluate": ["evaluate"],
-    "generate": ["Decoding"],
+    "data.sequence": ["Batch"],
+    "evaluation.evaluator": ["evaluate"],
+    "generation.decoding": ["Decoding"],
+    "inputs": ["Input"],
     "interfaces": [
-        *("Adapter", "Cache", "DataSource", "Encoder", "Features", "FrozenLM", "Head", "Layout", "Module", "Part"),
-        *("PartConfig", "Place", "Prediction", "Prefix", "Question", "State", "Task", "Trial"),
+        *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Place"),
+        *("Prefix", "Task"),
     ],
-    "model": ["Input", "Magma"],
-    "recipe": ["LocalPath", "Recipe", "Weights"],
-    "run": ["run"],
-    "segments": ["Batch", "Example", "Media", "Text", "Tokens"],
+    "model": ["Magma"],
+    "plugins.program": ["Program"],
+    "recipe.assemble": ["assemble"],
+    "recipe.paths": ["LocalPath", "Weights"],
+    "recipe.recipe": ["Recipe"],
+    "runs.run": ["run"],
     "tensors": ["read_tensors"],
+    "values": [
+        *("Cache", "Example", "Features", "Layout", "Media", "Prediction", "Question", "State", "Text", "Tokens"),
+        "Trial",
+    ],
 }
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
 
@@ -129,17 +117,6 @@ __all__ = [
     "save_tensors",
     "source_problems",
 ]
-
-
-class _Package(ModuleType):
-    """Importing a submodule sets it on its package; where a public function has its name, the function wins."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _LAZY and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

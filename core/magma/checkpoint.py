@@ -21,10 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .assemble import assemble, recipe_of
-from .device import check_device
 from .errors import CheckpointError, PartError
-from .home_paths import expand_home
 from .interfaces import FrozenLM
 from .manifest import (
     FORMAT,
@@ -43,8 +40,11 @@ from .manifest import (
     read_manifest,
 )
 from .model import Magma, PartSummary
-from .recipe import Recipe
-from .registry import installed
+from .plugins.registry import installed
+from .recipe.assemble import assemble, recipe_of
+from .recipe.recipe import Recipe
+from .system.device import check_device
+from .system.home_paths import expand_home
 from .tensors import read_tensors
 
 NOT_COVERED = f"an earlier version wrote {MANIFEST}, and did not list it"

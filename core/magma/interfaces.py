@@ -1,4 +1,5 @@
-"""The parts that a model and its training are made of. All that a plugin author has to know is in this file.
+"""The parts that a model and its training are made of. All that a plugin author has to know is in this
+file and in `values.py`.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 v vocabulary, m scored positions.
@@ -10,25 +11,19 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import Tensor, nn
 
-from . import joined
 from .errors import PartError
-
-if TYPE_CHECKING:
-    from .segments import Example, Media, Segment
+from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Trial
 
 Place = Literal["attention", "mlp"]
 PLACES: tuple[Place, ...] = ("attention", "mlp")
-State = dict[str, Any]
-"""Where a data source stands: JSON, made by the source and handed back to it."""
 
 
 class PartConfig(BaseModel):
@@ -62,18 +57,6 @@ class PartConfig(BaseModel):
             if not field.is_required() and field.default is None and bool not in get_args(field.annotation)
         }
         return {k: v for k, v in cls.rename_keys(given).items() if v is not False or k not in optional}
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What a part is tried with by `magma plugin check` and `magma.testing`."""
-
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of a small configuration."""
-    good: Sequence[Any] = ()
-    """Raw inputs of an encoder: two or more that differ."""
-    bad: Sequence[Any] = ()
-    """Raw inputs that an encoder refuses."""
 
 
 class Part(ABC):
@@ -135,15 +118,6 @@ class Module(Part, nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and not self.frozen)
-
-
-class Features(NamedTuple):
-    """What flows from encoder to prefix to language model. A tuple: ZeRO-3 looks for tensors in those."""
-
-    values: Tensor
-    """[b, n, e] from an encoder, [b, k, d] from a prefix."""
-    lengths: Tensor | None = None
-    """[b]: how many of the n are real, the rest is padding; None: all are."""
 
 
 class Encoder(Module):
@@ -229,34 +203,6 @@ class Adapter(Module):
         """x [b, t, d] is what the sublayer would have got; returns what takes the place of its output [b, t, d]."""
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where everything stands in a right-padded batch of embeddings [b, t, d]."""
-
-    positions: Tensor
-    """[b, t] position of each token in its own sequence, for position embeddings."""
-    lengths: Tensor
-    """[b] real positions in each row; the rest is padding that nothing attends to."""
-    scored: Tensor
-    """[m] flat indices (row * t + column) of the positions whose hidden states are wanted."""
-    first: int = 0
-    """No column before this one is scored."""
-    segments: Tensor | None = None
-    """[b, t] which packed example a position belongs to; it attends to its own alone. None: one example a row."""
-
-
-class Cache(ABC):
-    """Keys and values of what a language model has read, with two verbs: one prefix for many, and rows."""
-
-    @abstractmethod
-    def expand(self, repeats: int) -> Cache:
-        """A cache in which each row stands `repeats` times in a row: one medium, many questions."""
-
-    @abstractmethod
-    def select(self, rows: Tensor) -> Cache:
-        """A cache of these rows [b'] alone: finished ones leave the batch."""
-
-
 class Head(Module):
     """Takes the place of the language model's own head: hidden states to classes. Built as `Head(config, lm.dim)`.
 
@@ -324,7 +270,7 @@ class FrozenLM(Module):
     @cached_property
     def marks_beginning(self) -> bool:
         """Does `encode` put something before a text's first word, such as SentencePiece's space?"""
-        return joined.marks_beginning(self)
+        return self.encode("x\ny") != self.encode("x\n") + self.encode("y")
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
         """As `encode`, and where each token stands: its first character and the one after its last; None: not known."""
@@ -401,44 +347,6 @@ class DataSource(Part):
         A row that cannot be read is an `Example` with a `problem`, in its turn: an exception would end the pass and
         lose its place, and whether the run goes on without the row is the recipe's to say.
         """
-
-
-@dataclass
-class Question:
-    """One thing to ask a model in an evaluation."""
-
-    id: str
-    segments: Sequence[Segment | Any]
-    """The prompt, as `Magma.generate` takes it."""
-    answer: str
-    group: str = ""
-    """Which of the task's figures it counts for."""
-    extra: dict[str, Any] = field(default_factory=dict)
-    """JSON that `score` and `artifacts` want to see again."""
-    answers: Sequence[str] = ()
-    """Several people's answers, where a task has those; `answer` alone where it is empty."""
-    shots: Sequence[str] = ()
-    """Which completed examples stand before it."""
-    shot_lengths: Sequence[int] = ()
-    """How many segments each completed example has, from the first segment on. Where this is given, a question that is
-    too long can be asked with fewer of them. Each has equally many entries in `shots`."""
-
-
-@dataclass
-class Prediction:
-    """A question with what the model answered."""
-
-    question: Question
-    text: str
-    """What counts as its answer."""
-    baseline: str = ""
-    """"" for the model itself; "shuffled": media permuted among the questions; "blind": media taken away."""
-    output: str = ""
-    """All that it wrote."""
-    problem: str = ""
-    """Why the question could not be asked: a medium of it cannot be read. It counts as wrong; `text` is empty."""
-    dropped_shots: int = 0
-    """Completed examples that were left out because the question does not fit with all of them."""
 
 
 class Task(Part):

@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from torch import Tensor
 
 from .errors import CheckpointError
-from .notation import parse_json
-from .recipe import explain
+from .recipe.explain import explain
+from .recipe.notation import parse_json
 
 FORMAT = 2
 RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+from .data.sequence import Batch
 from .errors import PartError
-from .interfaces import Features
 from .model import Magma
-from .segments import Batch
+from .values import Features
 
 EXAMPLES = 2
 """Of the batch that is measured: BatchNorm takes no batch of one."""

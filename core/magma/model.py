@@ -9,58 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import InputError, PartError, did_you_mean
-from .generate import Answer, Decoding, continuations, decode
-from .interfaces import PLACES, Adapter, Encoder, Features, FrozenLM, Head, Module, Place, Prefix
-from .memory import in_pieces
+from .data.collator import Collator
+from .data.sequence import Batch, Encoded
+from .errors import InputError, PartError
+from .generation.decoding import Answer, Decoding, continuations, decode, decoding_of
+from .inputs import Input
+from .interfaces import PLACES, Adapter, FrozenLM, Head, Module, Place
 from .names import module_problem
-from .segments import Batch, Collator, Encoded, Example, Text
+from .system.memory import in_pieces
+from .values import Example, Features, Text
 
 ALWAYS_STORED = ("prefix", "adapter", "head")
 """Kinds of parts that a checkpoint holds even if they are frozen: they have no file of weights."""
-BatchNormMode = Literal["train", "frozen"]
-
-
-class Input(nn.Module):
-    """One way into the language model: an encoder and the prefix behind it."""
-
-    def __init__(
-        self, encoder: Encoder, prefix: Prefix, trainable: bool = True, batchnorm: BatchNormMode = "train"
-    ) -> None:
-        """`trainable` and `batchnorm` are the encoder's; a prefix learns unless it was frozen.
-
-        batchnorm: "train" normalises by each batch's statistics and averages them; "frozen" by the pretrained ones.
-        """
-        super().__init__()
-        self.encoder = encoder
-        self.prefix = prefix
-        self.batchnorm = batchnorm
-        if not trainable:
-            encoder.freeze()
-
-    def forward(self, x: Tensor) -> Features:
-        """[b, ...] to embeddings [b, k, d]. A frozen encoder builds no graph."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder.frozen):
-            features: Features = self.encoder(x)
-        out: Features = self.prefix(features)
-        return out
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if self.batchnorm == "frozen":
-            for module in self.encoder.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.train(False)
-        return self
-
-    def extra_repr(self) -> str:
-        return f"modality={self.encoder.modality}, frozen={self.encoder.frozen}"
 
 
 @dataclass(frozen=True)
@@ -276,18 +242,18 @@ class Magma(nn.Module):
         top_k, top_p, stop, seed.
         """
         many = _several(prompt)
-        texts = [answer.text for answer in self._answers(prompt if many else [prompt], _decoding(how))]
+        texts = [answer.text for answer in self._answers(prompt if many else [prompt], decoding_of(how))]
         return texts if many else texts[0]
 
     def generate_tokens(self, prompt: Sequence[Any], **how: Any) -> Any:
         """As `generate`, but token ids: a list of ints, or a list of those. No tokenizer is needed without `stop`."""
         many = _several(prompt)
-        ids = [list(answer.tokens) for answer in self._answers(prompt if many else [prompt], _decoding(how))]
+        ids = [list(answer.tokens) for answer in self._answers(prompt if many else [prompt], decoding_of(how))]
         return ids if many else ids[0]
 
     def stream(self, prompt: Sequence[Any], **how: Any) -> Iterator[str]:
         """The same for one prompt, piece by piece as it is written."""
-        decoding = _decoding(how)
+        decoding = decoding_of(how)
         examples = self._examples(self.collator(), [prompt])
         return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
 
@@ -402,15 +368,6 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 def _several(prompt: Any) -> bool:
     """Is this a list of prompts?"""
     return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(one, list | tuple) for one in prompt)
-
-
-def _decoding(how: Mapping[str, Any]) -> Decoding:
-    known = Decoding.__dataclass_fields__
-    for key in how:
-        if key not in known:
-            raise InputError(f'generate has no option "{key}"; options: {", ".join(known)}.{did_you_mean(key, known)}')
-    stop = how.get("stop", ())
-    return Decoding(**{**how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
 
 
 def _on_meta(module: nn.Module) -> Callable[[Any], Any]:

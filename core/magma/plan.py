@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .assemble import assemble, learning_rates
+from .activation_checkpointing import recompute
+from .data.sequence import Batch, Encoded
 from .errors import PartError, TooLong, TrainingError
 from .manifest import OWN, find, origins, read_manifest
 from .measure import EXAMPLES, measure
 from .model import ALWAYS_STORED, Magma
-from .recipe import Recipe, Train
-from .recompute import recompute
+from .recipe.assemble import assemble, learning_rates
+from .recipe.recipe import Recipe
+from .recipe.schema import Train
 from .schedule import schedule_warnings
-from .segments import Batch, Encoded
 
 TEXT_TOKENS = 20
 """Assumed length of an example's text; data alone would tell."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from .recipe import Constant, Recipe, Train
+from .recipe.recipe import Recipe
+from .recipe.schema import Constant, Train
 
 
 def factor(train: Train, step: int) -> float:

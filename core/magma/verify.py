@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .assemble import assemble
 from .checkpoint import (
     NOT_COVERED,
     check_frozen,
@@ -21,7 +20,8 @@ from .checkpoint import (
 from .errors import MagmaError, PartError
 from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, dtype_of, find, read_manifest, uncovered
 from .model import Magma
-from .recipe import Recipe
+from .recipe.assemble import assemble
+from .recipe.recipe import Recipe
 from .tensors import read_tensors
 
 

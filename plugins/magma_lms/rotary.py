@@ -58,4 +58,4 @@ def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
 
 def _as_complex(x: Tensor, r: int) -> Tensor:
     """[b, t, h, r / 2]: the neighbouring pairs of the first r dimensions, without a copy."""
-    return torch.view_as_complex(x[..., :r].unflatten(-1, (-1, 2)))
+    return torch.view_as_complex(x[..., :r].view(*x.shape[:-1], r // 2, 2))

@@ -12,7 +12,8 @@ import pytest
 from toys import RECIPE, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
-from magma import Decoding, Input, Magma, PartError, Recipe, RecipeError, cli
+from magma import Decoding, Input, Magma, PartError, Recipe, RecipeError
+from magma.cli import app as cli
 from magma.names import OPTIONS
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -59,7 +60,7 @@ def test_every_option_of_generate_is_known() -> None:
 def test_a_checkpoint_keeps_the_name_that_an_earlier_version_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("magma.recipe.name_problem", lambda _: None)
+    monkeypatch.setattr("magma.recipe.schema.name_problem", lambda _: None)
     model = magma.assemble(named("a-b"))
     magma.save(model, tmp_path / "old", Recipe.load(named("a-b")))
     monkeypatch.undo()

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 import magma
 from magma import CheckpointError, Magma, MagmaError, PartError, Recipe
 from magma.checkpoint import not_finite, write, written_aside
-from magma.cli import cli
+from magma.cli.app import cli
 from magma.manifest import Manifest, fingerprints, list_state
 from magma.verify import verify
 

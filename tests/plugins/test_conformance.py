@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from magma import testing
-from magma.registry import Entry, installed
+from magma.plugins.registry import Entry, installed
 
 OURS = [entry for entry in installed().entries() if entry.plugin.distribution == "magma-multimodal"]
 

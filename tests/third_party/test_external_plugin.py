@@ -66,7 +66,7 @@ def test_it_is_listed_with_its_distribution(stranger: dict[str, str]) -> None:
 
 @pytest.mark.slow
 def test_external_encoder_trains_beside_images_and_generates(stranger: dict[str, str], tmp_path: Path) -> None:
-    from magma.recipe import bundled
+    from magma.recipe.loader import bundled
 
     recipe = tmp_path / "see_and_range.toml"
     recipe.write_text(

@@ -523,7 +523,7 @@ def test_a_language_model_learns_from_a_tower(part: type[HFAudioEncoder], traina
 @every
 def test_a_tower_is_planned_without_its_weights(part: type[HFAudioEncoder], monkeypatch: pytest.MonkeyPatch) -> None:
     from magma.plan import plan
-    from magma.recipe import Recipe
+    from magma.recipe.recipe import Recipe
 
     monkeypatch.setattr("magma.hub.ask_hub", lambda name: f"no {name}")
     table = {"encoder": {"use": part.name, "weights": "no/such", **part.check_config}, "prefix": {"use": "linear"}}

@@ -34,7 +34,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import magma
-from magma.cli import Program
+from magma import Program
 
 ROOT = Path(__file__).parents[3]
 
@@ -152,7 +152,7 @@ def test_every_set_has_a_case() -> None:
 SCRIPT = """
 import os, signal, sys
 import magma_data
-from magma.cli import Program
+from magma import Program
 
 def die_in_sample(number):
     import webdataset

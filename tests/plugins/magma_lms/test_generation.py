@@ -14,7 +14,7 @@ from torch import Tensor
 
 import magma
 from magma import Decoding, FrozenLM, Magma
-from magma.generate import choose
+from magma.generation.decoding import choose
 
 LENGTH = 12
 

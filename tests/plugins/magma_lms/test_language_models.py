@@ -20,8 +20,8 @@ from magma_lms.transformers_lm import TransformersLM
 from torch import Tensor, nn
 
 from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError, Tokens
-from magma.generate import Decoding
-from magma.reuse import Reader
+from magma.evaluation.prefix_sharing import Reader
+from magma.generation.decoding import Decoding
 
 
 class Sum(Adapter):

@@ -19,12 +19,12 @@ from toys import ToyEncoder, ToyPrefix
 
 import magma
 from magma import CheckpointError, Decoding, Example, Input, InputError, Magma, Media, PartError, Text, Tokens, Trial
-from magma.generate import Answer, continuations
-from magma.joined import decode_after, encode
-from magma.reuse import Reader
-from magma.segments import Collator
+from magma.data.collator import Collator
+from magma.data.tokenization import decode_after, encode
+from magma.evaluation.prefix_sharing import Reader
+from magma.generation.decoding import Answer, continuations
+from magma.plugins.conformance.text import CHECKS
 from magma.testing import Subject
-from magma.testing_text import TEXT_CHECKS
 
 SPLITS = [["A:", " seven"], ["A: ", "seven"], ["x\n", "y"], ["", "A: \u20ac", "", "\U0001f600 b"], ["a  ", "  b", "c"]]
 
@@ -312,7 +312,7 @@ def test_the_conformance_kit_finds_no_fault(kind: str, tmp_path: Path) -> None:
     fields = language_model(tokenizer).config.model_dump(exclude_none=True)
     subject = Subject(Causal, Trial({**fields, "tokenizer": str(tmp_path)}))
     assert subject.make().marks_beginning
-    for check in TEXT_CHECKS:
+    for check in CHECKS:
         check(subject)
 
 

@@ -1,0 +1,77 @@
+"""The `magma` program: its groups of commands put together, those of plugins added, mistakes turned into messages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from ..errors import MagmaError
+from ..plugins import hookspecs
+from ..plugins.program import Program
+from ..system.home_paths import accept_home
+from ..system.signals import end_with_launcher
+from .disk_errors import of_the_disk
+from .eval import evals
+from .export import exports
+from .generate import generate
+from .options import RUNS
+from .plugin import plugins
+from .recipe import recipes
+from .run import runs
+from .verify import verify
+
+cli = Program(name="magma", no_args_is_help=True, add_completion=False)
+cli.add_typer(recipes, name="recipe")
+cli.add_typer(plugins, name="plugin")
+cli.add_typer(evals, name="eval")
+cli.add_typer(exports, name="export")
+cli.add_typer(runs, name="run")
+cli.command()(verify)
+cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(generate)
+
+
+@cli.callback()
+def program(
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # DeepSpeed's launcher says it
+) -> None:
+    """Any modality into a frozen language model."""
+
+
+def _add_plugin_commands() -> None:
+    """Commands of other packages; a broken one is named and left out."""
+    from importlib.metadata import entry_points
+
+    import pluggy
+
+    for point in entry_points(group=hookspecs.COMMANDS_GROUP):
+        manager = pluggy.PluginManager("magma")
+        manager.add_hookspecs(hookspecs)
+        try:
+            manager.register(point.load())
+            manager.hook.magma_commands(cli=cli)
+        except Exception as error:  # whatever a stranger's module does, the program starts
+            owner = point.dist.name if point.dist else "unknown"
+            typer.echo(f"magma: commands of {owner} left out: {type(error).__name__}: {error}", err=True)
+    accept_home(cli)
+
+
+def main() -> None:
+    """Entry point. A user's mistake is a message and exit status 2, never a traceback."""
+    # Before torch is loaded: threads that wait by spinning make a CPU run 20 times slower beside any other process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    end_with_launcher()
+    _add_plugin_commands()
+    try:
+        cli()
+    except MagmaError as error:
+        typer.echo(f"magma: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        problem = of_the_disk(error, [*sys.argv[1:], str(RUNS)])
+        if problem is None:
+            raise
+        typer.echo(f"magma: {problem}", err=True)
+        sys.exit(2)

@@ -1,0 +1,41 @@
+"""`magma export`: models in other formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from .options import MovedLM
+
+exports = typer.Typer(help="Write models in other formats.", no_args_is_help=True)
+
+
+@exports.command("lm")
+def export_lm(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    lm: MovedLM = None,
+) -> None:
+    """The untouched language model of a checkpoint, in its own library's format."""
+    refuse_existing(out)
+    from .console import Screen
+
+    with Screen() as screen:
+        screen.say("importing libraries")
+        from ..checkpoint import load, written_aside
+
+        model = load(folder, lm=lm, say=screen.say)
+        model.lm.remove_adapters()
+        screen.say(f"writing {out}")
+        with written_aside(out) as aside:
+            model.lm.export(aside)
+    typer.echo(f"the language model is in {out}")
+
+
+def refuse_existing(out: Path) -> None:
+    """Nothing is overwritten."""
+    if out.exists():
+        raise InputError(f"{out} exists already: choose another --out")

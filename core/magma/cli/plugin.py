@@ -1,0 +1,87 @@
+"""`magma plugin`: list, begin and check plugins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import PluginError
+
+plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
+
+
+@plugins.command("list")
+def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """Every installed part with who brought it, and plugins that are broken."""
+    from ..plugins.registry import installed
+
+    registry = installed()
+    broken = [plugin for plugin in registry.plugins if plugin.problem]
+    if as_json:
+        told: dict[str, Any] = {
+            "parts": [
+                {
+                    "kind": e.kind,
+                    "name": e.name,
+                    "distribution": e.plugin.distribution,
+                    "version": e.plugin.version,
+                    "status": registry.status(e),
+                }
+                for e in registry.entries()
+            ],
+            "broken": [
+                {"plugin": p.name, "distribution": p.distribution, "version": p.version, "problem": p.problem}
+                for p in broken
+            ],
+        }
+        typer.echo(json.dumps(told, indent=1))
+        return
+    rows = [("kind", "name", "distribution", "version", "status")]
+    rows += [(e.kind, e.name, e.plugin.distribution, e.plugin.version, registry.status(e)) for e in registry.entries()]
+    rows += [("-", p.name, p.distribution, p.version, f"broken: {p.problem}") for p in broken]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        typer.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]))
+
+
+@plugins.command("new")
+def plugin_new(
+    name: Annotated[str, typer.Argument(help="What recipes will call the part.")],
+    kind: Annotated[str, typer.Option(help="encoder, prefix, adapter, lm, head, data or task.")],
+    out: Annotated[Path, typer.Option(help="Where the folder magma-NAME is made.")] = Path(),
+) -> None:
+    """Write a package with one working part and its tests, to begin with."""
+    from ..plugins.scaffold import new_plugin
+
+    folder = new_plugin(name, kind, out)
+    for file in sorted(folder.iterdir()):
+        typer.echo(file)
+    typer.echo(f"next: pip install -e '{folder}[test]', then: magma plugin check {name}")
+
+
+@plugins.command("check")
+def plugin_check(
+    name: Annotated[str, typer.Argument(help="A part, or a plugin or distribution, whose parts are all checked.")],
+    kind: Annotated[str | None, typer.Option(help="Of several parts of one name, the ones of this kind.")] = None,
+) -> None:
+    """Run the conformance kit over installed parts. Exit status 1 where one breaks a promise."""
+    from ..plugins.registry import installed
+
+    found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
+    if not found:
+        raise PluginError(f'plugin check: "{name}" is no {kind}')
+    from ..plugins.conformance.run import examine
+
+    faults = 0
+    for entry in found:
+        findings = examine(entry.part)
+        broken = [one for one in findings if one.problem]
+        faults += len(broken)
+        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} hold")
+        for one in findings:
+            typer.echo(f"  {'FAULT' if one.problem else 'ok   '} {one.check}: {one.problem or one.promise}")
+    if faults:
+        raise typer.Exit(1)

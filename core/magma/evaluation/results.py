@@ -1,0 +1,292 @@
+"""What `magma eval` writes: every answer in JSONL, and scores in JSON.
+
+A folder for each task: `0_shot.jsonl`, `0_shot.shuffled.jsonl`, `0_shot.blind.jsonl` and so on, a line an answer in the
+order of the questions, and `scores.json`. A file that is being written ends with `.partial`; an evaluation that was
+ended goes on from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoint
+from ..errors import InputError, first_of
+from ..interfaces import Task
+from ..manifest import digest, read_manifest
+from ..model import Magma
+from ..recipe.notation import parse_json
+from ..recipe.schema import MAX_UNREADABLE
+from ..values import Media, Prediction, Question, Text, Tokens
+from .evaluator import BASELINES, Asker, Baseline, check_readable
+
+ABOUT, SCORES = "about.json", "scores.json"
+EVALUATIONS = "eval"
+WINDOW = 4096
+"""Questions that are held in memory, and whose media change places in the shuffled baseline."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One task asked of one model."""
+
+    model: Magma
+    task: Task
+    folder: Path
+    about: Mapping[str, Any]
+    """JSON that identifies it: a folder goes on with the same alone."""
+    seed: int = 0
+    batch_size: int = 64
+    split: str = "test"
+    artifacts: Path | None = None
+    """Where the task draws; the folder where it is not given."""
+    max_unreadable: float = MAX_UNREADABLE
+    """A larger share of questions that cannot be read ends the evaluation."""
+    fewer_shots: bool = True
+    """Ask a question that does not fit with all completed examples with fewer of them; otherwise it is an error."""
+    say: Callable[[str], None] = lambda _: None
+    """Gets what a person has to know: which questions cannot be read."""
+
+    def run(
+        self,
+        shots: Sequence[int],
+        baselines: Sequence[Baseline] = BASELINES,
+        progress: Callable[[str, int], None] = lambda *_: None,
+        *,
+        replace: bool = False,
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Ask what has not been answered yet; shots to baseline ("model" for none) to scores.
+
+        Raises `InputError` where the folder holds another evaluation, or takes its place, and where too many questions
+        cannot be read.
+        """
+        known, measures = self._known(replace)
+        fewer: dict[str, dict[str, int]] = {}
+        asker = Asker(self.model, self.task, self.batch_size, self.fewer_shots)
+        for count, baseline in itertools.product(shots, baselines):
+            rows = self._answers(asker, count, baseline, progress)
+            predictions = [prediction_of(row, baseline) for row in rows]
+            known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
+            if not baseline:
+                measures[str(count)] = self.task.measures(predictions)
+            if not count and not baseline:
+                self.task.artifacts(self.artifacts or self.folder, predictions)
+            told = {**self.about, "primary": self.task.primary, "questions": len(rows), "scores": known}
+            told["measures"] = measures
+            if short := sum("dropped_shots" in row for row in rows):
+                fewer.setdefault(str(count), {})[baseline or "model"] = short
+            if fewer:
+                told["asked_with_fewer_shots"] = fewer
+            checkpoint.write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
+        return known
+
+    def _known(self, replace: bool) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, str]]]:
+        """Scores of before, and how they were measured."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file, plain = self.folder / ABOUT, json.loads(json.dumps(self.about))
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else plain
+        if "config" in before:  # a field that a later version has added had its default
+            before["config"] = {**_defaults(self.task), **self.task.config.rename_keys(before["config"])}
+        if other := [key for key in {**before, **plain} if before.get(key) != plain.get(key)]:
+            if not replace:
+                raise InputError(
+                    f"{self.folder} holds another evaluation ({', '.join(other)} differ): choose another --out"
+                )
+            shutil.rmtree(self.folder)
+            self.folder.mkdir()
+        checkpoint.write_text(file, json.dumps(plain, indent=1) + "\n")
+        scores = self.folder / SCORES
+        found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {}
+        return found.get("scores", {}), found.get("measures", {})
+
+    def _answers(
+        self, asker: Asker, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
+    ) -> list[dict[str, Any]]:
+        """The rows of one file, which is written where it is not complete; what could not be read is asked again."""
+        name = f"{shots}_shot{f'.{baseline}' if baseline else ''}"
+        what = f"{self.task.name}, {shots} {'shot' if shots == 1 else 'shots'}{f', {baseline}' if baseline else ''}"
+        path = self.folder / f"{name}.jsonl"
+        partial = path.with_name(f"{path.name}.partial")
+        written = partial if partial.is_file() else path
+        known = list(_lines(written)) if written.is_file() else []
+        rows = {row["number"]: row for row in known if "problem" not in row}
+        if written == path and written.is_file() and len(rows) == len(known):
+            return known
+        _rewrite(partial, rows.values())  # without a last line that was cut off
+        done = len(rows)
+        with partial.open("a", encoding="utf-8") as file:
+            questions = enumerate(self.task.examples(self.split, shots, self.seed))
+            while window := list(itertools.islice(questions, WINDOW)):
+                first = window[0][0]
+                wanted = {i - first for i, _ in window} - {number - first for number in rows}
+                for found in asker([q for _, q in window], baseline, self.seed, wanted):
+                    new = [self._row(first + i, prediction) for i, prediction in sorted(found.items())]
+                    rows |= {row["number"]: row for row in new}
+                    file.writelines(_line(row) for row in new)
+                    file.flush()
+                    done += len(new)
+                    progress(what, done)
+                check_readable(_problems(rows.values()), len(rows), self.max_unreadable)
+        ordered = [rows[number] for number in sorted(rows)]
+        _rewrite(path, ordered)
+        partial.unlink()
+        self._report(asker, path, ordered)
+        return ordered
+
+    def _report(self, asker: Asker, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Say what could not be read, where there was something."""
+        if asker.not_shown:
+            self.say(f"other completed examples are shown than those that cannot be read:{first_of(asker.not_shown)}")
+            asker.not_shown.clear()
+        if fewer := sum("dropped_shots" in row for row in rows):
+            self.say(
+                f"{fewer} of {len(rows)} questions do not fit with all completed examples and are asked with fewer; "
+                f"{path} has how many are left out, in dropped_shots"
+            )
+        if problems := _problems(rows):
+            self.say(
+                f"{len(problems)} of {len(rows)} questions cannot be read and count as wrong; {path} has all of them:"
+                f"{first_of(problems)}"
+            )
+
+    def _row(self, number: int, prediction: Prediction) -> dict[str, Any]:
+        question = prediction.question
+        judged = self.task.judge(prediction)
+        row = {
+            "number": number,
+            "id": question.id,
+            "group": question.group,
+            "prompt": _told(question.segments),
+            "shots": list(question.shots),
+            "output": prediction.output,
+            "prediction": prediction.text,
+            "answer": question.answer,
+            "answers": list(question.answers),
+            "extra": question.extra,
+        }
+        if prediction.dropped_shots:
+            row["dropped_shots"] = prediction.dropped_shots
+        if prediction.problem:
+            row["problem"] = prediction.problem
+        return row if judged is None else {**row, "compared": judged[0], "score": judged[1]}
+
+
+def _problems(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why rows could not be asked, in the order of the questions."""
+    return [row["problem"] for row in sorted(rows, key=lambda row: row["number"]) if "problem" in row]
+
+
+def _defaults(task: Task) -> dict[str, Any]:
+    """The fields of a task's config that need not be given, as JSON."""
+    fields = type(task.config).model_fields.items()
+    optional = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    plain: dict[str, Any] = type(task.config).model_construct(**optional).model_dump(mode="json", include=set(optional))
+    return plain
+
+
+def measures_of(folder: Path) -> dict[str, dict[str, str]]:
+    """Shots to score to how it was measured, of the folder of an evaluation."""
+    found: dict[str, dict[str, str]] = json.loads((folder / SCORES).read_text(encoding="utf-8")).get("measures", {})
+    return found
+
+
+def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
+    """What identifies an evaluation of a checkpoint."""
+    return {
+        "task": task.name,
+        "config": task.config.model_dump(mode="json"),
+        "seed": seed,
+        "checkpoint": digest(read_manifest(folder).trained),
+    }
+
+
+def _told(segments: Iterable[Any]) -> str:
+    """A prompt as a person reads it."""
+    return "".join(
+        f"[{s.name}]" if isinstance(s, Media) else s.text if isinstance(s, Text) else f"[{len(s.ids)} tokens]"
+        for s in segments
+        if isinstance(s, Media | Text | Tokens)
+    )
+
+
+def prediction_of(row: Mapping[str, Any], baseline: str = "") -> Prediction:
+    """What a line of a file of predictions tells, as a task scores it: `prediction`, and `answers` or `answer`."""
+    answers = row.get("answers") or []
+    question = Question(
+        _text(row, "id"),
+        [],
+        str(row.get("answer") or statistics.mode(answers) if answers or row.get("answer") else ""),
+        _text(row, "group"),
+        dict(row.get("extra") or {}),
+        tuple(answers),
+        tuple(row.get("shots") or ()),
+    )
+    output = _text(row, "output", row["prediction"])
+    return Prediction(question, row["prediction"], baseline, output, _text(row, "problem"))
+
+
+def _text(row: Mapping[str, Any], key: str, default: str = "") -> str:
+    """A field as text; null is a field that is not there."""
+    value = row.get(key)
+    return default if value is None else str(value)
+
+
+def score_file(task: Task, path: Path) -> dict[str, Any]:
+    """The scores of a file of predictions, and of each of its lines where the task judges those.
+
+    Raises `InputError` for a line that is none.
+    """
+    predictions = []
+    for number, row in enumerate(_lines(path, strict=True), 1):
+        answers = [] if row.get("answers") is None else row["answers"]
+        if not isinstance(row.get("prediction"), str):
+            raise InputError(f"{path} line {number}: prediction: given {row.get('prediction')!r}; allowed: text")
+        if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+            raise InputError(f"{path} line {number}: answers: given {answers!r}; allowed: a list of texts")
+        if not answers and not isinstance(row.get("answer"), str):
+            raise InputError(f"{path} line {number}: neither `answers` nor `answer`; allowed: one of them")
+        predictions.append(prediction_of(row))
+    if not predictions:
+        raise InputError(f"{path} has no predictions; allowed: JSONL, a line a prediction")
+    judged = [task.judge(prediction) for prediction in predictions]
+    found: dict[str, Any] = dict(task.score(predictions))
+    if measures := task.measures(predictions):
+        found["measures"] = measures
+    if all(one is not None for one in judged):
+        found["per_item"] = [one[1] for one in judged if one is not None]
+    return found
+
+
+def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
+    """Rows of JSONL; without `strict`, one that was cut off ends the file."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            if not strict:
+                return
+            raise InputError(f"{path} line {number}: no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path} line {number}: given a {type(row).__name__}; allowed: an object")
+        yield row
+
+
+def _rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    checkpoint.write_text(path, "".join(map(_line, rows)))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A line of JSON in readable letters; half a surrogate pair, which no file can hold, is escaped."""
+    return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"

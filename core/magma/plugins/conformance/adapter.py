@@ -1,0 +1,43 @@
+"""What an adapter promises."""
+
+from __future__ import annotations
+
+from .subject import Check, Subject, Sublayer, another, need, same
+
+
+def width_is_kept(subject: Subject) -> None:
+    """[b, t, d] stays [b, t, d]."""
+    adapter = subject.make()
+    (given,) = subject.inputs(adapter)
+    found = subject.call(adapter, given)
+    need(found.shape == given.shape, f"given {list(given.shape)}, `forward` gave {list(found.shape)}")
+
+
+def positions_do_not_mix(subject: Subject) -> None:
+    """A change at one position shows there alone."""
+    adapter = subject.make()
+    (given,) = subject.inputs(adapter)
+    other = given.clone()
+    other[:, 2] = another(other[:, 2])
+    one, two = subject.call(adapter, given), subject.call(adapter, other)
+    rest = [0, 1, 3, 4, 5]
+    same(one[:, rest], two[:, rest], "what comes out where nothing was changed", 1e-5)
+
+
+def sublayer_is_asked(subject: Subject) -> None:
+    """The sublayer is called, and with `keeps_input` once, with the input itself."""
+    adapter = subject.make()
+    (given,) = subject.inputs(adapter)
+    sublayer = Sublayer(given)
+    adapter(given, sublayer)
+    need(bool(sublayer.seen), "the sublayer is never called")
+    if adapter.keeps_input:
+        ours = len(sublayer.seen) == 1 and sublayer.seen[0] is given
+        need(ours, "`keeps_input` is True, but the sublayer is not called once with the input itself")
+
+
+CHECKS: tuple[Check, ...] = (
+    width_is_kept,
+    positions_do_not_mix,
+    sublayer_is_asked,
+)

@@ -1,0 +1,102 @@
+"""What a language model promises of its forward pass, its cache and its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ...interfaces import Adapter
+from .subject import TEXT, Check, Subject, another, layout_of, need, same
+
+
+def text_comes_back(subject: Subject) -> None:
+    """`decode` undoes `encode`, ids lie below `vocab`, and a pass over n tokens gives n rows of `vocab` logits."""
+    lm = subject.make()
+    ids = lm.encode(TEXT)
+    need(bool(ids) and min(ids) >= 0 and max(ids) < lm.readable, f"ids from {min(ids)} to {max(ids)}")
+    need(lm.decode(ids).strip() == TEXT, f"{TEXT!r} came back as {lm.decode(ids)!r}")
+    (given,) = subject.inputs(lm)
+    need(given.shape[-1] == lm.dim, f"embeddings of width {given.shape[-1]}; `dim` says {lm.dim}")
+    hidden = lm(given, layout_of(2, given.shape[1]))
+    need(hidden.shape == (2 * given.shape[1], lm.dim), f"hidden states {list(hidden.shape)}")
+    logits = lm.head(hidden)
+    need(logits.shape[-1] == lm.vocab, f"{logits.shape[-1]} logits; `vocab` says {lm.vocab}")
+
+
+def padding_and_future_are_not_seen(subject: Subject) -> None:
+    """A position sees neither what follows it nor the padding of its row."""
+    lm = subject.make()
+    (given,) = subject.inputs(lm)
+    width = given.shape[1]
+    whole = subject.call(lm, given)
+    other = given.clone()
+    other[:, width - 2 :] = another(other[:, width - 2 :])
+    same(subject.call(lm, other)[:, : width - 2], whole[:, : width - 2], "positions before a change", 1e-4)
+    padded = lm(other, layout_of(2, width, lengths=[width - 2] * 2)).view(2, width, -1)
+    same(padded[:, : width - 2], whole[:, : width - 2], "positions of a padded row", 1e-4)
+
+
+def cache_changes_nothing(subject: Subject) -> None:
+    """A step behind a cache, also one that was expanded or of which rows were selected, is that of one pass."""
+    lm = subject.make()
+    (given,) = subject.inputs(lm)
+    width = given.shape[1]
+    whole = subject.call(lm, given)
+    cache = lm.new_cache()
+    with torch.no_grad():
+        lm(given[:, : width - 1], layout_of(2, width - 1), cache)
+        last = replace(layout_of(2, 1), positions=torch.full((2, 1), width - 1))
+        swapped = torch.tensor([1, 0])
+        found = lm(given[swapped, -1:], last, cache.select(swapped))
+        twice = cache.expand(2)
+        rows = torch.tensor([0, 0, 1, 1])
+        more = replace(layout_of(4, 1), positions=torch.full((4, 1), width - 1))
+        expanded = lm(given[rows, -1:], more, twice)
+    same(found[swapped], whole[:, -1], "a step with the rows of a cache selected", 1e-3)
+    same(expanded, whole[rows, -1], "a step with an expanded cache", 1e-3)
+
+
+def adapters_come_and_go(subject: Subject) -> None:
+    """`adapt` puts one around every block, which alone learn; `remove_adapters` gives the same bits as before."""
+    lm = subject.make()
+    (given,) = subject.inputs(lm)
+    before = subject.call(lm, given).detach().clone()
+
+    class Shift(Adapter):
+        """Adds a constant."""
+
+        name = "shift"
+
+        def __init__(self, dim: int) -> None:
+            nn.Module.__init__(self)
+            self.frozen, self.constant = False, nn.Parameter(torch.full((dim,), 0.5))
+
+        def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+            """[b, t, d]."""
+            return sublayer(x) + self.constant
+
+    for place in ("attention", "mlp"):
+        lm.adapt(place, lambda: Shift(lm.dim))
+        need(bool(lm.adapters.get(place)), f"`adapters` lists none around {place}")
+    lm.freeze()
+    lm.train()
+    after = subject.call(lm, given)
+    need(not torch.equal(after, before), "adapters change nothing")
+    after.float().sum().backward()  # type: ignore[no-untyped-call]
+    need(all(a.constant.grad is not None for a in lm.all_adapters()), "no gradient reaches an adapter")
+    asking = {id(p) for p in lm.parameters() if p.requires_grad}
+    own = {id(a.constant) for a in lm.all_adapters()}
+    need(asking <= own, "frozen, weights other than the adapters' ask for gradients")
+    lm.remove_adapters()
+    same(subject.call(lm, given), before, "the language model without its adapters again")
+
+
+CHECKS: tuple[Check, ...] = (
+    text_comes_back,
+    padding_and_future_are_not_seen,
+    cache_changes_nothing,
+    adapters_come_and_go,
+)

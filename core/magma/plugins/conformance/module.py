@@ -1,0 +1,149 @@
+"""What a part with weights promises. A device move is tried on `meta`, which every machine has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ...interfaces import FrozenLM
+from .subject import Check, Subject, need, same
+
+
+def built_on_meta(subject: Subject) -> None:
+    """`__init__` and `forward` work under `torch.device("meta")`, where no weight takes memory."""
+    with torch.device("meta"):
+        module: Any = subject.part(subject.config(), *subject.context)  # type: ignore[call-arg]
+    held = [name for name, p in module.named_parameters() if not p.is_meta]
+    need(not held, f"these take memory under torch.device('meta'): {', '.join(held[:3])}")
+    (given,) = subject.inputs(subject.make())
+    found = subject.call(module.eval(), given.to("meta"))
+    need(found.is_meta, f"forward on meta gave a tensor on {found.device}")
+
+
+def finite(subject: Subject) -> None:
+    """Values are finite."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    need(bool(subject.call(module, given).isfinite().all()), "`forward` gave values that are not finite")
+
+
+def deterministic_in_eval(subject: Subject) -> None:
+    """In eval mode, twice the same input gives the same bits."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(subject.call(module, given.clone()).detach().clone())
+    same(found[0], found[1], "two passes in eval mode over one input")
+
+
+def input_unchanged(subject: Subject) -> None:
+    """`forward` does not write into what it is given."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    before = given.clone()
+    with torch.no_grad():
+        subject.call(module, given)
+    need(torch.equal(given, before), "`forward` changed its input in place")
+
+
+def rows_do_not_mix(subject: Subject) -> None:
+    """What a row gives does not depend on the other rows of a batch."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    together = subject.call(module, given)
+    for row in range(len(given)):
+        alone = subject.call(module, given[row : row + 1])
+        same(alone[0], together[row], f"row {row} alone and in a batch", 1e-4)
+
+
+def any_dtype(subject: Subject) -> None:
+    """After `.to(torch.bfloat16)`, a bfloat16 input gives bfloat16 values."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    module.to(torch.bfloat16)
+    found = subject.call(module, given.to(torch.bfloat16) if given.is_floating_point() else given)
+    need(found.dtype == torch.bfloat16, f"in bfloat16, `forward` gave {found.dtype}")
+    need(bool(found.isfinite().all()), "in bfloat16, `forward` gave values that are not finite")
+
+
+def any_device(subject: Subject) -> None:
+    """`.to(device)` moves all that `forward` needs: a tensor that is neither parameter nor buffer stays behind."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    try:
+        found = subject.call(module.to("meta"), given.to("meta"))
+    except (RuntimeError, NotImplementedError) as error:
+        raise AssertionError(f"moved to another device, `forward` fails: {error}") from error
+    need(found.is_meta, f"moved to another device, `forward` gave a tensor on {found.device}")
+
+
+def gradient_flows(subject: Subject) -> None:
+    """In training every parameter that asks for a gradient gets a finite one; a language model passes it on."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    if isinstance(module, FrozenLM):
+        module.freeze()
+        given.requires_grad_()
+    module.train()
+    subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]
+    if isinstance(module, FrozenLM):
+        need(given.grad is not None and bool(given.grad.abs().sum() > 0), "no gradient reaches the embeddings")
+        return
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            need(p.grad is not None, f"{name} gets no gradient: nothing that comes out depends on it")
+            assert p.grad is not None
+            need(bool(p.grad.isfinite().all()), f"the gradient of {name} is not finite")
+
+
+def frozen_for_good(subject: Subject) -> None:
+    """After `freeze`, `train()` brings back neither gradients nor dropout nor moving averages."""
+    module = subject.make()
+    (given,) = subject.inputs(module)
+    module.freeze()
+    module.train()
+    asking = [name for name, p in module.named_parameters() if p.requires_grad]
+    need(not asking, f"frozen, these still ask for gradients: {', '.join(asking[:3])}")
+    training = [name or "itself" for name, m in module.named_modules() if m.training]
+    need(not training, f"frozen, these are in training mode after train(): {', '.join(training[:3])}")
+    before = {name: t.clone() for name, t in module.state_dict().items()}
+    found = subject.call(module, given)
+    need(not found.requires_grad, "frozen, a gradient leaks: what comes out requires one")
+    for name, t in module.state_dict().items():
+        need(torch.equal(t, before[name]), f"frozen, a forward pass changed {name}")
+
+
+def state_is_saved(subject: Subject) -> None:
+    """A second instance with the first one's `state_dict` gives the same values, after a step of training too."""
+    module, other = subject.make(0), subject.make(1)
+    (given,) = subject.inputs(module)
+    if not isinstance(module, FrozenLM):
+        module.train()
+        wanted = [p for p in module.parameters() if p.requires_grad]
+        if wanted:
+            subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]
+            with torch.no_grad():
+                for p in wanted:
+                    p -= 0.01 * (p.grad if p.grad is not None else 1)
+        module.eval()
+    with torch.no_grad():
+        expected = subject.call(module, given)
+        other.load_state_dict({name: t.clone() for name, t in module.state_dict().items()})
+        same(subject.call(other, given), expected, "an instance with the same state_dict", 1e-6)
+
+
+CHECKS: tuple[Check, ...] = (
+    built_on_meta,
+    finite,
+    deterministic_in_eval,
+    input_unchanged,
+    rows_do_not_mix,
+    any_dtype,
+    any_device,
+    gradient_flows,
+    frozen_for_good,
+    state_is_saved,
+)

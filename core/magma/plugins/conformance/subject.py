@@ -1,0 +1,149 @@
+"""A part on trial: how its kind is built and called, and tools of the checks.
+
+Axes are those of `interfaces`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
+from ...values import Features, Layout, Trial
+
+WIDTH, LENGTH, DIM = 16, 5, 32
+"""Of the encoder and the language model that a prefix, an adapter or a head is tried with."""
+TEXT = "The answer is seven, and so on."
+MANY = 40
+"""Examples or questions that are looked at."""
+Check = Callable[["Subject"], None]
+
+
+class Subject:
+    """A part on trial, and how its kind is built and called."""
+
+    def __init__(self, part: type[Part], trial: Trial) -> None:
+        self.part, self.trial = part, trial
+        self.context: tuple[Any, ...] = ()
+        if issubclass(part, Prefix):
+            self.context = (WIDTH, LENGTH, DIM)
+        elif issubclass(part, Adapter | Head):
+            self.context = (DIM,)
+        elif issubclass(part, DataSource | Task):
+            self.context = (0,)
+
+    def config(self) -> Any:
+        """The trial's configuration."""
+        try:
+            return self.part.Config(**self.trial.config)
+        except ValidationError as error:
+            raise AssertionError(f"its trial's config {dict(self.trial.config)} is refused: {error}") from error
+
+    def make(self, seed: int = 0) -> Any:
+        """A ready instance in eval mode; `seed` decides its random weights."""
+        torch.manual_seed(seed)
+        made: Any = self.part(self.config(), *self.context)  # type: ignore[call-arg]  # each kind has its own context
+        if isinstance(made, Module):
+            made.load_weights()
+            made.eval()
+        return made.float() if isinstance(made, FrozenLM) else made
+
+    def inputs(self, module: Any) -> list[Tensor]:
+        """What `call` takes: two rows or more."""
+        draw = torch.Generator().manual_seed(7)
+        if isinstance(module, Encoder):
+            return [module.stack([module.prepare(raw) for raw in self.good])]
+        if isinstance(module, Prefix):
+            return [torch.randn(2, LENGTH, WIDTH, generator=draw)]
+        if isinstance(module, Adapter):
+            return [torch.randn(2, 6, DIM, generator=draw)]
+        if isinstance(module, Head):
+            return [torch.randn(3, DIM, generator=draw)]
+        assert isinstance(module, FrozenLM)
+        with torch.no_grad():
+            return [module.embed(tokens(module)).clone()]
+
+    def call(self, module: Any, given: Tensor) -> Tensor:
+        """The values of a forward pass, first axis rows."""
+        if isinstance(module, Encoder):
+            return features_of(module(given)).values
+        if isinstance(module, Prefix):
+            return features_of(module(Features(given))).values
+        if isinstance(module, Adapter):
+            found = module(given, Sublayer(given))
+        elif isinstance(module, FrozenLM):
+            rows, width = given.shape[:2]
+            found = module(given, layout_of(rows, width, given.device))
+            found = found.view(rows, width, -1)
+        else:
+            found = module(given)
+        need(isinstance(found, Tensor), f"`forward` gave a {type(found).__name__}; expected: a tensor")
+        value: Tensor = found
+        return value
+
+    @property
+    def good(self) -> list[Any]:
+        """Raw inputs that an encoder takes."""
+        need(len(self.trial.good) >= 2, "its `trial` gives no `good` inputs: at least two that differ are needed")
+        return list(self.trial.good)
+
+
+class Sublayer:
+    """A frozen map of each position on its own; remembers what it was given."""
+
+    def __init__(self, like: Tensor) -> None:
+        draw = torch.Generator().manual_seed(3)
+        weight = torch.randn(DIM, DIM, generator=draw) / math.sqrt(DIM)
+        self.weight = weight.to(device=like.device, dtype=like.dtype)
+        self.seen: list[Tensor] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.seen.append(x)
+        return torch.tanh(x @ self.weight)
+
+
+def tokens(lm: FrozenLM) -> Tensor:
+    """[2, t] ids of two texts of one length."""
+    ids = lm.encode(TEXT)[: min(12, lm.context - 4)]
+    return torch.tensor([ids, ids[::-1]])
+
+
+def need(holds: bool, otherwise: str) -> None:
+    """Fail with this message unless it `holds`."""
+    if not holds:
+        raise AssertionError(otherwise)
+
+
+def features_of(found: Any) -> Features:
+    """What `forward` gave, if it is `Features` with three axes."""
+    need(isinstance(found, Features), f"`forward` gave a {type(found).__name__}; expected: magma.Features")
+    need(found.values.ndim == 3, f"`forward` gave values {list(found.values.shape)}; expected: three axes")
+    return found  # type: ignore[no-any-return]  # seen to be one
+
+
+def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int] | None = None) -> Layout:
+    """A batch of unpacked rows in which every position is scored."""
+    return Layout(
+        torch.arange(width, device=device).repeat(rows, 1),
+        torch.tensor(lengths or [width] * rows, device=device),
+        torch.arange(rows * width, device=device),
+    )
+
+
+def same(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
+    """Fail unless two tensors are equal, up to a tolerance relative to the largest value."""
+    need(one.shape == other.shape, f"{what}: {list(one.shape)} against {list(other.shape)}")
+    one, other = one.detach().float(), other.detach().float()
+    far = float((one - other).abs().max()) if one.numel() else 0.0
+    scale = 1 + float(other.abs().max()) if one.numel() else 1.0
+    need(far <= tolerance * scale, f"{what}: they differ by {far:.2g}")
+
+
+def another(values: Tensor) -> Tensor:
+    """Others of the same shape, not a constant away: a LayerNorm would not see that."""
+    return torch.randn(values.shape, generator=torch.Generator().manual_seed(11)) * (1 + values.detach().std())

@@ -1,0 +1,111 @@
+"""A plugin's first files: `magma plugin new`."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from pathlib import Path
+
+from ..errors import PluginError
+
+TEMPLATES = Path(__file__).with_name("templates")
+KINDS = tuple(sorted(path.stem for path in TEMPLATES.glob("*.py")))
+"""What a plugin can be begun with."""
+_PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{distribution}"
+version = "0.1.0"
+description = "{about}"
+requires-python = ">=3.11"
+dependencies = ["magma-multimodal"]
+
+[project.optional-dependencies]
+test = ["pytest"]
+
+[project.entry-points.magma]
+{name} = "{module}"
+
+[tool.hatch.build.targets.wheel]
+only-include = ["{module}.py"]
+"""
+_TEST = """\
+from {module} import {part}
+
+from magma import testing
+
+test_{name} = testing.conformance({part})
+"""
+_README = """\
+# {distribution}
+
+{about} for MAGMA, any modality into a frozen language model.
+
+```
+pip install -e '.[test]'
+magma plugin check {name}
+pytest
+```
+
+In a recipe:
+
+```toml
+{usage}
+```
+"""
+_ABOUT = {
+    "adapter": "An adapter",
+    "data": "A data source",
+    "encoder": "An encoder",
+    "head": "A head",
+    "lm": "A language model",
+    "prefix": "A prefix",
+    "task": "An evaluation task",
+}
+_USAGE = {
+    "adapter": '[adapters.mlp]\nuse = "{name}"',
+    "data": '[[data.train]]\nuse = "{name}"',
+    "encoder": '[inputs.{name}]\nencoder = {{ use = "{name}" }}\nprefix = {{ use = "linear" }}',
+    "head": '[head]\nuse = "{name}"\nclasses = ["yes", "no"]',
+    "lm": '[lm]\nuse = "{name}"',
+    "prefix": '[inputs.NAME]\nprefix = {{ use = "{name}" }}',
+    "task": '[[tasks]]\nuse = "{name}"',
+}
+
+
+def new_plugin(name: str, kind: str, out: Path) -> Path:
+    """A package `magma-NAME` in the folder `out`, with its tests: one part that works, to be changed.
+
+    Raises `PluginError` for a name that is no word, an unknown kind, or a folder that is there already.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
+        raise PluginError(f"plugin new: given the name {name!r}; allowed: a word of a to z, 0 to 9 and _")
+    if kind not in KINDS:
+        raise PluginError(f"plugin new: given --kind {kind}; allowed: {', '.join(KINDS)}")
+    folder = out / f"magma-{name.replace('_', '-')}"
+    if folder.exists():
+        raise PluginError(f"plugin new: {folder} is there already")
+    part = "".join(word.capitalize() for word in name.split("_") if word)
+    words = {
+        "name": name,
+        "module": f"magma_{name}",
+        "distribution": folder.name,
+        "part": part,
+        "about": _ABOUT[kind],
+    }
+    code = (TEMPLATES / f"{kind}.py").read_text(encoding="utf-8").replace("NewPart", part).replace("newname", name)
+    files = {
+        "pyproject.toml": _PROJECT.format(**words),
+        f"{words['module']}.py": code,
+        f"test_{words['module']}.py": _TEST.format(**words),
+        "README.md": _README.format(**words, usage=_USAGE[kind].format(**words)),
+    }
+    aside = folder.with_name(f".{folder.name}.partial")
+    aside.mkdir(parents=True)
+    for file, text in files.items():
+        (aside / file).write_text(text, encoding="utf-8")
+    aside.rename(folder)
+    return folder

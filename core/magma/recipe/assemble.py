@@ -1,0 +1,139 @@
+"""Recipe to model, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import PartError
+from ..inputs import Input
+from ..interfaces import Adapter, Module, Place
+from ..model import Magma
+from ..system.device import check_device
+from .recipe import Recipe
+from .schema import Precision, Use, learns
+
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def assemble(
+    source: Recipe | str | Path | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    device: torch.device | str | None = "cpu",
+    dtype: torch.dtype | None = None,
+    frozen_weights_only: bool = False,
+    replaced: Collection[str] = (),
+    absent: Collection[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Magma:
+    """Build the model of a recipe: a file, a bundled name, a dict or a `Recipe`.
+
+    Without a `device` weights stay where loading left them, in their own precision (those of a file are mapped).
+    `dtype` is that of `train.precision` where it is not given, float32 without a `[train]` table. On device "meta"
+    nothing is loaded. `frozen_weights_only` leaves the pretrained weights of trainable parts out, for who has better
+    ones, and those of the frozen parts whose paths are in `replaced`. Parts whose paths are in `absent` stay on meta.
+    Equal recipes give equal weights: the random generator is seeded for the duration and put back. `say` is called
+    with what is being loaded. Raises `RecipeError`, `PluginError` or `PartError`, `InputError` for a device that this
+    machine does not have.
+    """
+    recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
+    if dtype is None:
+        dtype = DTYPES[recipe.train.precision] if recipe.train else torch.float32
+    device = None if device is None else check_device(device, meta=True)
+    meta = device is not None and device.type == "meta"
+    said: set[str] = set()
+
+    def build(path: str, *context: Any, trainable: bool = False) -> Any:
+        part, config = recipe.part(path)
+        if path not in said:
+            said.add(path)
+            say(f"building {path} ({part.name})")
+        try:
+            if meta or path in absent:
+                with torch.device("meta"):
+                    return part(config, *context)
+            module = part(config, *context)
+            if frozen_weights_only and (trainable or path in replaced):
+                module.init_weights()
+            else:
+                module.load_weights()
+        except PartError as error:
+            if str(error).startswith(path):
+                raise
+            raise PartError(f"{path}: {error}") from error
+        return module
+
+    def build_learner(path: str, table: Use, *context: Any) -> Any:
+        module = build(path, *context, trainable=learns(table))
+        if not learns(table):
+            module.freeze()
+        return module
+
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        lm = build("lm")
+        inputs = {}
+        for name, table in recipe.inputs.items():
+            encoder = build(f"inputs.{name}.encoder", trainable=table.trainable)
+            prefix = build_learner(f"inputs.{name}.prefix", table.prefix, encoder.dim, encoder.length, lm.dim)
+            inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
+
+        def maker(place: Place) -> Callable[[], Adapter]:
+            return lambda: build_learner(f"adapters.{place}", recipe.adapters[place], lm.dim)
+
+        head = build_learner("head", recipe.head, lm.dim) if recipe.head else None
+        model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters}, head)
+    left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
+    if left and not absent:
+        raise PartError(
+            f"{len(left)} tensors were never given values, the first is {left[0]}: load_weights missed them"
+        )
+    return model if device is None else model.to(device=None if absent else device, dtype=dtype)
+
+
+def recipe_of(model: Magma, name: str = "model") -> Recipe:
+    """The recipe that assembles a model which was put together from instances."""
+
+    def table(part: Module) -> dict[str, Any]:
+        return {"use": part.name, **part.config.model_dump(mode="json", exclude_none=True)}
+
+    def learning(part: Module) -> dict[str, Any]:
+        return {**table(part), **({"trainable": False} if part.frozen else {})}
+
+    return Recipe.load(
+        {
+            "name": name,
+            "lm": table(model.lm),
+            "inputs": {
+                key: {
+                    "encoder": table(way.encoder),
+                    "prefix": learning(way.prefix),
+                    "trainable": not way.encoder.frozen,
+                    "batchnorm": way.batchnorm,
+                }
+                for key, way in model.ways().items()
+            },
+            "adapters": {place: learning(adapters[0]) for place, adapters in model.lm.adapters.items()},
+            **({"head": learning(model.head)} if model.head else {}),
+        }
+    )
+
+
+def learning_rates(recipe: Recipe) -> dict[str, float]:
+    """Part path to learning rate, for every part that may learn."""
+    assert recipe.train is not None
+    rates = {}
+    for name, way in recipe.inputs.items():
+        if way.trainable:
+            rates[f"inputs.{name}.encoder"] = way.lr or recipe.train.lr
+    tables = {f"inputs.{name}.prefix": way.prefix for name, way in recipe.inputs.items()}
+    tables |= {f"adapters.{place}": adapter for place, adapter in recipe.adapters.items()}
+    tables |= {"head": recipe.head} if recipe.head else {}
+    for path, table in tables.items():
+        if learns(table):
+            rates[path] = float(table.fields.get("lr", recipe.train.lr))
+    return rates

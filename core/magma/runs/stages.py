@@ -1,0 +1,130 @@
+"""A recipe with [[stages]]: one training after another, in one folder. A recipe without them is one training.
+
+A stage is what a run of its recipe with `[init] checkpoint` would be, to the bit: it starts from the last checkpoint of
+the stage before it, with a new optimizer and schedule, and draws its data from the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..manifest import CHECKPOINTS, STATE
+from ..plan import Plan
+from ..recipe.recipe import Recipe
+from ..recipe.stages import changes, what_was_learnt
+from ..training.checkpoints import latest
+from ..training.microbatch import explained
+from ..training.processes import join
+from ..training.progress import Result, Watcher
+from ..training.state import TRAINER, Finished, Place, State
+from ..training.train import check_can_train, check_fits, train
+
+
+def train_stages(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    plans: Sequence[Plan] = (),
+) -> Result:
+    """Train every stage of a recipe; `plans` are those of each one, if known. The result is that of all of them.
+
+    Raises what `train` raises, and `CheckpointError` where this recipe changes a stage that has ended.
+    """
+    watcher = watcher or Watcher()
+    stages = recipe.in_stages()
+
+    def trained(number: int, resume: bool, place: Place | None = None) -> Result:
+        stage, plan = stages[number], plans[number] if plans else None
+        costs = plan.costs if plan else None
+        with explained(stage, plan):
+            return train(stage, out, resume=resume, watcher=watcher, costs=costs, plan=plan, place=place)
+
+    last = latest(out) if resume else None
+    finished = _finished(recipe, stages, last) if last else []
+    if not recipe.stages:
+        return trained(0, resume)
+    watcher.say("loading the trainer")
+    for number, stage in enumerate(stages):
+        check_can_train(stage, f"stages[{number}]: ")
+        check_fits(stage, join())
+    result: Result | None = None
+    for number in range(len(finished), len(stages)):
+        watcher.say(f"{recipe.stage_label(number)}, of {len(stages)}")
+        start = out / CHECKPOINTS / f"step-{finished[-1].checkpoint:08d}" if finished else None
+        later = sum(stage.train.total_steps for stage in stages[number + 1 :] if stage.train)
+        place = Place(recipe, number, start, tuple(finished), later)
+        ended = trained(number, resume, place)
+        resume = False
+        result = _added(result, ended)
+        if not ended.finished:
+            break
+        finished.append(_entry(stages[number], ended, finished))
+    assert result is not None
+    earlier = finished[: len(finished) - result.finished]
+    return replace(
+        result,
+        skipped=result.skipped + sum(one.skipped_examples for one in earlier),
+        unreadable=result.unreadable + sum(one.unreadable_examples for one in earlier),
+        skipped_steps=result.skipped_steps + sum(one.skipped_steps for one in earlier),
+    )
+
+
+def _added(earlier: Result | None, ended: Result) -> Result:
+    """A stage's result with the time, the memory and the broken fingerprints of those before it in this process."""
+    if earlier is None:
+        return ended
+    return replace(
+        ended,
+        seconds=earlier.seconds + ended.seconds,
+        changed=sorted({*earlier.changed, *ended.changed}),
+        memory=max(earlier.memory, ended.memory),
+    )
+
+
+def _learnt(stage: Recipe) -> dict[str, Any]:
+    return what_was_learnt(stage.model_dump(mode="json", exclude_none=True))
+
+
+def _with_current_names(learnt: Mapping[str, Any], stage: Recipe) -> dict[str, Any]:
+    """What a stage learnt, under the names that the keys of its parts have now."""
+    names = {
+        f"{path}.{former}": f"{path}.{current}"
+        for path, part, _ in stage.parts()
+        for former, current in part.Config.renamed_keys.items()
+    }
+    return {names.get(key, key): value for key, value in learnt.items()}
+
+
+def _entry(stage: Recipe, ended: Result, before: Sequence[Finished]) -> Finished:
+    return Finished(
+        learnt=_learnt(stage),
+        checkpoint=int(ended.folder.name.rpartition("-")[2]),
+        steps=ended.steps - sum(one.steps for one in before),
+        skipped_steps=ended.skipped_steps,
+        skipped_examples=ended.skipped,
+        unreadable_examples=ended.unreadable,
+    )
+
+
+def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[Finished]:
+    """The stages that had ended before a checkpoint. Raises `CheckpointError` where this recipe has others."""
+    finished = State.read(last / STATE / TRAINER).finished
+    if len(finished) >= len(stages):
+        raise CheckpointError(
+            f"{last} is of stage {len(finished) + 1}, and this recipe has {len(recipe.stages) or 'no'} [[stages]]: "
+            "resume with the recipe that the run began with"
+        )
+    for number, (one, stage) in enumerate(zip(finished, stages, strict=False)):
+        if changed := changes(_with_current_names(one.learnt, stage), _learnt(stage)):
+            lines = "".join(f"\n  - stages[{number}]: {line}" for line in changed)
+            raise CheckpointError(
+                f"{last}: {recipe.stage_label(number)} has ended, and this recipe changes it:{lines}\n"
+                "Resume with the stage as it was, or start another run with --out"
+            )
+    return finished

@@ -1,0 +1,49 @@
+"""Devices as users name them: "cpu", "cuda", "cuda:1"."""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import InputError
+
+
+def check_device(given: torch.device | str, meta: bool = False) -> torch.device:
+    """The device of this name; "meta" only where it is asked for.
+
+    Raises `InputError` where torch has no such device, or this machine has none.
+    """
+    allowed = ", ".join(available())
+    try:
+        device = torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device: given {str(given)!r}; allowed on this machine: {allowed}") from error
+    if device.type == "cpu" or (meta and device.type == "meta"):
+        return device
+    count = _count(device.type)
+    if count == 0:
+        raise InputError(
+            f"device: given {str(given)!r}, and torch {torch.__version__} can use no such device here; "
+            f"allowed on this machine: {allowed}"
+        )
+    if (device.index or 0) >= count:
+        raise InputError(f"device: given {str(given)!r}; allowed on this machine: {allowed}")
+    return device
+
+
+def default_device() -> str:
+    """A GPU where there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def available() -> list[str]:
+    """The devices of this machine."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        return ["cpu"]
+    return ["cpu", kind.type, *(f"{kind.type}:{i}" for i in range(_count(kind.type)))]
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind torch can use."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.accelerator.device_count() if found is not None and found.type == kind else 0
