@@ -12,10 +12,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(path.parent for top in ("core", "plugins") for path in (ROOT / top).glob("*/__init__.py"))
 MAX_LINES = 400
-DATA_TABLES = {"plugins/magma_lms/bundled/corpus.py"}
-"""Longer files that hold tables of data and little else."""
-LONG = {"plugins/magma_audio/towers.py", "plugins/magma_data/shards.py"}
-"""Files that are still to be split."""
 
 
 def test_no_import_cycle_even_for_type_checkers() -> None:
@@ -33,9 +29,7 @@ def test_a_cycle_would_be_found() -> None:
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
 def test_no_file_is_long(package: Path) -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in package.rglob("*.py")}
-    assert {
-        path: lines for path, lines in lengths.items() if lines > MAX_LINES and path not in DATA_TABLES | LONG
-    } == {}
+    assert {path: lines for path, lines in lengths.items() if lines > MAX_LINES} == {}
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
