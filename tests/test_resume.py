@@ -19,7 +19,6 @@ from magma.training.train import train
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("resume"),
     pytest.mark.usefixtures("stored_toys"),
     pytest.mark.filterwarnings("ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning"),  # DeepSpeed 0.19.8
 ]
