@@ -233,10 +233,10 @@ def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequenc
 
     Raises `CheckpointError` for a beginning that it cannot read.
     """
-    if beyond := [token for token in manifest.text.beginning if token >= lm.readable]:
+    if beyond := [token for token in manifest.text.beginning if token >= lm.num_embeddings]:
         raise CheckpointError(
             f"{folder / MANIFEST}: text.beginning: given {beyond[0]}; allowed: tokens of the language model, 0 to "
-            f"{lm.readable - 1}"
+            f"{lm.num_embeddings - 1}"
         )
     lm.joins = manifest.text.joined
     if not any(override.partition("=")[0] == "lm.bos" for override in overrides):

@@ -1,5 +1,4 @@
-"""The parts that a model and its training are made of. All that a plugin author has to know is in this
-file and in `values.py`.
+"""The parts that a model and its training are made of: the whole contract of a plugin, with `part.py` and `values.py`.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 v vocabulary, m scored positions.
@@ -8,116 +7,24 @@ v vocabulary, m scored positions.
 from __future__ import annotations
 
 import random
-import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import Tensor, nn
 
+from .deprecation import RenamedMember
 from .errors import PartError
-from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Trial
+from .part import Module as Module
+from .part import Part as Part
+from .part import PartConfig as PartConfig
+from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, SourceState
 
-Place = Literal["attention", "mlp"]
-PLACES: tuple[Place, ...] = ("attention", "mlp")
-
-
-class PartConfig(BaseModel):
-    """Base of every part's `Config`: frozen, and a key it does not know is an error.
-
-    TOML has no null: `false` unsets a key whose default is None.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    legacy_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
-    renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Former to current name of a key. A recipe may still use the former one, with a `DeprecationWarning`."""
-
-    @classmethod
-    def rename_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The same values under the current names; of two names of one key, the one that was given last counts."""
-        return {cls.renamed_keys.get(key, key): value for key, value in given.items()}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _false_unsets(cls, given: Any, info: ValidationInfo) -> Any:
-        if not isinstance(given, dict):
-            return given
-        warn = not (info.context or {}).get("checkpoint")  # nobody edits the recipe of a checkpoint
-        for key in sorted(given.keys() & cls.renamed_keys.keys()) if warn else ():
-            warnings.warn(f"the key `{key}` is now called `{cls.renamed_keys[key]}`", DeprecationWarning, stacklevel=2)
-        optional = {
-            name
-            for name, field in cls.model_fields.items()
-            if not field.is_required() and field.default is None and bool not in get_args(field.annotation)
-        }
-        return {k: v for k, v in cls.rename_keys(given).items() if v is not False or k not in optional}
-
-
-class Part(ABC):
-    """Something a recipe can name.
-
-    A concrete part sets `name`, what a recipe's `use = "..."` says, and a `Config` whose fields are the rest of
-    the recipe's table. `kind` is set by the abstract classes below.
-    """
-
-    kind: ClassVar[str]
-    name: ClassVar[str]
-    Config: ClassVar[type[PartConfig]] = PartConfig
-    config: PartConfig
-
-    @classmethod
-    def problems(cls, config: Any) -> list[str]:
-        """What is missing on this machine before `config` can be used (files, packages), without loading anything."""
-        return []
-
-    @classmethod
-    def trial(cls, folder: Path) -> Trial:
-        """What to try this part with; files that it needs are written into `folder`. By default: no field set."""
-        return Trial()
-
-
-class Module(Part, nn.Module):
-    """A part with weights.
-
-    `__init__` builds the structure and must work under `torch.device("meta")`; `load_weights` then fills in what
-    the config names. A frozen module stays in eval mode whatever `train()` is told.
-    """
-
-    def __init__(self, config: PartConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.frozen = False
-
-    @classmethod
-    def build(cls, *context: Any, **fields: Any) -> Self:
-        """A ready instance from config fields, weights loaded: `Lidar.build(width=32)`.
-
-        `context` are the sizes that the class takes after its config, such as a prefix's three.
-        """
-        part = cls(cls.Config(**fields), *context)
-        part.load_weights()
-        return part
-
-    def load_weights(self) -> None:  # optional: a part that starts from scratch has nothing to load
-        """Load the pretrained weights that the config names. Called once, never on meta."""
-
-    def init_weights(self) -> None:  # optional: most parts leave nothing on meta
-        """Called in place of `load_weights` where better weights will follow: fills what `__init__` left on meta."""
-
-    def freeze(self) -> None:
-        """No gradient, and eval mode for good."""
-        self.frozen = True
-        self.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(mode and not self.frozen)
+Sublayer = Literal["attention", "mlp"]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 
 
 class Encoder(Module):
@@ -144,24 +51,28 @@ class Encoder(Module):
         """
 
     @abstractmethod
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """A prepared item [...] of zeros, the smallest one: stands in where a batch has none."""
 
-    def largest(self) -> Tensor:
+    def max_size_item(self) -> Tensor:
         """A prepared item [...] with `length` features: what a plan is made for."""
-        return self.blank()
+        return self.dummy_item()
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
         """Prepared items to one model input [b, ...]. Items of unequal size are padded here."""
         return torch.stack(list(items))
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         """How many features this prepared item will have; at most `length`."""
         return self.length
 
     @abstractmethod
     def forward(self, x: Tensor) -> Features:
         """[b, ...] to features of width e; pooled features are n = 1."""
+
+    blank = RenamedMember("dummy_item")
+    largest = RenamedMember("max_size_item")
+    size = RenamedMember("num_features")
 
 
 class Prefix(Module):
@@ -175,13 +86,15 @@ class Prefix(Module):
     def __init__(self, config: PartConfig, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """How many embeddings come out of this many features; at most `length`."""
         return self.length
 
     @abstractmethod
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, k, d]."""
+
+    size = RenamedMember("num_embeddings")
 
 
 class Adapter(Module):
@@ -191,7 +104,7 @@ class Adapter(Module):
     """
 
     kind = "adapter"
-    keeps_input: ClassVar[bool] = False
+    passes_input_through: ClassVar[bool] = False
     """Does `forward` give the sublayer x itself, once? Then what nobody reads need not be computed."""
 
     @abstractmethod
@@ -201,6 +114,8 @@ class Adapter(Module):
     @abstractmethod
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         """x [b, t, d] is what the sublayer would have got; returns what takes the place of its output [b, t, d]."""
+
+    keeps_input = RenamedMember("passes_input_through")
 
 
 class Head(Module):
@@ -237,10 +152,10 @@ class FrozenLM(Module):
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
-        self.adapters: dict[Place, list[Adapter]] = {}
+        self.adapters: dict[Sublayer, list[Adapter]] = {}
 
     @property
-    def readable(self) -> int:
+    def num_embeddings(self) -> int:
         """How many tokens it can read: the first of its vocabulary, those that have a word embedding."""
         return self.vocab
 
@@ -281,31 +196,31 @@ class FrozenLM(Module):
         """[b, t] ids to word embeddings [b, t, d]."""
 
     @abstractmethod
-    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
+    def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
         """Put a new adapter around this sublayer of every block, first block first, and list them in `adapters`."""
 
     @abstractmethod
     def remove_adapters(self) -> None:
-        """Undo every `adapt`: the bare language model is back, bit for bit."""
+        """Undo every `add_adapters`: the bare language model is back, bit for bit."""
 
     @abstractmethod
     def new_cache(self) -> Cache:
         """An empty cache for `forward`, which fills it in place."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """Embeddings [b, t, d] to the last hidden states [m, d] of the scored positions.
 
         With a cache, the t positions follow the ones that it holds.
         """
 
     @abstractmethod
-    def head(self, hidden: Tensor) -> Tensor:
+    def lm_head(self, hidden: Tensor) -> Tensor:
         """[m, d] hidden states to logits [m, v]."""
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Of hidden states [m, d] and the tokens [m] that follow them: summed, in float32."""
-        return nn.functional.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+        return nn.functional.cross_entropy(self.lm_head(hidden).float(), labels, reduction="sum")
 
     def export(self, folder: Path) -> None:
         """Write the bare language model, weights and tokenizer, in its own library's format."""
@@ -328,6 +243,10 @@ class FrozenLM(Module):
         # nn.Module.__init__ may call train() through a subclass before `adapters` is set.
         return [adapter for group in self.__dict__.get("adapters", {}).values() for adapter in group]
 
+    readable = RenamedMember("num_embeddings")
+    adapt = RenamedMember("add_adapters")
+    head = RenamedMember("lm_head")
+
 
 class DataSource(Part):
     """Examples, in a deterministic order, from any point. Built as `DataSource(config, seed)`."""
@@ -339,7 +258,7 @@ class DataSource(Part):
         self.config = config
 
     @abstractmethod
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One pass over the data, from the start or from just after `state`.
 
         Each example comes with the state that goes on behind it. The state of a pass's last example opens the next
@@ -353,7 +272,7 @@ class Task(Part):
     """An evaluation. Built as `Task(config, seed)`."""
 
     kind = "task"
-    primary: ClassVar[str]
+    primary_metric: ClassVar[str]
     """The one of its scores that a table of runs shows first."""
     max_tokens: ClassVar[int] = 16
     """How long an answer may be."""
@@ -367,18 +286,18 @@ class Task(Part):
         self.config = config
 
     @abstractmethod
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """The questions of a split, each behind `shots` completed ones, drawn with `seed`."""
 
     def follow_up(self, prediction: Prediction) -> Question | None:
         """What to ask next, now that this was answered (multi-step prompting, figure 6 of the paper); None: nothing."""
         return None
 
-    def extract(self, question: Question, output: str) -> str:
+    def postprocess(self, question: Question, output: str) -> str:
         """What counts as the answer in all that the model wrote: by default everything."""
         return output
 
-    def judge(self, prediction: Prediction) -> tuple[str, float] | None:
+    def score_one(self, prediction: Prediction) -> tuple[str, float] | None:
         """One answer as it was compared, and its score; None where a task scores all of them together alone."""
         return None
 
@@ -393,6 +312,11 @@ class Task(Part):
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
         """Write what a person wants to look at into `folder` and return the files."""
         return []
+
+    primary = RenamedMember("primary_metric")
+    examples = RenamedMember("questions")
+    extract = RenamedMember("postprocess")
+    judge = RenamedMember("score_one")
 
 
 KINDS: dict[str, type[Part]] = {

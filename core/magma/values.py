@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .deprecation import RenamedMember, renamed_arguments
+
 
 @dataclass(frozen=True)
 class Text:
@@ -86,8 +88,9 @@ class Features(NamedTuple):
     """[b]: how many of the n are real, the rest is padding; None: all are."""
 
 
+@renamed_arguments(first="first_scored", segments="sequence_ids")
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """Where everything stands in a right-padded batch of embeddings [b, t, d]."""
 
     positions: Tensor
@@ -96,10 +99,13 @@ class Layout:
     """[b] real positions in each row; the rest is padding that nothing attends to."""
     scored: Tensor
     """[m] flat indices (row * t + column) of the positions whose hidden states are wanted."""
-    first: int = 0
+    first_scored: int = 0
     """No column before this one is scored."""
-    segments: Tensor | None = None
+    sequence_ids: Tensor | None = None
     """[b, t] which packed example a position belongs to; it attends to its own alone. None: one example a row."""
+
+    first = RenamedMember("first_scored")
+    segments = RenamedMember("sequence_ids")
 
 
 class Cache(ABC):
@@ -153,7 +159,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Trial:
+class CheckInputs:
     """What a part is tried with by `magma plugin check` and `magma.testing`."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -164,5 +170,5 @@ class Trial:
     """Raw inputs that an encoder refuses."""
 
 
-State = dict[str, Any]
+SourceState = dict[str, Any]
 """Where a data source stands: JSON, made by the source and handed back to it."""

@@ -60,7 +60,7 @@ def test_a_model_of_instances_is_saved_with_the_recipe_that_it_implies(tmp_path:
     with pytest.raises(CheckpointError, match="frozen tensors are not what they were"):
         magma.load(tmp_path / "made")
     loaded = magma.load(tmp_path / "made", verify=False)
-    assert loaded.ways()["n"].encoder.frozen
+    assert loaded.input_modules()["n"].encoder.frozen
     for name, tensor in loaded.trained_tensors().items():
         assert torch.equal(tensor, made.trained_tensors()[name])
 

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import PartError
 from ..inputs import Input
-from ..interfaces import Adapter, Module, Place
+from ..interfaces import Adapter, Module, Sublayer
 from ..model import Magma
 from ..system.device import check_device
 from .recipe import Recipe
@@ -82,7 +82,7 @@ def assemble(
             prefix = build_learner(f"inputs.{name}.prefix", table.prefix, encoder.dim, encoder.length, lm.dim)
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
-        def maker(place: Place) -> Callable[[], Adapter]:
+        def maker(place: Sublayer) -> Callable[[], Adapter]:
             return lambda: build_learner(f"adapters.{place}", recipe.adapters[place], lm.dim)
 
         head = build_learner("head", recipe.head, lm.dim) if recipe.head else None
@@ -110,12 +110,12 @@ def recipe_of(model: Magma, name: str = "model") -> Recipe:
             "lm": table(model.lm),
             "inputs": {
                 key: {
-                    "encoder": table(way.encoder),
-                    "prefix": learning(way.prefix),
-                    "trainable": not way.encoder.frozen,
-                    "batchnorm": way.batchnorm,
+                    "encoder": table(input_module.encoder),
+                    "prefix": learning(input_module.prefix),
+                    "trainable": not input_module.encoder.frozen,
+                    "batchnorm": input_module.batchnorm,
                 }
-                for key, way in model.ways().items()
+                for key, input_module in model.input_modules().items()
             },
             "adapters": {place: learning(adapters[0]) for place, adapters in model.lm.adapters.items()},
             **({"head": learning(model.head)} if model.head else {}),
@@ -127,10 +127,10 @@ def learning_rates(recipe: Recipe) -> dict[str, float]:
     """Part path to learning rate, for every part that may learn."""
     assert recipe.train is not None
     rates = {}
-    for name, way in recipe.inputs.items():
-        if way.trainable:
-            rates[f"inputs.{name}.encoder"] = way.lr or recipe.train.lr
-    tables = {f"inputs.{name}.prefix": way.prefix for name, way in recipe.inputs.items()}
+    for name, input_module in recipe.inputs.items():
+        if input_module.trainable:
+            rates[f"inputs.{name}.encoder"] = input_module.lr or recipe.train.lr
+    tables = {f"inputs.{name}.prefix": input_module.prefix for name, input_module in recipe.inputs.items()}
     tables |= {f"adapters.{place}": adapter for place, adapter in recipe.adapters.items()}
     tables |= {"head": recipe.head} if recipe.head else {}
     for path, table in tables.items():

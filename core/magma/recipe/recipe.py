@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import RecipeError
-from ..interfaces import Part, Place
+from ..interfaces import Part, Sublayer
 from ..plugins.registry import installed
 from . import deepspeed_table
 from .explain import explain, shown
@@ -49,7 +49,7 @@ class Recipe(Table):
     lm: Use
     init: Init = Init()
     inputs: dict[InputName, InputTable] = Field({})
-    adapters: dict[Place, Use] = Field({})
+    adapters: dict[Sublayer, Use] = Field({})
     head: Use | None = None
     data: Data = Data()
     tasks: tuple[TaskTable, ...] = ()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from ..interfaces import Place
+from ..interfaces import Sublayer
 from .tables import flat, merge_recipes
 
 
@@ -39,7 +39,7 @@ class Stage(_Table):
     name: str | None = Field(None, min_length=1)
     """Shown behind its number in logs, plans and curves."""
     inputs: dict[str, InputStage] = {}
-    adapters: dict[Place, PartStage] = {}
+    adapters: dict[Sublayer, PartStage] = {}
     head: PartStage | None = None
     data: dict[str, Any] = {}
     train: dict[str, Any] = {}

@@ -121,9 +121,9 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
                     if said := measures_of(place).get(str(shots)):
                         measures[name] = said
                     if len(scores) == 1:
-                        report[task.primary] = scored["model"][task.primary]
-                        report["shuffled_accuracy"] = scored["shuffled"][task.primary]
-                        report["blind_accuracy"] = scored["blind"][task.primary]
+                        report[task.primary_metric] = scored["model"][task.primary_metric]
+                        report["shuffled_accuracy"] = scored["shuffled"][task.primary_metric]
+                        report["blind_accuracy"] = scored["blind"][task.primary_metric]
             report["tasks"] = scores
             if measures:
                 report["measures"] = measures

@@ -84,7 +84,7 @@ class Trainer:
         self.state.data = self.mixture.state()
         self.shares: Iterator[Share] = iter(())
         self.evaluation, _ = sources(recipe, "evaluation")
-        model.lockstep = world.size > 1
+        model.run_all_inputs = world.size > 1
         self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
         self.checkpoints = CheckpointManager(
             out, place, self.train.keep_checkpoints, model, self.engine, world, watcher
@@ -216,7 +216,7 @@ class Trainer:
         average_buffers(self.model, self.world)
         while True:
             try:
-                with self.world.abandoned_together(), self.model.evaluating():
+                with self.world.abandoned_together(), self.model.eval_mode():
                     total, targets, samples, unreadable = self._evaluated()
                 break
             except MemoryShort as short:
