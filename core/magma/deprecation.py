@@ -88,6 +88,13 @@ def renamed_arguments(**renamed: str) -> Callable[[type], type]:
     return decorate
 
 
+def with_current_keys(given: Mapping[str, Any], renamed: Mapping[str, str], warn: bool = True) -> dict[str, Any]:
+    """The same values under the current names; of two names of one key, the one that was given last counts."""
+    for key in sorted(given.keys() & renamed.keys()) if warn else ():
+        warnings.warn(f"the key `{key}` is now called `{renamed[key]}`", DeprecationWarning, stacklevel=3)
+    return {renamed.get(key, key): value for key, value in given.items()}
+
+
 def renamed_export(module: str, name: str, renamed: Mapping[str, str]) -> str:
     """The current name of what a module formerly exported as `name`, with a warning.
 

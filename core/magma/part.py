@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Self, get_args
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import nn
 
-from .deprecation import RenamedMember, move_overrides
+from .deprecation import RenamedMember, move_overrides, with_current_keys
 from .values import CheckInputs
 
 
@@ -21,7 +20,7 @@ class PartConfig(BaseModel):
     TOML has no null: `false` unsets a key whose default is None.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
     legacy_defaults: ClassVar[Mapping[str, Any]] = {}
     """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
     renamed_keys: ClassVar[Mapping[str, str]] = {}
@@ -30,7 +29,7 @@ class PartConfig(BaseModel):
     @classmethod
     def rename_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """The same values under the current names; of two names of one key, the one that was given last counts."""
-        return {cls.renamed_keys.get(key, key): value for key, value in given.items()}
+        return with_current_keys(given, cls.renamed_keys, warn=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -38,14 +37,13 @@ class PartConfig(BaseModel):
         if not isinstance(given, dict):
             return given
         warn = not (info.context or {}).get("checkpoint")  # nobody edits the recipe of a checkpoint
-        for key in sorted(given.keys() & cls.renamed_keys.keys()) if warn else ():
-            warnings.warn(f"the key `{key}` is now called `{cls.renamed_keys[key]}`", DeprecationWarning, stacklevel=2)
         optional = {
             name
             for name, field in cls.model_fields.items()
             if not field.is_required() and field.default is None and bool not in get_args(field.annotation)
         }
-        return {k: v for k, v in cls.rename_keys(given).items() if v is not False or k not in optional}
+        current = with_current_keys(given, cls.renamed_keys, warn)
+        return {key: value for key, value in current.items() if value is not False or key not in optional}
 
 
 class Part(ABC):

@@ -16,7 +16,7 @@ def factor(train: Train, step: int) -> float:
         return 1.0
     done = (step - train.warmup_steps) / max(1, train.total_steps - 1 - train.warmup_steps)
     done = min(1.0, done)
-    final = train.schedule.final
+    final = train.schedule.final_lr_ratio
     shape = (1 + math.cos(math.pi * done)) / 2 if train.schedule.use == "cosine" else 1 - done
     return final + (1 - final) * shape
 
@@ -41,7 +41,7 @@ def _of(train: Train | None) -> list[str]:
             f"train.warmup_steps: given {warmup}, but training has {steps} steps: it ends in the warm-up, at "
             f"{last:.0%} of the learning rate"
         ]
-    final = 1.0 if isinstance(train.schedule, Constant) else train.schedule.final
+    final = 1.0 if isinstance(train.schedule, Constant) else train.schedule.final_lr_ratio
     if steps > 1 and not math.isclose(last, final, abs_tol=1e-9):
         return [
             f"train.schedule: given a last learning rate of {final:.0%} of the highest, but the warm-up fills {warmup} "

@@ -163,3 +163,44 @@ def recipe_show(
     loaded = Recipe.load(recipe, overrides or ())
     typer.echo(loaded.to_toml(), nl=False)
     print_warnings(schedule_warnings(loaded))
+
+
+@recipes.command("keys")
+def recipe_keys(
+    part: Annotated[
+        str | None,
+        typer.Argument(help="Only a table (train), a part (linear) or a kind of parts (encoder). Default: all."),
+    ] = None,
+) -> None:
+    """Print the keys of recipes: type, default and meaning of each."""
+    import shutil
+    import textwrap
+
+    from ..recipe.keys import find_tables, keys_of
+
+    width = min(shutil.get_terminal_size().columns, 120)
+    for title, model in find_tables(part).items():
+        typer.echo(f"{title.replace('`', '')}\n")
+        for key in keys_of(model):
+            default = key.default if key.default == "required" else f"default: {key.default}"
+            typer.echo(f"  {key.name}: {key.type.replace('`', '')} ({default})")
+            if key.description:
+                typer.echo(textwrap.fill(key.description, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        typer.echo("" if model.model_fields else "  no keys\n")
+
+
+@recipes.command("schema")
+def recipe_schema(
+    file: Annotated[Path | None, typer.Argument(help="The file to write. Default: print the schema.")] = None,
+) -> None:
+    """Write a JSON schema of recipes for editors (taplo, Even Better TOML).
+
+    Put `#:schema ./recipe.schema.json` on the first line of a recipe to use it.
+    """
+    from ..recipe.json_schema import json_schema
+
+    text = json.dumps(json_schema(), indent=1) + "\n"
+    if file is None:
+        typer.echo(text, nl=False)
+    else:
+        file.write_text(text, encoding="utf-8")

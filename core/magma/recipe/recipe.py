@@ -44,20 +44,34 @@ class Recipe(Table):
     """The whole of it. `Recipe.load` is how to get one."""
 
     name: str
+    """Name of the experiment. The run is written to `runs/NAME` unless `--out` names another folder."""
     description: str = ""
+    """One line, shown by `magma recipe list`."""
     seed: int = Field(0, ge=-(2**63), lt=2**63)
+    """Seed of the initial weights, the order of the data and dropout. The same seed gives the same run."""
     lm: Use
+    """The frozen language model: `use` and the keys of that part."""
     init: Init = Init()
+    """Where trained parts start from, if not from their own weights."""
     inputs: dict[InputName, InputTable] = Field({})
+    """The inputs of the model, one table for each name."""
     adapters: dict[Sublayer, Use] = Field({})
+    """Adapters around a sublayer of every block, by sublayer: `attention`, `mlp`. `false` removes an inherited one."""
     head: Use | None = None
+    """A classification head in place of the language model's head; examples then need a label."""
     data: Data = Data()
+    """What the model is trained on, and what the evaluation loss is computed on."""
     tasks: tuple[TaskTable, ...] = ()
+    """Evaluations of the final checkpoint."""
     published: dict[str, dict[str, dict[str, float]]] = Field({})
-    """What a paper reports of this very experiment, task to score to shots to figure: `magma eval report` shows it."""
+    """Scores that a paper reports for this experiment, as `TASK = { SCORE.SHOTS = 60.0 }`. `magma eval report` shows
+    them beside the run's own. Not inherited through `extends`."""
     train: Train | None = None
+    """Optimizer, length, batch size and everything else about training."""
     deepspeed: dict[str, Any] = Field({})
+    """Passed on to DeepSpeed as it is. Keys that `[train]` sets are refused."""
     stages: tuple[Stage, ...] = ()
+    """Tables that override the others, for training in several stages."""
 
     @model_validator(mode="after")
     def _something_to_watch(self) -> Self:

@@ -16,34 +16,48 @@ from .tables import flat, merge_recipes
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class PartStage(_Table):
-    """How a part learns in a stage."""
+    """How a part is trained in a stage."""
 
     trainable: bool | None = None
+    """Train the part in this stage."""
     lr: PositiveFloat | None = None
+    """Learning rate of the part in this stage."""
 
 
 class InputStage(PartStage):
-    """How an encoder and its prefix learn in a stage."""
+    """How an encoder and its prefix are trained in a stage."""
 
+    trainable: bool | None = None
+    """Train the encoder in this stage."""
+    lr: PositiveFloat | None = None
+    """Learning rate of the encoder in this stage."""
     batchnorm: Literal["train", "frozen"] | None = None
+    """BatchNorm of the encoder in this stage."""
     prefix: PartStage | None = None
+    """How the prefix is trained in this stage."""
 
 
 class Stage(_Table):
     """What a stage may change."""
 
     name: str | None = Field(None, min_length=1)
-    """Shown behind its number in logs, plans and curves."""
+    """Shown after the stage's number in logs, plans and curves."""
     inputs: dict[str, InputStage] = {}
+    """How encoders and prefixes are trained in this stage."""
     adapters: dict[Sublayer, PartStage] = {}
+    """How adapters are trained in this stage."""
     head: PartStage | None = None
+    """How the head is trained in this stage."""
     data: dict[str, Any] = {}
+    """Keys of `[data]` for this stage."""
     train: dict[str, Any] = {}
+    """Keys of `[train]` for this stage."""
     deepspeed: dict[str, Any] = {}
+    """Keys of `[deepspeed]` for this stage."""
 
 
 def label(stages: Sequence[Stage], number: int) -> str:
@@ -118,7 +132,12 @@ def what_was_learnt(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: PurePath(value).name if isinstance(value, str) else value for key, value in flat(kept)}
 
 
+_RENAMED = {"train.schedule.final": "train.schedule.final_lr_ratio"}
+"""Former to current name of keys, for runs of earlier versions."""
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each value of a finished stage that is another one now."""
+    """A line for each value of a finished stage that has changed since."""
+    before = {_RENAMED.get(key, key): value for key, value in before.items()}
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return [f"{key}: it was {before.get(key, 'not given')}, and is {now.get(key, 'not given')} now" for key in keys]

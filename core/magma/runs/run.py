@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
-from ..errors import LACKING, InputError, RecipeError, TrainingError
+from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
 from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
 from ..interfaces import Task
 from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
@@ -163,7 +163,7 @@ def alone(out: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[N
 def check(recipe: Recipe) -> None:
     """Raise `RecipeError` with all that this machine lacks to run it."""
     if missing := recipe.problems():
-        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, LACKING)
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, MISSING_NOUN)
 
 
 def check_folder(out: Path, resume: bool) -> None:

@@ -107,7 +107,7 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ({"data": {"train": [{"use": "counting", "lenght": 3}]}}, r'data.train.0.lenght.*Did you mean "length"'),
         (
             {"train": {**RECIPE["train"], "schedule": {"use": "cosine", "end": 1}}},
-            r"train.schedule.cosine.end: given 1, an unknown key.* Allowed: use, final",
+            r"train.schedule.cosine.end: given 1, an unknown key.* Allowed: use, final_lr_ratio",
         ),
     ],
 )
