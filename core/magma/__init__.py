@@ -19,6 +19,7 @@ from .errors import (
     did_you_mean,
 )
 from .hub import find_local_folder, hub_has, hub_problem, is_folder, source_problems
+from .io import atomic_write, error_summary, folder_lock
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
@@ -139,9 +140,12 @@ __all__ = [
     "TrainingError",
     "Weights",
     "assemble",
+    "atomic_write",
     "did_you_mean",
+    "error_summary",
     "evaluate",
     "find_local_folder",
+    "folder_lock",
     "hookimpl",
     "hub_has",
     "hub_problem",
