@@ -268,7 +268,7 @@ def check_stored(path: Path, manifest: Manifest, found: Mapping[str, Tensor]) ->
     """Raise `CheckpointError` unless the trained tensors are those that were written."""
     if damaged := differing(manifest.trained, fingerprints(found)):
         raise CheckpointError(
-            f"{path} is damaged: {len(damaged)} of its tensors are not what was written, the first is {damaged[0]}"
+            f"{path}: {len(damaged)} tensors were modified after saving, the first is {damaged[0]}: restore the file"
         )
 
 
@@ -279,8 +279,8 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
     if changed := differing(before, fingerprints(here)):
         raise CheckpointError(
-            f"{folder}: {len(changed)} of {len(before)} frozen tensors are not what they were, the first is "
-            f"{changed[0]}: are these the weights that the run was trained with?"
+            f"{folder}: {len(changed)} of {len(before)} frozen tensors differ from those of training, the first is "
+            f"{changed[0]}: check lm.weights and the weights of frozen encoders"
         )
     if problems := not_finite(here, here):
         raise CheckpointError(f"{folder}: the frozen weights cannot be used:\n{bullets(problems)}")

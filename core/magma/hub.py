@@ -52,7 +52,7 @@ def source_problems(source: str, *wanted: tuple[str, ...], cached: str = "config
         problem = hub_problem(source, cached)
         return [problem] if problem else []
     if not Path(source).is_dir():
-        return [f"given {source!r}, which is no folder"]
+        return [f"given {source!r}, which is not a folder"]
     return [f"{source} has no {' or '.join(any_of)}" for any_of in wanted if not find_local_folder(source, *any_of)]
 
 
@@ -66,8 +66,8 @@ def hub_problem(name: str, *files: str) -> str | None:
     if reason is None:
         return None
     return (
-        f"{name} is not in the cache, and the hub says: {reason.rstrip('.')}. Where there is a network, "
-        f"`hf download {name}` gets it; a folder or file of it is allowed too"
+        f"{name} is not in the cache, and the hub reports: {reason.rstrip('.')}. Run `hf download {name}` on a "
+        "machine with a network, or give a local folder or file"
     )
 
 

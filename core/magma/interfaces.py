@@ -224,7 +224,7 @@ class FrozenLM(Module):
 
     def export(self, folder: Path) -> None:
         """Write the bare language model, weights and tokenizer, in its own library's format."""
-        raise PartError(f'lm: "{self.name}" has no format of its own to be written in')
+        raise PartError(f'lm: "{self.name}" cannot be exported: it does not implement `export`')
 
     def freeze(self) -> None:
         """Freeze everything but the adapters."""

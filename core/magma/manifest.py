@@ -115,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         problems = [explain(Manifest, one) for one in error.errors(include_url=False)]
-    raise CheckpointError(f"{path} is not what was written:\n{bullets(problems)}")
+    raise CheckpointError(f"{path} was modified after saving, or is damaged:\n{bullets(problems)}")
 
 
 CHECKPOINT, OWN, NEW = "checkpoint", "own weights", "new"
@@ -200,7 +200,9 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         if not path.is_file():
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != size:
-            wrong.append(f"{name} is not what was written: it has {path.stat().st_size:,} bytes, {size:,} were written")
+            wrong.append(
+                f"{name} was modified after saving: it has {path.stat().st_size:,} bytes, {size:,} were written"
+            )
     if wrong:
         raise CheckpointError(f"{folder}: {', '.join(wrong[:_SHOWN])}{_on_purpose(folder, wrong)}")
 
@@ -209,8 +211,8 @@ def check_state(folder: Path, manifest: Manifest) -> None:
     """Raise `CheckpointError` unless all that a run needs to resume is what was written."""
     if wrong := _wrong(folder, manifest.state or {}):
         raise CheckpointError(
-            f"{folder} has no state to go on from: {', '.join(wrong[:_SHOWN])}; an earlier checkpoint of the run may "
-            "have one: move this folder out of the run's, then go on with --resume"
+            f"{folder} cannot be resumed from: {', '.join(wrong[:_SHOWN])}. To resume from an earlier checkpoint, move "
+            "this folder out of the run's folder and use --resume"
         )
 
 
@@ -242,7 +244,7 @@ def _wrong(folder: Path, wanted: Mapping[str, str]) -> list[str]:
         if not path.is_file():
             wrong.append(f"{name} is missing")
         elif _sha256(path) != sha256:
-            wrong.append(f"{name} is not what was written")
+            wrong.append(f"{name} was modified after saving")
     return wrong
 
 
@@ -251,8 +253,8 @@ def _on_purpose(folder: Path, wrong: Sequence[str]) -> str:
     if not any(problem.startswith(RECIPE) for problem in wrong):
         return ""
     return (
-        f". Put the file back as it was. To train these weights further with other settings, write a recipe with "
-        f'[init] checkpoint = "{folder}"; where only the language model has moved, name its new place: '
+        f". Restore the file. To train these weights with other settings, write a recipe with "
+        f'[init] checkpoint = "{folder}". If only the language model has moved, give its new place: '
         'magma.load(FOLDER, lm="PLACE"), or --lm PLACE in a command'
     )
 

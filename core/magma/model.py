@@ -73,7 +73,7 @@ class Magma(nn.Module):
         """Run every input for every batch also where nothing is learnt: other processes may have media for it."""
         for place, make in (adapters or {}).items():
             if place not in SUBLAYERS:
-                raise PartError(f'adapters are put on {" or ".join(SUBLAYERS)}, not on "{place}"')
+                raise PartError(f'adapters: given "{place}"; allowed: {", ".join(SUBLAYERS)}')
             lm.add_adapters(place, make)
         lm.freeze()
         self._check_widths()
@@ -93,13 +93,15 @@ class Magma(nn.Module):
             wanted = (1, input_module.prefix.length, self.lm.dim)
             if tuple(out.values.shape) != wanted:
                 raise PartError(
-                    f"inputs.{name}: the prefix gives {list(out.values.shape)}, but its length and the language "
-                    f"model's width ask for {list(wanted)}"
+                    f"inputs.{name}: the prefix gives {list(out.values.shape)}; expected from its length and the "
+                    f"language model's width: {list(wanted)}"
                 )
         if self.head is not None:
             scores = _on_meta(self.head)(torch.empty(1, self.lm.dim, device="meta"))
             if tuple(scores.shape) != (1, len(self.head.classes)):
-                raise PartError(f"head: it gives {list(scores.shape)} for {len(self.head.classes)} classes")
+                raise PartError(
+                    f"head: it gives {list(scores.shape)}; expected for its classes: [1, {len(self.head.classes)}]"
+                )
 
     def input_modules(self) -> dict[str, Input]:
         """The inputs by name, typed."""
@@ -187,7 +189,7 @@ class Magma(nn.Module):
     def classify(self, prompts: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
         """The probability of every class of the head, for each prompt: a list of segments as `generate` takes it."""
         if self.head is None:
-            raise InputError("this model has no [head]: it writes, use generate")
+            raise InputError("this model has no classification head: use generate()")
         head = self.head
 
         def scores(some: Sequence[Example]) -> list[list[float]]:
@@ -207,9 +209,9 @@ class Magma(nn.Module):
         end-of-text is among them. Raises `TooLong` where a text would be cut.
         """
         if self.head is not None:
-            raise InputError("this model has a [head]: it classifies, use classify")
+            raise InputError("this model has a classification head: use classify()")
         if len(prompts) != len(texts):
-            raise InputError(f"given {len(prompts)} prompts and {len(texts)} texts; allowed: as many of both")
+            raise InputError(f"given {len(prompts)} prompts and {len(texts)} texts; allowed: equal numbers")
         collator = self.collator()
         examples = self._examples(collator, prompts)
         rows = [self._continued(collator, example, text) for example, text in zip(examples, texts, strict=True)]
@@ -233,7 +235,7 @@ class Magma(nn.Module):
         whole = Example([*prompt.segments, Text(text, target=True), ending], f"{prompt.name} with {text!r} behind it")
         row = collator.sequence(whole, whole=True)
         if row.targets[0]:
-            raise InputError(f"{prompt.name} is empty: nothing stands before {text!r} that could predict it")
+            raise InputError(f"{prompt.name} is empty; allowed: at least one token before {text!r}")
         return row
 
     # Generation
@@ -267,7 +269,7 @@ class Magma(nn.Module):
     @torch.no_grad()
     def _decode(self, prompts: Sequence[Example], how: Decoding) -> Iterator[list[Answer]]:
         if self.head is not None:
-            raise InputError("this model has a [head]: it classifies, use classify")
+            raise InputError("this model has a classification head: use classify()")
         with self.eval_mode():
             batch = self._prompts(prompts)
             yield from decode(self.lm, self.embed(batch), batch.layout, how)

@@ -299,8 +299,8 @@ def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
     text = min(text_tokens + (model.head is None), collator.max_length - media)
     if text < 1:
         raise TooLong(
-            f"one medium of each input fills {media} positions, and at most {collator.max_length} fit: "
-            "no text would be left"
+            f"one medium of each input needs {media} positions; allowed: fewer than {collator.max_length}, to leave "
+            "room for text"
         )
     encoded.tokens += [0] * text
     encoded.targets += [True] * text

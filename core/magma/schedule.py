@@ -38,13 +38,13 @@ def _of(train: Train | None) -> list[str]:
     last = factor(train, steps - 1)
     if warmup > steps:
         return [
-            f"train.warmup_steps: given {warmup}, but training has {steps} steps: it ends in the warm-up, at "
+            f"train.warmup_steps: given {warmup}, but training has {steps} steps: it ends during the warm-up, at "
             f"{last:.0%} of the learning rate"
         ]
     final = 1.0 if isinstance(train.schedule, Constant) else train.schedule.final_lr_ratio
     if steps > 1 and not math.isclose(last, final, abs_tol=1e-9):
         return [
-            f"train.schedule: given a last learning rate of {final:.0%} of the highest, but the warm-up fills {warmup} "
+            f"train.schedule: given a last learning rate of {final:.0%} of the peak, but the warm-up takes {warmup} "
             f"of the {steps} steps: training ends at {last:.0%}"
         ]
     return []

@@ -71,7 +71,7 @@ def _torch(path: Path) -> Any:
     # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
     asked = [storage.nbytes() for storage in sorted(storages, key=lambda storage: storage.data_ptr())]
     if [size for size in asked if size] != [size for size in stored if size]:
-        raise CheckpointError(f"{path} is damaged: its tensors are not of the sizes that are stored")
+        raise CheckpointError(f"{path} is damaged: its tensors do not have the stored sizes")
     return found
 
 
@@ -97,10 +97,10 @@ def _checked_entries(path: Path) -> list[int]:
         raise
     except Exception as error:  # zipfile raises whatever the bytes make it stumble over
         raise CheckpointError(
-            f"{path} is no archive of torch.save, or is cut off: {type(error).__name__}: {error}"
+            f"{path} is not an archive of torch.save, or is incomplete: {type(error).__name__}: {error}"
         ) from error
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: {damaged} is not what was written")
+        raise CheckpointError(f"{path}: {damaged} was modified after saving, or is damaged")
     return [entry.file_size for entry in entries if entry.filename.partition("/")[2].startswith("data/")]
 
 
@@ -116,5 +116,5 @@ def _reason(error: Exception) -> str:
     found = re.search(r"GLOBAL (\S+)|function (\S+)|Unsupported (?:class|operand) (\S+)", str(error))
     if found:
         wanted = next(group for group in found.groups() if group)
-        return f"it is not made of tensors alone, but asks for {wanted}; nothing of it was executed"
+        return f"it contains {wanted}, not only tensors; nothing was executed"
     return error_summary(error)[:300]

@@ -119,6 +119,8 @@ def _state(folder: Path, manifest: Manifest) -> Iterator[Finding]:
         yield Finding(f"{STATE}/", "", NOT_COVERED)
     elif manifest.state is not None:
         compared = (
-            f"{len(manifest.state)} files: SHA-256" if there else "not there: it loads, and no run resumes from it"
+            f"{len(manifest.state)} files: SHA-256"
+            if there
+            else "absent: the model loads, but no run can resume from it"
         )
         yield Finding(f"{STATE}/", compared)

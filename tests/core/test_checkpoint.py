@@ -58,7 +58,7 @@ def test_a_model_of_instances_is_saved_with_the_recipe_that_it_implies(tmp_path:
     made = Magma(lm, {"n": Input(encoder, prefix, trainable=False)}, adapters)  # type: ignore[arg-type]
     magma.save(made, tmp_path / "made")
     # the toy language model and the frozen encoder start at random: their weights are not in the folder
-    with pytest.raises(CheckpointError, match="frozen tensors are not what they were"):
+    with pytest.raises(CheckpointError, match="frozen tensors differ from those of training"):
         magma.load(tmp_path / "made")
     loaded = magma.load(tmp_path / "made", verify=False)
     assert loaded.input_modules()["n"].encoder.frozen
@@ -97,14 +97,16 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, damage: object, message
 
 
 def test_another_language_model_is_noticed(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"10 frozen tensors are not what they were, the first is lm\."):
+    with pytest.raises(CheckpointError, match=r"10 frozen tensors differ from those of training, the first is lm\."):
         magma.load(folder, overrides=["seed=1"])  # which draws other weights
 
 
 def test_an_edited_recipe_is_refused_with_what_to_do(folder: Path) -> None:
     recipe = (folder / "recipe.toml").read_text()
     (folder / "recipe.toml").write_text(recipe.replace("seed = 0", "seed = 1"))
-    with pytest.raises(CheckpointError, match=r"recipe.toml is not what was written\. Put .* \[init\] checkpoint = "):
+    with pytest.raises(
+        CheckpointError, match=r"recipe.toml was modified after saving\. Restore .* \[init\] checkpoint = "
+    ):
         magma.load(folder)
 
 

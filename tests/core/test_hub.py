@@ -73,7 +73,7 @@ def test_the_hub_is_asked_once_and_may_not_answer(hub: list[str]) -> None:
 def test_what_keeps_a_source_from_being_read(tmp_path: Path, hub: list[str]) -> None:
     wanted = (("config.json",), ("*.safetensors", "*.bin"))
     gone = str(tmp_path / "gone")
-    assert source_problems(gone, *wanted) == [f"given {gone!r}, which is no folder"]
+    assert source_problems(gone, *wanted) == [f"given {gone!r}, which is not a folder"]
     assert source_problems(str(tmp_path), *wanted) == [
         f"{tmp_path} has no config.json",
         f"{tmp_path} has no *.safetensors or *.bin",
@@ -81,5 +81,5 @@ def test_what_keeps_a_source_from_being_read(tmp_path: Path, hub: list[str]) -> 
     assert source_problems(str(tmp_path / "cache"), *wanted) == []
     assert source_problems("some/cached", *wanted) == source_problems("some/name", *wanted) == []
     (problem,) = source_problems("some/cached", cached="tokenizer.json")
-    assert problem.startswith("some/cached is not in the cache, and the hub says: 404. Where there is a network")
+    assert problem.startswith("some/cached is not in the cache, and the hub reports: 404. Run `hf download")
     assert hub == ["some/name", "some/cached"]

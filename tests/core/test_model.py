@@ -153,7 +153,7 @@ def test_widths_that_do_not_fit_are_found_at_once() -> None:
 
 
 def test_an_unknown_place_is_refused() -> None:
-    with pytest.raises(PartError, match='not on "head"'):
+    with pytest.raises(PartError, match='given "head"; allowed: attention, mlp'):
         Magma(ToyLM(ToyLM.Config()), adapters={"head": lambda: None})  # type: ignore[dict-item,arg-type,return-value]
 
 
@@ -225,10 +225,10 @@ def test_log_likelihood_refuses_what_it_cannot_score_whole() -> None:
     model = magma.assemble(RECIPE)
     with pytest.raises(TooLong, match="prompt 1 with ' two' behind it needs 66 positions"):
         model.log_likelihood([["a"], ["x" * 62]], [" two", " two"])
-    with pytest.raises(InputError, match="the prompt is empty: nothing stands before 'a'"):
+    with pytest.raises(InputError, match="the prompt is empty; allowed: at least one token before 'a'"):
         model.log_likelihood([[]], ["a"])
     with pytest.raises(InputError, match="given 1 prompts and 2 texts"):
         model.log_likelihood([["a"]], ["b", "c"])
     head = {"use": "classes", "classes": ["even", "odd"]}
-    with pytest.raises(InputError, match="it classifies"):
+    with pytest.raises(InputError, match="has a classification head"):
         magma.assemble({**RECIPE, "head": head}).log_likelihood([["a"]], ["b"])

@@ -25,17 +25,17 @@ def recipe(*overrides: str) -> Recipe:
     [
         (
             ("train.steps=60", "train.warmup_steps=100"),
-            "train.warmup_steps: given 100, but training has 60 steps: it ends in the warm-up, at 60% of the learning "
-            "rate",
+            "train.warmup_steps: given 100, but training has 60 steps: it ends during the warm-up, at 60% of the "
+            "learning rate",
         ),
         (
             ("train.steps=60", "train.warmup_steps=60"),
-            "train.schedule: given a last learning rate of 10% of the highest, but the warm-up fills 60 of the 60 "
+            "train.schedule: given a last learning rate of 10% of the peak, but the warm-up takes 60 of the 60 "
             "steps: training ends at 100%",
         ),
         (
             ("train.steps=60", "train.warmup_steps=59", "train.schedule={use='linear'}"),
-            "train.schedule: given a last learning rate of 0% of the highest, but the warm-up fills 59 of the 60 "
+            "train.schedule: given a last learning rate of 0% of the peak, but the warm-up takes 59 of the 60 "
             "steps: training ends at 100%",
         ),
         (("train.steps=60", "train.warmup_steps=58"), None),

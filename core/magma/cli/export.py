@@ -19,7 +19,7 @@ def export_lm(
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
     lm: MovedLM = None,
 ) -> None:
-    """The untouched language model of a checkpoint, in its own library's format."""
+    """Write the unmodified language model of a checkpoint in the format of its own library."""
     refuse_existing(out)
     from .console import Screen
 
@@ -37,6 +37,6 @@ def export_lm(
 
 
 def refuse_existing(out: Path) -> None:
-    """Nothing is overwritten."""
+    """Raise `InputError` if the folder exists: nothing is overwritten."""
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out")

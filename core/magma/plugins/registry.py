@@ -73,7 +73,7 @@ class Registry:
     def status(self, entry: Entry) -> str:
         """ "ok", or who else brings a part of this kind and name: neither can then be used."""
         others = [str(other.plugin) for other in self._entries[entry.kind, entry.name] if other is not entry]
-        return f"clash: also brought by {' and '.join(others)}" if others else "ok"
+        return f"clash: also provided by {' and '.join(others)}" if others else "ok"
 
     def called(self, name: str) -> list[Entry]:
         """The parts of this name, or else those of the plugin or distribution of this name.
@@ -88,7 +88,7 @@ class Registry:
             found = [e for e in self.entries() if name in (e.plugin.name, e.plugin.distribution)]
         if not found:
             known = [e.name for e in self.entries()] + [p.name for p in self.plugins]
-            hint = did_you_mean(name, known) or " `magma plugin list` names what is installed."
+            hint = did_you_mean(name, known) or " `magma plugin list` lists what is installed."
             raise PluginError(f'no part and no plugin is called "{name}".{hint}{self._broken()}')
         return found
 
@@ -102,7 +102,7 @@ class Registry:
             return found[0]
         if found:
             owners = " and ".join(str(entry.plugin) for entry in found)
-            raise PluginError(f'{kind} "{name}" is brought by {owners}: uninstall one')
+            raise PluginError(f'{kind} "{name}" is provided by {owners}: uninstall one')
         known = {entry.name: entry for entry in self.entries() if entry.kind == kind}
         installed = ", ".join(f"{entry.name} ({entry.plugin})" for entry in known.values()) or "none"
         what = "data source" if kind == "data" else kind
@@ -125,7 +125,7 @@ def _check_version(stated: object) -> None:
         raise TypeError(f"MAGMA_API is {stated!r}; allowed: a whole number")
     if stated > hookspecs.API_VERSION:
         raise PluginError(
-            f"it is made for version {stated} of the plugin API, this MAGMA has {hookspecs.API_VERSION}: upgrade magma"
+            f"it needs version {stated} of the plugin API, this MAGMA has {hookspecs.API_VERSION}: upgrade magma"
         )
 
 
@@ -136,7 +136,7 @@ def _kind_of(part: type[Part]) -> str:
         )
     if inspect.isabstract(part):
         missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
-        raise TypeError(f"{part.__name__} is abstract: it lacks {missing}")
+        raise TypeError(f"{part.__name__} is abstract: it does not define {missing}")
     kind = next((kind for kind, base in KINDS.items() if issubclass(part, base)), None)
     if kind is None:
         raise TypeError(f"{part.__name__} is none of {', '.join(k.__name__ for k in KINDS.values())}")

@@ -89,9 +89,7 @@ def assemble(
         model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters}, head)
     left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
     if left and not absent:
-        raise PartError(
-            f"{len(left)} tensors were never given values, the first is {left[0]}: load_weights missed them"
-        )
+        raise PartError(f"load_weights() left {len(left)} tensors uninitialised, the first is {left[0]}")
     return model if device is None else model.to(device=None if absent else device, dtype=dtype)
 
 

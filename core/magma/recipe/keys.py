@@ -81,7 +81,7 @@ def find_tables(name: str | None = None) -> dict[str, type[BaseModel]]:
 
     Args:
         name: A table such as "train" or "train.schedule", the name of a part such as "linear", a kind such as "encoder"
-            for all its parts, or both as "encoder clip". None: all tables of the framework and all installed parts.
+            for all its parts, or both as "prefix linear". None: all tables of the framework and all installed parts.
 
     Raises:
         RecipeError: There is no such table or part. The message names the closest ones.

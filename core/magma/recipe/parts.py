@@ -14,7 +14,7 @@ from ..interfaces import PartConfig
 from ..plugins.registry import installed
 from .explain import explain
 from .overrides import apply_override
-from .schema import LearnerKeys, SourceKeys
+from .schema import InputTable, LearnerKeys, SourceKeys
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -84,18 +84,35 @@ def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pro
     try:
         config: PartConfig = part.Config.model_validate(own, context=context)
     except ValidationError as error:
-        problems += [explain(part.Config, one, path) for one in error.errors()]
+        problems += [explain(part.Config, one, path) + _other_table(path, one) for one in error.errors()]
         return {}
     framework = {key: value for key, value in table.items() if key not in own}
     return {**framework, **config.model_dump(mode="json", exclude_none=True)}
 
 
+def _other_table(path: str, error: Any) -> str:
+    """Where a key of an encoder's input belongs, if it was put into the encoder's own table."""
+    table, _, kind = path.rpartition(".")
+    if error["type"] != "extra_forbidden" or kind != "encoder" or error["loc"][-1] not in InputTable.model_fields:
+        return ""
+    return f". Set {table}.{error['loc'][-1]} instead"
+
+
 def build_part(
     kind: str, name: str, fields: Mapping[str, Any], overrides: Sequence[str], needs_files: bool, *context: Any
 ) -> Any:
-    """One part by itself, from its fields and `key=value` in TOML's notation; `context` is what its kind is built with.
+    """Build one part without a recipe.
 
-    Raises `RecipeError` with every mistake, and with what this machine lacks where the part `needs_files`.
+    Args:
+        kind: The kind of part, such as "task".
+        name: What recipes write after `use =`.
+        fields: Keys of the part.
+        overrides: More keys, as `key=value` in TOML's notation.
+        needs_files: Check that the part's files and packages are present.
+        context: What the kind is built with after its config.
+
+    Raises:
+        RecipeError: With all mistakes, or with everything that this machine lacks.
     """
     problems: list[str] = []
     table = {"use": name, **fields}

@@ -12,12 +12,13 @@ from typing import Any, Self
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..errors import RecipeError
 from ..interfaces import Part, Sublayer
 from ..plugins.registry import installed
 from . import deepspeed_table
-from .explain import explain, shown
+from .explain import NEEDS, explain, shown
 from .loader import find, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
 from .overrides import apply_override, locate
@@ -34,7 +35,7 @@ def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, 
     stages = raw.get("stages")
     if not isinstance(stages, list) or number >= len(stages) or not isinstance(stages[number], Mapping):
         raise RecipeError(
-            origin, [f"stages: the checkpoint's manifest.json has stage {number + 1}, and the recipe not"]
+            origin, [f"stages: the recipe has no stage {number + 1}, which the checkpoint's manifest.json names"]
         )
     found: Mapping[str, Any] = stages[number]
     return found
@@ -76,7 +77,7 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _something_to_watch(self) -> Self:
         if self.train and self.train.early_stopping and not self.data.evaluation:
-            raise ValueError("train.early_stopping with [[data.evaluation]]: a loss to watch")
+            raise PydanticCustomError(NEEDS, "train.early_stopping needs a [[data.evaluation]]")
         return self
 
     @classmethod
@@ -205,7 +206,9 @@ class Recipe(Table):
         found = [f"{path}: {problem}" for path, part, config in self.parts() for problem in part.problems(config)]
         checkpoint = self.init.checkpoint
         if checkpoint is not None and not Path(checkpoint).is_dir():
-            found.append(f"init.checkpoint: given {checkpoint!r}, which is no folder; allowed: a MAGMA folder")
+            found.append(
+                f"init.checkpoint: given {checkpoint!r}, which is not a folder; allowed: a checkpoint or a run's folder"
+            )
         return found
 
     def to_toml(self, folder: Path | None = None) -> str:

@@ -16,9 +16,11 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from ..deprecation import with_current_keys
 from ..names import name_problem
+from .explain import NEEDS
 from .paths import LocalPath
 
 MAX_UNREADABLE = 0.01
@@ -238,7 +240,7 @@ class Train(Table):
         if (self.samples is None) == (self.steps is None):
             raise ValueError("give either `samples` or `steps`")
         if self.early_stopping and not self.evaluate_every:
-            raise ValueError("early_stopping with evaluate_every: the loss has to be watched")
+            raise PydanticCustomError(NEEDS, "train.early_stopping needs train.evaluate_every > 0")
         return self
 
     @property

@@ -140,4 +140,4 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """A line for each value of a finished stage that has changed since."""
     before = {_RENAMED.get(key, key): value for key, value in before.items()}
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return [f"{key}: it was {before.get(key, 'not given')}, and is {now.get(key, 'not given')} now" for key in keys]
+    return [f"{key}: it was {before.get(key, 'not given')} and is now {now.get(key, 'not given')}" for key in keys]

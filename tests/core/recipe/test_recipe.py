@@ -197,7 +197,9 @@ def test_relative_paths_are_found_beside_the_recipe_then_in_magma_data(
 @pytest.mark.usefixtures("toys")
 def test_what_is_missing_on_this_machine(tmp_path: Path) -> None:
     missing = Recipe.load(recipe(init={"checkpoint": str(tmp_path / "gone")})).problems()
-    assert missing == [f"init.checkpoint: given '{tmp_path / 'gone'}', which is no folder; allowed: a MAGMA folder"]
+    assert missing == [
+        f"init.checkpoint: given '{tmp_path / 'gone'}', which is not a folder; allowed: a checkpoint or a run's folder"
+    ]
     assert Recipe.load(RECIPE).problems() == []
 
 

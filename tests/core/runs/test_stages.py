@@ -110,7 +110,7 @@ def test_a_length_may_stand_in_the_stages_only() -> None:
         ({"deepspeed": {"bf16": {}}}, r"stages\[1\]\.deepspeed\.bf16: .*\[train\] owns it"),
         (
             {"train": {"early_stopping": 2, "evaluate_every": 1}, "data": {"evaluation": []}},
-            r"stages\[1\]: .*early_stopping with \[\[data.evaluation\]\]",
+            r"stages\[1\]: .*early_stopping needs a \[\[data.evaluation\]\]",
         ),
         ("all", r"stages\[1\]: given 'all'; allowed: a valid dictionary"),
     ],
@@ -249,7 +249,7 @@ def test_a_finished_stage_cannot_be_changed(tmp_path: Path) -> None:
         train_stages(recipe("stages.0.train.lr=0.5"), tmp_path, resume=True)
     assert str(raised.value) == (
         f"{tmp_path}/checkpoints/step-00000005: stage 1: prefix has ended, and this recipe changes it:"
-        "\n  - stages[0]: train.lr: it was 0.02, and is 0.5 now"
+        "\n  - stages[0]: train.lr: it was 0.02 and is now 0.5"
         "\nResume with the stage as it was, or start another run with --out"
     )
     with pytest.raises(CheckpointError, match=r"step-00000005 is of stage 2, and this recipe has no \[\[stages\]\]"):

@@ -65,7 +65,7 @@ def test_labels_that_do_not_fit(model: Magma) -> None:
     plain = magma.assemble({key: table for key, table in RECIPE.items() if key != "head"})
     with pytest.raises(InputError, match=r"has the label 'neutral', but this model has no classes"):
         plain.collator().batch([Example([Text("a")], label="neutral")])
-    with pytest.raises(InputError, match="it writes, use generate"):
+    with pytest.raises(InputError, match="no classification head: use generate"):
         plain.classify([["a"]])
 
 

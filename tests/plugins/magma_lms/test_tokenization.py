@@ -197,7 +197,9 @@ def test_a_checkpoint_keeps_what_it_was_trained_with(stored: Path, tmp_path: Pat
 
 def test_a_language_model_that_was_moved(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "lm").rename(tmp_path / "lm [two] 'x'")
-    with pytest.raises(PartError, match=r'which is no folder.* Has it moved\? Load it with lm="PLACE", or --lm PLACE'):
+    with pytest.raises(
+        PartError, match=r'which is not a folder.* Has it moved\? Load it with lm="PLACE", or --lm PLACE'
+    ):
         magma.load(stored)
     assert magma.load(stored, lm=tmp_path / "lm [two] 'x'").lm.beginning == (1,)
     found = in_process("generate", str(stored), "--lm", str(tmp_path / "lm [two] 'x'"), "--text", "caf\udce9")
@@ -205,7 +207,7 @@ def test_a_language_model_that_was_moved(stored: Path, tmp_path: Path) -> None:
     other = language_model(prepend())
     torch.nn.init.normal_(other.model.lm_head.weight)
     other.export(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="frozen tensors are not what they were"):
+    with pytest.raises(CheckpointError, match="frozen tensors differ from those of training"):
         magma.load(stored, lm=str(tmp_path / "other"))
 
 
