@@ -1,4 +1,4 @@
-"""What every part has: its name, its `Config`, its weights and whether they are frozen."""
+"""Base classes of parts: name, `Config`, weights, and whether they are frozen."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .values import CheckInputs
 
 
 class PartConfig(BaseModel):
-    """Base of every part's `Config`: frozen, and a key it does not know is an error.
+    """Base of every part's `Config`. Instances are immutable, and an unknown key is an error.
 
-    TOML has no null: `false` unsets a key whose default is None.
+    TOML has no null: `false` resets a key whose default is None.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
     legacy_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
+    """Values, in old checkpoints, of keys that were added later, if they differ from the default."""
     renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Former to current name of a key. A recipe may still use the former one, with a `DeprecationWarning`."""
+    """Former to current name of a key. Recipes may use the former name, with a `DeprecationWarning`."""
 
     @classmethod
     def rename_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,10 +47,10 @@ class PartConfig(BaseModel):
 
 
 class Part(ABC):
-    """Something a recipe can name.
+    """Something that a recipe can name.
 
-    A concrete part sets `name`, what a recipe's `use = "..."` says, and a `Config` whose fields are the rest of
-    the recipe's table. `kind` is set by the abstract classes below.
+    A concrete part sets `name`, which recipes write after `use =`, and a `Config`, whose fields are the other keys of
+    the recipe's table. `kind` is set by the abstract classes of `interfaces.py`.
     """
 
     kind: ClassVar[str]
@@ -64,12 +64,12 @@ class Part(ABC):
 
     @classmethod
     def problems(cls, config: Any) -> list[str]:
-        """What is missing on this machine before `config` can be used (files, packages), without loading anything."""
+        """Files and packages that this machine lacks to use `config`, one line each. Nothing is loaded."""
         return []
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """What to try this part with; files that it needs are written into `folder`. By default: no field set."""
+        """Inputs for the conformance checks; their files are written to `folder`. Default: the default config."""
         return CheckInputs()
 
     trial = RenamedMember("check_inputs")
@@ -78,8 +78,8 @@ class Part(ABC):
 class Module(Part, nn.Module):
     """A part with weights.
 
-    `__init__` builds the structure and must work under `torch.device("meta")`; `load_weights` then fills in what
-    the config names. A frozen module stays in eval mode whatever `train()` is told.
+    `__init__` builds the structure and must work under `torch.device("meta")`; `load_weights` then loads the weights
+    that the config names. A frozen module stays in eval mode, also after `train()`.
     """
 
     def __init__(self, config: PartConfig) -> None:
@@ -89,9 +89,11 @@ class Module(Part, nn.Module):
 
     @classmethod
     def build(cls, *context: Any, **fields: Any) -> Self:
-        """A ready instance from config fields, weights loaded: `Lidar.build(width=32)`.
+        """Build an instance with its weights: `Lidar.build(width=32)`.
 
-        `context` are the sizes that the class takes after its config, such as a prefix's three.
+        Args:
+            context: Sizes that the class takes after its config, such as the three of a prefix.
+            fields: Keys of the config.
         """
         part = cls(cls.Config(**fields), *context)
         part.load_weights()
@@ -101,10 +103,10 @@ class Module(Part, nn.Module):
         """Load the pretrained weights that the config names. Called once, never on meta."""
 
     def init_weights(self) -> None:  # optional: most parts leave nothing on meta
-        """Called in place of `load_weights` where better weights will follow: fills what `__init__` left on meta."""
+        """Called instead of `load_weights` if a checkpoint has the weights: allocate what `__init__` left on meta."""
 
     def freeze(self) -> None:
-        """No gradient, and eval mode for good."""
+        """Disable gradients and keep the module in eval mode."""
         self.frozen = True
         self.requires_grad_(False)
         self.train(False)
