@@ -1,8 +1,8 @@
-"""The trained weights and the recipe, nothing else.
+"""Checkpoints: the trained weights and the recipe.
 
 A folder: `recipe.toml` (resolved), `trained.safetensors` (what training changes), `manifest.json` (format, parts,
-versions, fingerprints of both what is here and what training must not change). `state/`, where present, is the
-trainer's. A folder that brings its own language model holds it at `lm/`; paths inside are relative to the folder.
+versions, SHA-256 of the trained and of the frozen tensors). `state/`, if present, is the trainer's. A folder with its
+own language model has it in `lm/`; paths are relative to the folder.
 """
 
 from __future__ import annotations
@@ -45,13 +45,22 @@ from .system.device import check_device
 from .system.home_paths import expand_home
 from .tensors import read_tensors
 
-NOT_COVERED = f"an earlier version wrote {MANIFEST}, and did not list it"
+NOT_COVERED = f"an earlier version wrote {MANIFEST} and did not list it"
 
 
 def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path:
-    """Write a model to a folder that `load` opens; without a recipe, the one its parts imply.
+    """Write a model to a folder, which `load` opens.
 
-    Raises `CheckpointError` for weights that are not finite.
+    Args:
+        model: The model. Only what training changes is written.
+        folder: The folder. An existing one is replaced when everything is written.
+        recipe: The model's recipe. Default: a recipe made from the parts and their configs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: Weights are not finite.
     """
     with atomic_folder(Path(folder)) as aside:
         write(aside, model, recipe or recipe_of(model, Path(folder).name), fingerprints(model.frozen_tensors()))
@@ -66,9 +75,10 @@ def write(
     tensors: Mapping[str, Tensor] | None = None,
     **notes: Any,
 ) -> None:
-    """The three files, into an existing folder. `tensors` are the stored ones where the model holds only a share.
+    """Write the three files into an existing folder.
 
-    Everything else in the folder is listed in the manifest, to which `notes` are added.
+    `tensors` are the stored tensors if the model has only partitions of them. The manifest lists everything else in the
+    folder, and contains `notes`.
     """
     trained = model.stored_tensors() if tensors is None else tensors
     if problems := not_finite(trained, model.stored_tensors()):
@@ -99,7 +109,7 @@ def _entry(model: Magma, row: PartSummary) -> dict[str, Any]:
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """On the CPU, in one piece, with memory that is its own: what safetensors can write."""
+    """A contiguous copy on the CPU that shares no memory, as safetensors needs it."""
     plain = tensor.detach().cpu().contiguous()
     return plain if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size() else plain.clone()
 
@@ -113,12 +123,21 @@ def save_tensors(
     *,
     joined: bool = True,
 ) -> Magma:
-    """Write a folder that `load` opens from tensors by their names in the model, for who imports a checkpoint.
+    """Write a checkpoint from tensors, to import other formats.
 
-    `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. `joined`
-    says whether texts that follow each other were tokenized as one when it was trained. The model exists on meta alone,
-    and is returned; tensors are looked up one at a time. Raises `CheckpointError` for names, shapes or dtypes that are
-    not the model's, and for weights that are not finite.
+    Args:
+        folder: The folder to write, which `load` opens.
+        recipe: The tables of the model's recipe.
+        tensors: Tensors by their names in the model; they are looked up one at a time.
+        dtype: Precision of the checkpoint.
+        bring: Called with the unfinished folder, to write files that the recipe's relative paths name.
+        joined: Whether adjacent texts were tokenized as one in training.
+
+    Returns:
+        The model on meta, without values.
+
+    Raises:
+        CheckpointError: Names, shapes or dtypes differ from those of the model, or weights are not finite.
     """
     with atomic_folder(Path(folder)) as aside:
         bring(aside)
@@ -150,12 +169,24 @@ def load(
     verify: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Magma:
-    """The model of a checkpoint, in eval mode, in its own precision unless `dtype` says otherwise.
+    """Load a checkpoint.
 
-    `lm` is where the language model is now, if it has moved: a folder or a hub name; `overrides` change any other key
-    of its recipe on purpose, as `lm.bos=false`. `verify` compares the frozen weights with those it was trained with
-    (in its own precision alone). Raises `CheckpointError` for anything missing, unexpected, misshapen or changed,
-    `InputError` for a device that this machine does not have.
+    Args:
+        folder: A checkpoint, or the folder of a run, whose newest checkpoint is loaded.
+        lm: New place of a language model that has moved: a folder or a hub name.
+        overrides: Changes of the recipe, such as "lm.bos=false".
+        device: Device of the model.
+        dtype: Precision of the model. Default: that of training.
+        verify: Compare the frozen weights with those of training.
+        say: Called with each step of loading, for progress messages.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        CheckpointError: A tensor or file is missing, unexpected, of another shape, or modified.
+        InputError: This machine does not have the device.
+        PartError: The weights of a part cannot be loaded.
     """
     device = check_device(device)
     folder = find(folder)
@@ -168,17 +199,17 @@ def load(
         model = rebuild(folder, manifest, recipe, say, overrides)
     except PartError as error:
         part, config = recipe.part("lm")
-        if lm is None and part.problems(config):  # files that are there and damaged are none
+        if lm is None and part.problems(config):  # damaged files are no problem of the place
             raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
         raise
     if verify:
-        say("comparing the frozen weights' fingerprints")
+        say("comparing the SHA-256 of the frozen weights")
         check_frozen(model, folder, manifest)
     return model.to(device=device, dtype=dtype).eval()
 
 
 def moved(lm: str | Path | None) -> list[str]:
-    """What to override in a recipe whose language model is now at `lm`; a folder is relative to the current one."""
+    """The overrides for a language model that has moved to `lm`; a folder is relative to the working folder."""
     if lm is None:
         return []
     here: Path = expand_home(Path(lm))
@@ -186,9 +217,9 @@ def moved(lm: str | Path | None) -> list[str]:
 
 
 def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
-    """Let a language model turn text into tokens as it did when the checkpoint was trained; an override is kept.
+    """Make a language model tokenize text as in the training of the checkpoint; overrides are kept.
 
-    Raises `CheckpointError` for a beginning that it cannot read.
+    Raises `CheckpointError` for initial tokens that it cannot read.
     """
     if beyond := [token for token in manifest.text.beginning if token >= lm.num_embeddings]:
         raise CheckpointError(
@@ -201,7 +232,7 @@ def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequenc
 
 
 def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> Recipe:
-    """A checkpoint's recipe, once all files beside its tensors have been compared with the manifest."""
+    """A checkpoint's recipe, after all files except the tensors are compared with the manifest."""
     check_files(folder, manifest)
     return Recipe.load(folder / RECIPE, overrides, model_only=True, stage=manifest.stage)
 
@@ -209,7 +240,7 @@ def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ())
 def rebuild(
     folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None], overrides: Sequence[str] = ()
 ) -> Magma:
-    """The model with its trained tensors; `overrides` are those that are in the recipe already."""
+    """The model with its trained tensors. `overrides` are already applied to the recipe."""
     model = assemble(
         recipe, dtype=dtype_of(manifest), frozen_weights_only=True, replaced=stored_parts(manifest), say=say
     )
@@ -219,7 +250,7 @@ def rebuild(
 
 
 def stored_parts(manifest: Manifest) -> list[str]:
-    """Paths of encoders, prefixes and the head, if the checkpoint holds their weights."""
+    """Paths of encoders, prefixes and the head whose weights are in the checkpoint."""
     paths = [path for path in manifest.parts if path != "lm"]  # the adapters' tensors lie inside it
     return [path for path in paths if any(name.startswith(f"{path}.") for name in manifest.trained)]
 
@@ -234,26 +265,31 @@ def load_trained(model: Magma, folder: Path) -> None:
 
 
 def keep(model: Magma, names: Collection[str]) -> None:
-    """Note which frozen parts have these tensors from a checkpoint: what is saved of the model holds them, too."""
+    """Record the frozen parts that have these tensors from a checkpoint, so that new checkpoints contain them too."""
     model.from_checkpoint = frozenset(
         path for path, modules in model.parts().items() if modules[0].frozen and model.part_tensors(path).keys() & names
     )
 
 
 def stored_in(model: Magma, manifest: Manifest) -> dict[str, Tensor]:
-    """The model's tensors that this checkpoint of it holds: the trained ones, and of frozen parts those listed."""
+    """The model's tensors that are in the checkpoint: the trained ones, and listed ones of frozen parts."""
     frozen = {name: tensor for name, tensor in model.frozen_tensors().items() if name in manifest.trained}
     return {**model.trained_tensors(), **frozen}
 
 
 def read_trained(model: Magma, folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors: exactly what it holds of the model, as `read_stored` reads them."""
+    """The model's tensors in a checkpoint, as `read_stored` reads them."""
     manifest = read_manifest(folder)
     return read_stored(folder, manifest, stored_in(model, manifest))
 
 
 def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors: exactly the `wanted` ones, of those shapes and dtypes, finite and undamaged."""
+    """The tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: They are not exactly the `wanted` ones, with equal shapes and kinds of dtypes, or they are
+            modified or not finite.
+    """
     path = folder / TRAINED
     found = read_tensors(path)[0]
     if problems := misfits(wanted, found):
@@ -265,7 +301,7 @@ def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) 
 
 
 def check_stored(path: Path, manifest: Manifest, found: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless the trained tensors are those that were written."""
+    """Raise `CheckpointError` if trained tensors were modified after saving."""
     if damaged := differing(manifest.trained, fingerprints(found)):
         raise CheckpointError(
             f"{path}: {len(damaged)} tensors were modified after saving, the first is {damaged[0]}: restore the file"
@@ -273,7 +309,7 @@ def check_stored(path: Path, manifest: Manifest, found: Mapping[str, Tensor]) ->
 
 
 def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The frozen tensors, those on meta left out. Raises `CheckpointError` unless they are what they were."""
+    """The frozen tensors except those on meta. Raises `CheckpointError` if they differ from those of training."""
     tensors = model.frozen_tensors()
     here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
     before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
@@ -288,7 +324,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
 
 
 def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What of `found` is not as `wanted`: names, shapes, dtypes; floating-point tensors may be of any precision."""
+    """How `found` differs from `wanted`: names, shapes, dtypes. Floating-point tensors may have any precision."""
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]
     for name in wanted.keys() & found.keys():
@@ -302,14 +338,14 @@ def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[s
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """Also of a parameter that ZeRO-3 has partitioned."""
+    """The whole shape, also of a parameter that ZeRO-3 has partitioned."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def not_finite(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
-    """A line for each tensor with NaN or infinity, but for a buffer where the model has them in the same places.
+    """A line for each tensor with NaN or infinity, except for buffers if the model has them in the same places.
 
-    Masks do. A model on meta has no values to compare with.
+    Masks have them. A model on meta has no values to compare with.
     """
     return [f"{name} holds NaN or infinity" for name, t in tensors.items() if not (_finite(t) or _like(t, model[name]))]
 

@@ -48,8 +48,8 @@ class Magma(nn.Module):
 
     Example:
         ```python
-        model = magma.load("runs/quickstart")
-        model.generate([magma.Media("image", "seven.png"), "A picture of"])
+        model = magma.load("runs/lidar")
+        model.generate([magma.Media("scan", "scan.csv"), "The obstacle is"])
         ```
     """
 

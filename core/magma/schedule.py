@@ -1,4 +1,4 @@
-"""The learning rate of each step, as a fraction of the highest, and what of it a run will not reach."""
+"""The learning rate of each step, and warnings about a schedule that a run does not complete."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .recipe.schema import Constant, Train
 
 
 def factor(train: Train, step: int) -> float:
-    """The learning rate of a step (counted from 0), as a fraction of the highest."""
+    """The learning rate of a step (counted from 0), as a fraction of the peak."""
     if step < train.warmup_steps:
         return (step + 1) / train.warmup_steps
     if isinstance(train.schedule, Constant):
@@ -22,7 +22,7 @@ def factor(train: Train, step: int) -> float:
 
 
 def schedule_warnings(recipe: Recipe) -> list[str]:
-    """Where a run ends before its warm-up or its schedule does: a line each, in each stage."""
+    """A line for each stage that ends before its warm-up or its schedule."""
     return [
         f"{place}{line}"
         for number, stage in enumerate(recipe.in_stages())

@@ -1,4 +1,4 @@
-"""What every part promises, as checks: `test_lidar = magma.testing.conformance(Lidar)` in a plugin's own tests.
+"""Conformance checks of parts: `test_lidar = magma.testing.conformance(Lidar)` in the tests of a plugin.
 
 `magma plugin check NAME` runs the same checks. A part's `check_inputs` gives a small configuration and inputs for them.
 """

@@ -223,7 +223,7 @@ def test_what_greedy_decoding_writes_is_greedy() -> None:
 
 def test_log_likelihood_refuses_what_it_cannot_score_whole() -> None:
     model = magma.assemble(RECIPE)
-    with pytest.raises(TooLong, match="prompt 1 with ' two' behind it needs 66 positions"):
+    with pytest.raises(TooLong, match="prompt 1 followed by ' two' needs 66 positions"):
         model.log_likelihood([["a"], ["x" * 62]], [" two", " two"])
     with pytest.raises(InputError, match="the prompt is empty; allowed: at least one token before 'a'"):
         model.log_likelihood([[]], ["a"])

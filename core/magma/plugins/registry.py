@@ -1,4 +1,4 @@
-"""Which parts are installed, and who brought them."""
+"""The installed parts and their distributions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import hookspecs
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point: where it comes from and, where it is broken, why."""
+    """One entry point: its distribution, and why it cannot be imported."""
 
     name: str
     distribution: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 class Registry:
-    """Looks parts up by kind and name. A broken plugin disables only itself."""
+    """Finds parts by kind and name. A plugin that fails disables only itself."""
 
     def __init__(self, points: Iterable[EntryPoint]) -> None:
         self.plugins: list[Plugin] = []
@@ -58,7 +58,7 @@ class Registry:
             manager.register(module)
             found = [part for parts in manager.hook.magma_parts() for part in parts]
             entries = [Entry(_kind_of(part), part.name, part, plugin) for part in found]
-        except (Exception, SystemExit) as error:  # whatever a stranger's module does, it does to itself alone
+        except (Exception, SystemExit) as error:  # errors of a plugin's module disable only that plugin
             cause = f"{type(error).__name__}: {error}"
             self.plugins.append(Plugin(plugin.name, plugin.distribution, plugin.version, cause))
             return
@@ -71,7 +71,7 @@ class Registry:
         return [entry for key in sorted(self._entries) for entry in self._entries[key]]
 
     def status(self, entry: Entry) -> str:
-        """ "ok", or who else brings a part of this kind and name: neither can then be used."""
+        """ "ok", or which other distribution has a part of this kind and name: neither can be used then."""
         others = [str(other.plugin) for other in self._entries[entry.kind, entry.name] if other is not entry]
         return f"clash: also provided by {' and '.join(others)}" if others else "ok"
 
@@ -96,7 +96,7 @@ class Registry:
         return "".join(f"\n    broken: {p} ({p.name}): {p.problem}" for p in self.plugins if p.problem)
 
     def find(self, kind: str, name: str) -> Entry:
-        """The part, or a `PluginError` that says what is installed."""
+        """Find a part. Raises `PluginError` if it is not installed, or installed twice."""
         found = self._entries.get((kind, name), [])
         if len(found) == 1:
             return found[0]
@@ -112,7 +112,7 @@ class Registry:
 
 @functools.cache
 def installed() -> Registry:
-    """The registry of this environment, made at the first lookup."""
+    """The registry of this environment. It is built at the first call."""
     return Registry(entry_points(group=hookspecs.PARTS_GROUP))
 
 

@@ -1,4 +1,4 @@
-"""What an adapter promises."""
+"""Checks of an adapter."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def width_is_kept(subject: PartUnderTest) -> None:
 
 
 def positions_do_not_mix(subject: PartUnderTest) -> None:
-    """A change at one position shows there alone."""
+    """A change at one position changes the output only there."""
     adapter = subject.make()
     (given,) = subject.inputs(adapter)
     other = given.clone()
     other[:, 2] = another(other[:, 2])
     one, two = subject.call(adapter, given), subject.call(adapter, other)
     rest = [0, 1, 3, 4, 5]
-    same(one[:, rest], two[:, rest], "what comes out where nothing was changed", 1e-5)
+    same(one[:, rest], two[:, rest], "the output at unchanged positions", 1e-5)
 
 
 def calls_sublayer(subject: PartUnderTest) -> None:

@@ -1,4 +1,4 @@
-"""What a data source promises."""
+"""Checks of a data source."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def _digest(segment: Any) -> str:
 
 
 def examples_are_examples(subject: PartUnderTest) -> None:
-    """A pass gives `Example`s with something to learn, each with a state that is JSON."""
+    """An epoch yields `Example`s with a target or a label, each with a state that is JSON."""
     found = list(islice(subject.make().iterate(), MANY))
-    require(bool(found), "a pass gives no example")
+    require(bool(found), "an epoch yields no example")
     for example, state in found:
         require(isinstance(example, Example), f"given a {type(example).__name__}; expected: magma.Example")
         require(example.problem is None, f"{example.name} cannot be read: {example.problem}")
@@ -43,36 +43,36 @@ def examples_are_examples(subject: PartUnderTest) -> None:
         try:
             back = json.loads(json.dumps(state))
         except TypeError as error:
-            raise AssertionError(f"{example.name}: its state is no JSON: {error}") from error
+            raise AssertionError(f"{example.name}: its state is not JSON: {error}") from error
         require(back == state, f"{example.name}: its state {state} comes back from JSON as {back}")
 
 
 def order_is_repeatable(subject: PartUnderTest) -> None:
-    """The same seed gives the same examples, whatever the global generators say."""
+    """The same seed gives the same examples, whatever the state of the global generators."""
     orders = []
     for seed in (1, 2):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
         orders.append([_told(example) for example, _ in islice(subject.make().iterate(), MANY)])
-    require(orders[0] == orders[1], "two sources with one seed give other examples")
+    require(orders[0] == orders[1], "two sources with one seed give different examples")
 
 
 def resumes_from_state(subject: PartUnderTest) -> None:
-    """From the state behind an example the next one follows; the state of a pass's last opens the next pass."""
+    """The state of an example resumes after it; the state of the last example starts the next epoch."""
     found = list(islice(subject.make().iterate(), MANY))
     for i in (0, len(found) // 2, len(found) - 2):
         if 0 <= i < len(found) - 1:
             state = json.loads(json.dumps(found[i][1]))
             following = next(iter(subject.make().iterate(state)), None)
-            require(following is not None, f"behind example {i + 1} of {len(found)} nothing follows")
+            require(following is not None, f"nothing follows after example {i + 1} of {len(found)}")
             assert following is not None
             same = _told(following[0]) == _told(found[i + 1][0])
-            require(same, f"behind example {i + 1} another one follows than in an unbroken pass")
+            require(same, f"after example {i + 1} another example follows than in an uninterrupted epoch")
     whole = list(islice(subject.make().iterate(), 5000))
     if len(whole) < 5000:
         again = next(iter(subject.make().iterate(json.loads(json.dumps(whole[-1][1])))), None)
-        require(again is not None, "the state of the last example opens no next pass")
+        require(again is not None, "the state of the last example starts no next epoch")
 
 
 CHECKS: tuple[Check, ...] = (

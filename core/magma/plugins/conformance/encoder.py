@@ -1,4 +1,4 @@
-"""What an encoder promises."""
+"""Checks of an encoder."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from .subject import Check, PartUnderTest, features_of, require, same
 
 
 def reads_its_inputs(subject: PartUnderTest) -> None:
-    """`accepts` says yes to what `prepare` takes, and no to what it has never seen."""
+    """`accepts` is True for what `prepare` reads, and False for an unknown object."""
     encoder = subject.make()
     for raw in subject.good:
-        require(encoder.accepts(raw) is True, f"`accepts` says no to {raw!r:.60}")
+        require(encoder.accepts(raw) is True, f"`accepts` is False for {raw!r:.60}")
         item = encoder.prepare(raw)
         require(isinstance(item, Tensor), f"`prepare` gave a {type(item).__name__}; expected: a tensor")
         require(bool(item.isfinite().all()), f"`prepare` gave values that are not finite for {raw!r:.60}")
-    require(encoder.accepts(object()) is False, "`accepts` says yes to an object of no known type")
+    require(encoder.accepts(object()) is False, "`accepts` is True for an object of unknown type")
 
 
 def bad_input_is_refused(subject: PartUnderTest) -> None:
-    """`prepare` raises `InputError`, and nothing else, for what it cannot read."""
+    """`prepare` raises only `InputError` for what it cannot read."""
     encoder = subject.make()
-    require(bool(subject.inputs_to_check.bad), "its `check_inputs` gives no `bad` inputs")
+    require(bool(subject.inputs_to_check.bad), "its `check_inputs` has no `bad` inputs")
     for raw in [*subject.inputs_to_check.bad, object()]:
         try:
             encoder.prepare(raw)
         except InputError as error:
-            require(bool(str(error)), f"the InputError for {raw!r:.60} says nothing")
+            require(bool(str(error)), f"the InputError for {raw!r:.60} has no message")
         except Exception as error:
             raise AssertionError(f"`prepare` of {raw!r:.60} raised {type(error).__name__}: {error}") from error
         else:
-            raise AssertionError(f"`prepare` takes {raw!r:.60}; it must raise magma.InputError")
+            raise AssertionError(f"`prepare` accepts {raw!r:.60}; expected: magma.InputError")
 
 
 def preparation_is_repeatable(subject: PartUnderTest) -> None:
-    """`prepare` draws from the `rng` that it is given alone: the same one gives the same item."""
+    """`prepare` uses only the given `rng`: the same `rng` gives the same item."""
     encoder = subject.make()
     for raw in subject.good:
         before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
         for rng in (lambda: None, lambda: random.Random(5)):
             same(encoder.prepare(raw, rng()), encoder.prepare(raw, rng()), "one input, prepared twice")
         after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
-        require(before[:2] == after[:2] and torch.equal(before[2], after[2]), "`prepare` draws from a global generator")
+        require(before[:2] == after[:2] and torch.equal(before[2], after[2]), "`prepare` uses a global generator")
 
 
 def features_have_their_sizes(subject: PartUnderTest) -> None:
@@ -59,11 +59,11 @@ def features_have_their_sizes(subject: PartUnderTest) -> None:
         found = features_of(encoder(encoder.stack(batch)))
         rows, n, width = found.values.shape
         require(rows == len(batch), f"{len(batch)} items gave {rows} rows")
-        require(width == encoder.dim, f"features have width {width}; `dim` says {encoder.dim}")
-        require(n <= encoder.length, f"an input has {n} features; `length` says at most {encoder.length}")
+        require(width == encoder.dim, f"features have width {width}; `dim` is {encoder.dim}")
+        require(n <= encoder.length, f"an input has {n} features; `length` is {encoder.length}")
         lengths = [n] * rows if found.lengths is None else found.lengths.tolist()
         sizes = [encoder.num_features(item) for item in batch]
-        require(lengths == sizes, f"inputs have {lengths} features; `num_features` says {sizes}")
+        require(lengths == sizes, f"inputs have {lengths} features; `num_features` gives {sizes}")
     require(
         encoder.num_features(largest) == encoder.length,
         f"`max_size_item` has {encoder.num_features(largest)} of {encoder.length} features",
@@ -74,18 +74,18 @@ def dummy_item_is_usable(subject: PartUnderTest) -> None:
     """`dummy_item` has finite features and gradients, and it stacks with any item."""
     encoder = subject.make()
     item = encoder.prepare(subject.good[0])
-    alone = subject.call(encoder, encoder.stack([item]))[0]
-    beside = subject.call(encoder, encoder.stack([item, encoder.dummy_item()]))[0]
+    single = subject.call(encoder, encoder.stack([item]))[0]
+    batched = subject.call(encoder, encoder.stack([item, encoder.dummy_item()]))[0]
     n = encoder.num_features(item)
-    same(beside[:n], alone[:n], "an item beside a blank and alone", 1e-4)
+    same(batched[:n], single[:n], "an item with and without a dummy item", 1e-4)
     encoder.train()
     # two, as BatchNorm cannot average one
     found = subject.call(encoder, encoder.stack([encoder.dummy_item()] * 2))
-    require(bool(found.isfinite().all()), "a blank gives features that are not finite")
+    require(bool(found.isfinite().all()), "`dummy_item` gives features that are not finite")
     if found.requires_grad:
         (found.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
         bad = [name for name, p in encoder.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        require(not bad, f"a blank gives gradients that are not finite: {', '.join(bad[:3])}")
+        require(not bad, f"`dummy_item` gives gradients that are not finite: {', '.join(bad[:3])}")
 
 
 CHECKS: tuple[Check, ...] = (

@@ -1,4 +1,4 @@
-"""What a head promises."""
+"""Checks of a head."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .subject import Check, PartUnderTest, require
 
 
 def classes_have_logits(subject: PartUnderTest) -> None:
-    """[m, d] gives [m, c] logits, one a class."""
+    """[m, d] gives [m, c] logits, one for each class."""
     head = subject.make()
     (given,) = subject.inputs(head)
     found = subject.call(head, given)

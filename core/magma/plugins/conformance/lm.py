@@ -1,4 +1,4 @@
-"""What a language model promises of its forward pass, its cache and its adapters."""
+"""Checks of a language model's forward pass, cache and adapters."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from .subject import TEXT, Check, PartUnderTest, another, layout_of, require, sa
 
 
 def text_comes_back(subject: PartUnderTest) -> None:
-    """`decode` undoes `encode`, ids lie below `vocab`, and a pass over n tokens gives n rows of `vocab` logits."""
+    """`decode` inverts `encode`, ids are below `num_embeddings`, and n tokens give n rows of `vocab` logits."""
     lm = subject.make()
     ids = lm.encode(TEXT)
     require(bool(ids) and min(ids) >= 0 and max(ids) < lm.num_embeddings, f"ids from {min(ids)} to {max(ids)}")
-    require(lm.decode(ids).strip() == TEXT, f"{TEXT!r} came back as {lm.decode(ids)!r}")
+    require(lm.decode(ids).strip() == TEXT, f"{TEXT!r} is decoded as {lm.decode(ids)!r}")
     (given,) = subject.inputs(lm)
-    require(given.shape[-1] == lm.dim, f"embeddings of width {given.shape[-1]}; `dim` says {lm.dim}")
+    require(given.shape[-1] == lm.dim, f"embeddings of width {given.shape[-1]}; `dim` is {lm.dim}")
     hidden = lm(given, layout_of(2, given.shape[1]))
     require(hidden.shape == (2 * given.shape[1], lm.dim), f"hidden states {list(hidden.shape)}")
     logits = lm.lm_head(hidden)
-    require(logits.shape[-1] == lm.vocab, f"{logits.shape[-1]} logits; `vocab` says {lm.vocab}")
+    require(logits.shape[-1] == lm.vocab, f"{logits.shape[-1]} logits; `vocab` is {lm.vocab}")
 
 
 def padding_and_future_are_not_seen(subject: PartUnderTest) -> None:
-    """A position sees neither what follows it nor the padding of its row."""
+    """A position attends neither to later positions nor to padding."""
     lm = subject.make()
     (given,) = subject.inputs(lm)
     width = given.shape[1]
@@ -40,7 +40,7 @@ def padding_and_future_are_not_seen(subject: PartUnderTest) -> None:
 
 
 def cache_changes_nothing(subject: PartUnderTest) -> None:
-    """A step behind a cache, also one that was expanded or of which rows were selected, is that of one pass."""
+    """A step with a cache, also an expanded or selected one, equals one pass without a cache."""
     lm = subject.make()
     (given,) = subject.inputs(lm)
     width = given.shape[1]
@@ -80,7 +80,7 @@ def adapters_removable(subject: PartUnderTest) -> None:
 
     for place in ("attention", "mlp"):
         lm.add_adapters(place, lambda: Shift(lm.dim))
-        require(bool(lm.adapters.get(place)), f"`adapters` lists none around {place}")
+        require(bool(lm.adapters.get(place)), f"`adapters` lists none at {place}")
     lm.freeze()
     lm.train()
     after = subject.call(lm, given)
@@ -89,7 +89,7 @@ def adapters_removable(subject: PartUnderTest) -> None:
     require(all(a.constant.grad is not None for a in lm.all_adapters()), "no gradient reaches an adapter")
     asking = {id(p) for p in lm.parameters() if p.requires_grad}
     own = {id(a.constant) for a in lm.all_adapters()}
-    require(asking <= own, "frozen, weights other than the adapters' ask for gradients")
+    require(asking <= own, "after freeze, weights outside the adapters require gradients")
     lm.remove_adapters()
     same(subject.call(lm, given), before, "the language model without its adapters again")
 

@@ -1,4 +1,4 @@
-"""What a part with weights promises. A device move is tried on `meta`, which every machine has."""
+"""Checks of a part with weights. Moving to a device is checked with `meta`, which every machine has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def finite(subject: PartUnderTest) -> None:
 
 
 def deterministic_in_eval(subject: PartUnderTest) -> None:
-    """In eval mode, twice the same input gives the same bits."""
+    """In eval mode, the same input gives the same bits twice."""
     module = subject.make()
     (given,) = subject.inputs(module)
     found = []
@@ -40,7 +40,7 @@ def deterministic_in_eval(subject: PartUnderTest) -> None:
 
 
 def input_unchanged(subject: PartUnderTest) -> None:
-    """`forward` does not write into what it is given."""
+    """`forward` does not modify its input."""
     module = subject.make()
     (given,) = subject.inputs(module)
     before = given.clone()
@@ -50,13 +50,13 @@ def input_unchanged(subject: PartUnderTest) -> None:
 
 
 def rows_do_not_mix(subject: PartUnderTest) -> None:
-    """What a row gives does not depend on the other rows of a batch."""
+    """The output of a row does not depend on the other rows of a batch."""
     module = subject.make()
     (given,) = subject.inputs(module)
     together = subject.call(module, given)
     for row in range(len(given)):
-        alone = subject.call(module, given[row : row + 1])
-        same(alone[0], together[row], f"row {row} alone and in a batch", 1e-4)
+        single = subject.call(module, given[row : row + 1])
+        same(single[0], together[row], f"row {row} by itself and in a batch", 1e-4)
 
 
 def any_dtype(subject: PartUnderTest) -> None:
@@ -70,7 +70,7 @@ def any_dtype(subject: PartUnderTest) -> None:
 
 
 def any_device(subject: PartUnderTest) -> None:
-    """`.to(device)` moves all that `forward` needs: a tensor that is neither parameter nor buffer stays behind."""
+    """`.to(device)` moves everything that `forward` needs: tensors have to be parameters or buffers."""
     module = subject.make()
     (given,) = subject.inputs(module)
     try:
@@ -81,7 +81,7 @@ def any_device(subject: PartUnderTest) -> None:
 
 
 def gradient_flows(subject: PartUnderTest) -> None:
-    """In training every parameter that asks for a gradient gets a finite one; a language model passes it on."""
+    """In training, every trainable parameter gets a finite gradient; a language model passes gradients to its input."""
     module = subject.make()
     (given,) = subject.inputs(module)
     if isinstance(module, FrozenLM):
@@ -94,30 +94,30 @@ def gradient_flows(subject: PartUnderTest) -> None:
         return
     for name, p in module.named_parameters():
         if p.requires_grad:
-            require(p.grad is not None, f"{name} gets no gradient: nothing that comes out depends on it")
+            require(p.grad is not None, f"{name} gets no gradient: the output does not depend on it")
             assert p.grad is not None
             require(bool(p.grad.isfinite().all()), f"the gradient of {name} is not finite")
 
 
 def frozen_for_good(subject: PartUnderTest) -> None:
-    """After `freeze`, `train()` brings back neither gradients nor dropout nor moving averages."""
+    """After `freeze`, `train()` enables neither gradients nor dropout nor running averages."""
     module = subject.make()
     (given,) = subject.inputs(module)
     module.freeze()
     module.train()
     asking = [name for name, p in module.named_parameters() if p.requires_grad]
-    require(not asking, f"frozen, these still ask for gradients: {', '.join(asking[:3])}")
+    require(not asking, f"after freeze, these still require gradients: {', '.join(asking[:3])}")
     training = [name or "itself" for name, m in module.named_modules() if m.training]
-    require(not training, f"frozen, these are in training mode after train(): {', '.join(training[:3])}")
+    require(not training, f"after freeze, these are in training mode after train(): {', '.join(training[:3])}")
     before = {name: t.clone() for name, t in module.state_dict().items()}
     found = subject.call(module, given)
-    require(not found.requires_grad, "frozen, a gradient leaks: what comes out requires one")
+    require(not found.requires_grad, "after freeze, the output requires a gradient")
     for name, t in module.state_dict().items():
-        require(torch.equal(t, before[name]), f"frozen, a forward pass changed {name}")
+        require(torch.equal(t, before[name]), f"after freeze, a forward pass changed {name}")
 
 
 def state_is_saved(subject: PartUnderTest) -> None:
-    """A second instance with the first one's `state_dict` gives the same values, after a step of training too."""
+    """A second instance with the same `state_dict` gives the same values, also after a training step."""
     module, other = subject.make(0), subject.make(1)
     (given,) = subject.inputs(module)
     if not isinstance(module, FrozenLM):

@@ -1,4 +1,4 @@
-"""What a prefix promises."""
+"""Checks of a prefix."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ def embeddings_have_their_sizes(subject: PartUnderTest) -> None:
         out = features_of(prefix(Features(filled, lengths)))
         rows, k, width = out.values.shape
         require((rows, width) == (2, DIM), f"embeddings are {list(out.values.shape)}; expected: [2, k, {DIM}]")
-        require(k <= prefix.length, f"{k} embeddings; `length` says at most {prefix.length}")
+        require(k <= prefix.length, f"{k} embeddings; `length` is {prefix.length}")
         sizes = [prefix.num_embeddings(n) for n in lengths.tolist()]
         counts = [k, k] if out.lengths is None else out.lengths.tolist()
-        require(counts == sizes, f"{lengths.tolist()} features gave {counts} embeddings; `num_embeddings` says {sizes}")
+        require(
+            counts == sizes, f"{lengths.tolist()} features gave {counts} embeddings; `num_embeddings` gives {sizes}"
+        )
         found.append([out.values[row, :count] for row, count in enumerate(counts)])
     for row in range(2):
-        same(found[0][row], found[1][row], "embeddings with other padding behind the features", 1e-5)
+        same(found[0][row], found[1][row], "embeddings with other padding after the features", 1e-5)
 
 
 CHECKS: tuple[Check, ...] = (embeddings_have_their_sizes,)

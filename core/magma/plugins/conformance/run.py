@@ -1,4 +1,4 @@
-"""Which checks a part gets, and two ways to run them: as a list of findings, and as a pytest test."""
+"""Run the checks of a part: as a list of findings, or as a pytest test."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ALL: list[tuple[type[Part], Check]] = [(kind, check) for kind, checks in _KINDS 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one part: `problem` is "" where it holds."""
+    """The result of one check of a part. `problem` is empty if the check passes."""
 
     check: str
     promise: str
@@ -44,20 +44,27 @@ class Finding:
 
 
 def checks(part: type[Part]) -> list[Check]:
-    """Those that apply to a part, in the order in which they run."""
+    """The checks of a part, in the order in which they run."""
     return [check for kind, check in ALL if issubclass(part, kind)]
 
 
 def run_checks(part: type[Part], trial: CheckInputs | None = None) -> list[Finding]:
-    """Run every check of a part; nothing is raised, whatever the part does. The global generators are left alone."""
-    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # a stranger's may be
+    """Run every check of a part.
+
+    Exceptions of the part are findings. The states of the global random generators are restored.
+
+    Args:
+        part: The class.
+        trial: Configuration and inputs. Default: `part.check_inputs`.
+    """
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # a part may use them
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for check in checks(part):
             problem = ""
             try:
                 check(PartUnderTest(part, trial or part.check_inputs(Path(folder))))
-            except Exception as error:  # whatever a stranger's part does
+            except Exception as error:  # of the part
                 problem = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
                 problem = problem or type(error).__name__
             found.append(Finding(check.__name__, inspect.getdoc(check) or "", problem))
@@ -68,9 +75,14 @@ def run_checks(part: type[Part], trial: CheckInputs | None = None) -> list[Findi
 
 
 def conformance(part: type[Part], trial: CheckInputs | None = None) -> Any:
-    """A pytest test of a part, one case a check: `test_lidar = conformance(Lidar)`.
+    """A pytest test of a part with one case for each check: `test_lidar = conformance(Lidar)`.
 
-    Raises `PluginError` where `part` is none.
+    Args:
+        part: The class.
+        trial: Configuration and inputs. Default: `part.check_inputs`.
+
+    Raises:
+        PluginError: `part` is not a subclass of a kind of parts.
     """
     import pytest
 

@@ -1,4 +1,4 @@
-"""A part on trial: how its kind is built and called, and tools of the checks.
+"""The part under test: how its kind is built and called, and helpers of the checks.
 
 Axes are those of `interfaces`.
 """
@@ -17,15 +17,15 @@ from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, 
 from ...values import BatchLayout, CheckInputs, Features
 
 WIDTH, LENGTH, DIM = 16, 5, 32
-"""Of the encoder and the language model that a prefix, an adapter or a head is tried with."""
+"""Sizes of the encoder and the language model with which a prefix, an adapter or a head is checked."""
 TEXT = "The answer is seven, and so on."
 MANY = 40
-"""Examples or questions that are looked at."""
+"""Maximum number of examples or questions that are checked."""
 Check = Callable[["PartUnderTest"], None]
 
 
 class PartUnderTest:
-    """A part on trial, and how its kind is built and called."""
+    """A part with its configuration and inputs, and how its kind is built and called."""
 
     def __init__(self, part: type[Part], trial: CheckInputs) -> None:
         self.part, self.inputs_to_check = part, trial
@@ -38,12 +38,12 @@ class PartUnderTest:
             self.context = (0,)
 
     def config(self) -> Any:
-        """The trial's configuration."""
+        """The configuration of `check_inputs`."""
         try:
             return self.part.Config(**self.inputs_to_check.config)
         except ValidationError as error:
             raise AssertionError(
-                f"its trial's config {dict(self.inputs_to_check.config)} is refused: {error}"
+                f"the config of its `check_inputs`, {dict(self.inputs_to_check.config)} is not accepted: {error}"
             ) from error
 
     def make(self, seed: int = 0) -> Any:
@@ -56,7 +56,7 @@ class PartUnderTest:
         return made.float() if isinstance(made, FrozenLM) else made
 
     def inputs(self, module: Any) -> list[Tensor]:
-        """What `call` takes: two rows or more."""
+        """An input for `call` with at least two rows."""
         draw = torch.Generator().manual_seed(7)
         if isinstance(module, Encoder):
             return [module.stack([module.prepare(raw) for raw in self.good])]
@@ -71,7 +71,7 @@ class PartUnderTest:
             return [module.embed(tokens(module)).clone()]
 
     def call(self, module: Any, given: Tensor) -> Tensor:
-        """The values of a forward pass, first axis rows."""
+        """The values of a forward pass; the first axis are rows."""
         if isinstance(module, Encoder):
             return features_of(module(given)).values
         if isinstance(module, Prefix):
@@ -90,16 +90,16 @@ class PartUnderTest:
 
     @property
     def good(self) -> list[Any]:
-        """Raw inputs that an encoder takes."""
+        """Raw inputs that an encoder accepts."""
         require(
             len(self.inputs_to_check.good) >= 2,
-            "its `check_inputs` gives no `good` inputs: at least two that differ are needed",
+            "its `check_inputs` has too few `good` inputs; allowed: at least two different ones",
         )
         return list(self.inputs_to_check.good)
 
 
 class SublayerCall:
-    """A frozen map of each position on its own; remembers what it was given."""
+    """A frozen map of each position; it records its inputs."""
 
     def __init__(self, like: Tensor) -> None:
         draw = torch.Generator().manual_seed(3)
@@ -125,10 +125,10 @@ def require(holds: bool, otherwise: str) -> None:
 
 
 def features_of(found: Any) -> Features:
-    """What `forward` gave, if it is `Features` with three axes."""
+    """The result of `forward`, after a check that it is `Features` with three axes."""
     require(isinstance(found, Features), f"`forward` gave a {type(found).__name__}; expected: magma.Features")
     require(found.values.ndim == 3, f"`forward` gave values {list(found.values.shape)}; expected: three axes")
-    return found  # type: ignore[no-any-return]  # seen to be one
+    return found  # type: ignore[no-any-return]  # checked above
 
 
 def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int] | None = None) -> BatchLayout:
@@ -150,5 +150,5 @@ def same(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
 
 
 def another(values: Tensor) -> Tensor:
-    """Others of the same shape, not a constant away: a LayerNorm would not see that."""
+    """Other values of the same shape. They do not differ by a constant, which a LayerNorm would remove."""
     return torch.randn(values.shape, generator=torch.Generator().manual_seed(11)) * (1 + values.detach().std())

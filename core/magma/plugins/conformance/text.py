@@ -1,4 +1,4 @@
-"""What a language model promises of text, as checks of `magma.testing`: texts in a row, odd letters, control tokens."""
+"""Checks of a language model's tokenization: adjacent texts, unusual characters, control tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ODD = ("a \ufffd", "\U0001f600", "\u00e9t\u00e9")
 
 
 def texts_in_a_row_are_one(subject: PartUnderTest) -> None:
-    """Two texts in a row have the tokens of the whole, and one that follows something else keeps its first letter."""
+    """Adjacent texts are tokenized as one, and a text after something else keeps its first character."""
     lm: FrozenLM = subject.make()
     for one, other in PAIRS:
         whole = one + other
@@ -25,15 +25,15 @@ def texts_in_a_row_are_one(subject: PartUnderTest) -> None:
         wanted = [*lm.beginning, *ids, lm.eos]
         require(found.tokens == wanted, f"{one!r} and {other!r} give {found.tokens}; expected: {wanted}")
         learnt = [token for token, target in zip(found.tokens, found.targets, strict=True) if target][:-1]
-        said = tokenization.decode_after(lm, learnt)
-        more = len(tokenization.decode_after(lm, learnt[1:])) >= len(other)  # the first token may be of both texts
-        require(said.endswith(other) and not more, f"of {one!r} and {other!r}, the targets say {said!r}")
+        decoded = tokenization.decode_after(lm, learnt)
+        more = len(tokenization.decode_after(lm, learnt[1:])) >= len(other)  # the first token may belong to both texts
+        require(decoded.endswith(other) and not more, f"of {one!r} and {other!r}, the targets are {decoded!r}")
         after = tokenization.decode_after(lm, tokenization.encode(lm, [other], begins=False)[0])
-        require(after == other, f"after something else, {other!r} comes back as {after!r}")
+        require(after == other, f"after something else, {other!r} is decoded as {after!r}")
 
 
 def odd_letters_are_read(subject: PartUnderTest) -> None:
-    """Any text has tokens that it can read; half a surrogate pair is U+FFFD in a prompt, and refused in data."""
+    """Any text has readable tokens; half a surrogate pair is U+FFFD in a prompt and an error in data."""
     lm: FrozenLM = subject.make()
     for text in ODD:
         ids = lm.encode(text)
@@ -49,11 +49,11 @@ def odd_letters_are_read(subject: PartUnderTest) -> None:
         collator.sequence(Example([Text("a \ud83d", target=True)]))
     except InputError:
         return
-    raise AssertionError("data with half a surrogate pair is taken; expected: magma.InputError")
+    raise AssertionError("data with half a surrogate pair is accepted; expected: magma.InputError")
 
 
 def typed_control_tokens_are_letters(subject: PartUnderTest) -> None:
-    """The name of a control token in a text gives its letters; a template gives the token itself."""
+    """The name of a control token in plain text gives its characters; in a template it gives the token."""
     lm: FrozenLM = subject.make()
     names = {**{lm.decode([end]): end for end in lm.ends}, **lm.control_tokens}
     for name, token in names.items():

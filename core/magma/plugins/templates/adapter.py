@@ -14,7 +14,7 @@ MAGMA_API = 1
 
 
 class NewPart(magma.Adapter):
-    """What the sublayer gives, and a low-rank map of what it was given; at first the latter is nothing."""
+    """The sublayer's output plus a low-rank map of its input, which is zero at first."""
 
     name = "newname"
     passes_input_through = True

@@ -39,7 +39,7 @@ class NewPart(magma.Encoder):
 
     @classmethod
     def check_inputs(cls, folder: Path) -> magma.CheckInputs:
-        """What `magma plugin check newname` tries: inputs that are read, and inputs that are refused."""
+        """Inputs for `magma plugin check newname`: some that are accepted, and some that are errors."""
         written = folder / "one.newname"
         written.write_text("1 2 3 4", encoding="utf-8")
         bad = (folder / "none.newname", [1.0], ["a"] * 4, [float("nan")] * 4)
@@ -51,7 +51,7 @@ class NewPart(magma.Encoder):
         return isinstance(raw, list) or (isinstance(raw, Path) and raw.suffix == ".newname")
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """To a tensor [s]; `rng` is there in training, for augmentation."""
+        """Read an input to a tensor [s]. `rng` is given in training, for augmentation."""
         try:
             values = raw.read_text(encoding="utf-8").split() if isinstance(raw, Path) else raw
             item = torch.tensor([float(value) for value in values]).view(self.config.size)

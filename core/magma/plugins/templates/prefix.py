@@ -14,7 +14,7 @@ MAGMA_API = 1
 
 
 class NewPart(magma.Prefix):
-    """Each feature through two layers to one embedding."""
+    """Two layers map each feature to one embedding."""
 
     name = "newname"
 
