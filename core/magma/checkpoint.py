@@ -32,14 +32,14 @@ from .manifest import (
     differing,
     dtype_of,
     find,
-    fingerprint,
-    fingerprints,
+    hash_tensors,
     list_files,
     read_manifest,
+    tensor_sha256,
 )
 from .model import Magma, PartSummary
 from .plugins.registry import installed
-from .recipe.assemble import assemble, recipe_of
+from .recipe.assemble import assemble, recipe_from_model
 from .recipe.recipe import Recipe
 from .system.device import check_device
 from .system.home_paths import expand_home
@@ -63,7 +63,7 @@ def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path
         CheckpointError: Weights are not finite.
     """
     with atomic_folder(Path(folder)) as aside:
-        write(aside, model, recipe or recipe_of(model, Path(folder).name), fingerprints(model.frozen_tensors()))
+        write(aside, model, recipe or recipe_from_model(model, Path(folder).name), hash_tensors(model.frozen_tensors()))
     return Path(folder)
 
 
@@ -83,7 +83,7 @@ def write(
     trained = model.stored_tensors() if tensors is None else tensors
     if problems := not_finite(trained, model.stored_tensors()):
         raise CheckpointError(f"the model cannot be saved:\n{bullets(problems)}")
-    save_file({name: _own(tensor) for name, tensor in trained.items()}, folder / TRAINED)
+    save_file({name: _to_contiguous_cpu(tensor) for name, tensor in trained.items()}, folder / TRAINED)
     (folder / RECIPE).write_text(recipe.to_toml(folder), encoding="utf-8")
     manifest = Manifest.model_validate(
         {
@@ -92,7 +92,7 @@ def write(
             "torch": torch.__version__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "parts": {row.path: _entry(model, row) for row in model.summary()},
-            "trained": fingerprints(trained),
+            "trained": hash_tensors(trained),
             "frozen": dict(frozen),
             "text": {"beginning": list(model.lm.beginning), "joined": model.lm.joins},
             **list_files(folder),
@@ -108,7 +108,7 @@ def _entry(model: Magma, row: PartSummary) -> dict[str, Any]:
     return {"name": row.name, "from": str(plugin), "parameters": row.parameters, "trained": row.trained}
 
 
-def _own(tensor: Tensor) -> Tensor:
+def _to_contiguous_cpu(tensor: Tensor) -> Tensor:
     """A contiguous copy on the CPU that shares no memory, as safetensors needs it."""
     plain = tensor.detach().cpu().contiguous()
     return plain if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size() else plain.clone()
@@ -145,7 +145,7 @@ def save_tensors(
         model = assemble(checked, device="meta", dtype=dtype)
         model.lm.joins = joined
         trained, frozen = model.stored_tensors(), model.frozen_tensors()
-        if problems := misfits({**trained, **frozen}, tensors):
+        if problems := describe_mismatches({**trained, **frozen}, tensors):
             raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
 
         def cast(name: str) -> Tensor:
@@ -154,7 +154,7 @@ def save_tensors(
 
         if problems := not_finite({name: tensors[name] for name in frozen}, frozen):
             raise CheckpointError(f"the tensors cannot be used:\n{bullets(problems)}")
-        prints = {name: fingerprint(cast(name)) for name in sorted(frozen)}
+        prints = {name: tensor_sha256(cast(name)) for name in sorted(frozen)}
         write(aside, model, checked, prints, {name: cast(name) for name in trained})
     return model
 
@@ -216,7 +216,7 @@ def moved(lm: str | Path | None) -> list[str]:
     return [f"lm.weights={json.dumps(str(here.absolute() if here.is_dir() else lm))}"]
 
 
-def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
+def restore_tokenization(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
     """Make a language model tokenize text as in the training of the checkpoint; overrides are kept.
 
     Raises `CheckpointError` for initial tokens that it cannot read.
@@ -244,7 +244,7 @@ def rebuild(
     model = assemble(
         recipe, dtype=dtype_of(manifest), frozen_weights_only=True, replaced=stored_parts(manifest), say=say
     )
-    keep_text(model.lm, folder, manifest, overrides)
+    restore_tokenization(model.lm, folder, manifest, overrides)
     load_trained(model, folder)
     return model
 
@@ -292,7 +292,7 @@ def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) 
     """
     path = folder / TRAINED
     found = read_tensors(path)[0]
-    if problems := misfits(wanted, found):
+    if problems := describe_mismatches(wanted, found):
         raise CheckpointError(f"{path} does not fit the model:\n{bullets(problems)}")
     check_stored(path, manifest, found)
     if problems := not_finite(found, wanted):
@@ -302,7 +302,7 @@ def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) 
 
 def check_stored(path: Path, manifest: Manifest, found: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` if trained tensors were modified after saving."""
-    if damaged := differing(manifest.trained, fingerprints(found)):
+    if damaged := differing(manifest.trained, hash_tensors(found)):
         raise CheckpointError(
             f"{path}: {len(damaged)} tensors were modified after saving, the first is {damaged[0]}: restore the file"
         )
@@ -313,7 +313,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     tensors = model.frozen_tensors()
     here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
     before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
-    if changed := differing(before, fingerprints(here)):
+    if changed := differing(before, hash_tensors(here)):
         raise CheckpointError(
             f"{folder}: {len(changed)} of {len(before)} frozen tensors differ from those of training, the first is "
             f"{changed[0]}: check lm.weights and the weights of frozen encoders"
@@ -323,7 +323,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     return here
 
 
-def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def describe_mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """How `found` differs from `wanted`: names, shapes, dtypes. Floating-point tensors may have any precision."""
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]

@@ -157,7 +157,7 @@ def find(folder: str | Path) -> Path:
 # Tensors
 
 
-def fingerprint(tensor: Tensor) -> str:
+def tensor_sha256(tensor: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
@@ -166,12 +166,12 @@ def fingerprint(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def hash_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """SHA-256 by name, in the order of the names."""
-    return {name: fingerprint(tensors[name]) for name in sorted(tensors)}
+    return {name: tensor_sha256(tensors[name]) for name in sorted(tensors)}
 
 
-def digest(prints: Mapping[str, str]) -> str:
+def combined_sha256(prints: Mapping[str, str]) -> str:
     """One SHA-256 for many tensors."""
     lines = "".join(f"{name} {prints[name]}\n" for name in sorted(prints))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -192,13 +192,13 @@ def list_files(folder: Path) -> dict[str, Any]:
         if _is_weights(name):
             found["weights"][name] = path.stat().st_size
         elif name not in (MANIFEST, TRAINED) and not name.startswith(f"{STATE}/"):
-            found["files"][name] = _sha256(path)
+            found["files"][name] = file_sha256(path)
     return found
 
 
 def list_state(folder: Path) -> dict[str, str]:
     """`state`, of a checkpoint's folder."""
-    return {name: _sha256(path) for name, path in _files_below(folder) if name.startswith(f"{STATE}/")}
+    return {name: file_sha256(path) for name, path in _files_below(folder) if name.startswith(f"{STATE}/")}
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -252,7 +252,7 @@ def _wrong(folder: Path, wanted: Mapping[str, str]) -> list[str]:
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif _sha256(path) != sha256:
+        elif file_sha256(path) != sha256:
             wrong.append(f"{name} was modified after saving")
     return wrong
 
@@ -278,7 +278,8 @@ def _is_weights(name: str) -> bool:
     return name.endswith(WEIGHTS) and "/" in name and not name.startswith(f"{STATE}/")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file. Raises `CheckpointError` if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import InputError, first_of
 from ..interfaces import Task
 from ..io import atomic_write
-from ..manifest import digest, read_manifest
+from ..manifest import combined_sha256, read_manifest
 from ..model import Magma
 from ..recipe.notation import parse_json
 from ..recipe.schema import MAX_UNREADABLE
@@ -202,7 +202,7 @@ def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
         "task": task.name,
         "config": task.config.model_dump(mode="json"),
         "seed": seed,
-        "checkpoint": digest(read_manifest(folder).trained),
+        "checkpoint": combined_sha256(read_manifest(folder).trained),
     }
 
 

@@ -1,4 +1,4 @@
-"""The tables of a recipe that name a part: each is checked by the `Config` of that part."""
+"""The tables of a recipe that name a part. Each is checked by the `Config` of that part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .schema import InputTable, LearnerKeys, SourceKeys
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(path, kind, table) of every table of a recipe that names a part, whatever its other mistakes."""
+    """Yield (path, kind, table) of every table of a recipe that names a part, also if the recipe has mistakes."""
 
     def table(value: Any) -> Mapping[str, Any]:
         return value if isinstance(value, Mapping) else {}
@@ -63,7 +63,7 @@ def own_fields(path: str, table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The table with its config's defaults filled in; mistakes are added to `problems`."""
+    """The table with the defaults of its config. Mistakes are added to `problems`."""
     if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
         return {}  # the check of the framework's tables reports it
     own = own_fields(path, table)
@@ -73,7 +73,7 @@ def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pro
             if not isinstance(value, bool):
                 problems.append(f"{path}.{key}: given {value!r}; allowed: true, false")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            problems.append(f"{path}.{key}: given {value!r}; allowed: a number above 0, and finite")
+            problems.append(f"{path}.{key}: given {value!r}; allowed: a finite number above 0")
     try:
         part = installed().find(kind, table["use"]).part
     except PluginError as error:

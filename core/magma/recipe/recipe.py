@@ -1,6 +1,6 @@
-"""The whole recipe: read from TOML or a dict, checked at once, and resolved to everything that it leaves to defaults.
+"""The whole recipe: read from TOML or a dict, checked at once, and resolved: every default is filled in.
 
-Core knows the frame; each table with a `use` is checked by the `Config` of the part that it names.
+This package checks its own tables; a table with `use` is checked by the `Config` of the part that it names.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from .overrides import apply_override, locate
 from .parts import check_part, own_fields, part_tables
 from .paths import relative
 from .schema import Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
-from .stages import Stage, label, overlay, settle, strangers, with_length
+from .stages import Stage, label, overlay, settle, unknown_parts, with_length
 
-_OF_THE_RUN = ("data", "tasks", "train", "deepspeed", "stages")
+_TRAINING_TABLES = ("data", "tasks", "train", "deepspeed", "stages")
+"""Tables that a model does not need."""
 
 
 def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """A stage's table, where a manifest names the stage."""
+    """The table of the stage that a manifest names."""
     stages = raw.get("stages")
     if not isinstance(stages, list) or number >= len(stages) or not isinstance(stages[number], Mapping):
         raise RecipeError(
@@ -41,8 +42,13 @@ def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, 
     return found
 
 
+def _class_and_config(path: str, kind: str, table: Mapping[str, Any]) -> tuple[type[Any], Any]:
+    part = installed().find(kind, table["use"]).part
+    return part, part.Config.model_validate(own_fields(path, table))
+
+
 class Recipe(Table):
-    """The whole of it. `Recipe.load` is how to get one."""
+    """A checked and resolved recipe. Use `Recipe.load` to get one."""
 
     name: str
     """Name of the experiment. The run is written to `runs/NAME` unless `--out` names another folder."""
@@ -90,12 +96,18 @@ class Recipe(Table):
         model_only: bool = False,
         stage: int | None = None,
     ) -> Recipe:
-        """From a file, the name of a bundled recipe, or a dict; `overrides` are `a.b=value` in TOML's notation.
+        """Read and check a recipe. No weights or data are loaded or downloaded.
 
-        `model_only` is for the recipe of a checkpoint: it leaves out what it was trained on and asked, whose plugins
-        then need not be installed, and gives keys that did not exist yet their `legacy_defaults`. `stage` is the one
-        that wrote the checkpoint, counted from 0. Raises `RecipeError` with every mistake in it. Nothing is loaded or
-        downloaded.
+        Args:
+            source: A TOML file, the name of a bundled recipe, or the tables as a dict.
+            overrides: Changes such as "train.lr=1e-4", with the value in TOML's notation.
+            folder: Folder that relative paths are looked up in. Default: that of the file, or the working folder.
+            model_only: For the recipe of a checkpoint. Data, tasks and training are left out, so their plugins need not
+                be installed, and keys that did not exist yet get their `legacy_defaults`.
+            stage: The stage that wrote the checkpoint, counted from 0.
+
+        Raises:
+            RecipeError: With all mistakes in the recipe.
         """
         if isinstance(source, Mapping):
             origin, folder = "the recipe", folder or Path.cwd()
@@ -110,7 +122,7 @@ class Recipe(Table):
         if model_only:
             if stage is not None:
                 raw = overlay(raw, stage, _stage_of(origin, raw, stage))
-            raw = {key: value for key, value in raw.items() if key not in _OF_THE_RUN}
+            raw = {key: value for key, value in raw.items() if key not in _TRAINING_TABLES}
         problems: list[str] = []
         for override in overrides:
             apply_override(raw, override, problems)
@@ -138,7 +150,7 @@ class Recipe(Table):
 
     @classmethod
     def _settle(cls, raw: dict[str, Any], context: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
-        """The tables with the defaults of every part filled in; None, and more `problems`, where there are mistakes."""
+        """The tables with the defaults of every part. None if there are mistakes, which are added to `problems`."""
         before = len(problems)
         recipe = None
         try:
@@ -168,12 +180,12 @@ class Recipe(Table):
         except ValidationError as error:
             problems += [explain(Stage, one) for one in error.errors()]
             return {}
-        problems += strangers(base, checked)
+        problems += unknown_parts(base, checked)
         settled = None if problems else cls._settle(overlay(base, number, stage), context, problems)
         return {**settle(settled or {}, stage), **({"name": checked.name} if checked.name else {})}
 
     def in_stages(self) -> list[Recipe]:
-        """The recipe of every stage, in order; only this one where it has no [[stages]]."""
+        """The recipe of every stage, in order. Without [[stages]], only this recipe."""
         if not self.stages:
             return [self]
         base = self.model_dump(mode="json", exclude_none=True)
@@ -181,23 +193,26 @@ class Recipe(Table):
         return [type(self).model_validate(overlay(base, number, table)) for number, table in enumerate(tables)]
 
     def stage_label(self, number: int) -> str:
-        """How logs, plans and curves call a stage, counted from 0; nothing where there are no stages."""
+        """Label of a stage (counted from 0) in logs, plans and curves. Empty without [[stages]]."""
         return label(self.stages, number) if self.stages else ""
 
     def part(self, path: str) -> tuple[type[Any], Any]:
-        """The class and the config of the part at a path such as `inputs.NAME.encoder` or `data.train.0`."""
+        """The class and the config of the part at a path such as `inputs.NAME.encoder` or `data.train.0`.
+
+        Raises:
+            KeyError: There is no part at this path.
+        """
         for found, kind, table in part_tables(self.model_dump()):
             if found == path:
-                part = installed().find(kind, table["use"]).part
-                return part, part.Config.model_validate(own_fields(path, table))
+                return _class_and_config(path, kind, table)
         raise KeyError(path)
 
     def parts(self) -> list[tuple[str, type[Part], Any]]:
         """Every part of the recipe with its path, class and config."""
-        return [(path, *self.part(path)) for path, _, _ in part_tables(self.model_dump())]
+        return [(path, *_class_and_config(path, *table)) for path, *table in part_tables(self.model_dump())]
 
     def problems(self) -> list[str]:
-        """What this machine lacks to run it: missing files, packages, data. Nothing is loaded."""
+        """Files, packages and data that this machine lacks to run the recipe, one line each. Nothing is loaded."""
         if self.stages:
             lacking = [(number, stage.problems()) for number, stage in enumerate(self.in_stages())]
             shared = [one for one in lacking[0][1] if all(one in found for _, found in lacking)]
@@ -212,9 +227,10 @@ class Recipe(Table):
         return found
 
     def to_toml(self, folder: Path | None = None) -> str:
-        """The resolved recipe: everything that was inherited or left to defaults stands in it.
+        """The resolved recipe with all inherited values and defaults, as TOML.
 
-        Paths inside `folder` are written relative to it.
+        Args:
+            folder: Paths inside this folder are written relative to it.
         """
         tables = self.model_dump(mode="json", exclude_none=True)
         if self.stages:

@@ -35,7 +35,7 @@ class Table(BaseModel):
 
 
 class Use(BaseModel):
-    """A table that names a part; the other keys are for its `Config`."""
+    """A table that names a part. The other keys are those of its `Config`."""
 
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     use: str
@@ -77,7 +77,7 @@ class Init(Table):
 
 
 def _input_name(name: str, info: ValidationInfo) -> str:
-    """A checkpoint of an earlier version keeps the names that it has."""
+    """Check the name of an input. Checkpoints of earlier versions keep their names."""
     problem = name_problem(name)
     if problem and not (info.context or {}).get("checkpoint"):
         raise ValueError(problem)
@@ -163,7 +163,7 @@ class Optimizer(Table):
 
 
 def _check_micro_batch(value: Any) -> Any:
-    """One message, where pydantic has one for each type."""
+    """Check the value with one message; pydantic would give one for each type."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ValueError('"auto", or a whole number above 0')
@@ -173,7 +173,7 @@ class Train(Table):
     """Optimizer, length, batch size and everything else about training."""
 
     lr: PositiveFloat
-    """Peak learning rate of every part that has no `lr` of its own."""
+    """Peak learning rate of every part without its own `lr`."""
     batch_size: PositiveInt
     """Examples per optimizer step, over all processes and accumulation steps."""
     samples: PositiveInt | None = None
@@ -245,13 +245,13 @@ class Train(Table):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run; a last partial batch counts as one."""
+        """Optimizer steps of the whole run. A partial last batch counts as a step."""
         if self.steps is not None:
             return self.steps
         assert self.samples is not None
         return -(-self.samples // self.batch_size)
 
 
-def learns(table: Use) -> bool:
-    """Whether a prefix, an adapter or a head is trained: by default it is."""
+def is_trained(table: Use) -> bool:
+    """Whether a prefix, an adapter or a head is trained. Default: it is."""
     return bool(table.fields.get("trainable", True))

@@ -1,6 +1,6 @@
-"""`[[stages]]` of a recipe: tables that are laid over the recipe's own, one training run after another.
+"""`[[stages]]` of a recipe: tables that override the recipe's own for successive training runs.
 
-A stage changes how parts learn, the data and the training, never what the parts are.
+A stage changes how parts are trained, the data and the training, but not which parts there are.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class InputStage(PartStage):
 
 
 class Stage(_Table):
-    """What a stage may change."""
+    """The tables that a stage may override."""
 
     name: str | None = Field(None, min_length=1)
     """Shown after the stage's number in logs, plans and curves."""
@@ -61,19 +61,19 @@ class Stage(_Table):
 
 
 def label(stages: Sequence[Stage], number: int) -> str:
-    """How a stage, counted from 0, is called: "stage 1", or "stage 1: NAME"."""
+    """Label of a stage (counted from 0): "stage 1", or "stage 1: NAME"."""
     name = stages[number].name
     return f"stage {number + 1}: {name}" if name else f"stage {number + 1}"
 
 
 def overlay(recipe: Mapping[str, Any], number: int, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's tables in a stage, counted from 0. Only the first stage starts from [init]."""
+    """The recipe's tables in a stage (counted from 0). Only the first stage starts from [init]."""
     base = {key: value for key, value in recipe.items() if key != "stages" and (key != "init" or not number)}
     return merge_recipes(base, {key: value for key, value in stage.items() if key != "name"})
 
 
 def with_length(recipe: dict[str, Any], stages: Sequence[Any]) -> dict[str, Any]:
-    """The recipe's own tables; where the stages only give a length, [train] has that of the first one."""
+    """The recipe's own tables. If only the stages have a length, [train] gets that of the first stage."""
     base = {key: value for key, value in recipe.items() if key != "stages"}
     lengths = ("samples", "steps")
     first = stages[0].get("train") if stages and isinstance(stages[0], Mapping) else None
@@ -83,8 +83,8 @@ def with_length(recipe: dict[str, Any], stages: Sequence[Any]) -> dict[str, Any]
     return base
 
 
-def strangers(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
-    """Parts that a stage speaks of and the recipe does not have."""
+def unknown_parts(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
+    """One line for each part that a stage names and the recipe does not have."""
 
     def allowed(table: str) -> str:
         held = recipe.get(table)
@@ -103,7 +103,7 @@ def strangers(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
 
 
 def settle(resolved: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's own keys, with their values in the `resolved` recipe of this stage: paths found, defaults of parts."""
+    """A stage's own keys with their values in the `resolved` recipe: absolute paths and the defaults of parts."""
     settled = {}
     for key, value in stage.items():
         if key in resolved:
@@ -118,13 +118,12 @@ _NO_INFLUENCE = {
     *("micro_batch_size", "workers", "compile", "activation_checkpointing", "checkpoint_every", "keep_checkpoints"),
     *("evaluate_samples", "max_unreadable", "max_skipped_steps"),
 }
-"""Keys of [train] that change neither what is learnt nor when a stage ends."""
+"""Keys of [train] that change neither the weights nor the end of a stage."""
 
 
-def what_was_learnt(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a stage's recipe that decide what it learns, by dotted key; of paths the last component.
-
-    Data may move between two jobs, and so may the folder of a language model.
+def training_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stage's recipe that decide its weights, by dotted key. Of paths, only the last component counts:
+    data and the language model may be moved between two jobs.
     """
     kept = {key: recipe.get(key, {}) for key in ("inputs", "adapters", "head", "data", "train")}
     kept["data"] = {"train": kept["data"].get("train", [])}

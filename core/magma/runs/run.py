@@ -15,7 +15,7 @@ from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
 from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
 from ..interfaces import Task
 from ..io import atomic_write, folder_lock
-from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
+from ..manifest import CHECKPOINTS, RECIPE, combined_sha256, read_manifest
 from ..plan import Plan, plan_stages
 from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
@@ -163,7 +163,7 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "processes": ranks().size,
         "frozen_unchanged": not result.changed,
         "frozen_tensors": len(result.frozen),
-        "frozen_fingerprint": digest(result.frozen),
+        "frozen_fingerprint": combined_sha256(result.frozen),
         "skipped_examples": result.skipped,
         "unreadable_examples": result.unreadable,
         "skipped_steps": result.skipped_steps,

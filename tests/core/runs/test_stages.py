@@ -107,7 +107,7 @@ def test_a_length_may_stand_in_the_stages_only() -> None:
         ({"inputs": {"scan": {"lr": 1.0}}}, r"stages\[1\]\.inputs\.scan: .*allowed: the recipe's inputs: number"),
         ({"adapters": {"attention": {"lr": 1.0}}}, r"stages\[1\]\.adapters\.attention: .*the recipe's adapters: mlp"),
         ({"head": {"lr": 1.0}}, r"stages\[1\]\.head: given a table, but the recipe has no \[head\]"),
-        ({"deepspeed": {"bf16": {}}}, r"stages\[1\]\.deepspeed\.bf16: .*\[train\] owns it"),
+        ({"deepspeed": {"bf16": {}}}, r"stages\[1\]\.deepspeed\.bf16: .*\[train\] sets it"),
         (
             {"train": {"early_stopping": 2, "evaluate_every": 1}, "data": {"evaluation": []}},
             r"stages\[1\]: .*early_stopping needs a \[\[data.evaluation\]\]",
