@@ -7,8 +7,6 @@ which may only shrink: an entry whose field has a description fails the test.
 from __future__ import annotations
 
 import tomllib
-import types
-import typing
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
@@ -18,11 +16,10 @@ import typer
 from pages import FOLDER, escape, fill, table
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-import magma
 from magma.cli.app import cli
 from magma.plugins.registry import installed
+from magma.recipe.keys import FRAMEWORK_TABLES, keys_of
 
 KEYS_PAGE = FOLDER / "reference/recipe-keys.md"
 CLI_PAGE = FOLDER / "reference/cli.md"
@@ -48,41 +45,6 @@ KIND_TITLES = {
 # Recipe keys
 
 
-def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The pydantic models that an annotation names."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in typing.get_args(annotation):
-        yield from models_in(argument)
-
-
-def framework_tables() -> dict[str, type[BaseModel]]:
-    """Title to model of every table of a recipe that the framework itself reads."""
-
-    def inside(model: type[BaseModel], key: str) -> list[type[BaseModel]]:
-        return list(models_in(model.model_fields[key].annotation))
-
-    recipe = magma.Recipe
-    (init,), (inputs,), (data,) = inside(recipe, "init"), inside(recipe, "inputs")[:1], inside(recipe, "data")
-    (train,), (task,), (stage,) = inside(recipe, "train"), inside(recipe, "tasks"), inside(recipe, "stages")
-    tables = {
-        "Top level": recipe,
-        "`[init]`": init,
-        "`[inputs.NAME]`": inputs,
-        "`[data]`": data,
-        "`[[tasks]]`": task,
-        "`[train]`": train,
-    }
-    for model in inside(train, "schedule"):
-        (use,) = typing.get_args(model.model_fields["use"].annotation)
-        tables[f'`train.schedule`, `use = "{use}"`'] = model
-    tables |= {"`train.optimizer`": inside(train, "optimizer")[0], "`[[stages]]`": stage}
-    for model in inside(stage, "inputs"):
-        tables["`inputs.NAME` of a stage"] = model
-        tables["`inputs.NAME.prefix`, `adapters.PLACE` and `head` of a stage"] = inside(model, "prefix")[0]
-    return tables
-
-
 def sentence(field: FieldInfo, key: str, *names: str) -> str:
     """What a key means: its description, else the entry in the first table of sentences.toml that has one, else ""."""
     if field.description:
@@ -98,74 +60,16 @@ def described(model: type[BaseModel], *names: str) -> dict[str, str]:
 def key_rows(model: type[BaseModel], *names: str) -> str:
     """A row a key: type, default, sentence."""
     rows = [("key", "type", "default", "meaning")]
-    for key, text in described(model, *names).items():
-        field = model.model_fields[key]
-        rows.append((f"`{key}`", _type(field), _default(field), text))
+    meanings = described(model, *names)
+    for key in keys_of(model):
+        default = key.default if key.default in ("required", "none") else f"`{escape(key.default)}`"
+        rows.append((f"`{key.name}`", escape(key.type), default, meanings[key.name]))
     return table(*rows)
-
-
-def _type(field: FieldInfo) -> str:
-    bounds = [text for part in field.metadata for text in _bounds(part)]
-    return escape(", ".join([_named(field.annotation), *bounds]))
-
-
-def _bounds(constraint: Any) -> list[str]:
-    for kind, sign in BOUNDS.items():
-        if isinstance(constraint, kind):
-            limit = getattr(constraint, kind.__name__.lower())
-            return [f"{sign} {limit}"] if abs(limit) < 2**63 else []  # that it fits into 64 bits needs no words
-    return []
-
-
-def _named(annotation: Any) -> str:
-    """A type as a person who writes TOML thinks of it."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        bounds = [text for part in arguments[1:] for text in _bounds(part)]
-        return ", ".join([_named(arguments[0]), *bounds])
-    if origin is typing.Literal:
-        return ", ".join(f'`"{value}"`' if isinstance(value, str) else f"`{value}`" for value in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_named(one) for one in arguments if one is not type(None)))
-    if origin in (tuple, list):
-        return f"array of {_named(arguments[0])}"
-    if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-        return "table"
-    names = {str: "string", int: "integer", float: "number", bool: "true, false"}
-    return names.get(annotation, "value")
-
-
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    value = field.get_default(call_default_factory=True)
-    if value is None or value is PydanticUndefined or value in ({}, (), []):
-        return "none"
-    if isinstance(value, BaseModel):
-        given = value.model_dump(exclude_unset=True) or value.model_dump()
-        pairs = [f"{key} = {_toml(one)}" for key, one in given.items() if one not in (None, ())]
-        if not pairs:
-            return "none"
-        text = f"{{ {', '.join(pairs)} }}"
-    else:
-        text = _toml(value)
-    cut = text if len(text) <= SHOWN else f"{text[:SHOWN]} ..."
-    return f"`{escape(cut)}`"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"{}"'.format(value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"'))
-    if isinstance(value, tuple | list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return str(value)
 
 
 def framework() -> str:
     """Every table that the framework itself reads."""
-    return "\n\n".join(f"### {title}\n\n{key_rows(model, title)}" for title, model in framework_tables().items())
+    return "\n\n".join(f"### {title}\n\n{key_rows(model, title)}" for title, model in FRAMEWORK_TABLES.items())
 
 
 def parts() -> str:
@@ -186,7 +90,7 @@ def without_sentence() -> list[str]:
     """Keys that mean something nobody wrote down."""
     found = [
         f"{title} {key}"
-        for title, model in framework_tables().items()
+        for title, model in FRAMEWORK_TABLES.items()
         for key, text in described(model, title).items()
         if not text
     ]
@@ -198,7 +102,7 @@ def without_sentence() -> list[str]:
 
 def superfluous() -> list[str]:
     """Entries of sentences.toml that no key needs: its field has a description, or there is no such key."""
-    tables = [((title,), model) for title, model in framework_tables().items()]
+    tables = [((title,), model) for title, model in FRAMEWORK_TABLES.items()]
     tables += [((f"{entry.kind} {entry.name}", entry.kind), entry.part.Config) for entry in _ours()]
     used = set()
     for names, model in tables:

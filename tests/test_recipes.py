@@ -198,7 +198,7 @@ def test_a_plan_needs_neither_data_nor_weights(tmp_path: Path) -> None:
 
 
 def test_a_plan_is_json_for_programs() -> None:
-    words = ["--json", "--world", "8", "--set", "lm.layers=2"]
+    words = ["--json", "--nproc", "8", "--set", "lm.layers=2"]
     done = in_process("recipe", "plan", ROOT / "recipes/magma_long.toml", *words)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

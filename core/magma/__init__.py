@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from .deprecation import renamed_export
 from .errors import (
     CheckpointError,
     InputError,
@@ -17,7 +18,8 @@ from .errors import (
     TrainingError,
     did_you_mean,
 )
-from .hub import at_hand, hub_has, hub_problem, is_folder, source_problems
+from .hub import find_local_folder, hub_has, hub_problem, is_folder, source_problems
+from .io import atomic_write, error_summary, folder_lock
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
@@ -26,7 +28,19 @@ if TYPE_CHECKING:
     from .evaluation.evaluator import evaluate
     from .generation.decoding import Decoding
     from .inputs import Input
-    from .interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, PartConfig, Place, Prefix, Task
+    from .interfaces import (
+        Adapter,
+        DataSource,
+        Encoder,
+        FrozenLM,
+        Head,
+        Module,
+        Part,
+        PartConfig,
+        Prefix,
+        Sublayer,
+        Task,
+    )
     from .model import Magma
     from .plugins.program import Program
     from .recipe.assemble import assemble
@@ -34,7 +48,19 @@ if TYPE_CHECKING:
     from .recipe.recipe import Recipe
     from .runs.run import run
     from .tensors import read_tensors
-    from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Text, Tokens, Trial
+    from .values import (
+        BatchLayout,
+        Cache,
+        CheckInputs,
+        Example,
+        Features,
+        Media,
+        Prediction,
+        Question,
+        SourceState,
+        Text,
+        Tokens,
+    )
 
 # Imported at first use: `import magma` is quick, torch is not.
 _HOME = {
@@ -44,7 +70,7 @@ _HOME = {
     "generation.decoding": ["Decoding"],
     "inputs": ["Input"],
     "interfaces": [
-        *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Place"),
+        *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Sublayer"),
         *("Prefix", "Task"),
     ],
     "model": ["Magma"],
@@ -55,8 +81,19 @@ _HOME = {
     "runs.run": ["run"],
     "tensors": ["read_tensors"],
     "values": [
-        *("Cache", "Example", "Features", "Layout", "Media", "Prediction", "Question", "State", "Text", "Tokens"),
-        "Trial",
+        *(
+            "Cache",
+            "Example",
+            "Features",
+            "BatchLayout",
+            "Media",
+            "Prediction",
+            "Question",
+            "SourceState",
+            "Text",
+            "Tokens",
+        ),
+        "CheckInputs",
     ],
 }
 _LAZY = {name: module for module, names in _HOME.items() for name in names}
@@ -65,7 +102,9 @@ __all__ = [
     "API_VERSION",
     "Adapter",
     "Batch",
+    "BatchLayout",
     "Cache",
+    "CheckInputs",
     "CheckpointError",
     "DataSource",
     "Decoding",
@@ -76,7 +115,6 @@ __all__ = [
     "Head",
     "Input",
     "InputError",
-    "Layout",
     "LocalPath",
     "Magma",
     "MagmaError",
@@ -86,7 +124,6 @@ __all__ = [
     "Part",
     "PartConfig",
     "PartError",
-    "Place",
     "PluginError",
     "Prediction",
     "Prefix",
@@ -94,18 +131,21 @@ __all__ = [
     "Question",
     "Recipe",
     "RecipeError",
-    "State",
+    "SourceState",
+    "Sublayer",
     "Task",
     "Text",
     "Tokens",
     "TooLong",
     "TrainingError",
-    "Trial",
     "Weights",
     "assemble",
-    "at_hand",
+    "atomic_write",
     "did_you_mean",
+    "error_summary",
     "evaluate",
+    "find_local_folder",
+    "folder_lock",
     "hookimpl",
     "hub_has",
     "hub_problem",
@@ -118,10 +158,19 @@ __all__ = [
     "source_problems",
 ]
 
+_RENAMED = {
+    "Layout": "BatchLayout",
+    "Place": "Sublayer",
+    "State": "SourceState",
+    "Trial": "CheckInputs",
+    "at_hand": "find_local_folder",
+}
+"""Former names of exports. They work for one version, with a `DeprecationWarning`."""
+
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        raise AttributeError(f"module 'magma' has no attribute {name!r}")
+        return getattr(importlib.import_module(__name__), renamed_export(__name__, name, _RENAMED))
     value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -1,18 +1,15 @@
-"""The trained weights and the recipe, nothing else.
+"""Checkpoints: the trained weights and the recipe.
 
 A folder: `recipe.toml` (resolved), `trained.safetensors` (what training changes), `manifest.json` (format, parts,
-versions, fingerprints of both what is here and what training must not change). `state/`, where present, is the
-trainer's. A folder that brings its own language model holds it at `lm/`; paths inside are relative to the folder.
+versions, SHA-256 of the trained and of the frozen tensors). `state/`, if present, is the trainer's. A folder with its
+own language model has it in `lm/`; paths are relative to the folder.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
-import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, PartError
 from .interfaces import FrozenLM
+from .io import atomic_folder
 from .manifest import (
     FORMAT,
     MANIFEST,
@@ -34,70 +32,38 @@ from .manifest import (
     differing,
     dtype_of,
     find,
-    fingerprint,
-    fingerprints,
+    hash_tensors,
     list_files,
     read_manifest,
+    tensor_sha256,
 )
 from .model import Magma, PartSummary
 from .plugins.registry import installed
-from .recipe.assemble import assemble, recipe_of
+from .recipe.assemble import assemble, recipe_from_model
 from .recipe.recipe import Recipe
 from .system.device import check_device
 from .system.home_paths import expand_home
 from .tensors import read_tensors
 
-NOT_COVERED = f"an earlier version wrote {MANIFEST}, and did not list it"
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder to fill; it takes the place of `folder` when all is written, and is gone where writing failed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        _share(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old)
-    else:
-        aside.rename(folder)
-
-
-def _share(folder: Path) -> None:
-    """Give each file the mode that the umask gives a new one: safetensors writes for its owner alone."""
-    new = folder / ".new"
-    new.touch()
-    allowed = stat.S_IMODE(new.stat().st_mode)
-    new.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and allowed & ~(mode := stat.S_IMODE(path.stat().st_mode)):
-            path.chmod(mode | allowed)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written aside and renamed: a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+NOT_COVERED = f"an earlier version wrote {MANIFEST} and did not list it"
 
 
 def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path:
-    """Write a model to a folder that `load` opens; without a recipe, the one its parts imply.
+    """Write a model to a folder, which `load` opens.
 
-    Raises `CheckpointError` for weights that are not finite.
+    Args:
+        model: The model. Only what training changes is written.
+        folder: The folder. An existing one is replaced when everything is written.
+        recipe: The model's recipe. Default: a recipe made from the parts and their configs.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: Weights are not finite.
     """
-    with written_aside(Path(folder)) as aside:
-        write(aside, model, recipe or recipe_of(model, Path(folder).name), fingerprints(model.frozen_tensors()))
+    with atomic_folder(Path(folder)) as aside:
+        write(aside, model, recipe or recipe_from_model(model, Path(folder).name), hash_tensors(model.frozen_tensors()))
     return Path(folder)
 
 
@@ -109,14 +75,15 @@ def write(
     tensors: Mapping[str, Tensor] | None = None,
     **notes: Any,
 ) -> None:
-    """The three files, into an existing folder. `tensors` are the stored ones where the model holds only a share.
+    """Write the three files into an existing folder.
 
-    Everything else in the folder is listed in the manifest, to which `notes` are added.
+    `tensors` are the stored tensors if the model has only partitions of them. The manifest lists everything else in the
+    folder, and contains `notes`.
     """
     trained = model.stored_tensors() if tensors is None else tensors
     if problems := not_finite(trained, model.stored_tensors()):
         raise CheckpointError(f"the model cannot be saved:\n{bullets(problems)}")
-    save_file({name: _own(tensor) for name, tensor in trained.items()}, folder / TRAINED)
+    save_file({name: _to_contiguous_cpu(tensor) for name, tensor in trained.items()}, folder / TRAINED)
     (folder / RECIPE).write_text(recipe.to_toml(folder), encoding="utf-8")
     manifest = Manifest.model_validate(
         {
@@ -125,7 +92,7 @@ def write(
             "torch": torch.__version__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "parts": {row.path: _entry(model, row) for row in model.summary()},
-            "trained": fingerprints(trained),
+            "trained": hash_tensors(trained),
             "frozen": dict(frozen),
             "text": {"beginning": list(model.lm.beginning), "joined": model.lm.joins},
             **list_files(folder),
@@ -141,8 +108,8 @@ def _entry(model: Magma, row: PartSummary) -> dict[str, Any]:
     return {"name": row.name, "from": str(plugin), "parameters": row.parameters, "trained": row.trained}
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """On the CPU, in one piece, with memory that is its own: what safetensors can write."""
+def _to_contiguous_cpu(tensor: Tensor) -> Tensor:
+    """A contiguous copy on the CPU that shares no memory, as safetensors needs it."""
     plain = tensor.detach().cpu().contiguous()
     return plain if plain.untyped_storage().nbytes() == plain.numel() * plain.element_size() else plain.clone()
 
@@ -156,20 +123,29 @@ def save_tensors(
     *,
     joined: bool = True,
 ) -> Magma:
-    """Write a folder that `load` opens from tensors by their names in the model, for who imports a checkpoint.
+    """Write a checkpoint from tensors, to import other formats.
 
-    `bring` is called with the folder while nobody sees it, to put there what the recipe's relative paths name. `joined`
-    says whether texts that follow each other were tokenized as one when it was trained. The model exists on meta alone,
-    and is returned; tensors are looked up one at a time. Raises `CheckpointError` for names, shapes or dtypes that are
-    not the model's, and for weights that are not finite.
+    Args:
+        folder: The folder to write, which `load` opens.
+        recipe: The tables of the model's recipe.
+        tensors: Tensors by their names in the model; they are looked up one at a time.
+        dtype: Precision of the checkpoint.
+        bring: Called with the unfinished folder, to write files that the recipe's relative paths name.
+        joined: Whether adjacent texts were tokenized as one in training.
+
+    Returns:
+        The model on meta, without values.
+
+    Raises:
+        CheckpointError: Names, shapes or dtypes differ from those of the model, or weights are not finite.
     """
-    with written_aside(Path(folder)) as aside:
+    with atomic_folder(Path(folder)) as aside:
         bring(aside)
         checked = Recipe.load(recipe, folder=aside)
         model = assemble(checked, device="meta", dtype=dtype)
         model.lm.joins = joined
         trained, frozen = model.stored_tensors(), model.frozen_tensors()
-        if problems := misfits({**trained, **frozen}, tensors):
+        if problems := describe_mismatches({**trained, **frozen}, tensors):
             raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
 
         def cast(name: str) -> Tensor:
@@ -178,7 +154,7 @@ def save_tensors(
 
         if problems := not_finite({name: tensors[name] for name in frozen}, frozen):
             raise CheckpointError(f"the tensors cannot be used:\n{bullets(problems)}")
-        prints = {name: fingerprint(cast(name)) for name in sorted(frozen)}
+        prints = {name: tensor_sha256(cast(name)) for name in sorted(frozen)}
         write(aside, model, checked, prints, {name: cast(name) for name in trained})
     return model
 
@@ -193,12 +169,24 @@ def load(
     verify: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> Magma:
-    """The model of a checkpoint, in eval mode, in its own precision unless `dtype` says otherwise.
+    """Load a checkpoint.
 
-    `lm` is where the language model is now, if it has moved: a folder or a hub name; `overrides` change any other key
-    of its recipe on purpose, as `lm.bos=false`. `verify` compares the frozen weights with those it was trained with
-    (in its own precision alone). Raises `CheckpointError` for anything missing, unexpected, misshapen or changed,
-    `InputError` for a device that this machine does not have.
+    Args:
+        folder: A checkpoint, or the folder of a run, whose newest checkpoint is loaded.
+        lm: New place of a language model that has moved: a folder or a hub name.
+        overrides: Changes of the recipe, such as "lm.bos=false".
+        device: Device of the model.
+        dtype: Precision of the model. Default: that of training.
+        verify: Compare the frozen weights with those of training.
+        say: Called with each step of loading, for progress messages.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        CheckpointError: A tensor or file is missing, unexpected, of another shape, or modified.
+        InputError: This machine does not have the device.
+        PartError: The weights of a part cannot be loaded.
     """
     device = check_device(device)
     folder = find(folder)
@@ -211,32 +199,32 @@ def load(
         model = rebuild(folder, manifest, recipe, say, overrides)
     except PartError as error:
         part, config = recipe.part("lm")
-        if lm is None and part.problems(config):  # files that are there and damaged are none
+        if lm is None and part.problems(config):  # damaged files are no problem of the place
             raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
         raise
     if verify:
-        say("comparing the frozen weights' fingerprints")
+        say("comparing the SHA-256 of the frozen weights")
         check_frozen(model, folder, manifest)
     return model.to(device=device, dtype=dtype).eval()
 
 
 def moved(lm: str | Path | None) -> list[str]:
-    """What to override in a recipe whose language model is now at `lm`; a folder is relative to the current one."""
+    """The overrides for a language model that has moved to `lm`; a folder is relative to the working folder."""
     if lm is None:
         return []
     here: Path = expand_home(Path(lm))
     return [f"lm.weights={json.dumps(str(here.absolute() if here.is_dir() else lm))}"]
 
 
-def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
-    """Let a language model turn text into tokens as it did when the checkpoint was trained; an override is kept.
+def restore_tokenization(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
+    """Make a language model tokenize text as in the training of the checkpoint; overrides are kept.
 
-    Raises `CheckpointError` for a beginning that it cannot read.
+    Raises `CheckpointError` for initial tokens that it cannot read.
     """
-    if beyond := [token for token in manifest.text.beginning if token >= lm.readable]:
+    if beyond := [token for token in manifest.text.beginning if token >= lm.num_embeddings]:
         raise CheckpointError(
             f"{folder / MANIFEST}: text.beginning: given {beyond[0]}; allowed: tokens of the language model, 0 to "
-            f"{lm.readable - 1}"
+            f"{lm.num_embeddings - 1}"
         )
     lm.joins = manifest.text.joined
     if not any(override.partition("=")[0] == "lm.bos" for override in overrides):
@@ -244,7 +232,7 @@ def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequenc
 
 
 def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> Recipe:
-    """A checkpoint's recipe, once all files beside its tensors have been compared with the manifest."""
+    """A checkpoint's recipe, after all files except the tensors are compared with the manifest."""
     check_files(folder, manifest)
     return Recipe.load(folder / RECIPE, overrides, model_only=True, stage=manifest.stage)
 
@@ -252,17 +240,17 @@ def read_recipe(folder: Path, manifest: Manifest, overrides: Sequence[str] = ())
 def rebuild(
     folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None], overrides: Sequence[str] = ()
 ) -> Magma:
-    """The model with its trained tensors; `overrides` are those that are in the recipe already."""
+    """The model with its trained tensors. `overrides` are already applied to the recipe."""
     model = assemble(
         recipe, dtype=dtype_of(manifest), frozen_weights_only=True, replaced=stored_parts(manifest), say=say
     )
-    keep_text(model.lm, folder, manifest, overrides)
+    restore_tokenization(model.lm, folder, manifest, overrides)
     load_trained(model, folder)
     return model
 
 
 def stored_parts(manifest: Manifest) -> list[str]:
-    """Paths of encoders, prefixes and the head, if the checkpoint holds their weights."""
+    """Paths of encoders, prefixes and the head whose weights are in the checkpoint."""
     paths = [path for path in manifest.parts if path != "lm"]  # the adapters' tensors lie inside it
     return [path for path in paths if any(name.startswith(f"{path}.") for name in manifest.trained)]
 
@@ -277,29 +265,34 @@ def load_trained(model: Magma, folder: Path) -> None:
 
 
 def keep(model: Magma, names: Collection[str]) -> None:
-    """Note which frozen parts have these tensors from a checkpoint: what is saved of the model holds them, too."""
+    """Record the frozen parts that have these tensors from a checkpoint, so that new checkpoints contain them too."""
     model.from_checkpoint = frozenset(
         path for path, modules in model.parts().items() if modules[0].frozen and model.part_tensors(path).keys() & names
     )
 
 
 def stored_in(model: Magma, manifest: Manifest) -> dict[str, Tensor]:
-    """The model's tensors that this checkpoint of it holds: the trained ones, and of frozen parts those listed."""
+    """The model's tensors that are in the checkpoint: the trained ones, and listed ones of frozen parts."""
     frozen = {name: tensor for name, tensor in model.frozen_tensors().items() if name in manifest.trained}
     return {**model.trained_tensors(), **frozen}
 
 
 def read_trained(model: Magma, folder: Path) -> dict[str, Tensor]:
-    """A checkpoint's tensors: exactly what it holds of the model, as `read_stored` reads them."""
+    """The model's tensors in a checkpoint, as `read_stored` reads them."""
     manifest = read_manifest(folder)
     return read_stored(folder, manifest, stored_in(model, manifest))
 
 
 def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors: exactly the `wanted` ones, of those shapes and dtypes, finite and undamaged."""
+    """The tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: They are not exactly the `wanted` ones, with equal shapes and kinds of dtypes, or they are
+            modified or not finite.
+    """
     path = folder / TRAINED
     found = read_tensors(path)[0]
-    if problems := misfits(wanted, found):
+    if problems := describe_mismatches(wanted, found):
         raise CheckpointError(f"{path} does not fit the model:\n{bullets(problems)}")
     check_stored(path, manifest, found)
     if problems := not_finite(found, wanted):
@@ -308,30 +301,30 @@ def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) 
 
 
 def check_stored(path: Path, manifest: Manifest, found: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless the trained tensors are those that were written."""
-    if damaged := differing(manifest.trained, fingerprints(found)):
+    """Raise `CheckpointError` if trained tensors were modified after saving."""
+    if damaged := differing(manifest.trained, hash_tensors(found)):
         raise CheckpointError(
-            f"{path} is damaged: {len(damaged)} of its tensors are not what was written, the first is {damaged[0]}"
+            f"{path}: {len(damaged)} tensors were modified after saving, the first is {damaged[0]}: restore the file"
         )
 
 
 def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Tensor]:
-    """The frozen tensors, those on meta left out. Raises `CheckpointError` unless they are what they were."""
+    """The frozen tensors except those on meta. Raises `CheckpointError` if they differ from those of training."""
     tensors = model.frozen_tensors()
     here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
     before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
-    if changed := differing(before, fingerprints(here)):
+    if changed := differing(before, hash_tensors(here)):
         raise CheckpointError(
-            f"{folder}: {len(changed)} of {len(before)} frozen tensors are not what they were, the first is "
-            f"{changed[0]}: are these the weights that the run was trained with?"
+            f"{folder}: {len(changed)} of {len(before)} frozen tensors differ from those of training, the first is "
+            f"{changed[0]}: check lm.weights and the weights of frozen encoders"
         )
     if problems := not_finite(here, here):
         raise CheckpointError(f"{folder}: the frozen weights cannot be used:\n{bullets(problems)}")
     return here
 
 
-def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What of `found` is not as `wanted`: names, shapes, dtypes; floating-point tensors may be of any precision."""
+def describe_mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """How `found` differs from `wanted`: names, shapes, dtypes. Floating-point tensors may have any precision."""
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]
     for name in wanted.keys() & found.keys():
@@ -345,14 +338,14 @@ def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[s
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:
-    """Also of a parameter that ZeRO-3 has partitioned."""
+    """The whole shape, also of a parameter that ZeRO-3 has partitioned."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 def not_finite(tensors: Mapping[str, Tensor], model: Mapping[str, Tensor]) -> list[str]:
-    """A line for each tensor with NaN or infinity, but for a buffer where the model has them in the same places.
+    """A line for each tensor with NaN or infinity, except for buffers if the model has them in the same places.
 
-    Masks do. A model on meta has no values to compare with.
+    Masks have them. A model on meta has no values to compare with.
     """
     return [f"{name} holds NaN or infinity" for name, t in tensors.items() if not (_finite(t) or _like(t, model[name]))]
 

@@ -1,4 +1,4 @@
-"""What a user can do wrong, one class per kind of mistake. Bugs of ours are `assert`s, never a `MagmaError`."""
+"""Errors that a user can correct, one class for each kind. Bugs of this package are `assert`s, never a `MagmaError`."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from collections.abc import Iterable, Sequence
 
 
 class MagmaError(Exception):
-    """Something the user can put right. The message says where, what was given and what is allowed."""
+    """Base of all errors that a user can correct. The message says where, what was given and what is allowed."""
 
 
-LACKING = ("thing is missing", "things are missing")
-"""What a `RecipeError` counts where nothing is wrong with the recipe itself."""
+MISSING_NOUN = ("thing is missing", "things are missing")
+"""Singular and plural of what a `RecipeError` counts if the recipe is correct and this machine lacks something."""
 
 
 class RecipeError(MagmaError):
-    """One or more mistakes in a recipe, or things that it asks for and this machine lacks; all of them at once."""
+    """All mistakes in a recipe, or everything that it needs and this machine lacks."""
 
     def __init__(self, origin: str, problems: Iterable[str], what: tuple[str, str] = ("mistake", "mistakes")) -> None:
-        """`what` says what one problem is, and what several are."""
+        """Join the problems into one message.
+
+        Args:
+            origin: The recipe's file or name, which begins the message.
+            problems: One line for each problem.
+            what: Singular and plural of the noun that the message counts.
+        """
         self.problems = list(problems)
         count = len(self.problems)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
@@ -30,7 +36,7 @@ class PluginError(MagmaError):
 
 
 class InputError(MagmaError):
-    """A value in a prompt or an example that no input takes, or that cannot be read."""
+    """A value in a prompt or an example that no input accepts, or that cannot be read."""
 
 
 class TooLong(InputError):
@@ -42,11 +48,11 @@ class PartError(MagmaError):
 
 
 class CheckpointError(MagmaError):
-    """A folder that is no checkpoint, or one whose tensors do not match the model."""
+    """A folder that is not a checkpoint, or whose tensors do not match the model."""
 
 
 class TrainingError(MagmaError):
-    """A run that cannot be started or continued."""
+    """A run that cannot be started or resumed."""
 
 
 class OutOfMemory(MagmaError):
@@ -54,11 +60,11 @@ class OutOfMemory(MagmaError):
 
 
 _SHOWN = 3
-"""Reasons that an error lists."""
+"""Number of reasons that an error lists."""
 
 
 def first_of(reasons: Sequence[str]) -> str:
-    """The first of several reasons, a line each, and how many there are besides."""
+    """The first reasons, one line each, and the number of the others."""
     more = [f"and {len(reasons) - _SHOWN} others"] if len(reasons) > _SHOWN else []
     return "".join(f"\n  - {line}" for line in [*reasons[:_SHOWN], *more])
 

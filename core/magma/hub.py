@@ -1,6 +1,6 @@
-"""Files that a user names by a folder or by a hub name: are they here, or can they be had? Nothing is downloaded.
+"""Files that are named by a folder or a hub name: are they present, or can they be downloaded? Nothing is downloaded.
 
-The hub is asked once for each name, without waiting long.
+The hub is asked once for each name, with a short timeout.
 """
 
 from __future__ import annotations
@@ -9,15 +9,25 @@ import functools
 from fnmatch import fnmatch
 from pathlib import Path
 
+from .io import error_summary
+
 
 def is_folder(source: str) -> bool:
-    """Is a folder meant, going by how it is written, or because there is one? Else it is a hub name."""
+    """Whether a name means a folder: by its form, or because the folder exists. Otherwise it is a hub name."""
     path = Path(source)
     return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.is_dir()
 
 
-def at_hand(source: str, *patterns: str) -> Path | None:
-    """The folder on disk with a file of one of the `patterns`: `source` itself, or the cache's of a hub name."""
+def find_local_folder(source: str, *patterns: str) -> Path | None:
+    """Find a folder on disk.
+
+    Args:
+        source: A folder or a hub name.
+        patterns: Glob patterns; the folder has to contain a file that matches one of them.
+
+    Returns:
+        `source` itself, or the cached folder of a hub name; None if there is no such folder or file.
+    """
     folder: Path | None = Path(source)
     if not is_folder(source):
         from huggingface_hub import try_to_load_from_cache
@@ -28,7 +38,7 @@ def at_hand(source: str, *patterns: str) -> Path | None:
 
 
 def hub_has(name: str, *patterns: str) -> bool:
-    """Does the hub list a file of one of the `patterns`? False, too, where it cannot be asked for the name."""
+    """Whether the hub lists a file that matches one of the `patterns`. False if the hub cannot be reached."""
     import huggingface_hub
 
     if ask_hub(name):
@@ -41,21 +51,26 @@ def hub_has(name: str, *patterns: str) -> bool:
 
 
 def source_problems(source: str, *wanted: tuple[str, ...], cached: str = "config.json") -> list[str]:
-    """What keeps a folder or a hub name from being read, in lines.
+    """Why a folder or a hub name cannot be read.
 
-    A folder has, for each of `wanted`, a file of one of its patterns; of a hub name, `cached` is in the cache, or the
-    hub has the name.
+    Args:
+        source: A folder or a hub name.
+        wanted: Groups of glob patterns. A folder needs a file that matches a pattern of each group.
+        cached: A hub name needs this file in the cache, or the hub has to know the name.
+
+    Returns:
+        One line for each problem.
     """
     if not is_folder(source):
         problem = hub_problem(source, cached)
         return [problem] if problem else []
     if not Path(source).is_dir():
-        return [f"given {source!r}, which is no folder"]
-    return [f"{source} has no {' or '.join(any_of)}" for any_of in wanted if not at_hand(source, *any_of)]
+        return [f"given {source!r}, which is not a folder"]
+    return [f"{source} has no {' or '.join(any_of)}" for any_of in wanted if not find_local_folder(source, *any_of)]
 
 
 def hub_problem(name: str, *files: str) -> str | None:
-    """Why a hub repository cannot be had; None where one of its `files` is in the cache, or the hub has it."""
+    """Why a hub repository is not available; None if one of its `files` is in the cache or the hub has it."""
     from huggingface_hub import try_to_load_from_cache
 
     if any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
@@ -64,18 +79,18 @@ def hub_problem(name: str, *files: str) -> str | None:
     if reason is None:
         return None
     return (
-        f"{name} is not in the cache, and the hub says: {reason.rstrip('.')}. Where there is a network, "
-        f"`hf download {name}` gets it; a folder or file of it is allowed too"
+        f"{name} is not in the cache, and the hub reports: {reason.rstrip('.')}. Run `hf download {name}` on a "
+        "machine with a network, or give a local folder or file"
     )
 
 
 @functools.cache
 def ask_hub(name: str) -> str | None:
-    """What the hub answers when asked for a repository that it cannot give; None: it has it."""
+    """The hub's error message for a repository; None if the hub has it."""
     import huggingface_hub
 
     try:
         huggingface_hub.model_info(name, timeout=10)
-    except Exception as error:  # its HTTP library's own, which changes between releases
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    except Exception as error:  # errors of its HTTP library, which changes between releases
+        return error_summary(error)
     return None

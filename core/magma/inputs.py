@@ -1,4 +1,4 @@
-"""One way into the language model: an encoder, and the prefix that follows it."""
+"""One input of the model: an encoder and the prefix after it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,19 @@ BatchNormMode = Literal["train", "frozen"]
 
 
 class Input(nn.Module):
-    """One way into the language model: an encoder and the prefix behind it."""
+    """One input of the model: an encoder and the prefix after it."""
 
     def __init__(
         self, encoder: Encoder, prefix: Prefix, trainable: bool = True, batchnorm: BatchNormMode = "train"
     ) -> None:
-        """`trainable` and `batchnorm` are the encoder's; a prefix learns unless it was frozen.
+        """Combine an encoder and a prefix.
 
-        batchnorm: "train" normalises by each batch's statistics and averages them; "frozen" by the pretrained ones.
+        Args:
+            encoder: The encoder.
+            prefix: The prefix. It is trained unless it is frozen.
+            trainable: Train the encoder. If False, it is frozen.
+            batchnorm: BatchNorm of a trained encoder. "train": batch statistics, and the running averages are updated.
+                "frozen": the pretrained averages.
         """
         super().__init__()
         self.encoder = encoder
@@ -31,7 +36,7 @@ class Input(nn.Module):
             encoder.freeze()
 
     def forward(self, x: Tensor) -> Features:
-        """[b, ...] to embeddings [b, k, d]. A frozen encoder builds no graph."""
+        """Embeddings [b, k, d] of prepared items [b, ...]. No autograd graph is built for a frozen encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder.frozen):
             features: Features = self.encoder(x)
         out: Features = self.prefix(features)

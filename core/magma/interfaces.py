@@ -1,5 +1,4 @@
-"""The parts that a model and its training are made of. All that a plugin author has to know is in this
-file and in `values.py`.
+"""The parts that a model and its training are made of: the whole contract of a plugin, with `part.py` and `values.py`.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 v vocabulary, m scored positions.
@@ -8,116 +7,24 @@ v vocabulary, m scored positions.
 from __future__ import annotations
 
 import random
-import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, get_args
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import Tensor, nn
 
+from .deprecation import RenamedMember
 from .errors import PartError
-from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Trial
+from .part import Module as Module
+from .part import Part as Part
+from .part import PartConfig as PartConfig
+from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, SourceState
 
-Place = Literal["attention", "mlp"]
-PLACES: tuple[Place, ...] = ("attention", "mlp")
-
-
-class PartConfig(BaseModel):
-    """Base of every part's `Config`: frozen, and a key it does not know is an error.
-
-    TOML has no null: `false` unsets a key whose default is None.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-    legacy_defaults: ClassVar[Mapping[str, Any]] = {}
-    """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
-    renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """Former to current name of a key. A recipe may still use the former one, with a `DeprecationWarning`."""
-
-    @classmethod
-    def rename_keys(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The same values under the current names; of two names of one key, the one that was given last counts."""
-        return {cls.renamed_keys.get(key, key): value for key, value in given.items()}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _false_unsets(cls, given: Any, info: ValidationInfo) -> Any:
-        if not isinstance(given, dict):
-            return given
-        warn = not (info.context or {}).get("checkpoint")  # nobody edits the recipe of a checkpoint
-        for key in sorted(given.keys() & cls.renamed_keys.keys()) if warn else ():
-            warnings.warn(f"the key `{key}` is now called `{cls.renamed_keys[key]}`", DeprecationWarning, stacklevel=2)
-        optional = {
-            name
-            for name, field in cls.model_fields.items()
-            if not field.is_required() and field.default is None and bool not in get_args(field.annotation)
-        }
-        return {k: v for k, v in cls.rename_keys(given).items() if v is not False or k not in optional}
-
-
-class Part(ABC):
-    """Something a recipe can name.
-
-    A concrete part sets `name`, what a recipe's `use = "..."` says, and a `Config` whose fields are the rest of
-    the recipe's table. `kind` is set by the abstract classes below.
-    """
-
-    kind: ClassVar[str]
-    name: ClassVar[str]
-    Config: ClassVar[type[PartConfig]] = PartConfig
-    config: PartConfig
-
-    @classmethod
-    def problems(cls, config: Any) -> list[str]:
-        """What is missing on this machine before `config` can be used (files, packages), without loading anything."""
-        return []
-
-    @classmethod
-    def trial(cls, folder: Path) -> Trial:
-        """What to try this part with; files that it needs are written into `folder`. By default: no field set."""
-        return Trial()
-
-
-class Module(Part, nn.Module):
-    """A part with weights.
-
-    `__init__` builds the structure and must work under `torch.device("meta")`; `load_weights` then fills in what
-    the config names. A frozen module stays in eval mode whatever `train()` is told.
-    """
-
-    def __init__(self, config: PartConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.frozen = False
-
-    @classmethod
-    def build(cls, *context: Any, **fields: Any) -> Self:
-        """A ready instance from config fields, weights loaded: `Lidar.build(width=32)`.
-
-        `context` are the sizes that the class takes after its config, such as a prefix's three.
-        """
-        part = cls(cls.Config(**fields), *context)
-        part.load_weights()
-        return part
-
-    def load_weights(self) -> None:  # optional: a part that starts from scratch has nothing to load
-        """Load the pretrained weights that the config names. Called once, never on meta."""
-
-    def init_weights(self) -> None:  # optional: most parts leave nothing on meta
-        """Called in place of `load_weights` where better weights will follow: fills what `__init__` left on meta."""
-
-    def freeze(self) -> None:
-        """No gradient, and eval mode for good."""
-        self.frozen = True
-        self.requires_grad_(False)
-        self.train(False)
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(mode and not self.frozen)
+Sublayer = Literal["attention", "mlp"]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 
 
 class Encoder(Module):
@@ -125,43 +32,54 @@ class Encoder(Module):
 
     kind = "encoder"
     modality: ClassVar[str]
-    """What it reads, in one word: "lidar"."""
+    """The modality that it reads, in one word: "lidar"."""
     dim: int
-    """e, set by `__init__`."""
+    """e, the width of a feature; set by `__init__`."""
     length: int
-    """The largest n, set by `__init__`."""
+    """Maximum n; set by `__init__`."""
 
     @abstractmethod
     def accepts(self, raw: Any) -> bool:
-        """Does this value look like one of mine? Cheap; no file is opened."""
+        """Whether `raw` looks like an input of this encoder. It has to be cheap; no file is opened."""
 
     @abstractmethod
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """One item as a user holds it (at least a `Path`) to model input [...].
+        """Read one item.
 
-        `rng` is given in training alone and is the only source of randomness for augmentation. Raises
-        `InputError` that names the item where it cannot be read.
+        Args:
+            raw: The item as a user has it: a `Path` or `bytes` from data files, anything else from Python code.
+            rng: Given only in training; the only source of randomness for augmentation.
+
+        Returns:
+            The prepared item [...], which `stack` accepts.
+
+        Raises:
+            InputError: The item cannot be read. The message names it.
         """
 
     @abstractmethod
-    def blank(self) -> Tensor:
-        """A prepared item [...] of zeros, the smallest one: stands in where a batch has none."""
+    def dummy_item(self) -> Tensor:
+        """The smallest prepared item [...], of zeros: it is used for a batch that lacks this input."""
 
-    def largest(self) -> Tensor:
-        """A prepared item [...] with `length` features: what a plan is made for."""
-        return self.blank()
+    def max_size_item(self) -> Tensor:
+        """A prepared item [...] with `length` features, of which a plan computes the costs. Default: `dummy_item()`."""
+        return self.dummy_item()
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
-        """Prepared items to one model input [b, ...]. Items of unequal size are padded here."""
+        """Stack prepared items to one model input [b, ...]. Items of unequal size have to be padded here."""
         return torch.stack(list(items))
 
-    def size(self, prepared: Tensor) -> int:
-        """How many features this prepared item will have; at most `length`."""
+    def num_features(self, prepared: Tensor) -> int:
+        """Number of features of a prepared item, at most `length`. Default: `length`."""
         return self.length
 
     @abstractmethod
     def forward(self, x: Tensor) -> Features:
-        """[b, ...] to features of width e; pooled features are n = 1."""
+        """Encode inputs [b, ...] to features [b, n, e]; pooled features have n = 1."""
+
+    blank = RenamedMember("dummy_item")
+    largest = RenamedMember("max_size_item")
+    size = RenamedMember("num_features")
 
 
 class Prefix(Module):
@@ -169,30 +87,32 @@ class Prefix(Module):
 
     kind = "prefix"
     length: int
-    """k, set by `__init__`: how many positions of the sequence a medium fills at most."""
+    """Maximum k, the number of positions that one medium takes; set by `__init__`."""
 
     @abstractmethod
     def __init__(self, config: PartConfig, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config)
 
-    def size(self, features: int) -> int:
-        """How many embeddings come out of this many features; at most `length`."""
+    def num_embeddings(self, features: int) -> int:
+        """Number of embeddings for `features` features, at most `length`. Default: `length`."""
         return self.length
 
     @abstractmethod
     def forward(self, features: Features) -> Features:
-        """[b, n, e] to [b, k, d]."""
+        """Map features [b, n, e] to embeddings [b, k, d]. Padding (`features.lengths`) must not be read."""
+
+    size = RenamedMember("num_embeddings")
 
 
 class Adapter(Module):
     """Wraps one frozen sublayer and owns only its own weights. Built as `Adapter(config, lm.dim)`.
 
-    Nothing it does may mix positions: the sublayer alone moves information along t.
+    It must not mix positions: only the sublayer moves information along t.
     """
 
     kind = "adapter"
-    keeps_input: ClassVar[bool] = False
-    """Does `forward` give the sublayer x itself, once? Then what nobody reads need not be computed."""
+    passes_input_through: ClassVar[bool] = False
+    """Whether `forward` calls the sublayer exactly once, with x itself. It allows to skip unused computation."""
 
     @abstractmethod
     def __init__(self, config: PartConfig, dim: int) -> None:
@@ -200,18 +120,28 @@ class Adapter(Module):
 
     @abstractmethod
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """x [b, t, d] is what the sublayer would have got; returns what takes the place of its output [b, t, d]."""
+        """Apply the adapter.
+
+        Args:
+            x: The input of the sublayer, [b, t, d].
+            sublayer: The frozen sublayer, [b, t, d] to [b, t, d].
+
+        Returns:
+            The replacement for the sublayer's output, [b, t, d].
+        """
+
+    keeps_input = RenamedMember("passes_input_through")
 
 
 class Head(Module):
-    """Takes the place of the language model's own head: hidden states to classes. Built as `Head(config, lm.dim)`.
+    """Replaces the language model's own head: hidden states to classes. Built as `Head(config, lm.dim)`.
 
-    It sees the last layer's hidden state of the last token (section 4.1.3 of the paper).
+    Its input is the last layer's hidden state of the last token (section 4.1.3 of the paper).
     """
 
     kind = "head"
     classes: tuple[str, ...]
-    """c names, set by `__init__`."""
+    """The c names of the classes; set by `__init__`."""
 
     @abstractmethod
     def __init__(self, config: PartConfig, dim: int) -> None:
@@ -219,11 +149,14 @@ class Head(Module):
 
     @abstractmethod
     def forward(self, hidden: Tensor) -> Tensor:
-        """[m, d] to logits [m, c]."""
+        """Compute logits [m, c] from hidden states [m, d]."""
 
 
 class FrozenLM(Module):
-    """The language model. Its weights never change; adapters may be put around its sublayers."""
+    """The language model. Its weights never change; adapters may be added to its sublayers.
+
+    `__init__` sets `dim` (d), `context` (maximum t), `vocab` (v) and `eos` (id of the end-of-text token).
+    """
 
     kind = "lm"
     dim: int
@@ -231,85 +164,96 @@ class FrozenLM(Module):
     vocab: int
     eos: int
     beginning: Sequence[int] = ()
-    """Token ids that stand before all that it reads, media included: BOS, where it was trained with one."""
+    """Token ids before everything, media included: BOS, if the model was trained with it."""
     joins: bool = True
-    """Are texts that follow each other tokenized as one? False in checkpoints that were trained otherwise."""
+    """Whether adjacent texts are tokenized as one. False in checkpoints that were trained otherwise."""
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
-        self.adapters: dict[Place, list[Adapter]] = {}
+        self.adapters: dict[Sublayer, list[Adapter]] = {}
 
     @property
-    def readable(self) -> int:
-        """How many tokens it can read: the first of its vocabulary, those that have a word embedding."""
+    def num_embeddings(self) -> int:
+        """Rows of the word embedding: ids from 0 to `num_embeddings` - 1 can be read. Default: `vocab`."""
         return self.vocab
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """Its blocks, the first one first: what can be recomputed or compiled one by one. None are named by default."""
+        """The blocks in order, for activation checkpointing and compilation. Default: none."""
         return ()
 
     @property
     def ends(self) -> Collection[int]:
-        """Every token that ends an answer; `eos` is the one that it is trained to write."""
+        """Every token that ends an answer. Training uses only `eos`."""
         return (self.eos,)
 
     @property
     def control_tokens(self) -> Mapping[str, int]:
-        """Tokens that a template may contain, and a text that somebody typed does not: "<|endoftext|>"."""
+        """Tokens that templates may contain and plain text may not, such as "<|endoftext|>"."""
         return {}
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
-        """The token ids of a text that begins a sequence. No token is added, and none is a control token."""
+        """Tokenize a text at the beginning of a sequence. No token is added, and none is a control token."""
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
-        """Token ids that begin a sequence to text."""
+        """Text of token ids at the beginning of a sequence."""
 
     @cached_property
     def marks_beginning(self) -> bool:
-        """Does `encode` put something before a text's first word, such as SentencePiece's space?"""
+        """Whether `encode` adds something before the first word, such as SentencePiece's space."""
         return self.encode("x\ny") != self.encode("x\n") + self.encode("y")
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """As `encode`, and where each token stands: its first character and the one after its last; None: not known."""
+        """As `encode`, with the span of each token: its first character and the one after its last. None: unknown."""
         return self.encode(text), None
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
-        """[b, t] ids to word embeddings [b, t, d]."""
+        """Look up word embeddings [b, t, d] of token ids [b, t]."""
 
     @abstractmethod
-    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
-        """Put a new adapter around this sublayer of every block, first block first, and list them in `adapters`."""
+    def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
+        """Add an adapter to one sublayer of every block, in order, and list them in `adapters`.
+
+        Args:
+            sublayer: "attention" or "mlp".
+            make: Makes one adapter; called once for each block.
+        """
 
     @abstractmethod
     def remove_adapters(self) -> None:
-        """Undo every `adapt`: the bare language model is back, bit for bit."""
+        """Undo every `add_adapters`: the model without adapters, bit by bit."""
 
     @abstractmethod
     def new_cache(self) -> Cache:
         """An empty cache for `forward`, which fills it in place."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
-        """Embeddings [b, t, d] to the last hidden states [m, d] of the scored positions.
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
+        """Run the blocks.
 
-        With a cache, the t positions follow the ones that it holds.
+        Args:
+            embeddings: Inputs, [b, t, d], right-padded.
+            layout: Positions, lengths and scored positions.
+            cache: Keys and values of earlier positions, which the t positions follow; it is extended in place.
+
+        Returns:
+            Last hidden states [m, d] of the scored positions.
         """
 
     @abstractmethod
-    def head(self, hidden: Tensor) -> Tensor:
-        """[m, d] hidden states to logits [m, v]."""
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """Compute logits [m, v] from hidden states [m, d]."""
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Of hidden states [m, d] and the tokens [m] that follow them: summed, in float32."""
-        return nn.functional.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+        """Cross-entropy of hidden states [m, d] and the tokens [m] that follow them: summed, in float32."""
+        return nn.functional.cross_entropy(self.lm_head(hidden).float(), labels, reduction="sum")
 
     def export(self, folder: Path) -> None:
-        """Write the bare language model, weights and tokenizer, in its own library's format."""
-        raise PartError(f'lm: "{self.name}" has no format of its own to be written in')
+        """Write the language model without adapters, and its tokenizer, in its own library's format."""
+        raise PartError(f'lm: "{self.name}" cannot be exported: it does not implement `export`')
 
     def freeze(self) -> None:
         """Freeze everything but the adapters."""
@@ -324,9 +268,13 @@ class FrozenLM(Module):
         return self
 
     def all_adapters(self) -> list[Adapter]:
-        """Every adapter, place by place, first block first."""
+        """Every adapter, sublayer by sublayer, in the order of the blocks."""
         # nn.Module.__init__ may call train() through a subclass before `adapters` is set.
         return [adapter for group in self.__dict__.get("adapters", {}).values() for adapter in group]
+
+    readable = RenamedMember("num_embeddings")
+    adapt = RenamedMember("add_adapters")
+    head = RenamedMember("lm_head")
 
 
 class DataSource(Part):
@@ -339,13 +287,16 @@ class DataSource(Part):
         self.config = config
 
     @abstractmethod
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
-        """One pass over the data, from the start or from just after `state`.
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
+        """One epoch over the data.
 
-        Each example comes with the state that goes on behind it. The state of a pass's last example opens the next
-        pass (in a new order, where the source shuffles), so that a trainer loops for ever and an evaluation stops.
-        A row that cannot be read is an `Example` with a `problem`, in its turn: an exception would end the pass and
-        lose its place, and whether the run goes on without the row is the recipe's to say.
+        Args:
+            state: Resume after the example that came with this state. None: start at the beginning.
+
+        Yields:
+            An example and the state to resume after it. The state after the last example starts the next epoch, in a
+            new order if the source shuffles. An unreadable row is yielded as an `Example` with a `problem`: an
+            exception would end the epoch, and the recipe decides whether to skip the row.
         """
 
 
@@ -353,46 +304,51 @@ class Task(Part):
     """An evaluation. Built as `Task(config, seed)`."""
 
     kind = "task"
-    primary: ClassVar[str]
-    """The one of its scores that a table of runs shows first."""
+    primary_metric: ClassVar[str]
+    """The score that tables of runs show first."""
     max_tokens: ClassVar[int] = 16
-    """How long an answer may be."""
+    """Maximum length of an answer in tokens."""
     stop: ClassVar[tuple[str, ...]] = ()
-    """Strings that end an answer; they are not part of it."""
+    """Strings that end an answer. They are not part of it."""
     can_read: Callable[[Media], bool] = staticmethod(lambda _: True)
-    """Can the model read this medium? Set by who asks, so that a task can draw other completed examples."""
+    """Whether the model can read a medium. Set by the evaluation, so that a task can draw other in-context examples."""
 
     @abstractmethod
     def __init__(self, config: PartConfig, seed: int) -> None:
         self.config = config
 
     @abstractmethod
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """The questions of a split, each behind `shots` completed ones, drawn with `seed`."""
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        """The questions of a split, each after `shots` in-context examples that are drawn with `seed`."""
 
     def follow_up(self, prediction: Prediction) -> Question | None:
-        """What to ask next, now that this was answered (multi-step prompting, figure 6 of the paper); None: nothing."""
+        """The next question after this answer (multi-step prompting, figure 6 of the paper). None: there is none."""
         return None
 
-    def extract(self, question: Question, output: str) -> str:
-        """What counts as the answer in all that the model wrote: by default everything."""
+    def postprocess(self, question: Question, output: str) -> str:
+        """The part of the model's output that counts as the answer. Default: all of it."""
         return output
 
-    def judge(self, prediction: Prediction) -> tuple[str, float] | None:
-        """One answer as it was compared, and its score; None where a task scores all of them together alone."""
+    def score_one(self, prediction: Prediction) -> tuple[str, float] | None:
+        """The answer as it is compared, and its score. None: the metric is defined only for all answers together."""
         return None
 
     @abstractmethod
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Named figures of one baseline's predictions."""
+        """Scores of all predictions of the model or of one control, by name."""
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
-        """How `score` measured these, or why a figure says little: a few words for each figure that needs them."""
+        """A few words about a score that needs them: how it was measured, or its limits. Default: none."""
         return {}
 
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
-        """Write what a person wants to look at into `folder` and return the files."""
+        """Write files to look at, such as plots, into `folder` and return their paths. Default: none."""
         return []
+
+    primary = RenamedMember("primary_metric")
+    examples = RenamedMember("questions")
+    extract = RenamedMember("postprocess")
+    judge = RenamedMember("score_one")
 
 
 KINDS: dict[str, type[Part]] = {

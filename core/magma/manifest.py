@@ -1,7 +1,7 @@
-"""`manifest.json`: what a checkpoint's folder holds, so that what is there can be compared with what was written.
+"""`manifest.json`: the contents of a checkpoint's folder, to find modified files.
 
-Files are listed by SHA-256, tensors by fingerprints; `state` is what a run needs to resume. Weights of a bundled
-language model are listed by size: their tensors are among the `frozen` ones.
+Files and tensors are listed by SHA-256; `state` are the files that a run needs to resume. Weights of a bundled language
+model are listed by size: their tensors are among the `frozen` ones.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (
 )
 WEIGHTS = ".safetensors"
 _SHOWN = 5
-"""Most problems of one file that a message lists."""
+"""Maximum number of problems of one file in a message."""
 
 
 def _inside(name: str) -> str:
-    """A path that does not leave the folder."""
+    """A relative path inside the folder."""
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError("the relative path of a file in this folder")
@@ -56,20 +56,20 @@ class PartEntry(BaseModel):
 
 
 class TextEntry(BaseModel):
-    """How texts become tokens, where language models and versions of this package differ. By default: as before.
+    """How text is tokenized, as it may differ between language models and versions. Default: as before.
 
-    An unknown key is refused: it would be a rule that this version does not follow.
+    An unknown key is an error: it would be a rule that this version does not implement.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     beginning: list[NonNegativeInt] = []
-    """The token ids before everything."""
+    """Token ids before everything."""
     joined: bool = False
-    """Are texts that follow each other tokenized as one?"""
+    """Whether adjacent texts are tokenized as one."""
 
 
 class Manifest(BaseModel):
-    """What was written. Keys that later versions add are kept."""
+    """The contents of manifest.json. Keys of later versions are kept."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow")
     format: Literal[2]
@@ -86,7 +86,7 @@ class Manifest(BaseModel):
     step: NonNegativeInt | None = None
     text: TextEntry = TextEntry()
     stage: NonNegativeInt | None = None
-    """Which of the recipe's [[stages]] wrote it, counted from 0."""
+    """The stage of the recipe that wrote it, counted from 0."""
 
     @property
     def covers_recipe(self) -> bool:
@@ -101,7 +101,7 @@ def dtype_of(manifest: Manifest) -> torch.dtype:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """A checkpoint's manifest. Raises `CheckpointError` for one that is damaged, or of another format."""
+    """Read a checkpoint's manifest. Raises `CheckpointError` if it is damaged or has another format."""
     path = folder / MANIFEST
     try:
         raw = parse_json(path.read_text(encoding="utf-8"))
@@ -115,17 +115,22 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         problems = [explain(Manifest, one) for one in error.errors(include_url=False)]
-    raise CheckpointError(f"{path} is not what was written:\n{bullets(problems)}")
+    raise CheckpointError(f"{path} was modified after saving, or is damaged:\n{bullets(problems)}")
 
 
 CHECKPOINT, OWN, NEW = "checkpoint", "own weights", "new"
 
 
 def origins(parts: Mapping[str, Collection[str]], manifest: Manifest) -> dict[str, str]:
-    """Where each part starts if a checkpoint is the beginning; `parts` are the names of their tensors, by path.
+    """Where the weights of each part come from if training starts from a checkpoint.
 
-    "checkpoint": it holds the part. "own weights": the part was frozen there, and its weights are where they were.
-    "new": the checkpoint's model does not have the part.
+    Args:
+        parts: Names of the tensors of each part, by path.
+        manifest: The checkpoint's manifest.
+
+    Returns:
+        By path: "checkpoint" (it contains the part), "own weights" (the part was frozen; its own weights are loaded) or
+        "new" (the checkpoint's model does not have the part).
     """
     return {
         path: NEW if path not in manifest.parts else CHECKPOINT if manifest.trained.keys() & set(names) else OWN
@@ -134,7 +139,11 @@ def origins(parts: Mapping[str, Collection[str]], manifest: Manifest) -> dict[st
 
 
 def find(folder: str | Path) -> Path:
-    """The checkpoint that a folder is, or the newest one of the run that it is."""
+    """The folder itself if it is a checkpoint, or the newest checkpoint of a run's folder.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+    """
     folder = Path(folder)
     if (folder / MANIFEST).is_file():
         return folder
@@ -148,7 +157,7 @@ def find(folder: str | Path) -> Path:
 # Tensors
 
 
-def fingerprint(tensor: Tensor) -> str:
+def tensor_sha256(tensor: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
@@ -157,19 +166,19 @@ def fingerprint(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name to fingerprint, in order of name."""
-    return {name: fingerprint(tensors[name]) for name in sorted(tensors)}
+def hash_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """SHA-256 by name, in the order of the names."""
+    return {name: tensor_sha256(tensors[name]) for name in sorted(tensors)}
 
 
-def digest(prints: Mapping[str, str]) -> str:
-    """One fingerprint for many."""
+def combined_sha256(prints: Mapping[str, str]) -> str:
+    """One SHA-256 for many tensors."""
     lines = "".join(f"{name} {prints[name]}\n" for name in sorted(prints))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
-    """Names whose fingerprints differ, or that only one side has."""
+    """Names whose hashes differ or that only one side has."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
@@ -177,52 +186,54 @@ def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 
 
 def list_files(folder: Path) -> dict[str, Any]:
-    """`files` and `weights` of a folder that is complete but for its manifest."""
+    """`files` and `weights` of a folder that is complete except for its manifest."""
     found: dict[str, dict[str, Any]] = {"files": {}, "weights": {}}
     for name, path in _files_below(folder):
         if _is_weights(name):
             found["weights"][name] = path.stat().st_size
         elif name not in (MANIFEST, TRAINED) and not name.startswith(f"{STATE}/"):
-            found["files"][name] = _sha256(path)
+            found["files"][name] = file_sha256(path)
     return found
 
 
 def list_state(folder: Path) -> dict[str, str]:
     """`state`, of a checkpoint's folder."""
-    return {name: _sha256(path) for name, path in _files_below(folder) if name.startswith(f"{STATE}/")}
+    return {name: file_sha256(path) for name, path in _files_below(folder) if name.startswith(f"{STATE}/")}
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise `CheckpointError` unless all that `load` reads beside tensors is what was written."""
+    """Raise `CheckpointError` if a file that `load` reads, tensors excepted, was modified."""
     wrong = _wrong(folder, manifest.files)
     for name, size in manifest.weights.items():
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
         elif path.stat().st_size != size:
-            wrong.append(f"{name} is not what was written: it has {path.stat().st_size:,} bytes, {size:,} were written")
+            wrong.append(
+                f"{name} was modified after saving: it has {path.stat().st_size:,} bytes, {size:,} were written"
+            )
     if wrong:
         raise CheckpointError(f"{folder}: {', '.join(wrong[:_SHOWN])}{_on_purpose(folder, wrong)}")
 
 
 def check_state(folder: Path, manifest: Manifest) -> None:
-    """Raise `CheckpointError` unless all that a run needs to resume is what was written."""
+    """Raise `CheckpointError` if a file that a run needs to resume was modified."""
     if wrong := _wrong(folder, manifest.state or {}):
         raise CheckpointError(
-            f"{folder} has no state to go on from: {', '.join(wrong[:_SHOWN])}; an earlier checkpoint of the run may "
-            "have one: move this folder out of the run's, then go on with --resume"
+            f"{folder} cannot be resumed from: {', '.join(wrong[:_SHOWN])}. To resume from an earlier checkpoint, move "
+            "this folder out of the run's folder and use --resume"
         )
 
 
 def uncovered(folder: Path, manifest: Manifest) -> list[str]:
-    """Files that somebody put beside those that an import brought, hidden ones left out."""
+    """Files that were added to the folders of an import, except hidden ones."""
     if not manifest.covers_recipe:  # nor are weights listed
         return []
-    brought = {PurePosixPath(name).parts[0] for name in [*manifest.files, *manifest.weights] if "/" in name}
+    bundled = {PurePosixPath(name).parts[0] for name in [*manifest.files, *manifest.weights] if "/" in name}
     return [
         name
         for name, _ in _files_below(folder)
-        if name.partition("/")[0] in brought
+        if name.partition("/")[0] in bundled
         and name not in manifest.files
         and name not in manifest.weights
         and not any(part.startswith(".") for part in PurePosixPath(name).parts)
@@ -230,7 +241,7 @@ def uncovered(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def bullets(problems: Sequence[str]) -> str:
-    """A line for each of the first problems, and how many more there are."""
+    """One line for each of the first problems, and the number of the others."""
     more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
     return "\n".join(f"  - {problem}" for problem in [*problems[:_SHOWN], *more])
 
@@ -241,18 +252,18 @@ def _wrong(folder: Path, wanted: Mapping[str, str]) -> list[str]:
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is missing")
-        elif _sha256(path) != sha256:
-            wrong.append(f"{name} is not what was written")
+        elif file_sha256(path) != sha256:
+            wrong.append(f"{name} was modified after saving")
     return wrong
 
 
 def _on_purpose(folder: Path, wrong: Sequence[str]) -> str:
-    """What to do where a recipe was edited because something else was wanted."""
+    """What to do if the recipe was edited."""
     if not any(problem.startswith(RECIPE) for problem in wrong):
         return ""
     return (
-        f". Put the file back as it was. To train these weights further with other settings, write a recipe with "
-        f'[init] checkpoint = "{folder}"; where only the language model has moved, name its new place: '
+        f". Restore the file. To train these weights with other settings, write a recipe with "
+        f'[init] checkpoint = "{folder}". If only the language model has moved, give its new place: '
         'magma.load(FOLDER, lm="PLACE"), or --lm PLACE in a command'
     )
 
@@ -263,11 +274,12 @@ def _files_below(folder: Path) -> list[tuple[str, Path]]:
 
 
 def _is_weights(name: str) -> bool:
-    """Of a model that the folder brings: in the folder itself there are the trained tensors, and tables."""
+    """Whether a file has weights of a bundled model: those are in subfolders."""
     return name.endswith(WEIGHTS) and "/" in name and not name.startswith(f"{STATE}/")
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file. Raises `CheckpointError` if it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

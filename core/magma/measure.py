@@ -20,14 +20,14 @@ from .model import Magma
 from .values import Features
 
 EXAMPLES = 2
-"""Of the batch that is measured: BatchNorm takes no batch of one."""
+"""Number of examples in the measured batch: BatchNorm does not accept one."""
 
 
 @contextmanager
 def _fused_attention() -> Iterator[None]:
-    """Attention as a GPU computes it: queries, keys, values and what comes out are kept, no scores.
+    """Measure attention as a GPU computes it: queries, keys, values and outputs are kept, but no scores.
 
-    Without it the unfused operations would be counted, which is what runs on meta.
+    On meta, unfused operations would run and be counted.
     """
     plain = F.scaled_dot_product_attention
     kernel = torch.ops.aten._scaled_dot_product_flash_attention
@@ -56,10 +56,9 @@ def _fused_attention() -> Iterator[None]:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
-    """Adds up the FLOPs of what runs, by torch's own formulas. Autograd has taken compound operations apart before.
+    """Adds up FLOPs by torch's own formulas. Autograd has already decomposed compound operations.
 
-    Blocks repeat: what an operation gives for inputs of the same shapes is remembered, since finding it out on meta
-    takes up to milliseconds.
+    Blocks repeat, so results are cached by the shapes of the inputs: an operation on meta takes up to milliseconds.
     """
 
     def __init__(self) -> None:
@@ -85,7 +84,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
 @dataclass(frozen=True)
 class _Like:
-    """What is known of a tensor on meta."""
+    """Properties of a tensor on meta."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -102,7 +101,7 @@ class _Like:
 
 
 def _likeness(value: Any) -> Any:
-    """The arguments of an operation as a key."""
+    """The arguments of an operation as a key of a dictionary."""
     if isinstance(value, Tensor):
         return _Like.of(value)
     if isinstance(value, list | tuple):
@@ -114,24 +113,33 @@ def _likeness(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Measured:
-    """FLOPs of forward and backward an example, and the bytes that forward keeps for backward."""
+    """FLOPs of the forward and backward pass per example, and bytes kept for the backward pass."""
 
     flops: int
     per_medium: dict[str, int]
-    """An input's share of the FLOPs."""
+    """FLOPs of each input."""
     activations: int
 
 
 def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Measured | None:
-    """One pass over a batch, forward and backward; None where a part cannot run on meta.
+    """Measure a forward and backward pass over a batch.
 
-    `kept_inputs` are modules that keep what they are given, and no more.
+    Args:
+        model: The model on meta.
+        batch: The batch on meta.
+        kept_inputs: Modules with activation checkpointing, which keep only their inputs.
+
+    Returns:
+        The measured values; None if a part cannot run on meta.
+
+    Raises:
+        PartError: Shapes of the parts do not match.
     """
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor  # held, so that no other storage takes its number
+        kept[tensor.untyped_storage()._cdata] = tensor  # kept alive, so that no other storage gets its number
         return tensor
 
     for module in kept_inputs:
@@ -151,7 +159,7 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Mea
                 torch.autograd.backward(embeddings, leaf.grad)
                 per_medium[name] += counter.flops - before
     except (RuntimeError, ValueError, IndexError) as error:
-        if "meta" in str(error):  # a part asks for a value, and there is none
+        if "meta" in str(error):  # a part needs a value, which tensors on meta do not have
             return None
         raise PartError(f"the parts of this recipe do not fit together: {error}") from error
     return Measured(
@@ -162,23 +170,26 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Mea
 
 
 def _cut(model: Magma, counter: _Counter) -> tuple[dict[str, int], list[tuple[str, Tensor, Tensor]]]:
-    """Separate inputs from the language model: FLOPs of each input, which are counted from now on, and where
-    each was cut: its embeddings, and the leaf in their place whose gradient is theirs.
-    """
-    per_medium = dict.fromkeys(model.ways(), 0)
-    cuts: list[tuple[str, Tensor, Tensor]] = []
-    for name, way in model.ways().items():
+    """Separate the inputs from the language model.
 
-        def begin(_way: nn.Module, _given: Any, name: str = name) -> None:
+    Returns:
+        FLOPs of each input, which are counted from now on; and for each input its embeddings and the leaf tensor that
+        replaces them and receives their gradient.
+    """
+    per_medium = dict.fromkeys(model.input_modules(), 0)
+    cuts: list[tuple[str, Tensor, Tensor]] = []
+    for name, input_module in model.input_modules().items():
+
+        def begin(_module: nn.Module, _given: Any, name: str = name) -> None:
             per_medium[name] -= counter.flops
 
-        def end(_way: nn.Module, _given: Any, out: Features, name: str = name) -> Features:
+        def end(_module: nn.Module, _given: Any, out: Features, name: str = name) -> Features:
             per_medium[name] += counter.flops
             leaf = out.values.detach().requires_grad_(out.values.requires_grad)
             if leaf.requires_grad:
                 cuts.append((name, out.values, leaf))
             return out._replace(values=leaf)
 
-        way.register_forward_pre_hook(begin)
-        way.register_forward_hook(end)
+        input_module.register_forward_pre_hook(begin)
+        input_module.register_forward_hook(end)
     return per_medium, cuts

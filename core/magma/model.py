@@ -1,4 +1,4 @@
-"""Magma: encoders and prefixes in front of a frozen language model with adapters inside it.
+"""The model: encoders and prefixes before a frozen language model with adapters.
 
 Axes: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width, v vocabulary,
 m scored positions.
@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,46 +16,48 @@ from torch.nn import functional as F
 
 from .data.collator import Collator
 from .data.sequence import Batch, Encoded
+from .deprecation import RenamedMember
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_of
 from .inputs import Input
-from .interfaces import PLACES, Adapter, FrozenLM, Head, Module, Place
+from .interfaces import SUBLAYERS, Adapter, FrozenLM, Head, Module, Sublayer
 from .names import module_problem
+from .summary import ALWAYS_STORED as ALWAYS_STORED
+from .summary import PartSummary as PartSummary
 from .system.memory import in_pieces
-from .values import Example, Features, Text
+from .values import Example, Text
+from .widths import check_widths
 
-ALWAYS_STORED = ("prefix", "adapter", "head")
-"""Kinds of parts that a checkpoint holds even if they are frozen: they have no file of weights."""
-
-
-@dataclass(frozen=True)
-class PartSummary:
-    """One line of a model's table of parts."""
-
-    path: str
-    name: str
-    parameters: int
-    trained: int
-
-    @property
-    def frozen(self) -> int:
-        """The others."""
-        return self.parameters - self.trained
+Prompts = Sequence[list[Any] | tuple[Any, ...]]
+"""Several prompts."""
 
 
 class Magma(nn.Module):
     """A frozen language model that reads other modalities.
 
-    `inputs` maps a name to an `Input`; `adapters` maps "attention" or "mlp" to a function that makes one adapter,
-    called once a block. With a `head` the model classifies instead of writing. Parts may come in several
-    precisions: `.to(dtype)` brings them to one. Raises `PartError` where widths do not fit.
+    Args:
+        lm: The language model. It is frozen.
+        inputs: An `Input` for each name.
+        adapters: For "attention" and "mlp", a function that makes one adapter; it is called once for each block.
+        head: A classification head. With it the model classifies and does not generate.
+
+    The parts may have different precisions; `.to(dtype)` converts them to one.
+
+    Raises:
+        PartError: Widths of the parts do not match.
+
+    Example:
+        ```python
+        model = magma.load("runs/lidar")
+        model.generate([magma.Media("scan", "scan.csv"), "The obstacle is"])
+        ```
     """
 
     def __init__(
         self,
         lm: FrozenLM,
         inputs: Mapping[str, Input] | None = None,
-        adapters: Mapping[Place, Callable[[], Adapter]] | None = None,
+        adapters: Mapping[Sublayer, Callable[[], Adapter]] | None = None,
         head: Head | None = None,
     ) -> None:
         super().__init__()
@@ -67,48 +68,31 @@ class Magma(nn.Module):
                 raise PartError(f"inputs.{name}: given {name!r}; allowed: {problem}")
         self.inputs = nn.ModuleDict(dict(inputs or {}))
         self.from_checkpoint: frozenset[str] = frozenset()
-        """Paths of frozen parts that have a checkpoint's weights: a new checkpoint needs them, too."""
-        self.lockstep = False
-        """Run every input for every batch also where nothing is learnt: other processes may have media for it."""
+        """Paths of frozen parts whose weights are from a checkpoint: a new checkpoint has to contain them too."""
+        self.run_all_inputs = False
+        """Run every input for every batch also without gradients: other processes may have media for it."""
         for place, make in (adapters or {}).items():
-            if place not in PLACES:
-                raise PartError(f'adapters are put on {" or ".join(PLACES)}, not on "{place}"')
-            lm.adapt(place, make)
+            if place not in SUBLAYERS:
+                raise PartError(f'adapters: given "{place}"; allowed: {", ".join(SUBLAYERS)}')
+            lm.add_adapters(place, make)
         lm.freeze()
-        self._check_widths()
+        check_widths(lm, self.input_modules(), head)
         self.train(self.training)
 
-    def _check_widths(self) -> None:
-        """Run every prefix's declared shape on meta: a width that does not fit is found before a GPU hour is spent."""
-        for name, way in self.ways().items():
-            features = torch.empty(1, way.encoder.length, way.encoder.dim, device="meta")
-            try:
-                out: Features = _on_meta(way.prefix)(Features(features))
-            except RuntimeError as error:
-                raise PartError(
-                    f"inputs.{name}: the prefix cannot take the encoder's "
-                    f"[b, {way.encoder.length}, {way.encoder.dim}]: {error}"
-                ) from error
-            wanted = (1, way.prefix.length, self.lm.dim)
-            if tuple(out.values.shape) != wanted:
-                raise PartError(
-                    f"inputs.{name}: the prefix gives {list(out.values.shape)}, but its length and the language "
-                    f"model's width ask for {list(wanted)}"
-                )
-        if self.head is not None:
-            scores = _on_meta(self.head)(torch.empty(1, self.lm.dim, device="meta"))
-            if tuple(scores.shape) != (1, len(self.head.classes)):
-                raise PartError(f"head: it gives {list(scores.shape)} for {len(self.head.classes)} classes")
-
-    def ways(self) -> dict[str, Input]:
-        """The inputs by name, typed."""
-        return {name: way for name, way in self.inputs.items() if isinstance(way, Input)}
+    def input_modules(self) -> dict[str, Input]:
+        """The inputs by name."""
+        return {name: module for name, module in self.inputs.items() if isinstance(module, Input)}
 
     def collator(self, max_length: int | None = None, multiple: int = 1) -> Collator:
-        """What turns examples into batches for this model."""
+        """A collator, which turns examples into batches for this model.
+
+        Args:
+            max_length: Maximum length of an example in positions. Default: the language model's context.
+            multiple: Pad batches to a multiple of this length.
+        """
         return Collator(
             self.lm,
-            {name: (way.encoder, way.prefix) for name, way in self.ways().items()},
+            {name: (module.encoder, module.prefix) for name, module in self.input_modules().items()},
             max_length,
             multiple,
             self.head.classes if self.head else (),
@@ -125,40 +109,47 @@ class Magma(nn.Module):
     # Embedding and loss
 
     def embed(self, batch: Batch) -> Tensor:
-        """[b, t, d]: word embeddings, with every medium's embeddings written into its slots.
+        """Word embeddings with the embeddings of the media in their positions, [b, t, d].
 
-        Each input runs exactly once. In training, or in `lockstep`, one that this batch lacks runs on a blank, with no
-        weight in the result and no buffer changed, so that all ranks do the same collectives.
+        Each input runs exactly once. In training, or if `run_all_inputs` is set, an input that this batch lacks runs on
+        a dummy item, with weight zero in the result and no buffer changed, so that all ranks do the same collectives.
         """
         words = self.lm.embed(batch.tokens)
         flat = words.flatten(0, 1)
-        for name, way in self.ways().items():
+        for name, input_module in self.input_modules().items():
             if name in batch.media:
-                values = way(batch.media[name]).values
+                values = input_module(batch.media[name]).values
                 slots = batch.slots[name]
                 rows = slots.media * values.shape[1] + slots.steps
                 flat = flat.index_copy(0, slots.positions, values.flatten(0, 1).index_select(0, rows).to(flat.dtype))
-            elif self.lockstep or torch.is_grad_enabled():
-                blank = way.encoder.stack([way.encoder.blank()]).to(words.device, self._input_dtype(way, words.dtype))
-                was = way.training
-                way.eval()  # BatchNorm's statistics stay as they are
-                flat = flat + 0 * way(blank).values.sum().to(flat.dtype)
-                way.train(was)
+            elif self.run_all_inputs or torch.is_grad_enabled():
+                flat = flat + self._zero_contribution(input_module, words)
         return flat.view_as(words)
 
     @staticmethod
-    def _input_dtype(way: Input, otherwise: torch.dtype) -> torch.dtype:
-        return next((p.dtype for p in way.parameters()), otherwise)
+    def _zero_contribution(input_module: Input, like: Tensor) -> Tensor:
+        """0, as a result of running an input on its dummy item, with the device and dtype of `like`."""
+        dtype = next((p.dtype for p in input_module.parameters()), like.dtype)
+        item = input_module.encoder.stack([input_module.encoder.dummy_item()]).to(like.device, dtype)
+        was_training = input_module.training
+        input_module.eval()  # BatchNorm's statistics do not change
+        zero: Tensor = 0 * input_module(item).values.sum().to(like.dtype)
+        input_module.train(was_training)
+        return zero
 
     def forward(self, batch: Batch) -> Tensor:
-        """Cross-entropy of the targets, summed over them, in float32. Divide by the targets of the global batch."""
+        """Cross-entropy, summed over the targets, in float32. Divide it by the targets of the global batch."""
         hidden = self.lm(self.embed(batch), batch.layout)
         if self.head is None:
             return self.lm.cross_entropy(hidden, batch.labels)
         return F.cross_entropy(self.head(hidden).float(), batch.labels, reduction="sum")
 
     def loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy over the targets of this batch, in nats (equations 3 and 4)."""
+        """Mean cross-entropy over the targets of this batch, in nats (equations 3 and 4 of the paper).
+
+        Raises:
+            InputError: The batch has no target.
+        """
         if not len(batch.labels):
             raise InputError(f"no target tokens in this batch ({', '.join(batch.names)})")
         total: Tensor = self(batch)
@@ -166,25 +157,36 @@ class Magma(nn.Module):
 
     @torch.no_grad()
     def logits(self, segments: Sequence[Any]) -> Tensor:
-        """[t, v]: next-token logits at every position of one sequence of segments, media positions included.
+        """Next-token logits [t, v] at every position of one sequence, media positions included.
 
-        A segment is text, token ids (an integer tensor [n]), a raw medium, or one that is prepared (as its
-        encoder gives it); `TooLong` where they do not fit the context. The mode is the model's own: dropout acts in
-        training mode.
+        The model stays in its mode: dropout is active in training mode.
+
+        Args:
+            segments: Texts, token ids (integer tensors [n]), and media, raw or prepared by their encoder.
+
+        Raises:
+            TooLong: The segments do not fit into the context.
         """
         batch = self._prompts(self._examples(self.collator(), [segments]))
         width = batch.tokens.shape[1]
         batch.layout = type(batch.layout)(
             batch.layout.positions, batch.layout.lengths, torch.arange(width, device=self.device)
         )
-        out: Tensor = self.lm.head(self.lm(self.embed(batch), batch.layout))
+        out: Tensor = self.lm.lm_head(self.lm(self.embed(batch), batch.layout))
         return out
 
     @torch.no_grad()
     def classify(self, prompts: Sequence[Sequence[Any]]) -> list[dict[str, float]]:
-        """The probability of every class of the head, for each prompt: a list of segments as `generate` takes it."""
+        """Probability of every class of the head, for each prompt.
+
+        Args:
+            prompts: Lists of segments, as `generate` accepts them.
+
+        Raises:
+            InputError: The model has no classification head.
+        """
         if self.head is None:
-            raise InputError("this model has no [head]: it writes, use generate")
+            raise InputError("this model has no classification head: use generate()")
         head = self.head
 
         def scores(some: Sequence[Example]) -> list[list[float]]:
@@ -192,80 +194,104 @@ class Magma(nn.Module):
             found: list[list[float]] = head(self.lm(self.embed(batch), batch.layout)).float().softmax(-1).tolist()
             return found
 
-        with self.evaluating():
+        with self.eval_mode():
             rows = in_pieces(self._examples(self.collator(), prompts), scores)
         return [dict(zip(head.classes, row, strict=True)) for row in rows]
 
     @torch.no_grad()
     def log_likelihood(self, prompts: Sequence[Sequence[Any]], texts: Sequence[str]) -> list[tuple[float, bool]]:
-        """How likely each text is behind its prompt, a list of segments as `generate` takes it; all in one batch.
+        """Log-likelihood of each text after its prompt, computed in one batch.
 
-        The log-probability of the text's tokens, summed, in nats, and whether greedy decoding would write them. No
-        end-of-text is among them. Raises `TooLong` where a text would be cut.
+        Args:
+            prompts: Lists of segments, as `generate` accepts them.
+            texts: One text for each prompt.
+
+        Returns:
+            For each text the summed log-probability of its tokens in nats, without end-of-text, and whether greedy
+            decoding would generate them.
+
+        Raises:
+            TooLong: A prompt and its text do not fit into the context.
         """
         if self.head is not None:
-            raise InputError("this model has a [head]: it classifies, use classify")
+            raise InputError("this model has a classification head: use classify()")
         if len(prompts) != len(texts):
-            raise InputError(f"given {len(prompts)} prompts and {len(texts)} texts; allowed: as many of both")
+            raise InputError(f"given {len(prompts)} prompts and {len(texts)} texts; allowed: equal numbers")
         collator = self.collator()
         examples = self._examples(collator, prompts)
         rows = [self._continued(collator, example, text) for example, text in zip(examples, texts, strict=True)]
-        with self.evaluating():
+        with self.eval_mode():
             return in_pieces(rows, lambda some: self._likelihoods(collator.pad(some), some))
 
     def _likelihoods(self, batch: Batch, rows: Sequence[Encoded]) -> list[tuple[float, bool]]:
         batch = batch.to(self.device, self.dtype)
-        logits = self.lm.head(self.lm(self.embed(batch), batch.layout)).float()
-        chances = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
-        chosen = (logits[:, : self.lm.readable].argmax(-1) == batch.labels).cpu()
+        logits = self.lm.lm_head(self.lm(self.embed(batch), batch.layout)).float()
+        log_probs = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
+        chosen = (logits[:, : self.lm.num_embeddings].argmax(-1) == batch.labels).cpu()
         counts = [sum(row.targets) for row in rows]
         return [
-            (float(chance.sum()), bool(hits.all()))
-            for chance, hits in zip(torch.split(chances, counts), torch.split(chosen, counts), strict=True)
+            (float(row.sum()), bool(hits.all()))
+            for row, hits in zip(torch.split(log_probs, counts), torch.split(chosen, counts), strict=True)
         ]
 
     def _continued(self, collator: Collator, prompt: Example, text: str) -> Encoded:
-        """A prompt with a text behind it as its targets, whole."""
-        ending = Text("")  # where the last segment is no target, no end-of-text follows
-        whole = Example([*prompt.segments, Text(text, target=True), ending], f"{prompt.name} with {text!r} behind it")
+        """A prompt followed by a text, which is the target; nothing is truncated."""
+        ending = Text("")  # no end-of-text is added after a segment that is not a target
+        whole = Example([*prompt.segments, Text(text, target=True), ending], f"{prompt.name} followed by {text!r}")
         row = collator.sequence(whole, whole=True)
         if row.targets[0]:
-            raise InputError(f"{prompt.name} is empty: nothing stands before {text!r} that could predict it")
+            raise InputError(f"{prompt.name} is empty; allowed: at least one token before {text!r}")
         return row
 
     # Generation
 
-    def generate(self, prompt: Sequence[Any], **how: Any) -> Any:
-        """Continue a prompt: `model.generate([scan, "The obstacle is"])` gives a string.
+    @overload
+    def generate(self, prompt: Prompts, **options: Any) -> list[str]: ...
+    @overload
+    def generate(self, prompt: Sequence[Any], **options: Any) -> str: ...
+    def generate(self, prompt: Sequence[Any], **options: Any) -> str | list[str]:
+        """Continue a prompt: `model.generate([scan, "The obstacle is"])`.
 
-        A list of prompts gives a list of strings. `how` are the fields of `Decoding`: max_tokens, temperature,
-        top_k, top_p, stop, seed.
+        Args:
+            prompt: A list of segments: texts, token ids and media. Or a list of prompts (lists or tuples).
+            options: The fields of `Decoding`: max_tokens, temperature, top_k, top_p, stop, seed.
+
+        Returns:
+            The generated text; for a list of prompts, a list of texts.
+
+        Raises:
+            InputError: No input accepts a segment, or an option is unknown.
+            TooLong: A prompt does not fit into the context.
         """
-        many = _several(prompt)
-        texts = [answer.text for answer in self._answers(prompt if many else [prompt], decoding_of(how))]
-        return texts if many else texts[0]
+        several = _several(prompt)
+        texts = [answer.text for answer in self._answers(prompt if several else [prompt], decoding_of(options))]
+        return texts if several else texts[0]
 
-    def generate_tokens(self, prompt: Sequence[Any], **how: Any) -> Any:
-        """As `generate`, but token ids: a list of ints, or a list of those. No tokenizer is needed without `stop`."""
-        many = _several(prompt)
-        ids = [list(answer.tokens) for answer in self._answers(prompt if many else [prompt], decoding_of(how))]
-        return ids if many else ids[0]
+    @overload
+    def generate_tokens(self, prompt: Prompts, **options: Any) -> list[list[int]]: ...
+    @overload
+    def generate_tokens(self, prompt: Sequence[Any], **options: Any) -> list[int]: ...
+    def generate_tokens(self, prompt: Sequence[Any], **options: Any) -> list[int] | list[list[int]]:
+        """As `generate`, but with token ids as the result. Without `stop`, no tokenizer is needed."""
+        several = _several(prompt)
+        ids = [list(answer.tokens) for answer in self._answers(prompt if several else [prompt], decoding_of(options))]
+        return ids if several else ids[0]
 
-    def stream(self, prompt: Sequence[Any], **how: Any) -> Iterator[str]:
-        """The same for one prompt, piece by piece as it is written."""
-        decoding = decoding_of(how)
+    def stream(self, prompt: Sequence[Any], **options: Any) -> Iterator[str]:
+        """As `generate` for one prompt, but yields pieces of text as they are generated."""
+        decoding = decoding_of(options)
         examples = self._examples(self.collator(), [prompt])
         return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
 
     def _answers(self, prompts: Sequence[Sequence[Any]], how: Decoding) -> list[Answer]:
-        """All at once, or one piece after the other where memory runs out."""
+        """Answers of all prompts, computed in smaller batches if memory runs out."""
         return in_pieces(self._examples(self.collator(), prompts), lambda some: list(self._decode(some, how))[-1])
 
     @torch.no_grad()
     def _decode(self, prompts: Sequence[Example], how: Decoding) -> Iterator[list[Answer]]:
         if self.head is not None:
-            raise InputError("this model has a [head]: it classifies, use classify")
-        with self.evaluating():
+            raise InputError("this model has a classification head: use classify()")
+        with self.eval_mode():
             batch = self._prompts(prompts)
             yield from decode(self.lm, self.embed(batch), batch.layout, how)
 
@@ -276,7 +302,7 @@ class Magma(nn.Module):
 
     @staticmethod
     def _examples(collator: Collator, prompts: Sequence[Sequence[Any]]) -> list[Example]:
-        """Prompts as users give them, with a name each for errors."""
+        """Prompts as examples, with names for error messages."""
         examples = []
         for i, prompt in enumerate(prompts):
             if isinstance(prompt, str) or not isinstance(prompt, Sequence):
@@ -286,23 +312,26 @@ class Magma(nn.Module):
         return examples
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Eval mode for a while."""
-        was = self.training
+    def eval_mode(self) -> Iterator[None]:
+        """A context manager: the model is in eval mode inside it."""
+        was_training = self.training
         self.eval()
         try:
             yield
         finally:
-            self.train(was)
+            self.train(was_training)
+
+    ways = RenamedMember("input_modules")
+    evaluating = RenamedMember("eval_mode")
 
     # What is trained
 
     def parts(self) -> dict[str, list[Module]]:
-        """Every part by its path in a recipe: `lm`, `inputs.NAME.encoder`, `adapters.mlp` (one a block), ..."""
+        """Every part by its path in a recipe: `lm`, `inputs.NAME.encoder`, `adapters.mlp` (one for each block), ..."""
         parts: dict[str, list[Module]] = {"lm": [self.lm]}
-        for name, way in self.ways().items():
-            parts[f"inputs.{name}.encoder"] = [way.encoder]
-            parts[f"inputs.{name}.prefix"] = [way.prefix]
+        for name, input_module in self.input_modules().items():
+            parts[f"inputs.{name}.encoder"] = [input_module.encoder]
+            parts[f"inputs.{name}.prefix"] = [input_module.prefix]
         for place, adapters in self.lm.adapters.items():
             parts[f"adapters.{place}"] = list(adapters)
         if self.head is not None:
@@ -310,17 +339,17 @@ class Magma(nn.Module):
         return parts
 
     def part_parameters(self, path: str) -> list[nn.Parameter]:
-        """The parameters of one part; the language model's without its adapters'."""
+        """The parameters of one part; those of the language model without its adapters."""
         modules = self.parts()[path]
         inside = {id(p) for adapter in self.lm.all_adapters() for p in adapter.parameters()} if path == "lm" else set()
         return [p for module in modules for p in module.parameters() if id(p) not in inside]
 
     def summary(self) -> list[PartSummary]:
-        """Names and parameter counts of every part, for tables and for the trainer's check."""
+        """Name and parameter counts of every part."""
         rows = []
         for path, modules in self.parts().items():
             parameters = self.part_parameters(path)
-            # ds_numel: what ZeRO-3 partitioned away is still there
+            # ds_numel also counts what ZeRO-3 has partitioned away
             sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in parameters]
             total = sum(size for size, _ in sizes)
             rows.append(PartSummary(path, modules[0].name, total, sum(size for size, trained in sizes if trained)))
@@ -349,14 +378,14 @@ class Magma(nn.Module):
         return {**self.trained_tensors(), **dict(kept)}
 
     def part_tensors(self, path: str) -> dict[str, Tensor]:
-        """Everything of a part that is saved with a model, by name; of the language model without its adapters."""
+        """Parameters and saved buffers of a part, by name; those of the language model without its adapters."""
         adapters = self.lm.all_adapters() if path == "lm" else []
         inside = {id(t) for module in adapters for t in _tensors(module)}
         own = {id(t) for module in self.parts()[path] for t in _tensors(module)} - inside
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if id(t) in own}
 
     def frozen_tensors(self) -> dict[str, Tensor]:
-        """Everything else that is saved with a model: what no step may change."""
+        """All other parameters and saved buffers: those that no training step may change."""
         trained = self.trained_tensors()
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in trained}
 
@@ -366,14 +395,5 @@ def _tensors(module: nn.Module) -> list[Tensor]:
 
 
 def _several(prompt: Any) -> bool:
-    """Is this a list of prompts?"""
+    """Whether this is a list of prompts."""
     return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(one, list | tuple) for one in prompt)
-
-
-def _on_meta(module: nn.Module) -> Callable[[Any], Any]:
-    """The module as a function whose parameters and buffers are on meta: shapes without work or memory."""
-    state = {
-        name: torch.empty_like(t, device="meta", dtype=torch.float32 if t.is_floating_point() else t.dtype)
-        for name, t in [*module.named_parameters(), *module.named_buffers()]
-    }
-    return lambda *args: torch.func.functional_call(module, state, args)

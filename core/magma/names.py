@@ -1,4 +1,4 @@
-"""Which names an input may have: it is a key of the model, an option of commands and a word in a recipe."""
+"""Which names an input may have: a name is a key of the model, an option of commands and a key of a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ OPTIONS = (
     *("text", "max_tokens", "temperature", "top_k", "top_p", "stop", "seed", "device", "lm", "help"),
     *("folder", "prompt", "context"),
 )
-"""Options and arguments of `generate`, in Python and on the command line, beside which an input's name stands."""
+"""Options and arguments of `generate` in Python and on the command line, which inputs must not shadow."""
 
 
 def name_problem(name: str) -> str | None:
@@ -23,7 +23,7 @@ def module_problem(name: str) -> str | None:
     from torch import nn
 
     if not name or "." in name:
-        return "a name without dots, and not an empty one"
+        return "a name without dots that is not empty"
     if hasattr(nn.ModuleDict(), name):
         return f'another name: "{name}" is an attribute of torch.nn.ModuleDict, which holds the inputs'
     return None

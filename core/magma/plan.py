@@ -1,7 +1,7 @@
-"""What a recipe will cost, found on meta: nothing is downloaded, loaded or computed.
+"""The costs of a recipe, measured on meta: nothing is downloaded, loaded or computed.
 
-FLOPs and activations are those of the model's own forward and backward pass over one example, counted operation by
-operation on tensors without data; a dimension that does not fit shows itself there.
+FLOPs and activations are those of the model's own forward and backward pass over one example, counted for each
+operation on tensors without data. Dimensions that do not match are found there.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .recipe.schema import Train
 from .schedule import schedule_warnings
 
 TEXT_TOKENS = 20
-"""Assumed length of an example's text; data alone would tell."""
+"""Assumed length of an example's text: the actual length depends on the data."""
 MICRO_BATCHES = (1, 8, 32, 128)
 OPTIMIZER_BYTES = 12
-"""A parameter's float32 master copy, and the optimizer's two averages."""
+"""Bytes per parameter: the float32 master copy and the two moments of Adam."""
 REDUCE_BUCKET = 500_000_000
 """DeepSpeed's default of zero_optimization.reduce_bucket_size, in elements."""
 
@@ -43,33 +43,33 @@ class PartPlan:
     trained: int
     frozen: int
     lr: float | None
-    """None: it does not learn."""
+    """None: it is not trained."""
     start: str | None = None
-    """Where its weights start, with an [init] checkpoint or in a later stage; None: from its own weights."""
+    """Origin of its weights with an [init] checkpoint or in a later stage. None: its own weights."""
 
 
 @dataclass(frozen=True)
 class InputPlan:
-    """One medium on its way into the language model."""
+    """Sizes of one input."""
 
     features: int
-    """n, at most."""
+    """Maximum n."""
     encoder_dim: int
     tokens: int
-    """k, at most: positions that it fills."""
+    """Maximum k: positions that one medium takes."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one GPU, without the allocator's and the kernels' own."""
+    """Memory of one GPU in bytes, without the overhead of the allocator and of kernels."""
 
     stage: int
-    """Of ZeRO."""
+    """ZeRO stage."""
     micro_batch: int
     weights: int
     gradients: int
     buffers: int
-    """Where DeepSpeed gathers gradients before it reduces them."""
+    """DeepSpeed's bucket for gradients before their reduction."""
     optimizer: int
     activations: int | None
     total: int | None
@@ -77,7 +77,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is, and how its global batch is split."""
+    """Length of a run, and how its global batch is split."""
 
     steps: int
     samples: int
@@ -89,20 +89,20 @@ class Length:
 
 @dataclass(frozen=True)
 class Costs:
-    """FLOPs of training on a batch: a token's in the language model, a medium's on its way there."""
+    """FLOPs of training: per token in the language model, and per medium in its encoder and prefix."""
 
     per_token: float
-    """At the planned example's length, of which attention's share depends a little."""
+    """At the length of the planned example; the cost of attention depends slightly on it."""
     per_medium: dict[str, float]
 
     def flops(self, tokens: float, media: Mapping[str, float]) -> float:
-        """Forward and backward, for so many positions and so many media of each input."""
+        """FLOPs of a forward and backward pass over `tokens` positions and `media` items of each input."""
         return self.per_token * tokens + sum(self.per_medium[name] * count for name, count in media.items())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that `magma recipe plan` tells. Sizes in bytes, FLOPs of forward and backward, learning rates at the top."""
+    """The output of `magma recipe plan`. Sizes in bytes, FLOPs of forward and backward pass, peak learning rates."""
 
     recipe: str
     precision: str
@@ -112,23 +112,23 @@ class Plan:
     """Parameters by kind, and `parameters`, `trained`, `frozen` of all."""
     inputs: dict[str, InputPlan]
     tokens_per_example: dict[str, int]
-    """media, one of each input; text, assumed; total."""
+    """`media`: one item of each input; `text`: the assumed length; `total`."""
     flops_per_sample: int | None
-    """None where a part cannot run on meta."""
+    """None: a part cannot run on meta."""
     costs: Costs | None
     activation_bytes_per_sample: int | None
     memory: list[Memory]
     checkpoint_bytes: int
     state_bytes: int
-    """Beside a checkpoint, to go on from it."""
+    """Optimizer state for resuming, in addition to the checkpoint."""
     length: Length | None
     stage: str = ""
-    """Which of [[stages]] it is."""
+    """Label of the stage, if the recipe has [[stages]]."""
     warnings: list[str] = field(default_factory=list)
-    """What of the schedule the run will not reach."""
+    """Warnings about a schedule that the run does not complete."""
 
     def needed(self, micro_batch: int) -> int | None:
-        """Bytes of one GPU at the recipe's own stage of ZeRO; None where activations are unknown."""
+        """Memory of one GPU in bytes at the recipe's ZeRO stage; None if activations are unknown."""
         if self.length is None or self.activation_bytes_per_sample is None:
             return None
         row = next(row for row in self.memory if row.stage == max(1, self.length.stage))
@@ -136,20 +136,29 @@ class Plan:
         return row.weights + row.gradients + row.buffers + optimizer + micro_batch * self.activation_bytes_per_sample
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the fields, with those of `length` among them."""
+        """The fields for JSON; those of `length` are at the top level."""
         found = asdict(self)
         length = found.pop("length") or {}
         return {**found, **length}
 
 
 def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text_tokens: int = TEXT_TOKENS) -> Plan:
-    """Assemble a recipe on meta and count. Raises `PartError` where dimensions do not fit.
+    """Compute the costs of a recipe.
 
-    `world` GPUs share each global batch; `micro_batches` are those to give the memory of, beside the recipe's own.
+    Args:
+        recipe: The recipe, without [[stages]].
+        world: Number of GPUs that share each global batch.
+        micro_batches: Micro-batch sizes whose memory is computed, in addition to the recipe's own.
+        text_tokens: Assumed length of an example's text.
+
+    Raises:
+        PartError: Dimensions do not match.
+        TooLong: There is no room for text.
+        TrainingError: The global batch cannot be split among the GPUs.
     """
     length = _length(recipe, world)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # libraries warn of what does not matter without data
+        warnings.simplefilter("ignore")  # warnings of libraries do not matter without data
         model = assemble(recipe, device="meta")
     rates = learning_rates(recipe) if recipe.train else {}
     starts = _starts(model, recipe)
@@ -180,7 +189,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     if measured:
         lm = measured.flops - sum(measured.per_medium.values())
         costs = Costs(lm / positions, {name: float(count) for name, count in measured.per_medium.items()})
-    media = sum(way.prefix.length for way in model.ways().values())
+    media = sum(input_module.prefix.length for input_module in model.input_modules().values())
     return Plan(
         recipe=recipe.name,
         precision=recipe.train.precision if recipe.train else "fp32",
@@ -188,8 +197,8 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         parts=parts,
         totals=totals,
         inputs={
-            name: InputPlan(way.encoder.length, way.encoder.dim, way.prefix.length)
-            for name, way in model.ways().items()
+            name: InputPlan(input_module.encoder.length, input_module.encoder.dim, input_module.prefix.length)
+            for name, input_module in model.input_modules().items()
         },
         tokens_per_example={"media": media, "text": positions - media, "total": positions},
         flops_per_sample=flops,
@@ -206,7 +215,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
 def plan_stages(
     recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text_tokens: int = TEXT_TOKENS
 ) -> list[Plan]:
-    """The plan of every stage, in order; of a recipe without [[stages]] its own. Errors of `plan` name the stage."""
+    """The plan of every stage, or of a recipe without [[stages]]. Errors name the stage."""
     plans: list[Plan] = []
     for number, stage in enumerate(recipe.in_stages()):
         try:
@@ -225,19 +234,19 @@ def plan_stages(
 
 
 def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:
-    """Where each part starts, by path, where the recipe starts from a checkpoint."""
+    """Origin of each part's weights, by path, if the recipe starts from a checkpoint."""
     folder = recipe.init.checkpoint
     if folder is None:
         return {}
-    if not Path(folder).is_dir():  # a plan needs no file
+    if not Path(folder).is_dir():  # a plan works without files
         return dict.fromkeys(model.parts(), "unknown")
     return origins({path: model.part_tensors(path) for path in model.parts()}, read_manifest(find(folder)))
 
 
 def micro_batches(train: Train, processes: int) -> tuple[int, int]:
-    """Examples that one process takes at once, and accumulation steps, for a global batch.
+    """Micro-batch size of one process and number of accumulation steps, for a global batch.
 
-    "auto" gives the whole share, which `microbatch.choose` makes smaller where memory asks for it.
+    "auto" gives the process's whole part of the batch, which `microbatch.choose` reduces to fit into memory.
     """
     if train.batch_size % processes:
         raise TrainingError(
@@ -255,22 +264,22 @@ def micro_batches(train: Train, processes: int) -> tuple[int, int]:
 
 
 def divisors(share: int) -> list[int]:
-    """The micro-batch sizes into which a process's share divides evenly, ascending."""
+    """Micro-batch sizes that divide a process's part of the batch evenly, ascending."""
     return [n for n in range(1, share + 1) if share % n == 0]
 
 
 def zero_stage(train: Train, config: Mapping[str, Any]) -> int:
-    """The stage of ZeRO that a run with these tables gets.
+    """The ZeRO stage of a run with these tables.
 
-    Half precision needs float32 copies of what is trained, and these are kept by stage 1 and above.
+    Half precision needs float32 copies of trained parameters, which stage 1 and above keep.
     """
     return max(int(config.get("zero_optimization", {}).get("stage", 0)), int(train.precision != "fp32"))
 
 
 def reduce_bucket(config: Mapping[str, Any], trained: int) -> int:
-    """Elements of the buffer in which DeepSpeed gathers the gradients of `trained` parameters.
+    """Elements of DeepSpeed's bucket for the gradients of `trained` parameters.
 
-    DeepSpeed makes it of its default size, 2 GB in float32, however few parameters are trained.
+    By default DeepSpeed allocates 2 GB in float32, also for few parameters.
     """
     return int(config.get("zero_optimization", {}).get("reduce_bucket_size", min(REDUCE_BUCKET, trained)))
 
@@ -286,12 +295,12 @@ def _length(recipe: Recipe, world: int) -> Length | None:
 
 
 def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
-    """Twice an example of every input's largest medium and some text, on meta."""
+    """A batch on meta of two equal examples: the largest medium of every input, and text."""
     collator = model.collator(recipe.train.max_length if recipe.train else None)
     encoded = Encoded([], [], [], "the planned example", 0 if model.head else None)
-    for name, way in model.ways().items():
-        item = way.encoder.largest()
-        size = way.prefix.size(way.encoder.size(item))
+    for name, input_module in model.input_modules().items():
+        item = input_module.encoder.max_size_item()
+        size = input_module.prefix.num_embeddings(input_module.encoder.num_features(item))
         encoded.media.append((name, item, len(encoded), size))
         encoded.tokens += [0] * size
         encoded.targets += [False] * size
@@ -299,8 +308,8 @@ def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
     text = min(text_tokens + (model.head is None), collator.max_length - media)
     if text < 1:
         raise TooLong(
-            f"one medium of each input fills {media} positions, and at most {collator.max_length} fit: "
-            "no text would be left"
+            f"one medium of each input needs {media} positions; allowed: fewer than {collator.max_length}, to leave "
+            "room for text"
         )
     encoded.tokens += [0] * text
     encoded.targets += [True] * text

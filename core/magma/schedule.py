@@ -1,4 +1,4 @@
-"""The learning rate of each step, as a fraction of the highest, and what of it a run will not reach."""
+"""The learning rate of each step, and warnings about a schedule that a run does not complete."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from .recipe.recipe import Recipe
 from .recipe.schema import Constant, Train
 
 
-def factor(train: Train, step: int) -> float:
-    """The learning rate of a step (counted from 0), as a fraction of the highest."""
+def lr_multiplier(train: Train, step: int) -> float:
+    """The learning rate of a step (counted from 0), as a fraction of the peak."""
     if step < train.warmup_steps:
         return (step + 1) / train.warmup_steps
     if isinstance(train.schedule, Constant):
         return 1.0
     done = (step - train.warmup_steps) / max(1, train.total_steps - 1 - train.warmup_steps)
     done = min(1.0, done)
-    final = train.schedule.final
+    final = train.schedule.final_lr_ratio
     shape = (1 + math.cos(math.pi * done)) / 2 if train.schedule.use == "cosine" else 1 - done
     return final + (1 - final) * shape
 
 
 def schedule_warnings(recipe: Recipe) -> list[str]:
-    """Where a run ends before its warm-up or its schedule does: a line each, in each stage."""
+    """A line for each stage that ends before its warm-up or its schedule."""
     return [
         f"{place}{line}"
         for number, stage in enumerate(recipe.in_stages())
@@ -35,16 +35,16 @@ def _of(train: Train | None) -> list[str]:
     if train is None:
         return []
     steps, warmup = train.total_steps, train.warmup_steps
-    last = factor(train, steps - 1)
+    last = lr_multiplier(train, steps - 1)
     if warmup > steps:
         return [
-            f"train.warmup_steps: given {warmup}, but training has {steps} steps: it ends in the warm-up, at "
+            f"train.warmup_steps: given {warmup}, but training has {steps} steps: it ends during the warm-up, at "
             f"{last:.0%} of the learning rate"
         ]
-    final = 1.0 if isinstance(train.schedule, Constant) else train.schedule.final
+    final = 1.0 if isinstance(train.schedule, Constant) else train.schedule.final_lr_ratio
     if steps > 1 and not math.isclose(last, final, abs_tol=1e-9):
         return [
-            f"train.schedule: given a last learning rate of {final:.0%} of the highest, but the warm-up fills {warmup} "
+            f"train.schedule: given a last learning rate of {final:.0%} of the peak, but the warm-up takes {warmup} "
             f"of the {steps} steps: training ends at {last:.0%}"
         ]
     return []

@@ -1,4 +1,4 @@
-"""Tensors in files that others wrote: mapped into memory once the file is known to hold what it says, and no code."""
+"""Read tensors from files of unknown origin: the file is checked first, and no code in it is executed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,29 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .io import error_summary
 
 ALLOWED = "allowed: a .safetensors file, or a torch file of tensors"
 _BEFORE_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""How a file of torch's first format begins: its magic number, pickled."""
+"""The first bytes of a file of torch before 1.6: its pickled magic number."""
 
 
 def read_tensors(path: str | Path, level: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a .safetensors file or of one that torch.save wrote, by name; dense and contiguous, on the CPU.
+    """Read the tensors of a .safetensors file or of a file of torch.save. No code in the file is executed.
 
-    They may stand in a dictionary called `level` inside the file's; the second value is then the file's whole top
-    level, and empty where they stand there themselves. Nothing of the file is executed. A torch file's bytes are
-    compared with its own sums and its tensors' sizes with those stored; safetensors, and torch before 1.6, have sizes
-    alone. Files are mapped, not read (torch's before 1.6 are read). Raises `CheckpointError` for all else.
+    The bytes of a torch file are compared with its checksums, and the sizes of its tensors with the stored ones;
+    safetensors, and torch before 1.6, have only sizes. Files are memory-mapped (those of torch before 1.6 are read).
+
+    Args:
+        path: The file.
+        level: Key of a dictionary inside the file that contains the tensors, such as "state_dict".
+
+    Returns:
+        Tensors by name: dense, contiguous, on the CPU. And the file's whole top level if the tensors are in `level`,
+        otherwise an empty dictionary.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or contains something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -41,7 +51,9 @@ def _plain(path: Path, name: Any, value: Any) -> Tensor:
         raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}; allowed: tensors by name")
     if value.layout is torch.strided and value.is_cpu and not value.is_quantized and not value.is_complex():
         by_stride = sorted(range(value.ndim), key=value.stride, reverse=True)
-        if value.permute(by_stride).is_contiguous():  # each element once: a transposed one may be, an expanded not
+        if value.permute(
+            by_stride
+        ).is_contiguous():  # each element is stored once: true of transposed, false of expanded tensors
             return value.detach().contiguous()
     raise CheckpointError(f"{path}: {name} is not a plain dense tensor")
 
@@ -70,7 +82,7 @@ def _torch(path: Path) -> Any:
     # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
     asked = [storage.nbytes() for storage in sorted(storages, key=lambda storage: storage.data_ptr())]
     if [size for size in asked if size] != [size for size in stored if size]:
-        raise CheckpointError(f"{path} is damaged: its tensors are not of the sizes that are stored")
+        raise CheckpointError(f"{path} is damaged: its tensors do not have the stored sizes")
     return found
 
 
@@ -83,7 +95,7 @@ def _begins_with(path: Path, wanted: bytes) -> bool:
 
 
 def _checked_entries(path: Path) -> list[int]:
-    """Bytes of each storage in an archive of torch.save, in its order, once every byte of it has been checked."""
+    """Sizes in bytes of the storages in an archive of torch.save, in order, after a check of every byte."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = sorted(archive.infolist(), key=lambda entry: entry.header_offset)
@@ -94,26 +106,26 @@ def _checked_entries(path: Path) -> list[int]:
             damaged = archive.testzip()
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile raises whatever the bytes make it stumble over
+    except Exception as error:  # damaged bytes raise many kinds of errors in zipfile
         raise CheckpointError(
-            f"{path} is no archive of torch.save, or is cut off: {type(error).__name__}: {error}"
+            f"{path} is not an archive of torch.save, or is incomplete: {type(error).__name__}: {error}"
         ) from error
     if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: {damaged} is not what was written")
+        raise CheckpointError(f"{path}: {damaged} was modified after saving, or is damaged")
     return [entry.file_size for entry in entries if entry.filename.partition("/")[2].startswith("data/")]
 
 
 def _loaded(path: Path, **how: Any) -> Any:
     try:
         return torch.load(path, weights_only=True, **how)
-    except Exception as error:  # the unpickler raises whatever the bytes make it stumble over
+    except Exception as error:  # damaged bytes raise many kinds of errors in the unpickler
         raise CheckpointError(f"{path} is refused: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
-    """What was wrong, without torch's advice to load it all the same."""
+    """What is wrong, without torch's advice to load the file anyway."""
     found = re.search(r"GLOBAL (\S+)|function (\S+)|Unsupported (?:class|operand) (\S+)", str(error))
     if found:
         wanted = next(group for group in found.groups() if group)
-        return f"it is not made of tensors alone, but asks for {wanted}; nothing of it was executed"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+        return f"it contains {wanted}, not only tensors; nothing was executed"
+    return error_summary(error)[:300]

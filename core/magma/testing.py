@@ -1,9 +1,18 @@
-"""What every part promises, as checks: `test_lidar = magma.testing.conformance(Lidar)` in a plugin's own tests.
+"""Conformance checks of parts: `test_lidar = magma.testing.conformance(Lidar)` in the tests of a plugin.
 
-`magma plugin check NAME` runs the same. A part's `trial` gives a small configuration and inputs to try it with.
+`magma plugin check NAME` runs the same checks. A part's `check_inputs` gives a small configuration and inputs for them.
 """
 
-from .plugins.conformance.run import ALL, Finding, checks, conformance, examine
-from .plugins.conformance.subject import Check, Subject, tokens
+from typing import Any
 
-__all__ = ["ALL", "Check", "Finding", "Subject", "checks", "conformance", "examine", "tokens"]
+from .deprecation import renamed_export
+from .plugins.conformance.run import ALL, Finding, checks, conformance, run_checks
+from .plugins.conformance.subject import Check, PartUnderTest, tokens
+
+__all__ = ["ALL", "Check", "Finding", "PartUnderTest", "checks", "conformance", "run_checks", "tokens"]
+
+_RENAMED = {"Subject": "PartUnderTest", "examine": "run_checks"}
+
+
+def __getattr__(name: str) -> Any:
+    return globals()[renamed_export(__name__, name, _RENAMED)]

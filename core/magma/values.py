@@ -1,4 +1,4 @@
-"""What parts exchange: segments of a prompt, examples, features, layouts of batches, questions and answers.
+"""Values that parts exchange: segments of a prompt, examples, features, layouts of batches, questions, answers.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 m scored positions.
@@ -14,20 +14,27 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .deprecation import RenamedMember, renamed_arguments
+
 
 @dataclass(frozen=True)
 class Text:
-    """A stretch of text. Nothing is put between segments: a following word brings its own leading space."""
+    """A piece of text. No separator is added between segments: write the leading space of a following word."""
 
     text: str
     target: bool = False
-    """The model is trained to say this."""
+    """Whether the model is trained to generate it."""
     control: tuple[tuple[int, int], ...] = field(default=(), compare=False)
-    """Stretches (first character, and the one after the last) that may hold control tokens, as a template's do."""
+    """Spans (first character, and the one after the last) that may contain control tokens, as templates do."""
 
     @classmethod
     def fill(cls, template: str, **values: str) -> Text:
-        """A template with each `{name}` replaced. The template may hold control tokens, the values are plain text."""
+        """Fill in a template: each `{name}` is replaced by its value.
+
+        Args:
+            template: Text that may contain control tokens.
+            values: Plain text by name; control tokens in it are tokenized as ordinary characters.
+        """
         names = "|".join(map(re.escape, values)) or "(?!)"
         text, control, at = "", [], 0
         for found in re.finditer(rf"\{{({names})\}}", template):
@@ -39,14 +46,14 @@ class Text:
         return cls(text, control=tuple((start, end) for start, end in control if end > start))
 
     def __add__(self, other: Text) -> Text:
-        """One text of both, a target if the first is one."""
+        """Both texts as one, which is a target if the first one is."""
         moved = ((start + len(self.text), end + len(self.text)) for start, end in other.control)
         return Text(self.text + other.text, self.target, (*self.control, *moved))
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A stretch of token ids [n], for who has them already."""
+    """A piece of text as token ids [n]."""
 
     ids: Tensor
     target: bool = False
@@ -54,12 +61,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Media:
-    """A value for the input called `name`: raw, as its encoder's `prepare` takes it, or prepared."""
+    """A value for the input `name`: raw, as the encoder's `prepare` accepts it, or prepared."""
 
     name: str
     value: Any
     where: str = field(default="", compare=False)
-    """For errors: where it is from, if the value itself does not say it."""
+    """Origin for error messages, if the value itself does not show it."""
 
 
 Segment = Text | Tokens | Media
@@ -67,72 +74,76 @@ Segment = Text | Tokens | Media
 
 @dataclass(frozen=True)
 class Example:
-    """Segments in order, any number of each. `name` is how errors speak of it."""
+    """Segments in order, any number of each kind. Error messages use `name`."""
 
     segments: Sequence[Segment]
     name: str = "example"
     label: str | None = None
-    """Its class, for a model that classifies."""
+    """Its class, for a model with a classification head."""
     problem: str | None = None
-    """Why its row cannot be read: a source gives it in its turn, without segments, and the recipe says what then."""
+    """Why its row cannot be read. Such an example has no segments; the recipe decides whether to skip it."""
 
 
 class Features(NamedTuple):
-    """What flows from encoder to prefix to language model. A tuple: ZeRO-3 looks for tensors in those."""
+    """Output of an encoder or a prefix. It is a tuple because ZeRO-3 finds tensors only in tuples."""
 
     values: Tensor
     """[b, n, e] from an encoder, [b, k, d] from a prefix."""
     lengths: Tensor | None = None
-    """[b]: how many of the n are real, the rest is padding; None: all are."""
+    """[b], the number of real features of each item; the rest is padding. None: there is no padding."""
 
 
+@renamed_arguments(first="first_scored", segments="sequence_ids")
 @dataclass(frozen=True)
-class Layout:
-    """Where everything stands in a right-padded batch of embeddings [b, t, d]."""
+class BatchLayout:
+    """Positions and lengths of a right-padded batch of embeddings [b, t, d]."""
 
     positions: Tensor
-    """[b, t] position of each token in its own sequence, for position embeddings."""
+    """[b, t], the position of each token in its sequence, for position embeddings."""
     lengths: Tensor
-    """[b] real positions in each row; the rest is padding that nothing attends to."""
+    """[b], the number of real positions of each row; nothing attends to the padding after them."""
     scored: Tensor
-    """[m] flat indices (row * t + column) of the positions whose hidden states are wanted."""
-    first: int = 0
-    """No column before this one is scored."""
-    segments: Tensor | None = None
-    """[b, t] which packed example a position belongs to; it attends to its own alone. None: one example a row."""
+    """[m], flat indices (row * t + column) of the positions whose hidden states are needed."""
+    first_scored: int = 0
+    """The first column that may contain a scored position."""
+    sequence_ids: Tensor | None = None
+    """[b, t], the packed example of each position; attention does not cross examples. None: one example a row."""
+
+    first = RenamedMember("first_scored")
+    segments = RenamedMember("sequence_ids")
 
 
 class Cache(ABC):
-    """Keys and values of what a language model has read, with two verbs: one prefix for many, and rows."""
+    """The KV cache of a language model."""
 
     @abstractmethod
     def expand(self, repeats: int) -> Cache:
-        """A cache in which each row stands `repeats` times in a row: one medium, many questions."""
+        """A cache with each row repeated `repeats` times, adjacent: one medium, several questions."""
 
     @abstractmethod
     def select(self, rows: Tensor) -> Cache:
-        """A cache of these rows [b'] alone: finished ones leave the batch."""
+        """A cache of only these rows [b'], for a batch without its finished rows."""
 
 
 @dataclass
 class Question:
-    """One thing to ask a model in an evaluation."""
+    """One question of an evaluation."""
 
     id: str
     segments: Sequence[Segment | Any]
-    """The prompt, as `Magma.generate` takes it."""
+    """The prompt, as `Magma.generate` accepts it."""
     answer: str
     group: str = ""
-    """Which of the task's figures it counts for."""
+    """The group of scores that it counts for."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """JSON that `score` and `artifacts` want to see again."""
+    """JSON that is passed on to `score` and `artifacts`."""
     answers: Sequence[str] = ()
-    """Several people's answers, where a task has those; `answer` alone where it is empty."""
+    """Answers of several annotators, if the task has them. Empty: only `answer` counts."""
     shots: Sequence[str] = ()
-    """Which completed examples stand before it."""
+    """Ids of the in-context examples before it."""
     shot_lengths: Sequence[int] = ()
-    """How many segments each completed example has, from the first segment on. Where this is given, a question that is
-    too long can be asked with fewer of them. Each has equally many entries in `shots`."""
+    """Number of segments of each in-context example, in order. If it is given, a question that is too long can be asked
+    with fewer examples. Each has equally many entries in `shots`."""
 
 
 @dataclass
@@ -141,28 +152,28 @@ class Prediction:
 
     question: Question
     text: str
-    """What counts as its answer."""
+    """The answer that counts."""
     baseline: str = ""
-    """"" for the model itself; "shuffled": media permuted among the questions; "blind": media taken away."""
+    """"": the model itself. "shuffled": media permuted among the questions. "blind": without media."""
     output: str = ""
-    """All that it wrote."""
+    """The whole output of the model."""
     problem: str = ""
-    """Why the question could not be asked: a medium of it cannot be read. It counts as wrong; `text` is empty."""
+    """Why the question could not be asked: a medium is unreadable. It counts as wrong, and `text` is empty."""
     dropped_shots: int = 0
-    """Completed examples that were left out because the question does not fit with all of them."""
+    """Number of in-context examples that were left out because the question does not fit with all of them."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What a part is tried with by `magma plugin check` and `magma.testing`."""
+class CheckInputs:
+    """Configuration and inputs with which `magma plugin check` and `magma.testing` check a part."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of a small configuration."""
+    """Keys of a small configuration."""
     good: Sequence[Any] = ()
-    """Raw inputs of an encoder: two or more that differ."""
+    """Raw inputs that an encoder accepts: at least two different ones."""
     bad: Sequence[Any] = ()
-    """Raw inputs that an encoder refuses."""
+    """Raw inputs for which an encoder raises `InputError`."""
 
 
-State = dict[str, Any]
-"""Where a data source stands: JSON, made by the source and handed back to it."""
+SourceState = dict[str, Any]
+"""Position of a data source: JSON that the source makes and gets back to resume."""

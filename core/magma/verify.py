@@ -1,4 +1,4 @@
-"""Is a checkpoint's folder complete and unmodified? What `load` refuses is refused here, by the same code."""
+"""Check that a checkpoint's folder is complete and unmodified, with the same code as `load`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .checkpoint import (
     NOT_COVERED,
     check_frozen,
     check_stored,
-    misfits,
+    describe_mismatches,
     read_recipe,
     read_trained,
     rebuild,
@@ -27,22 +27,28 @@ from .tensors import read_tensors
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of what was checked."""
+    """The result for one file or part."""
 
     what: str
-    """A file, or a part whose weights lie elsewhere."""
+    """A file, or a part whose weights are elsewhere."""
     compared: str
     unchecked: str = ""
-    """Why it could not be checked; empty where it is as it was written."""
+    """Why it could not be checked. Empty: it is unmodified."""
 
 
 def verify(
     folder: str | Path, overrides: Sequence[str] = (), say: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Compare a checkpoint, or the newest one of a run, with its manifest, and its frozen weights with theirs.
+    """Compare a checkpoint, or the newest one of a run, and its frozen weights with the manifest.
 
-    Raises what `load` raises for anything missing, unexpected or changed, and `CheckpointError` for a damaged `state/`.
-    `overrides` are those of `load`.
+    Args:
+        folder: A checkpoint or the folder of a run.
+        overrides: As for `load`.
+        say: Called with each step, for progress messages.
+
+    Raises:
+        MagmaError: As `load`.
+        CheckpointError: Files in `state/` are damaged.
     """
     folder = find(folder)
     manifest = read_manifest(folder)
@@ -59,7 +65,7 @@ def verify(
         found += [Finding(path, "", problem) for path, problem in lacking.items()]
     else:
         found.append(Finding(TRAINED, f"{len(manifest.trained)} tensors: names, shapes, dtypes, values, fingerprints"))
-        say("comparing the frozen weights' fingerprints")
+        say("comparing the SHA-256 of the frozen weights")
         found += _frozen(model, folder, manifest, lacking)
     return [*found, *_state(folder, manifest)]
 
@@ -77,10 +83,10 @@ def _files(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 def _built(
     folder: Path, manifest: Manifest, recipe: Recipe, say: Callable[[str], None]
 ) -> tuple[Magma | None, dict[str, str]]:
-    """The model as `load` builds it; else, where this machine lacks weights, with the frozen parts that it has.
+    """Build the model as `load` does, or, if files are missing, with the frozen parts that are present.
 
-    None where the missing files are those that would say how large the model is. The second value is what parts lack,
-    by path.
+    Returns:
+        The model, or None if the missing files decide its size; and what the parts lack, by path.
     """
     try:
         return rebuild(folder, manifest, recipe, say), {}
@@ -89,21 +95,21 @@ def _built(
         lacking = {path: "; ".join(found) for path, part, config in parts if (found := part.problems(config))}
         if not lacking:
             raise
-    frozen = {"lm", *(f"inputs.{name}.encoder" for name, way in recipe.inputs.items() if not way.trainable)}
+    frozen = {"lm", *(f"inputs.{name}.encoder" for name, table in recipe.inputs.items() if not table.trainable)}
     frozen -= set(stored_parts(manifest))
     absent = {path for path, *_ in parts if path in lacking or path not in frozen}
     try:
         model = assemble(recipe, dtype=dtype_of(manifest), absent=absent, say=say)
     except PartError:
         return None, lacking
-    if misfits(stored_in(model, manifest), read_tensors(folder / TRAINED)[0]):
+    if describe_mismatches(stored_in(model, manifest), read_tensors(folder / TRAINED)[0]):
         return None, lacking
     read_trained(model, folder)
     return model, lacking
 
 
 def _frozen(model: Magma, folder: Path, manifest: Manifest, lacking: dict[str, str]) -> Iterator[Finding]:
-    """A line for each part with frozen tensors."""
+    """A finding for each part with frozen tensors."""
     here = check_frozen(model, folder, manifest)
     paths = list(model.parts())
     for path in paths:
@@ -119,6 +125,8 @@ def _state(folder: Path, manifest: Manifest) -> Iterator[Finding]:
         yield Finding(f"{STATE}/", "", NOT_COVERED)
     elif manifest.state is not None:
         compared = (
-            f"{len(manifest.state)} files: SHA-256" if there else "not there: it loads, and no run resumes from it"
+            f"{len(manifest.state)} files: SHA-256"
+            if there
+            else "absent: the model loads, but no run can resume from it"
         )
         yield Finding(f"{STATE}/", compared)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import magma
+from magma import testing
+from magma.deprecation import RenamedMember
 
 SNAPSHOT = Path(__file__).with_name("api.txt")
 CORE = Path(magma.__file__).parent
@@ -16,7 +18,7 @@ MODALITIES = re.compile(r"(?<![a-z])(images?|pictures?|audio|clip(?!_grads)|gpt-
 
 def public() -> str:
     """Every public name with its signature; of classes, their public methods and fields too."""
-    lines = []
+    lines = [f"{old} = {new} (deprecated)" for module in (magma, testing) for old, new in module._RENAMED.items()]
     for name in magma.__all__:
         value = getattr(magma, name)
         lines.append(f"{name}{_signature(value)}")
@@ -27,6 +29,11 @@ def public() -> str:
                 f"{name}.{key}{_signature(getattr(member, '__func__', member))}"
                 for key, member in vars(value).items()
                 if not key.startswith(("_", "model_")) and key not in annotations and _is_method(member)
+            ]
+            lines += [
+                f"{name}.{key} = {name}.{member.new} (deprecated)"
+                for key, member in vars(value).items()
+                if isinstance(member, RenamedMember)
             ]
     return "\n".join(lines) + "\n"
 

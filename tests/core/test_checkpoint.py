@@ -14,8 +14,9 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
 from magma import CheckpointError, Input, Magma, Recipe
-from magma.checkpoint import moved, written_aside
-from magma.manifest import fingerprint
+from magma.checkpoint import moved
+from magma.io import atomic_folder
+from magma.manifest import tensor_sha256
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -57,10 +58,10 @@ def test_a_model_of_instances_is_saved_with_the_recipe_that_it_implies(tmp_path:
     made = Magma(lm, {"n": Input(encoder, prefix, trainable=False)}, adapters)  # type: ignore[arg-type]
     magma.save(made, tmp_path / "made")
     # the toy language model and the frozen encoder start at random: their weights are not in the folder
-    with pytest.raises(CheckpointError, match="frozen tensors are not what they were"):
+    with pytest.raises(CheckpointError, match="frozen tensors differ from those of training"):
         magma.load(tmp_path / "made")
     loaded = magma.load(tmp_path / "made", verify=False)
-    assert loaded.ways()["n"].encoder.frozen
+    assert loaded.input_modules()["n"].encoder.frozen
     for name, tensor in loaded.trained_tensors().items():
         assert torch.equal(tensor, made.trained_tensors()[name])
 
@@ -96,14 +97,16 @@ def test_tensors_that_do_not_fit_are_named(folder: Path, damage: object, message
 
 
 def test_another_language_model_is_noticed(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"10 frozen tensors are not what they were, the first is lm\."):
+    with pytest.raises(CheckpointError, match=r"10 frozen tensors differ from those of training, the first is lm\."):
         magma.load(folder, overrides=["seed=1"])  # which draws other weights
 
 
 def test_an_edited_recipe_is_refused_with_what_to_do(folder: Path) -> None:
     recipe = (folder / "recipe.toml").read_text()
     (folder / "recipe.toml").write_text(recipe.replace("seed = 0", "seed = 1"))
-    with pytest.raises(CheckpointError, match=r"recipe.toml is not what was written\. Put .* \[init\] checkpoint = "):
+    with pytest.raises(
+        CheckpointError, match=r"recipe.toml was modified after saving\. Restore .* \[init\] checkpoint = "
+    ):
         magma.load(folder)
 
 
@@ -128,14 +131,14 @@ def test_broken_files_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_half_written(tmp_path: Path) -> None:
     def fail_half_way(folder: Path) -> None:
-        with written_aside(folder) as aside:
+        with atomic_folder(folder) as aside:
             (aside / "file").write_text("half")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         fail_half_way(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
-    with written_aside(tmp_path / "old") as aside:
+    with atomic_folder(tmp_path / "old") as aside:
         (aside / "file").write_text("whole")
     with pytest.raises(OSError, match="disk full"):
         fail_half_way(tmp_path / "old")
@@ -148,7 +151,7 @@ def test_the_umask_says_who_may_read_a_folder(model: Magma, tmp_path: Path) -> N
     before = os.umask(0o027)
     try:
         magma.save(model, tmp_path / "saved")
-        with written_aside(tmp_path / "other") as aside:
+        with atomic_folder(tmp_path / "other") as aside:
             (aside / "in").mkdir()
             save_file({"x": torch.zeros(1)}, aside / "in/x.safetensors")
             (aside / "tool").touch(0o755)
@@ -163,10 +166,10 @@ def test_the_umask_says_who_may_read_a_folder(model: Magma, tmp_path: Path) -> N
 
 def test_fingerprints_see_values_shapes_and_types() -> None:
     one = torch.arange(6.0)
-    assert fingerprint(one) == fingerprint(one.clone())
+    assert tensor_sha256(one) == tensor_sha256(one.clone())
     others = [one + 1e-6, one.view(2, 3), one.double(), one.bfloat16(), -one]
-    assert len({fingerprint(t) for t in [one, *others]}) == 6
-    assert fingerprint(torch.tensor(3)) != fingerprint(torch.tensor(4))
+    assert len({tensor_sha256(t) for t in [one, *others]}) == 6
+    assert tensor_sha256(torch.tensor(3)) != tensor_sha256(torch.tensor(4))
 
 
 def test_the_home_of_an_unknown_user_is_a_name_like_any_other() -> None:

@@ -11,7 +11,7 @@ from program import magma as program
 from toys import RECIPE
 
 from magma import Recipe, RecipeError
-from magma.schedule import factor, schedule_warnings
+from magma.schedule import lr_multiplier, schedule_warnings
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -25,17 +25,17 @@ def recipe(*overrides: str) -> Recipe:
     [
         (
             ("train.steps=60", "train.warmup_steps=100"),
-            "train.warmup_steps: given 100, but training has 60 steps: it ends in the warm-up, at 60% of the learning "
-            "rate",
+            "train.warmup_steps: given 100, but training has 60 steps: it ends during the warm-up, at 60% of the "
+            "learning rate",
         ),
         (
             ("train.steps=60", "train.warmup_steps=60"),
-            "train.schedule: given a last learning rate of 10% of the highest, but the warm-up fills 60 of the 60 "
+            "train.schedule: given a last learning rate of 10% of the peak, but the warm-up takes 60 of the 60 "
             "steps: training ends at 100%",
         ),
         (
             ("train.steps=60", "train.warmup_steps=59", "train.schedule={use='linear'}"),
-            "train.schedule: given a last learning rate of 0% of the highest, but the warm-up fills 59 of the 60 "
+            "train.schedule: given a last learning rate of 0% of the peak, but the warm-up takes 59 of the 60 "
             "steps: training ends at 100%",
         ),
         (("train.steps=60", "train.warmup_steps=58"), None),
@@ -50,7 +50,7 @@ def test_a_run_that_is_too_short_is_reported(changes: tuple[str, ...], warning: 
 def test_the_reported_share_is_the_one_of_the_last_step() -> None:
     train = recipe("train.steps=60", "train.warmup_steps=100").train
     assert train is not None
-    assert max(factor(train, step) for step in range(60)) == factor(train, 59) == 0.6
+    assert max(lr_multiplier(train, step) for step in range(60)) == lr_multiplier(train, 59) == 0.6
 
 
 def test_show_and_plan_report_it(tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_show_and_plan_report_it(tmp_path: Path) -> None:
         ("train.lr=inf", "train.lr: given inf; allowed: a finite number"),
         ("train.lr=nan", "train.lr: given nan; allowed: a finite number"),
         ("inputs.number.lr=inf", "inputs.number.lr: given inf; allowed: a finite number"),
-        ("inputs.number.prefix.lr=inf", "inputs.number.prefix.lr: given inf; allowed: a number above 0, and finite"),
-        ("adapters.mlp.lr=nan", "adapters.mlp.lr: given nan; allowed: a number above 0, and finite"),
-        ("data.train.0.weight=nan", "data.train.0.weight: given nan; allowed: a number above 0, and finite"),
+        ("inputs.number.prefix.lr=inf", "inputs.number.prefix.lr: given inf; allowed: a finite number above 0"),
+        ("adapters.mlp.lr=nan", "adapters.mlp.lr: given nan; allowed: a finite number above 0"),
+        ("data.train.0.weight=nan", "data.train.0.weight: given nan; allowed: a finite number above 0"),
         ("train.optimizer.betas=[0.9, 1.0]", "train.optimizer.betas.1: given 1.0; allowed: less than 1"),
         (
             "train.optimizer.betas=[-0.1, 0.9]",

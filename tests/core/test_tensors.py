@@ -96,7 +96,7 @@ def test_what_is_no_file_of_tensors_is_explained(tmp_path: Path) -> None:
     for name, message in {
         "list.pt": "holds a list; allowed: a dictionary of tensors",
         "number.pt": "3 is a Tensor; allowed: tensors by name",
-        "empty.pt": "no archive of torch.save, or is cut off",
+        "empty.pt": "not an archive of torch.save, or is incomplete",
         "empty.safetensors": "cannot be read",
         "small.pt": "is a compressed archive",
         "none.pt": "does not exist; allowed: a .safetensors file, or a torch file of tensors",
@@ -115,7 +115,7 @@ class _Runs:
 def test_nothing_is_executed(how: dict[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({**STATE, "x": _Runs()}, "bad.pt", **how)
-    with pytest.raises(CheckpointError, match=r"bad.pt is refused: .*asks for .*mkdir.*nothing of it was executed"):
+    with pytest.raises(CheckpointError, match=r"bad.pt is refused: .*contains .*mkdir.*nothing was executed"):
         magma.read_tensors("bad.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
 
@@ -129,7 +129,7 @@ def test_a_damaged_archive_is_refused_although_its_sums_are_right(tmp_path: Path
             with zipfile.ZipFile(tmp_path / "changed.pt", "w") as archive:
                 for name, data in entries.items():
                     archive.writestr(name, change(data) if name == victim else data)
-            with pytest.raises(CheckpointError, match="not of the sizes that are stored|is refused"):
+            with pytest.raises(CheckpointError, match="do not have the stored sizes|is refused"):
                 magma.read_tensors(tmp_path / "changed.pt")
 
 

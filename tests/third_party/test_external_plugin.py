@@ -146,7 +146,7 @@ def test_tutorial_new_check_test_train(tmp_path: Path) -> None:
         assert made.returncode == 0, made.stderr
     again = magma(dict(os.environ), "plugin", "new", "lidar", "--kind", "encoder", "--out", str(packages))
     assert again.returncode == 2
-    assert "magma-lidar is there already" in again.stderr
+    assert "magma-lidar exists already" in again.stderr
     pip = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""The `magma` program: its groups of commands put together, those of plugins added, mistakes turned into messages."""
+"""The `magma` program: groups of commands, the commands of plugins, and error messages instead of tracebacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..plugins import hookspecs
 from ..plugins.program import Program
 from ..system.home_paths import accept_home
 from ..system.signals import end_with_launcher
-from .disk_errors import of_the_disk
+from .disk_errors import disk_problem
 from .eval import evals
 from .export import exports
 from .generate import generate
@@ -35,13 +35,15 @@ cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 
 @cli.callback()
 def program(
-    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # DeepSpeed's launcher says it
+    local_rank: Annotated[
+        int | None, typer.Option("--local_rank", hidden=True)
+    ] = None,  # given by DeepSpeed's launcher
 ) -> None:
     """Any modality into a frozen language model."""
 
 
 def _add_plugin_commands() -> None:
-    """Commands of other packages; a broken one is named and left out."""
+    """Add the commands of plugins; a plugin that fails is reported and left out."""
     from importlib.metadata import entry_points
 
     import pluggy
@@ -52,14 +54,14 @@ def _add_plugin_commands() -> None:
         try:
             manager.register(point.load())
             manager.hook.magma_commands(cli=cli)
-        except Exception as error:  # whatever a stranger's module does, the program starts
+        except Exception as error:  # the program starts whatever a plugin's module does
             owner = point.dist.name if point.dist else "unknown"
             typer.echo(f"magma: commands of {owner} left out: {type(error).__name__}: {error}", err=True)
     accept_home(cli)
 
 
 def main() -> None:
-    """Entry point. A user's mistake is a message and exit status 2, never a traceback."""
+    """Entry point. A `MagmaError` becomes a message and exit status 2, without a traceback."""
     # Before torch is loaded: threads that wait by spinning make a CPU run 20 times slower beside any other process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_launcher()
@@ -70,7 +72,7 @@ def main() -> None:
         typer.echo(f"magma: {error}", err=True)
         sys.exit(2)
     except OSError as error:
-        problem = of_the_disk(error, [*sys.argv[1:], str(RUNS)])
+        problem = disk_problem(error, [*sys.argv[1:], str(RUNS)])
         if problem is None:
             raise
         typer.echo(f"magma: {problem}", err=True)

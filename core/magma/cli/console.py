@@ -1,4 +1,4 @@
-"""What a person sees: the plan of a run, what is being done, a bar, tables of results."""
+"""Terminal output: the plan of a run, the current activity, a progress bar, tables of results."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _LastingConsole(RichConsole):
-    """A console that falls silent when its terminal or pipe is gone: a run still has a checkpoint to save.
+    """A console that stops printing when its terminal or pipe is gone: a run still has a checkpoint to save.
 
     Ctrl-C ends the `tee` that a run prints to, and a closed terminal refuses what is written.
     """
@@ -50,12 +50,12 @@ class _LastingConsole(RichConsole):
 
 
 def plain_console(**options: Any) -> RichConsole:
-    """A console that prints text as it is: brackets and colons of a path are neither markup nor an emoji."""
+    """A console that prints text unchanged: brackets and colons of a path are neither markup nor an emoji."""
     return _LastingConsole(**options, markup=False, emoji=False, highlight=False)
 
 
 class _Bar(Progress):
-    """A bar, and below it the news: on one line they are too long for most terminals."""
+    """A bar, and below it the step's values: on one line they are too long for most terminals."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield from super().get_renderables()
@@ -65,9 +65,9 @@ class _Bar(Progress):
 
 
 class Screen:
-    """What a person sees of a run: what is being done, the parts, a bar, a table. Only the first process prints.
+    """Output of a run: the current activity, the parts, a progress bar, a table. Only rank 0 prints.
 
-    On a terminal a live line; elsewhere a line whenever there is news, at most every three seconds.
+    On a terminal it is a live line; elsewhere one line per update, at most every three seconds.
     """
 
     QUIET_S = 3.0
@@ -94,13 +94,13 @@ class Screen:
         self.live.stop()
 
     def say(self, text: str) -> None:
-        """What is being done now."""
+        """Show the current activity."""
         self.live.reset(self.task, description=text, total=None, news="", count="")
         if not self.console.is_terminal or text.startswith("step"):
             self._line(text)
 
     def note(self, text: str) -> None:
-        """Something that stays on the screen."""
+        """Print a line that stays on the screen."""
         self._line(text)
 
     def _line(self, text: str) -> None:
@@ -108,7 +108,7 @@ class Screen:
         self.console.print(Text.assemble((f"{self.spoke - self.began:6.1f} s", "dim"), "  ", text), soft_wrap=True)
 
     def watcher(self) -> Console:
-        """This screen as a run's watcher."""
+        """This screen as the callbacks of a run."""
         from ..runs.run import Console
 
         return Console(
@@ -143,18 +143,18 @@ class Screen:
         self._bar("training step", now.step, now.steps, _news(now), left)
 
     def answered(self, what: str, done: int) -> None:
-        """How many questions have their answer. Their total is not known before the last one."""
+        """Show the number of answered questions. Their total is not known before the last one."""
         self._bar(f"asking {what}:", done, 0, "questions answered")
 
     def _plan(self, plan: Plan) -> None:
         print_plan(plan, self.console)
 
     def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
-        """The table at the end, or the command that resumes the run."""
+        """Print the results, or the command that resumes the run."""
         self.live.stop()
         if not report["finished"]:
             self.console.print(
-                f"{report['stopped_by']} stopped the run at step {report['steps']}; nothing is lost. Resume with:\n"
+                f"{report['stopped_by']} stopped the run at step {report['steps']}. A checkpoint is saved. Resume:\n"
                 f"  {shlex.join(again)}",
                 soft_wrap=True,  # the command has to be copied in one piece
             )
@@ -167,12 +167,12 @@ class Screen:
             if measures:
                 table.add_column("measured as")
             for figure in scores["model"]:
-                said = [measures.get(figure, "")] if measures else []
-                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()), *said)
+                how = [measures.get(figure, "")] if measures else []
+                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()), *how)
             self.console.print(table)
         if report.get("tasks"):
             self.console.print(
-                "model: as trained. shuffled: each question with the media of another one. blind: without media.",
+                "model: as trained. shuffled: each question with the media of another question. blind: without media.",
                 soft_wrap=True,
             )
         self.console.print(
@@ -183,7 +183,7 @@ class Screen:
 
 
 def _news(now: Any) -> str:
-    """A step in one line: loss, learning rates, speed, how well the GPU is used, memory."""
+    """A step in one line: loss, learning rates, speed, GPU utilisation, memory."""
     rates = sorted(set(now.rates.values()))
     lowest, highest = f"{rates[0]:.2g}", f"{rates[-1]:.2g}"
     words = [
@@ -201,7 +201,7 @@ def _news(now: Any) -> str:
 
 
 def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
-    """A table of the parts, and what an example and the run amount to."""
+    """Print a table of the parts, and the costs of an example and of the run."""
     console = console or _stdout()
     if plan.stage:
         console.print(Text(plan.stage, style="bold"))
@@ -218,7 +218,7 @@ def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
     table.add_row("all", "", f"{plan.totals['parameters']:,}", f"{plan.totals['trained']:,}", "")
     console.print(table)
     tokens = plan.tokens_per_example
-    inputs = " + ".join(f"{way.tokens} {name}" for name, way in plan.inputs.items())
+    inputs = " + ".join(f"{one.tokens} {name}" for name, one in plan.inputs.items())
     line = f"{inputs or '0 media'} + {tokens['text']} text (assumed) = {tokens['total']} tokens an example"
     if plan.flops_per_sample:
         line += f"; {_scaled(plan.flops_per_sample, 'FLOP')} a sample"
@@ -227,21 +227,22 @@ def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
         run = plan.length
         console.print(
             f"{run.steps:,} steps of {run.batch_size} examples ({run.samples:,} samples), {plan.precision}; "
-            f"a checkpoint {_scaled(plan.checkpoint_bytes, 'B')}, state to go on from {_scaled(plan.state_bytes, 'B')}",
+            f"checkpoint: {_scaled(plan.checkpoint_bytes, 'B')}, "
+            f"optimizer state for resume: {_scaled(plan.state_bytes, 'B')}",
             soft_wrap=True,
         )
     print_warnings(plan.warnings, console)
 
 
 def print_warnings(warnings: Iterable[str], console: RichConsole | None = None) -> None:
-    """What a recipe says and a run of it will not do; by default on standard error."""
+    """Print warnings about a recipe, by default on standard error."""
     console = console or plain_console(stderr=True)
     for warning in warnings:
         console.print(Text(f"warning: {warning}"), soft_wrap=True)
 
 
 def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
-    """Gigabytes of one GPU, a row for every stage of ZeRO, a column for every micro-batch."""
+    """Print the memory of one GPU: a row for every ZeRO stage, a column for every micro-batch size."""
     if not plan.memory or not plan.length:
         return
     console = console or _stdout()
@@ -264,13 +265,13 @@ def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
     gpus = "1 GPU" if plan.world == 1 else f"{plan.world} GPUs"
     console.print(
         f"{gpus}, {plan.length.accumulation} x {plan.length.micro_batch_size} examples each a step; activations "
-        f"{_scaled(plan.activation_bytes_per_sample, 'B')} an example, all kept; * is what the recipe says",
+        f"{_scaled(plan.activation_bytes_per_sample, 'B')} an example, all kept; * is the recipe's stage",
         soft_wrap=True,
     )
 
 
 def print_columns(heads: list[str], rows: list[list[str]]) -> None:
-    """A table of text."""
+    """Print a table."""
     table = Table(*heads, box=None, header_style="bold")
     for row in rows:
         table.add_row(*row)

@@ -1,4 +1,4 @@
-"""`magma eval`: ask a checkpoint a task's questions, score files of predictions, put runs into a paper's table."""
+"""`magma eval`: evaluate a checkpoint on a task, score files of predictions, compare runs with a paper."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class _Evals(TyperGroup):
     """`magma eval FOLDER ...` is `magma eval ask FOLDER ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """What is no command's name begins the arguments of the first one."""
+        """Arguments that do not begin with a command are those of `ask`."""
         if args and args[0] not in self.commands and args[0] != "--help":
             args = [ASK, *args]
         return super().parse_args(ctx, args)
@@ -32,7 +32,7 @@ class _Ask(TyperCommand):
     """`--shots 0 1 2 4` is `--shots 0 --shots 1 ...`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Numbers behind `--shots` belong to it."""
+        """Numbers after `--shots` belong to it."""
         spread: list[str] = []
         after = False
         for word in args:
@@ -45,40 +45,48 @@ class _Ask(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-evals = typer.Typer(cls=_Evals, help="Ask a checkpoint a task's questions; tables of what came out.")
+evals = typer.Typer(cls=_Evals, help="Evaluate checkpoints on tasks, score predictions, print tables.")
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A field of the task, such as fixed_shots=true.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the task, such as fixed_shots=true."),
 ]
 
 
 @evals.command(ASK, cls=_Ask)
 def ask(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
-    task: Annotated[str, typer.Option(help="Its name; `magma plugin list` has them all.")],
+    task: Annotated[str, typer.Option(help="Name of the task; `magma plugin list` lists them.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder of the task's data, as `magma data convert` makes it.")
+        Path | None, typer.Option(help="Folder of the task's data, as `magma data convert` writes it.")
     ] = None,
     shots: Annotated[
-        list[int] | None, typer.Option(min=0, metavar="N...", help="Completed examples before each question; several.")
+        list[int] | None,
+        typer.Option(min=0, metavar="N...", help="Numbers of in-context examples; one evaluation each. Default: 0."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask so many questions alone.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N questions.")] = None,
     overrides: Overrides = None,
-    baselines: Annotated[bool, typer.Option(help="Ask with media shuffled, and without them, too.")] = True,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 64,
-    seed: Annotated[int, typer.Option(help="Draws the completed examples, and shuffles media.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
-    out: Annotated[Path | None, typer.Option(help="FOLDER/eval/TASK where it is not given.")] = None,
+    baselines: Annotated[
+        bool, typer.Option(help="Also run two controls: shuffled media and no media (3x the time).")
+    ] = True,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions per batch.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed for the in-context examples and for shuffling media.")] = 0,
+    device: Annotated[str | None, typer.Option(help="Device. Default: cuda if available, otherwise cpu.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the answers and scores. Default: FOLDER/eval/TASK.")
+    ] = None,
     fewer_shots: Annotated[
         bool,
-        typer.Option(help="Ask a question that does not fit with all completed examples with fewer; else an error."),
+        typer.Option(
+            help="Use fewer in-context examples if a question does not fit with all; otherwise it is an error."
+        ),
     ] = True,
     max_unreadable: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="A larger share of questions that cannot be read is an error; default 0.01."),
+        typer.Option(min=0, max=1, help="Stop if more than this fraction of questions is unreadable. Default: 0.01."),
     ] = None,
     lm: MovedLM = None,
 ) -> None:
-    """Ask a checkpoint a task's questions and score the answers; the same command goes on after an interruption."""
+    """Evaluate a checkpoint on a task. After an interruption, the same command resumes."""
     from .console import Screen, print_columns
 
     with Screen() as screen:
@@ -124,13 +132,17 @@ def ask(
 @evals.command("score")
 def score(
     task: Annotated[str, typer.Argument(help="The task whose metric is used.")],
-    file: Annotated[Path, typer.Argument(help="JSONL, a line a prediction: `prediction`, and `answers` or `answer`.")],
-    out: Annotated[Path | None, typer.Option("--json", help="Write scores, and each line's, to this file.")] = None,
+    file: Annotated[
+        Path, typer.Argument(help="JSONL, one prediction a line: `prediction`, and `answers` or `answer`.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--json", help="Write the scores, and the score of each line, to this file.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Score anyone's predictions by a task's metric."""
-    from ..checkpoint import write_text
+    """Score a file of predictions with the metric of a task."""
     from ..evaluation.results import score_file
+    from ..io import atomic_write
 
     found = score_file(_task(task, 0, {}, overrides or [], needs_data=False), file)
     items, measures = found.get("per_item", []), found.get("measures", {})
@@ -140,15 +152,15 @@ def score(
     if items:
         typer.echo(f"{len(items)} predictions")
     if out:
-        write_text(out, json.dumps(found, indent=1) + "\n")
+        atomic_write(out, json.dumps(found, indent=1) + "\n")
 
 
 @evals.command("report")
 def report(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders that `magma eval` has asked.")],
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    folders: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders that `magma eval` has evaluated.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tables of several runs, a paper's figures in brackets beside ours where a run's recipe has them."""
+    """Print tables of several runs, with a paper's scores in brackets if the recipe lists them."""
     from ..evaluation.report import report as made
     from .console import print_columns
 
@@ -165,7 +177,7 @@ def report(
 
 
 def _task(name: str, seed: int, fields: dict[str, Any], overrides: list[str], needs_data: bool = True) -> Task:
-    """The task of this name. Raises `RecipeError` for every mistake in its fields, and for what is missing here."""
+    """The task of this name. Raises `RecipeError` for mistakes in its keys and for missing data."""
     from ..recipe.parts import build_part
 
     made: Task = build_part("task", name, fields, overrides, needs_data, seed)

@@ -19,23 +19,24 @@ def export_lm(
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
     lm: MovedLM = None,
 ) -> None:
-    """The untouched language model of a checkpoint, in its own library's format."""
+    """Write the unmodified language model of a checkpoint in the format of its own library."""
     refuse_existing(out)
     from .console import Screen
 
     with Screen() as screen:
         screen.say("importing libraries")
-        from ..checkpoint import load, written_aside
+        from ..checkpoint import load
+        from ..io import atomic_folder
 
         model = load(folder, lm=lm, say=screen.say)
         model.lm.remove_adapters()
         screen.say(f"writing {out}")
-        with written_aside(out) as aside:
+        with atomic_folder(out) as aside:
             model.lm.export(aside)
     typer.echo(f"the language model is in {out}")
 
 
 def refuse_existing(out: Path) -> None:
-    """Nothing is overwritten."""
+    """Raise `InputError` if the folder exists: nothing is overwritten."""
     if out.exists():
         raise InputError(f"{out} exists already: choose another --out")

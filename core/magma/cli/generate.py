@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 def generate(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 32,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0: all tokens.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End where this appears.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    device: str = "cpu",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens to generate.")] = 32,
+    temperature: Annotated[float, typer.Option(min=0, help="Softmax temperature; 0: greedy decoding.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Sample only from the K likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Nucleus sampling; 1.0: off.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device. Default: cuda if available, otherwise cpu.")] = None,
     lm: MovedLM = None,
 ) -> None:
     """Continue a prompt of --text and of the checkpoint's inputs, in the order given.
 
-    Each input of the checkpoint is an option of its own that takes a file:
+    Each input of the checkpoint is an option that takes a file:
     magma generate FOLDER --text "Q: " --INPUT FILE --text " A:"
     """
     prompt = _pairs(context.args)
@@ -40,9 +40,10 @@ def generate(
     with Screen() as screen:
         screen.say("importing libraries")
         from ..checkpoint import load
+        from ..system.device import default_device
         from ..values import Media, Text
 
-        model = load(folder, lm=lm, device=device, say=screen.say)
+        model = load(folder, lm=lm, device=device or default_device(), say=screen.say)
     _check_names(model, [name for name, _ in prompt])
     segments = [Text(value) if name == "text" else Media(name, expand_home(Path(value))) for name, value in prompt]
     options: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -52,7 +53,7 @@ def generate(
 
 
 def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
-    """`--scan a.txt --text "b" --scan=c.txt` in its order."""
+    """The pairs of `--scan a.txt --text "b" --scan=c.txt`, in order."""
     pairs = []
     left = iter(arguments)
     for word in left:
@@ -69,7 +70,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def _check_names(model: Magma, names: list[str]) -> None:
-    allowed = ["text", *model.ways()]
+    allowed = ["text", *model.input_modules()]
     for name in names:
         if name not in allowed:
             raise InputError(f"--{name}: allowed with this checkpoint: {', '.join('--' + a for a in allowed)}")

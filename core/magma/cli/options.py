@@ -9,11 +9,12 @@ import typer
 
 RUNS = Path("runs")
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Change one value, such as train.lr=1e-4.")
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="Set one value, such as train.lr=1e-4. Repeat the option for several."
+    ),
 ]
 MovedLM = Annotated[
     str | None,
-    typer.Option(
-        "--lm", metavar="PLACE", help="Where the language model is now, if it has moved: a folder or hub name."
-    ),
+    typer.Option("--lm", metavar="PLACE", help="New place of a language model that has moved: a folder or hub name."),
 ]

@@ -1,4 +1,4 @@
-"""`magma plugin`: list, begin and check plugins."""
+"""`magma plugin`: list, create and check plugins."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import typer
 
 from ..errors import PluginError
 
-plugins = typer.Typer(help="What is installed.", no_args_is_help=True)
+plugins = typer.Typer(help="List, create and check plugins.", no_args_is_help=True)
 
 
 @plugins.command("list")
-def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
-    """Every installed part with who brought it, and plugins that are broken."""
+def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List every installed part with its distribution, and plugins that cannot be imported."""
     from ..plugins.registry import installed
 
     registry = installed()
     broken = [plugin for plugin in registry.plugins if plugin.problem]
     if as_json:
-        told: dict[str, Any] = {
+        listing: dict[str, Any] = {
             "parts": [
                 {
                     "kind": e.kind,
@@ -37,7 +37,7 @@ def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="For progra
                 for p in broken
             ],
         }
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(listing, indent=1))
         return
     rows = [("kind", "name", "distribution", "version", "status")]
     rows += [(e.kind, e.name, e.plugin.distribution, e.plugin.version, registry.status(e)) for e in registry.entries()]
@@ -49,11 +49,11 @@ def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="For progra
 
 @plugins.command("new")
 def plugin_new(
-    name: Annotated[str, typer.Argument(help="What recipes will call the part.")],
+    name: Annotated[str, typer.Argument(help="Name of the part in recipes.")],
     kind: Annotated[str, typer.Option(help="encoder, prefix, adapter, lm, head, data or task.")],
-    out: Annotated[Path, typer.Option(help="Where the folder magma-NAME is made.")] = Path(),
+    out: Annotated[Path, typer.Option(help="Folder in which magma-NAME is created.")] = Path(),
 ) -> None:
-    """Write a package with one working part and its tests, to begin with."""
+    """Create a package with one working part and its tests."""
     from ..plugins.scaffold import new_plugin
 
     folder = new_plugin(name, kind, out)
@@ -64,20 +64,20 @@ def plugin_new(
 
 @plugins.command("check")
 def plugin_check(
-    name: Annotated[str, typer.Argument(help="A part, or a plugin or distribution, whose parts are all checked.")],
-    kind: Annotated[str | None, typer.Option(help="Of several parts of one name, the ones of this kind.")] = None,
+    name: Annotated[str, typer.Argument(help="A part, or a plugin or distribution: all its parts are checked.")],
+    kind: Annotated[str | None, typer.Option(help="Only parts of this kind, if several have the name.")] = None,
 ) -> None:
-    """Run the conformance kit over installed parts. Exit status 1 where one breaks a promise."""
+    """Run the conformance checks on installed parts. Exit status 1 if a check fails."""
     from ..plugins.registry import installed
 
     found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
     if not found:
         raise PluginError(f'plugin check: "{name}" is no {kind}')
-    from ..plugins.conformance.run import examine
+    from ..plugins.conformance.run import run_checks
 
     faults = 0
     for entry in found:
-        findings = examine(entry.part)
+        findings = run_checks(entry.part)
         broken = [one for one in findings if one.problem]
         faults += len(broken)
         typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} hold")

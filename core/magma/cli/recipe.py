@@ -13,19 +13,19 @@ from ..errors import TrainingError
 from ..system.signals import exit_status
 from .options import RUNS, Overrides
 
-recipes = typer.Typer(help="Run, list and show recipes.", no_args_is_help=True)
+recipes = typer.Typer(help="Run, plan, list and show recipes; explain their keys.", no_args_is_help=True)
 
 
 @recipes.command("run")
 def recipe_run(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/NAME where it is not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. Default: runs/NAME.")] = None,
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine, one a GPU.")] = 1,
-    hostfile: Annotated[Path | None, typer.Option(help="Lines HOST slots=N; processes are started with ssh.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in the folder.")] = False,
+    hostfile: Annotated[Path | None, typer.Option(help="DeepSpeed hostfile: one `HOST slots=N` a line.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume from the newest checkpoint in the folder.")] = False,
 ) -> None:
-    """Train a recipe, evaluate it, and leave everything in a folder."""
+    """Train a recipe, evaluate the result, and write everything to one folder."""
     several = (nproc > 1 or hostfile is not None) and "RANK" not in os.environ
     from .console import Screen
 
@@ -38,14 +38,15 @@ def recipe_run(
         words = ["recipe", "run", recipe, "--out", str(out)]
         words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing libraries")
-        from ..runs.run import alone, check, check_folder, run
+        from ..io import folder_lock
+        from ..runs.run import check, check_folder, run
         from ..system.launch import HOSTFILE, launch
 
         if several:
             check(loaded)
             if hostfile is None:  # other hosts may have other disks
                 check_folder(out, resume)
-                with alone(out):
+                with folder_lock(out, error=TrainingError):
                     pass
         else:
             report = run(loaded, out, resume=resume, watcher=screen.watcher())
@@ -66,11 +67,13 @@ def recipe_run(
 def recipe_matrix(
     sources: Annotated[list[str], typer.Argument(metavar="RECIPES...", help="TOML files, or names of bundled ones.")],
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = RUNS / "matrix",
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Repeat it for several; 0 by default.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option("--seed", help="Seed of a run; repeat the option for several. Default: 0.")
+    ] = None,
     overrides: Overrides = None,
     nproc: Annotated[int, typer.Option(min=1, help="Processes of each run on this machine, one a GPU.")] = 1,
 ) -> None:
-    """Run a family of recipes, one after another, and print one table. What has finished is not run again."""
+    """Run several recipes one after another and print one table. Finished runs are not repeated."""
     from ..runs.sweep import TABLE, cells, run_matrix, table, write_table
     from .console import print_columns
 
@@ -86,11 +89,11 @@ def recipe_matrix(
         print_columns([task, *(name.partition(": ")[2] for name in names)], rows)
         typer.echo()
     write_table(plan, out / TABLE)
-    typer.echo(f"all of it: {out / TABLE}")
+    typer.echo(f"all scores: {out / TABLE}")
     if failed:
         raise TrainingError(
             f"{len(failed)} of {len(plan)} runs did not finish, the first is {failed[0].folder}: "
-            "the same command goes on"
+            "the same command resumes"
         )
 
 
@@ -98,22 +101,26 @@ def recipe_matrix(
 def recipe_plan(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe.")],
     overrides: Overrides = None,
-    world: Annotated[int, typer.Option(min=1, help="GPUs that share a global batch.")] = 1,
+    nproc: Annotated[int, typer.Option(min=1, help="GPUs that share a global batch.")] = 1,
+    world: Annotated[int | None, typer.Option(min=1, hidden=True)] = None,
     micro_batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Examples that a GPU takes at once; repeat it for several.")
+        list[int] | None,
+        typer.Option(min=1, help="Examples that one GPU computes at once; repeat the option for several."),
     ] = None,
     memory: Annotated[
-        float | None, typer.Option(min=0, help="Gigabytes of a GPU, which decide an automatic micro batch.")
+        float | None, typer.Option(min=0, help="Gigabytes of one GPU; they decide an automatic micro-batch size.")
     ] = None,
     text_tokens: Annotated[int, typer.Option(min=1, help="Assumed length of an example's text.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """What a recipe will cost: parameters, FLOPs, memory, steps. Needs neither data nor weights."""
+    """Print what a recipe will cost: parameters, FLOPs, memory, steps. It needs neither data nor weights."""
     from ..plan import plan_stages
     from ..recipe.recipe import Recipe
 
     loaded = Recipe.load(recipe, overrides or ())
-    plans = plan_stages(loaded, world, micro_batch or (), text_tokens)
+    if world is not None:
+        typer.echo("warning: the option --world is now called --nproc", err=True)
+    plans = plan_stages(loaded, world or nproc, micro_batch or (), text_tokens)
     if memory is not None:
         from ..training.microbatch import fitted
 
@@ -122,8 +129,8 @@ def recipe_plan(
             fitted(one, train, int(memory * 1e9)) if train else one for one, train in zip(plans, trains, strict=True)
         ]
     if as_json:
-        told = [one.to_dict() for one in plans]
-        typer.echo(json.dumps({"stages": told} if loaded.stages else told[0], indent=1))
+        plain = [one.to_dict() for one in plans]
+        typer.echo(json.dumps({"stages": plain} if loaded.stages else plain[0], indent=1))
         return
     from .console import print_memory, print_plan
 
@@ -134,7 +141,7 @@ def recipe_plan(
 
 @recipes.command("list")
 def recipe_list() -> None:
-    """The bundled recipes."""
+    """List the bundled recipes."""
     import tomllib
 
     found = _bundled()
@@ -155,7 +162,7 @@ def recipe_show(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe.")],
     overrides: Overrides = None,
 ) -> None:
-    """A recipe with everything it inherits and every default."""
+    """Print a recipe with everything that it inherits and every default."""
     from ..recipe.recipe import Recipe
     from ..schedule import schedule_warnings
     from .console import print_warnings
@@ -163,3 +170,44 @@ def recipe_show(
     loaded = Recipe.load(recipe, overrides or ())
     typer.echo(loaded.to_toml(), nl=False)
     print_warnings(schedule_warnings(loaded))
+
+
+@recipes.command("keys")
+def recipe_keys(
+    part: Annotated[
+        str | None,
+        typer.Argument(help="Only a table (train), a part (linear) or a kind of parts (encoder). Default: all."),
+    ] = None,
+) -> None:
+    """Print the keys of recipes: type, default and meaning of each."""
+    import shutil
+    import textwrap
+
+    from ..recipe.keys import find_tables, keys_of
+
+    width = min(shutil.get_terminal_size().columns, 120)
+    for title, model in find_tables(part).items():
+        typer.echo(f"{title.replace('`', '')}\n")
+        for key in keys_of(model):
+            default = key.default if key.default == "required" else f"default: {key.default}"
+            typer.echo(f"  {key.name}: {key.type.replace('`', '')} ({default})")
+            if key.description:
+                typer.echo(textwrap.fill(key.description, width, initial_indent=" " * 6, subsequent_indent=" " * 6))
+        typer.echo("" if model.model_fields else "  no keys\n")
+
+
+@recipes.command("schema")
+def recipe_schema(
+    file: Annotated[Path | None, typer.Argument(help="The file to write. Default: print the schema.")] = None,
+) -> None:
+    """Write a JSON schema of recipes for editors (taplo, Even Better TOML).
+
+    Put `#:schema ./recipe.schema.json` on the first line of a recipe to use it.
+    """
+    from ..recipe.json_schema import json_schema
+
+    text = json.dumps(json_schema(), indent=1) + "\n"
+    if file is None:
+        typer.echo(text, nl=False)
+    else:
+        file.write_text(text, encoding="utf-8")

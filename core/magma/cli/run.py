@@ -1,4 +1,4 @@
-"""`magma run`: what the folders of runs hold."""
+"""`magma run`: inspect and compare the folders of runs."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-runs = typer.Typer(help="What the folders of runs tell.", no_args_is_help=True)
+runs = typer.Typer(help="Inspect and compare runs.", no_args_is_help=True)
 
 
 @runs.command("show")
 def run_show(
     folder: Annotated[Path, typer.Argument(help="The folder of a run, finished or running.")],
-    png: Annotated[Path | None, typer.Option(help="Where to draw; FOLDER/curves.png where it is not given.")] = None,
+    png: Annotated[Path | None, typer.Option(help="File of the plot. Default: FOLDER/curves.png.")] = None,
 ) -> None:
-    """Draw a run's curves, and print how far it is, its losses, speed and scores."""
+    """Plot a run's curves, and print its progress, losses, speed and scores."""
     from ..runs.folder import draw, figures
     from .console import print_columns
 
@@ -26,10 +26,10 @@ def run_show(
 @runs.command("compare")
 def run_compare(
     one: Annotated[Path, typer.Argument(help="The folder of a run.")],
-    other: Annotated[Path, typer.Argument(help="The folder of another.")],
-    png: Annotated[Path | None, typer.Option(help="Where to draw both curves; nowhere where it is not given.")] = None,
+    other: Annotated[Path, typer.Argument(help="The folder of another run.")],
+    png: Annotated[Path | None, typer.Option(help="File for a plot of both runs. Default: no plot.")] = None,
 ) -> None:
-    """Two runs side by side: where their recipes differ, and their figures."""
+    """Compare two runs: where their recipes differ, and their results."""
     from ..runs.folder import differences, draw, figures
     from .console import print_columns
 

@@ -14,14 +14,16 @@ def verify(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="PATH=VALUE", help="Where frozen weights have moved, such as lm.weights=PLACE."),
+        typer.Option(
+            "--set", metavar="PATH=VALUE", help="New place of moved frozen weights, such as lm.weights=PLACE."
+        ),
     ] = None,
     lm: MovedLM = None,
 ) -> None:
     """Check that a checkpoint is complete and unmodified, and that its frozen weights are those it was trained with.
 
-    Exit status 0: all of it is as it was written. 1: what could be checked is, the rest is listed. 2: it is not, or
-    cannot be loaded; the message says what is wrong.
+    Exit status 0: everything is as it was written. 1: everything that could be checked is; the rest is listed.
+    2: something is missing or modified, or the checkpoint cannot be loaded; the message says what.
     """
     from .console import Screen, print_columns
 

@@ -1,5 +1,5 @@
-"""How parts get in: the two hooks of a plugin, the registry of what is installed, and tools for plugin authors.
+"""Plugins: the two hooks, the registry of installed parts, and tools for plugin authors.
 
 `hookspecs.py` has the hooks, `registry.py` finds a part by kind and name, `scaffold.py` writes a new package from
-`templates/`, and `conformance/` checks what a part promises (public as `magma.testing`).
+`templates/`, and `conformance/` has the checks of parts (public as `magma.testing`).
 """

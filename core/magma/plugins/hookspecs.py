@@ -15,7 +15,7 @@ PARTS_GROUP = "magma"
 COMMANDS_GROUP = "magma.commands"
 
 API_VERSION = 1
-"""Of the interfaces that a plugin sees. A plugin's module may state the one that it was written for as MAGMA_API."""
+"""Version of the plugin API. The module of a plugin may state the version that it was written for as MAGMA_API."""
 
 hookspec = pluggy.HookspecMarker("magma")
 hookimpl = pluggy.HookimplMarker("magma")
@@ -23,10 +23,10 @@ hookimpl = pluggy.HookimplMarker("magma")
 
 @hookspec
 def magma_parts() -> Iterable[type[Part]]:  # type: ignore[empty-body]  # a specification has no body
-    """The parts this package brings: concrete subclasses of Encoder, Prefix, Adapter, FrozenLM, DataSource or Task.
+    """The parts of this package: concrete subclasses of Encoder, Prefix, Adapter, FrozenLM, Head, DataSource or Task.
 
-    Entry-point group `magma`. Called at the first lookup of any part, so the module may import torch, but should
-    leave heavier libraries to the moment they are used.
+    Entry-point group `magma`. Called at the first lookup of any part. The module may import torch, and should import
+    heavier libraries only where they are used.
     """
 
 
@@ -36,5 +36,6 @@ def magma_commands(cli: Program) -> None:
 
     Entry-point group `magma.commands`. Called at every start of the program, so the module must import quickly.
 
-    cli: the program, a typer application; `cli.group("import")` is what to add `magma import ...` to.
+    Args:
+        cli: The program, a typer application. `cli.group("import")` is the group for `magma import ...`.
     """

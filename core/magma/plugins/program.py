@@ -1,4 +1,4 @@
-"""The `magma` program as plugins see it: what the command hook gets."""
+"""The `magma` program, as the hook for commands gets it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ class Program(typer.Typer):
     """The `magma` program, to which plugins add commands."""
 
     def group(self, name: str, about: str = "") -> typer.Typer:
-        """The commands under one word, such as `magma import ...`; it is made where it does not exist yet."""
+        """The group of commands with one name, such as `magma import ...`; it is created if it does not exist.
+
+        Args:
+            name: The word after `magma`.
+            about: Help text of a new group.
+        """
         for known in self.registered_groups:
             if known.name == name and known.typer_instance is not None:
                 return known.typer_instance

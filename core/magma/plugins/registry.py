@@ -1,4 +1,4 @@
-"""Which parts are installed, and who brought them."""
+"""The installed parts and their distributions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import hookspecs
 
 @dataclass(frozen=True)
 class Plugin:
-    """One entry point: where it comes from and, where it is broken, why."""
+    """One entry point: its distribution, and why it cannot be imported."""
 
     name: str
     distribution: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 class Registry:
-    """Looks parts up by kind and name. A broken plugin disables only itself."""
+    """Finds parts by kind and name. A plugin that fails disables only itself."""
 
     def __init__(self, points: Iterable[EntryPoint]) -> None:
         self.plugins: list[Plugin] = []
@@ -58,7 +58,7 @@ class Registry:
             manager.register(module)
             found = [part for parts in manager.hook.magma_parts() for part in parts]
             entries = [Entry(_kind_of(part), part.name, part, plugin) for part in found]
-        except (Exception, SystemExit) as error:  # whatever a stranger's module does, it does to itself alone
+        except (Exception, SystemExit) as error:  # errors of a plugin's module disable only that plugin
             cause = f"{type(error).__name__}: {error}"
             self.plugins.append(Plugin(plugin.name, plugin.distribution, plugin.version, cause))
             return
@@ -71,9 +71,9 @@ class Registry:
         return [entry for key in sorted(self._entries) for entry in self._entries[key]]
 
     def status(self, entry: Entry) -> str:
-        """ "ok", or who else brings a part of this kind and name: neither can then be used."""
+        """ "ok", or which other distribution has a part of this kind and name: neither can be used then."""
         others = [str(other.plugin) for other in self._entries[entry.kind, entry.name] if other is not entry]
-        return f"clash: also brought by {' and '.join(others)}" if others else "ok"
+        return f"clash: also provided by {' and '.join(others)}" if others else "ok"
 
     def called(self, name: str) -> list[Entry]:
         """The parts of this name, or else those of the plugin or distribution of this name.
@@ -88,7 +88,7 @@ class Registry:
             found = [e for e in self.entries() if name in (e.plugin.name, e.plugin.distribution)]
         if not found:
             known = [e.name for e in self.entries()] + [p.name for p in self.plugins]
-            hint = did_you_mean(name, known) or " `magma plugin list` names what is installed."
+            hint = did_you_mean(name, known) or " `magma plugin list` lists what is installed."
             raise PluginError(f'no part and no plugin is called "{name}".{hint}{self._broken()}')
         return found
 
@@ -96,13 +96,13 @@ class Registry:
         return "".join(f"\n    broken: {p} ({p.name}): {p.problem}" for p in self.plugins if p.problem)
 
     def find(self, kind: str, name: str) -> Entry:
-        """The part, or a `PluginError` that says what is installed."""
+        """Find a part. Raises `PluginError` if it is not installed, or installed twice."""
         found = self._entries.get((kind, name), [])
         if len(found) == 1:
             return found[0]
         if found:
             owners = " and ".join(str(entry.plugin) for entry in found)
-            raise PluginError(f'{kind} "{name}" is brought by {owners}: uninstall one')
+            raise PluginError(f'{kind} "{name}" is provided by {owners}: uninstall one')
         known = {entry.name: entry for entry in self.entries() if entry.kind == kind}
         installed = ", ".join(f"{entry.name} ({entry.plugin})" for entry in known.values()) or "none"
         what = "data source" if kind == "data" else kind
@@ -112,7 +112,7 @@ class Registry:
 
 @functools.cache
 def installed() -> Registry:
-    """The registry of this environment, made at the first lookup."""
+    """The registry of this environment. It is built at the first call."""
     return Registry(entry_points(group=hookspecs.PARTS_GROUP))
 
 
@@ -125,7 +125,7 @@ def _check_version(stated: object) -> None:
         raise TypeError(f"MAGMA_API is {stated!r}; allowed: a whole number")
     if stated > hookspecs.API_VERSION:
         raise PluginError(
-            f"it is made for version {stated} of the plugin API, this MAGMA has {hookspecs.API_VERSION}: upgrade magma"
+            f"it needs version {stated} of the plugin API, this MAGMA has {hookspecs.API_VERSION}: upgrade magma"
         )
 
 
@@ -136,7 +136,7 @@ def _kind_of(part: type[Part]) -> str:
         )
     if inspect.isabstract(part):
         missing = ", ".join(sorted(getattr(part, "__abstractmethods__", ())))
-        raise TypeError(f"{part.__name__} is abstract: it lacks {missing}")
+        raise TypeError(f"{part.__name__} is abstract: it does not define {missing}")
     kind = next((kind for kind, base in KINDS.items() if issubclass(part, base)), None)
     if kind is None:
         raise TypeError(f"{part.__name__} is none of {', '.join(k.__name__ for k in KINDS.values())}")

@@ -1,4 +1,4 @@
-"""A plugin's first files: `magma plugin new`."""
+"""Create a package for a new plugin: `magma plugin new`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 from pathlib import Path
 
 from ..errors import PluginError
+from ..io import atomic_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
 KINDS = tuple(sorted(path.stem for path in TEMPLATES.glob("*.py")))
-"""What a plugin can be begun with."""
+"""Kinds of parts that have a template."""
 _PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -77,9 +78,18 @@ _USAGE = {
 
 
 def new_plugin(name: str, kind: str, out: Path) -> Path:
-    """A package `magma-NAME` in the folder `out`, with its tests: one part that works, to be changed.
+    """Create a package `magma-NAME` with one working part and its tests.
 
-    Raises `PluginError` for a name that is no word, an unknown kind, or a folder that is there already.
+    Args:
+        name: Name of the part in recipes.
+        kind: Kind of the part.
+        out: Folder in which the package is created.
+
+    Returns:
+        The folder of the package.
+
+    Raises:
+        PluginError: The name is not a word, the kind is unknown, or the folder exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise PluginError(f"plugin new: given the name {name!r}; allowed: a word of a to z, 0 to 9 and _")
@@ -87,7 +97,7 @@ def new_plugin(name: str, kind: str, out: Path) -> Path:
         raise PluginError(f"plugin new: given --kind {kind}; allowed: {', '.join(KINDS)}")
     folder = out / f"magma-{name.replace('_', '-')}"
     if folder.exists():
-        raise PluginError(f"plugin new: {folder} is there already")
+        raise PluginError(f"plugin new: {folder} exists already")
     part = "".join(word.capitalize() for word in name.split("_") if word)
     words = {
         "name": name,
@@ -103,9 +113,7 @@ def new_plugin(name: str, kind: str, out: Path) -> Path:
         f"test_{words['module']}.py": _TEST.format(**words),
         "README.md": _README.format(**words, usage=_USAGE[kind].format(**words)),
     }
-    aside = folder.with_name(f".{folder.name}.partial")
-    aside.mkdir(parents=True)
-    for file, text in files.items():
-        (aside / file).write_text(text, encoding="utf-8")
-    aside.rename(folder)
+    with atomic_folder(folder) as partial:
+        for file, text in files.items():
+            (partial / file).write_text(text, encoding="utf-8")
     return folder

@@ -1,4 +1,4 @@
-"""Recipe to model, and back."""
+"""Build a model from a recipe, and a recipe from a model."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 
 from ..errors import PartError
 from ..inputs import Input
-from ..interfaces import Adapter, Module, Place
+from ..interfaces import Adapter, Module, Sublayer
 from ..model import Magma
 from ..system.device import check_device
 from .recipe import Recipe
-from .schema import Precision, Use, learns
+from .schema import Precision, Use, is_trained
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -30,27 +30,37 @@ def assemble(
     absent: Collection[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> Magma:
-    """Build the model of a recipe: a file, a bundled name, a dict or a `Recipe`.
+    """Build the model of a recipe. Equal recipes give equal weights; the global random state is restored.
 
-    Without a `device` weights stay where loading left them, in their own precision (those of a file are mapped).
-    `dtype` is that of `train.precision` where it is not given, float32 without a `[train]` table. On device "meta"
-    nothing is loaded. `frozen_weights_only` leaves the pretrained weights of trainable parts out, for who has better
-    ones, and those of the frozen parts whose paths are in `replaced`. Parts whose paths are in `absent` stay on meta.
-    Equal recipes give equal weights: the random generator is seeded for the duration and put back. `say` is called
-    with what is being loaded. Raises `RecipeError`, `PluginError` or `PartError`, `InputError` for a device that this
-    machine does not have.
+    Args:
+        source: A recipe: a file, the name of a bundled one, a dict or a `Recipe`.
+        overrides: Changes such as "lm.layers=2".
+        device: Device of the model. "meta": nothing is loaded. None: weights stay where they are loaded (those of files
+            are memory-mapped), in their own precision.
+        dtype: Precision. Default: that of `train.precision`; float32 without a `[train]` table.
+        frozen_weights_only: Do not load the pretrained weights of trainable parts and of the parts in `replaced`: a
+            checkpoint has them.
+        replaced: Paths of frozen parts whose weights a checkpoint has.
+        absent: Paths of parts that stay on meta.
+        say: Called with each part that is built, for progress messages.
+
+    Raises:
+        RecipeError: There are mistakes in the recipe.
+        PluginError: A part is not installed.
+        PartError: Parts do not match, or weights cannot be loaded.
+        InputError: This machine does not have the device.
     """
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
     if dtype is None:
         dtype = DTYPES[recipe.train.precision] if recipe.train else torch.float32
     device = None if device is None else check_device(device, meta=True)
     meta = device is not None and device.type == "meta"
-    said: set[str] = set()
+    announced: set[str] = set()
 
     def build(path: str, *context: Any, trainable: bool = False) -> Any:
         part, config = recipe.part(path)
-        if path not in said:
-            said.add(path)
+        if path not in announced:
+            announced.add(path)
             say(f"building {path} ({part.name})")
         try:
             if meta or path in absent:
@@ -68,8 +78,8 @@ def assemble(
         return module
 
     def build_learner(path: str, table: Use, *context: Any) -> Any:
-        module = build(path, *context, trainable=learns(table))
-        if not learns(table):
+        module = build(path, *context, trainable=is_trained(table))
+        if not is_trained(table):
             module.freeze()
         return module
 
@@ -82,21 +92,19 @@ def assemble(
             prefix = build_learner(f"inputs.{name}.prefix", table.prefix, encoder.dim, encoder.length, lm.dim)
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
-        def maker(place: Place) -> Callable[[], Adapter]:
+        def maker(place: Sublayer) -> Callable[[], Adapter]:
             return lambda: build_learner(f"adapters.{place}", recipe.adapters[place], lm.dim)
 
         head = build_learner("head", recipe.head, lm.dim) if recipe.head else None
         model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters}, head)
     left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
     if left and not absent:
-        raise PartError(
-            f"{len(left)} tensors were never given values, the first is {left[0]}: load_weights missed them"
-        )
+        raise PartError(f"load_weights() left {len(left)} tensors uninitialised, the first is {left[0]}")
     return model if device is None else model.to(device=None if absent else device, dtype=dtype)
 
 
-def recipe_of(model: Magma, name: str = "model") -> Recipe:
-    """The recipe that assembles a model which was put together from instances."""
+def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
+    """The recipe of a model that was built from instances of parts."""
 
     def table(part: Module) -> dict[str, Any]:
         return {"use": part.name, **part.config.model_dump(mode="json", exclude_none=True)}
@@ -110,12 +118,12 @@ def recipe_of(model: Magma, name: str = "model") -> Recipe:
             "lm": table(model.lm),
             "inputs": {
                 key: {
-                    "encoder": table(way.encoder),
-                    "prefix": learning(way.prefix),
-                    "trainable": not way.encoder.frozen,
-                    "batchnorm": way.batchnorm,
+                    "encoder": table(input_module.encoder),
+                    "prefix": learning(input_module.prefix),
+                    "trainable": not input_module.encoder.frozen,
+                    "batchnorm": input_module.batchnorm,
                 }
-                for key, way in model.ways().items()
+                for key, input_module in model.input_modules().items()
             },
             "adapters": {place: learning(adapters[0]) for place, adapters in model.lm.adapters.items()},
             **({"head": learning(model.head)} if model.head else {}),
@@ -124,16 +132,16 @@ def recipe_of(model: Magma, name: str = "model") -> Recipe:
 
 
 def learning_rates(recipe: Recipe) -> dict[str, float]:
-    """Part path to learning rate, for every part that may learn."""
+    """Learning rate of every trained part, by path."""
     assert recipe.train is not None
     rates = {}
-    for name, way in recipe.inputs.items():
-        if way.trainable:
-            rates[f"inputs.{name}.encoder"] = way.lr or recipe.train.lr
-    tables = {f"inputs.{name}.prefix": way.prefix for name, way in recipe.inputs.items()}
+    for name, input_module in recipe.inputs.items():
+        if input_module.trainable:
+            rates[f"inputs.{name}.encoder"] = input_module.lr or recipe.train.lr
+    tables = {f"inputs.{name}.prefix": input_module.prefix for name, input_module in recipe.inputs.items()}
     tables |= {f"adapters.{place}": adapter for place, adapter in recipe.adapters.items()}
     tables |= {"head": recipe.head} if recipe.head else {}
     for path, table in tables.items():
-        if learns(table):
+        if is_trained(table):
             rates[path] = float(table.fields.get("lr", recipe.train.lr))
     return rates

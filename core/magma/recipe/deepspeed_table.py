@@ -1,6 +1,6 @@
-"""A recipe's [deepspeed] table: DeepSpeed's own configuration, without what [train] says already.
+"""A recipe's [deepspeed] table: DeepSpeed's own configuration, without the keys that [train] sets.
 
-DeepSpeed, which takes seconds to import, checks it when training begins. What the plan reads is checked before.
+DeepSpeed checks it when training starts, because its import takes seconds. Keys of the plan are checked earlier.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ OWNED_BY_TRAIN = {
     "fp16": "train.precision",
     "zero_allow_untested_optimizer": "train.optimizer",
 }
-"""DeepSpeed's keys, and where a recipe sets what they mean."""
+"""Keys of DeepSpeed, and the keys of a recipe that set them."""
 
 
 def problems(table: Mapping[str, Any]) -> list[str]:
-    """What is wrong in the table, a line each."""
+    """Mistakes in the table, one line each."""
     found = [
-        f"deepspeed.{key}: given {table[key]!r}, but [train] owns it; set {owner}"
+        f"deepspeed.{key}: given {table[key]!r}, but [train] sets it; allowed: {owner} instead"
         for key, owner in OWNED_BY_TRAIN.items()
         if key in table
     ]
@@ -36,5 +36,5 @@ def problems(table: Mapping[str, Any]) -> list[str]:
     if not isinstance(stage, int) or stage not in range(4):
         found.append(f"deepspeed.zero_optimization.stage: given {stage!r}; allowed: 0, 1, 2, 3")
     if isinstance(bucket, bool) or not isinstance(bucket, int | float) or not 1 <= bucket < float("inf"):
-        found.append(f"deepspeed.zero_optimization.reduce_bucket_size: given {bucket!r}; allowed: a number from 1 on")
+        found.append(f"deepspeed.zero_optimization.reduce_bucket_size: given {bucket!r}; allowed: a number >= 1")
     return found

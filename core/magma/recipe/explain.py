@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in one line that names the key, what was given and what is allowed."""
+"""Mistakes that pydantic finds, one line each: the key, what was given and what is allowed."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from pydantic import BaseModel
 
 from ..errors import did_you_mean
 
+NEEDS = "needs"
+"""Type of an error whose message is a whole sentence: one key needs another one."""
+
 
 def explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
-    """What pydantic found, in one line: dotted path, what was given, what is allowed."""
+    """A mistake in one line: dotted path, what was given, what is allowed."""
     location = [str(part) for part in error["loc"] if part != "[key]"]
     path = ".".join([prefix, *location] if prefix else location) or prefix or "recipe"
     if error["type"] == "missing":
@@ -20,6 +23,8 @@ def explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
         allowed = _fields_at(model, error["loc"][:-1])
         hint = did_you_mean(location[-1], allowed)
         return f"{path}: given {shown(error['input'])}, an unknown key.{hint} Allowed: {', '.join(allowed)}"
+    if error["type"] == NEEDS:
+        return f"{path}: {error['msg']}"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     given = error["input"]
     what = _cut(f"a table with {', '.join(map(str, given))}") if isinstance(given, Mapping) else shown(given)
@@ -27,12 +32,12 @@ def explain(model: type[BaseModel], error: Any, prefix: str = "") -> str:
 
 
 def shown(given: Any) -> str:
-    """A value as an error shows it, cut where it is long."""
+    """A value as an error shows it, truncated if it is long."""
     return _cut(repr(given))
 
 
 def _cut(text: str) -> str:
-    """A line of a terminal or two, however much was given."""
+    """At most 200 characters, about two lines of a terminal."""
     return text if len(text) <= 200 else f"{text[:200]} ..."
 
 

@@ -1,4 +1,4 @@
-"""A recipe's file: found by path or bundled name, and laid over the file that it extends."""
+"""Find and read the file of a recipe, and merge it into the file that it extends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SUFFIX = ".toml"
 
 
 def find(source: str | Path) -> Path:
-    """A recipe's file: a path, or the name of a bundled one ("quickstart", "paper/frozen")."""
+    """The file of a recipe: a path, or the name of a bundled recipe ("quickstart", "paper/frozen")."""
     path = Path(source)
     if path.is_file():
         return path
@@ -28,15 +28,15 @@ def find(source: str | Path) -> Path:
 
 
 def bundled() -> dict[str, Path]:
-    """Name to file of the recipes that come with the package."""
+    """The recipes of this package: file by name."""
     here = Path(__file__).parents[1]
-    # in a wheel inside the package; in a checkout at its top
+    # inside the package in a wheel, at the top of a checkout
     folder = next((f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()), here)
     return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob(f"*{SUFFIX}"))}
 
 
 def read_tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A file's tables, laid over those of the file that it extends."""
+    """The tables of a file, merged into those of the file that it extends."""
     path = path.resolve()
     if path in seen:
         raise RecipeError(str(seen[0]), [f"extends itself: {' -> '.join(str(p) for p in (*seen, path))}"])
@@ -53,12 +53,12 @@ def read_tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not parent.is_file():
         raise RecipeError(str(path), [f"extends: given {base!r}; {parent} does not exist"])
     inherited = read_tables(parent, (*seen, path))
-    inherited.pop("published", None)  # it speaks of that recipe alone
+    inherited.pop("published", None)  # these are scores of that recipe only
     return merge_recipes(inherited, raw)
 
 
 def remove_switched_off(raw: dict[str, Any]) -> None:
-    """`attention = false` takes out an adapter that the extended recipe has; so do an input, the head, the stages."""
+    """Apply `false`, which removes an inherited adapter, input or head, or the stages."""
     for key in ("inputs", "adapters"):
         if isinstance(raw.get(key), Mapping):
             raw[key] = {name: table for name, table in raw[key].items() if table is not False}

@@ -1,4 +1,4 @@
-"""TOML and JSON that somebody else wrote: what they hold, or the reason why they cannot be read."""
+"""Parse TOML and JSON of unknown origin. Every failure is a `ValueError` with a reason."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 DEPTH = 100
-"""Most levels of nesting that a file may have: none of ours has ten, and parsers recurse."""
+"""Maximum nesting of a file: parsers are recursive, and recipes need fewer than ten levels."""
 
 
 class TooDeep(ValueError):
-    """Nested in more than `DEPTH` levels."""
+    """A file is nested in more than `DEPTH` levels."""
 
     def __init__(self) -> None:
         super().__init__(f"it is nested in more than {DEPTH} levels")
 
 
 def parse_toml(text: str) -> dict[str, Any]:
-    """Raises `ValueError` for all that is not TOML, and `TooDeep`."""
+    """Parse TOML. Raises `ValueError` if the text is not TOML, and `TooDeep`."""
     return dict(_parse(tomllib.loads, text))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Raises `ValueError` for all that is not JSON, and `TooDeep`."""
+    """Parse JSON. Raises `ValueError` if the text is not JSON, and `TooDeep`."""
     return _parse(json.loads, text)
 
 
@@ -38,7 +38,7 @@ def _parse(parser: Callable[[Any], Any], text: str | bytes) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Raise `TooDeep` for tables and arrays in more than `DEPTH` levels; dots in a TOML key make levels, too."""
+    """Raise `TooDeep` for more than `DEPTH` levels of tables and arrays. Dots in a TOML key make levels too."""
     level = [value]
     for _ in range(DEPTH):
         level = [inner for one in level for inner in _inside(one) if isinstance(inner, Mapping | list | tuple)]

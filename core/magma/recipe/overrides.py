@@ -1,4 +1,4 @@
-"""`--set PATH=VALUE`: one value of a recipe, changed before it is checked."""
+"""`--set PATH=VALUE`: change one value of a recipe before it is checked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .tables import set_length
 
 
 def apply_override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
-    """`a.b.0.c=value`: the value in TOML's notation, or a bare string."""
+    """Apply `a.b.0.c=value`; the value is in TOML's notation, or a bare string. Mistakes are added to `problems`."""
     path, equals, value = text.partition("=")
     if not equals or not path:
         problems.append(f"--set {text}: allowed: path=value, such as train.lr=1e-4")
@@ -34,7 +34,7 @@ def apply_override(raw: dict[str, Any], text: str, problems: list[str]) -> None:
 
 
 def locate(raw: dict[str, Any], path: str) -> tuple[Any, str | int]:
-    """The table or array that holds a dotted path's value, and the key there. Tables on the way are made."""
+    """The table or array that contains the value of a dotted path, and its key. Missing tables are created."""
     *parents, last = path.split(".")
     here: Any = raw
     for key in parents:
@@ -43,7 +43,7 @@ def locate(raw: dict[str, Any], path: str) -> tuple[Any, str | int]:
 
 
 def _index(key: str) -> int:
-    """A place in an array, counted from 0. Raises `IndexError` for one that is counted from the end."""
+    """An index of an array. Raises `IndexError` for a negative one."""
     if key.startswith("-"):
         raise IndexError(key)
     return int(key)

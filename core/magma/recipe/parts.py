@@ -1,23 +1,24 @@
-"""The tables of a recipe that name a part: each is checked by the `Config` of that part."""
+"""The tables of a recipe that name a part. Each is checked by the `Config` of that part."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import LACKING, PluginError, RecipeError
+from ..errors import MISSING_NOUN, PluginError, RecipeError
 from ..interfaces import PartConfig
 from ..plugins.registry import installed
 from .explain import explain
 from .overrides import apply_override
+from .schema import InputTable, LearnerKeys, SourceKeys
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """(path, kind, table) of every table of a recipe that names a part, whatever its other mistakes."""
+    """Yield (path, kind, table) of every table of a recipe that names a part, also if the recipe has mistakes."""
 
     def table(value: Any) -> Mapping[str, Any]:
         return value if isinstance(value, Mapping) else {}
@@ -27,12 +28,12 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
     if "lm" in raw:
         yield "lm", "lm", raw["lm"]
-    for name, way in table(raw.get("inputs")).items():
+    for name, entry in table(raw.get("inputs")).items():
         for kind in ("encoder", "prefix"):
-            if kind in table(way):
-                yield f"inputs.{name}.{kind}", kind, table(way)[kind]
-    for place, adapter in table(raw.get("adapters")).items():
-        yield f"adapters.{place}", "adapter", adapter
+            if kind in table(entry):
+                yield f"inputs.{name}.{kind}", kind, table(entry)[kind]
+    for sublayer, adapter in table(raw.get("adapters")).items():
+        yield f"adapters.{sublayer}", "adapter", adapter
     if raw.get("head") is not None:
         yield "head", "head", raw["head"]
     for use in ("train", "evaluation"):
@@ -42,29 +43,29 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         yield f"tasks.{i}", "task", task
 
 
-# Keys of a part's table that the frame reads, not the part.
-_FRAME_KEYS = {
-    "adapters": ("lr", "trainable"),
-    "data.train": ("weight",),
-    "head": ("lr", "trainable"),
-    "inputs": ("lr", "trainable"),
+_FRAMEWORK_KEYS: Mapping[str, Collection[str]] = {
+    "adapters": LearnerKeys.model_fields,
+    "data.train": SourceKeys.model_fields,
+    "head": LearnerKeys.model_fields,
+    "inputs": LearnerKeys.model_fields,
     "tasks": ("shots",),
 }
+"""Keys of a part's table that the framework reads, not the part, by the beginning of the table's path."""
 
 
 def own_fields(path: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a part's table that its `Config` reads."""
-    frame: tuple[str, ...] = ("use",)
-    for prefix, keys in _FRAME_KEYS.items():
+    framework = {"use"}
+    for prefix, keys in _FRAMEWORK_KEYS.items():
         if path.startswith(prefix) and not path.endswith(".encoder"):
-            frame += keys
-    return {key: value for key, value in table.items() if key not in frame}
+            framework.update(keys)
+    return {key: value for key, value in table.items() if key not in framework}
 
 
 def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The table with its config's defaults filled in; mistakes are added to `problems`."""
+    """The table with the defaults of its config. Mistakes are added to `problems`."""
     if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
-        return {}  # the frame has said so
+        return {}  # the check of the framework's tables reports it
     own = own_fields(path, table)
     for key in table.keys() - own.keys() - {"use", "shots"}:
         value = table[key]
@@ -72,7 +73,7 @@ def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pro
             if not isinstance(value, bool):
                 problems.append(f"{path}.{key}: given {value!r}; allowed: true, false")
         elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            problems.append(f"{path}.{key}: given {value!r}; allowed: a number above 0, and finite")
+            problems.append(f"{path}.{key}: given {value!r}; allowed: a finite number above 0")
     try:
         part = installed().find(kind, table["use"]).part
     except PluginError as error:
@@ -83,18 +84,35 @@ def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pro
     try:
         config: PartConfig = part.Config.model_validate(own, context=context)
     except ValidationError as error:
-        problems += [explain(part.Config, one, path) for one in error.errors()]
+        problems += [explain(part.Config, one, path) + _other_table(path, one) for one in error.errors()]
         return {}
-    frame = {key: value for key, value in table.items() if key not in own}
-    return {**frame, **config.model_dump(mode="json", exclude_none=True)}
+    framework = {key: value for key, value in table.items() if key not in own}
+    return {**framework, **config.model_dump(mode="json", exclude_none=True)}
+
+
+def _other_table(path: str, error: Any) -> str:
+    """Where a key of an encoder's input belongs, if it was put into the encoder's own table."""
+    table, _, kind = path.rpartition(".")
+    if error["type"] != "extra_forbidden" or kind != "encoder" or error["loc"][-1] not in InputTable.model_fields:
+        return ""
+    return f". Set {table}.{error['loc'][-1]} instead"
 
 
 def build_part(
     kind: str, name: str, fields: Mapping[str, Any], overrides: Sequence[str], needs_files: bool, *context: Any
 ) -> Any:
-    """One part by itself, from its fields and `key=value` in TOML's notation; `context` is what its kind is built with.
+    """Build one part without a recipe.
 
-    Raises `RecipeError` with every mistake, and with what this machine lacks where the part `needs_files`.
+    Args:
+        kind: The kind of part, such as "task".
+        name: What recipes write after `use =`.
+        fields: Keys of the part.
+        overrides: More keys, as `key=value` in TOML's notation.
+        needs_files: Check that the part's files and packages are present.
+        context: What the kind is built with after its config.
+
+    Raises:
+        RecipeError: With all mistakes, or with everything that this machine lacks.
     """
     problems: list[str] = []
     table = {"use": name, **fields}
@@ -106,5 +124,5 @@ def build_part(
     part: Any = installed().find(kind, name).part
     config = part.Config.model_validate({key: value for key, value in checked.items() if key != "use"})
     if needs_files and (missing := part.problems(config)):
-        raise RecipeError(f"{kind} {name}", missing, LACKING)
+        raise RecipeError(f"{kind} {name}", missing, MISSING_NOUN)
     return part(config, *context)

@@ -1,4 +1,4 @@
-"""Config fields that are files or folders: relative paths are resolved when a recipe is read."""
+"""Types of config fields that are files or folders. Relative paths are resolved when a recipe is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..system.home_paths import expand_home
 
 
 def _resolve(value: str, info: ValidationInfo) -> str:
-    """A relative path, where it exists: beside the recipe, in $MAGMA_DATA, in the working folder. Else as given."""
+    """Look up a relative path next to the recipe, in $MAGMA_DATA and in the working folder. Otherwise unchanged."""
     if (expanded := expand_home(Path(value))).is_absolute():
         return str(expanded)
     folder = (info.context or {}).get("folder")
@@ -24,7 +24,7 @@ def _resolve(value: str, info: ValidationInfo) -> str:
 
 
 def relative(value: Any, folder: Path | None) -> Any:
-    """The same tables, with paths inside `folder` as seen from there."""
+    """The same tables with paths inside `folder` relative to it."""
     if folder is None:
         return value
     if isinstance(value, dict):
@@ -36,6 +36,6 @@ def relative(value: Any, folder: Path | None) -> Any:
 
 
 LocalPath = Annotated[str, AfterValidator(_resolve)]
-"""A config field that is a file or folder; a relative one is made absolute where it is found."""
+"""Type of a config field that is a file or folder. A relative path that exists becomes absolute."""
 Weights = LocalPath
-"""A config field that is a hub name or a file or folder: what is not found on disk stays as it is."""
+"""Type of a config field that is a hub name, a file or a folder. A name that is not on disk is unchanged."""

@@ -1,6 +1,6 @@
-"""The whole recipe: read from TOML or a dict, checked at once, and resolved to everything that it leaves to defaults.
+"""The whole recipe: read from TOML or a dict, checked at once, and resolved: every default is filled in.
 
-Core knows the frame; each table with a `use` is checked by the `Config` of the part that it names.
+This package checks its own tables; a table with `use` is checked by the `Config` of the part that it names.
 """
 
 from __future__ import annotations
@@ -12,57 +12,78 @@ from typing import Any, Self
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from ..errors import RecipeError
-from ..interfaces import Part, Place
+from ..interfaces import Part, Sublayer
 from ..plugins.registry import installed
 from . import deepspeed_table
-from .explain import explain, shown
+from .explain import NEEDS, explain, shown
 from .loader import find, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
 from .overrides import apply_override, locate
 from .parts import check_part, own_fields, part_tables
 from .paths import relative
 from .schema import Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
-from .stages import Stage, label, overlay, settle, strangers, with_length
+from .stages import Stage, label, overlay, settle, unknown_parts, with_length
 
-_OF_THE_RUN = ("data", "tasks", "train", "deepspeed", "stages")
+_TRAINING_TABLES = ("data", "tasks", "train", "deepspeed", "stages")
+"""Tables that a model does not need."""
 
 
 def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, Any]:
-    """A stage's table, where a manifest names the stage."""
+    """The table of the stage that a manifest names."""
     stages = raw.get("stages")
     if not isinstance(stages, list) or number >= len(stages) or not isinstance(stages[number], Mapping):
         raise RecipeError(
-            origin, [f"stages: the checkpoint's manifest.json has stage {number + 1}, and the recipe not"]
+            origin, [f"stages: the recipe has no stage {number + 1}, which the checkpoint's manifest.json names"]
         )
     found: Mapping[str, Any] = stages[number]
     return found
 
 
+def _class_and_config(path: str, kind: str, table: Mapping[str, Any]) -> tuple[type[Any], Any]:
+    part = installed().find(kind, table["use"]).part
+    return part, part.Config.model_validate(own_fields(path, table))
+
+
 class Recipe(Table):
-    """The whole of it. `Recipe.load` is how to get one."""
+    """A checked and resolved recipe. Use `Recipe.load` to get one."""
 
     name: str
+    """Name of the experiment. The run is written to `runs/NAME` unless `--out` names another folder."""
     description: str = ""
+    """One line, shown by `magma recipe list`."""
     seed: int = Field(0, ge=-(2**63), lt=2**63)
+    """Seed of the initial weights, the order of the data and dropout. The same seed gives the same run."""
     lm: Use
+    """The frozen language model: `use` and the keys of that part."""
     init: Init = Init()
+    """Where trained parts start from, if not from their own weights."""
     inputs: dict[InputName, InputTable] = Field({})
-    adapters: dict[Place, Use] = Field({})
+    """The inputs of the model, one table for each name."""
+    adapters: dict[Sublayer, Use] = Field({})
+    """Adapters around a sublayer of every block, by sublayer: `attention`, `mlp`. `false` removes an inherited one."""
     head: Use | None = None
+    """A classification head in place of the language model's head; examples then need a label."""
     data: Data = Data()
+    """What the model is trained on, and what the evaluation loss is computed on."""
     tasks: tuple[TaskTable, ...] = ()
+    """Evaluations of the final checkpoint."""
     published: dict[str, dict[str, dict[str, float]]] = Field({})
-    """What a paper reports of this very experiment, task to score to shots to figure: `magma eval report` shows it."""
+    """Scores that a paper reports for this experiment, as `TASK = { SCORE.SHOTS = 60.0 }`. `magma eval report` shows
+    them beside the run's own. Not inherited through `extends`."""
     train: Train | None = None
+    """Optimizer, length, batch size and everything else about training."""
     deepspeed: dict[str, Any] = Field({})
+    """Passed on to DeepSpeed as it is. Keys that `[train]` sets are refused."""
     stages: tuple[Stage, ...] = ()
+    """Tables that override the others, for training in several stages."""
 
     @model_validator(mode="after")
     def _something_to_watch(self) -> Self:
         if self.train and self.train.early_stopping and not self.data.evaluation:
-            raise ValueError("train.early_stopping with [[data.evaluation]]: a loss to watch")
+            raise PydanticCustomError(NEEDS, "train.early_stopping needs a [[data.evaluation]]")
         return self
 
     @classmethod
@@ -75,12 +96,18 @@ class Recipe(Table):
         model_only: bool = False,
         stage: int | None = None,
     ) -> Recipe:
-        """From a file, the name of a bundled recipe, or a dict; `overrides` are `a.b=value` in TOML's notation.
+        """Read and check a recipe. No weights or data are loaded or downloaded.
 
-        `model_only` is for the recipe of a checkpoint: it leaves out what it was trained on and asked, whose plugins
-        then need not be installed, and gives keys that did not exist yet their `legacy_defaults`. `stage` is the one
-        that wrote the checkpoint, counted from 0. Raises `RecipeError` with every mistake in it. Nothing is loaded or
-        downloaded.
+        Args:
+            source: A TOML file, the name of a bundled recipe, or the tables as a dict.
+            overrides: Changes such as "train.lr=1e-4", with the value in TOML's notation.
+            folder: Folder that relative paths are looked up in. Default: that of the file, or the working folder.
+            model_only: For the recipe of a checkpoint. Data, tasks and training are left out, so their plugins need not
+                be installed, and keys that did not exist yet get their `legacy_defaults`.
+            stage: The stage that wrote the checkpoint, counted from 0.
+
+        Raises:
+            RecipeError: With all mistakes in the recipe.
         """
         if isinstance(source, Mapping):
             origin, folder = "the recipe", folder or Path.cwd()
@@ -95,7 +122,7 @@ class Recipe(Table):
         if model_only:
             if stage is not None:
                 raw = overlay(raw, stage, _stage_of(origin, raw, stage))
-            raw = {key: value for key, value in raw.items() if key not in _OF_THE_RUN}
+            raw = {key: value for key, value in raw.items() if key not in _TRAINING_TABLES}
         problems: list[str] = []
         for override in overrides:
             apply_override(raw, override, problems)
@@ -123,7 +150,7 @@ class Recipe(Table):
 
     @classmethod
     def _settle(cls, raw: dict[str, Any], context: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
-        """The tables with the defaults of every part filled in; None, and more `problems`, where there are mistakes."""
+        """The tables with the defaults of every part. None if there are mistakes, which are added to `problems`."""
         before = len(problems)
         recipe = None
         try:
@@ -153,12 +180,12 @@ class Recipe(Table):
         except ValidationError as error:
             problems += [explain(Stage, one) for one in error.errors()]
             return {}
-        problems += strangers(base, checked)
+        problems += unknown_parts(base, checked)
         settled = None if problems else cls._settle(overlay(base, number, stage), context, problems)
         return {**settle(settled or {}, stage), **({"name": checked.name} if checked.name else {})}
 
     def in_stages(self) -> list[Recipe]:
-        """The recipe of every stage, in order; only this one where it has no [[stages]]."""
+        """The recipe of every stage, in order. Without [[stages]], only this recipe."""
         if not self.stages:
             return [self]
         base = self.model_dump(mode="json", exclude_none=True)
@@ -166,23 +193,26 @@ class Recipe(Table):
         return [type(self).model_validate(overlay(base, number, table)) for number, table in enumerate(tables)]
 
     def stage_label(self, number: int) -> str:
-        """How logs, plans and curves call a stage, counted from 0; nothing where there are no stages."""
+        """Label of a stage (counted from 0) in logs, plans and curves. Empty without [[stages]]."""
         return label(self.stages, number) if self.stages else ""
 
     def part(self, path: str) -> tuple[type[Any], Any]:
-        """The class and the config of the part at a path such as `inputs.NAME.encoder` or `data.train.0`."""
+        """The class and the config of the part at a path such as `inputs.NAME.encoder` or `data.train.0`.
+
+        Raises:
+            KeyError: There is no part at this path.
+        """
         for found, kind, table in part_tables(self.model_dump()):
             if found == path:
-                part = installed().find(kind, table["use"]).part
-                return part, part.Config.model_validate(own_fields(path, table))
+                return _class_and_config(path, kind, table)
         raise KeyError(path)
 
     def parts(self) -> list[tuple[str, type[Part], Any]]:
         """Every part of the recipe with its path, class and config."""
-        return [(path, *self.part(path)) for path, _, _ in part_tables(self.model_dump())]
+        return [(path, *_class_and_config(path, *table)) for path, *table in part_tables(self.model_dump())]
 
     def problems(self) -> list[str]:
-        """What this machine lacks to run it: missing files, packages, data. Nothing is loaded."""
+        """Files, packages and data that this machine lacks to run the recipe, one line each. Nothing is loaded."""
         if self.stages:
             lacking = [(number, stage.problems()) for number, stage in enumerate(self.in_stages())]
             shared = [one for one in lacking[0][1] if all(one in found for _, found in lacking)]
@@ -191,13 +221,16 @@ class Recipe(Table):
         found = [f"{path}: {problem}" for path, part, config in self.parts() for problem in part.problems(config)]
         checkpoint = self.init.checkpoint
         if checkpoint is not None and not Path(checkpoint).is_dir():
-            found.append(f"init.checkpoint: given {checkpoint!r}, which is no folder; allowed: a MAGMA folder")
+            found.append(
+                f"init.checkpoint: given {checkpoint!r}, which is not a folder; allowed: a checkpoint or a run's folder"
+            )
         return found
 
     def to_toml(self, folder: Path | None = None) -> str:
-        """The resolved recipe: everything that was inherited or left to defaults stands in it.
+        """The resolved recipe with all inherited values and defaults, as TOML.
 
-        Paths inside `folder` are written relative to it.
+        Args:
+            folder: Paths inside this folder are written relative to it.
         """
         tables = self.model_dump(mode="json", exclude_none=True)
         if self.stages:

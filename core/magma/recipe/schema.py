@@ -1,4 +1,4 @@
-"""The tables of a recipe that core knows; `recipe.py` puts them together."""
+"""The tables of a recipe that core itself reads. `recipe.py` combines them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,30 @@ from pydantic import (
     ValidationInfo,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
+from ..deprecation import with_current_keys
 from ..names import name_problem
+from .explain import NEEDS
 from .paths import LocalPath
 
 MAX_UNREADABLE = 0.01
-"""The share of examples, or of an evaluation's questions, that need not be readable."""
+"""Default for the fraction of examples, or of an evaluation's questions, that may be unreadable."""
 Precision = Literal["bf16", "fp16", "fp32"]
 
 
 class Table(BaseModel):
     """Base of the tables: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Use(BaseModel):
-    """A table that names a part; the other keys are for its `Config`."""
+    """A table that names a part. The other keys are those of its `Config`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
     use: str
+    """Name of the part. The other keys are options of the part."""
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -43,21 +47,37 @@ class Use(BaseModel):
 
 
 class TaskTable(Use):
-    """An evaluation of the finished checkpoint."""
+    """An evaluation of the final checkpoint."""
 
     shots: tuple[NonNegativeInt, ...] = Field((0,), min_length=1)
-    """How many completed examples stand before each question; the task is asked once for each."""
+    """Numbers of in-context examples. The task is run once for each number."""
+
+
+class LearnerKeys(Table):
+    """Keys of the framework in the table of a prefix, an adapter or a head."""
+
+    trainable: bool = True
+    """Train the part."""
+    lr: PositiveFloat | None = None
+    """Learning rate of the part. Default: `train.lr`."""
+
+
+class SourceKeys(Table):
+    """Keys of the framework in the table of a data source of [[data.train]]."""
+
+    weight: PositiveFloat = 1.0
+    """How often the source is drawn from, relative to the others."""
 
 
 class Init(Table):
-    """Where the trained weights start."""
+    """Where the trained parts start from."""
 
     checkpoint: LocalPath | None = None
-    """A MAGMA folder to start the trained weights from."""
+    """A checkpoint or the folder of a run. Each part that it contains starts from it."""
 
 
 def _input_name(name: str, info: ValidationInfo) -> str:
-    """A checkpoint of an earlier version keeps the names that it has."""
+    """Check the name of an input. Checkpoints of earlier versions keep their names."""
     problem = name_problem(name)
     if problem and not (info.context or {}).get("checkpoint"):
         raise ValueError(problem)
@@ -68,131 +88,170 @@ InputName = Annotated[str, AfterValidator(_input_name)]
 
 
 class InputTable(Table):
-    """One way into the language model."""
+    """One input of the model: an encoder and the prefix after it."""
 
     encoder: Use
+    """Turns a raw value into features: `use` and the keys of that part."""
     prefix: Use
+    """Maps features to word-embedding space: `use`, the keys of that part, and optionally `lr` and `trainable`."""
     trainable: bool = True
-    """Of the encoder only; the prefix's table has a `trainable`, too."""
+    """Train the encoder. It does not affect the prefix, whose own table has a `trainable` key."""
     lr: PositiveFloat | None = None
-    """The encoder's learning rate; [train].lr where it is not given."""
+    """Learning rate of the encoder. Default: `train.lr`."""
     batchnorm: Literal["train", "frozen"] = "train"
-    """A trained encoder's BatchNorm: batch statistics, averaged for later, or the pretrained ones throughout."""
+    """BatchNorm of a trained encoder: `"train"` uses batch statistics and updates the running averages, `"frozen"` uses
+    the pretrained averages."""
 
 
 class Data(Table):
-    """What is trained on, and what the loss is watched on."""
+    """The data of training and of the evaluation loss."""
 
     train: tuple[Use, ...] = ()
-    """Each may have a `weight`: how often it is drawn from, relative to the others."""
+    """Data sources for training."""
     evaluation: tuple[Use, ...] = ()
+    """Data sources on which the evaluation loss is computed."""
 
 
 class Constant(Table):
-    """The highest learning rate, always."""
+    """The peak learning rate in every step."""
 
     use: Literal["constant"]
+    """The learning rate stays at its peak."""
 
 
-class Cosine(Table):
-    """Half a cosine from the highest learning rate down to a fraction of it."""
+class _Decay(Table):
+    """A schedule that ends at a fraction of the peak learning rate."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_former_key(cls, given: Any) -> Any:
+        return with_current_keys(given, {"final": "final_lr_ratio"}) if isinstance(given, dict) else given
+
+
+class Cosine(_Decay):
+    """Half a cosine from the peak learning rate to a fraction of it."""
 
     use: Literal["cosine"]
-    final: float = Field(0.1, ge=0, le=1)
-    """The last step's learning rate, as a fraction of the highest."""
+    """Half a cosine from the peak to `final_lr_ratio` times the peak."""
+    final_lr_ratio: float = Field(0.1, ge=0, le=1)
+    """Learning rate of the last step, as a fraction of the peak."""
 
 
-class Linear(Table):
-    """A straight line from the highest learning rate down to a fraction of it."""
+class Linear(_Decay):
+    """A straight line from the peak learning rate to a fraction of it."""
 
     use: Literal["linear"]
-    final: float = Field(0.0, ge=0, le=1)
+    """A straight line from the peak to `final_lr_ratio` times the peak."""
+    final_lr_ratio: float = Field(0.0, ge=0, le=1)
+    """Learning rate of the last step, as a fraction of the peak."""
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Table):
-    """As torch.optim has it."""
+    """The optimizer and its options, as in `torch.optim`."""
 
     use: Literal["adam", "adamw"] = "adam"
+    """Adam, or AdamW with decoupled weight decay, as in `torch.optim`."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.999)
+    """Decay rates of the two moment estimates."""
     eps: PositiveFloat = 1e-8
+    """Added to the denominator for numerical stability."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay coefficient."""
 
 
 def _check_micro_batch(value: Any) -> Any:
-    """One message, where pydantic has one for each type."""
+    """Check the value with one message; pydantic would give one for each type."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
         return value
     raise ValueError('"auto", or a whole number above 0')
 
 
 class Train(Table):
-    """How to train."""
+    """Optimizer, length, batch size and everything else about training."""
 
     lr: PositiveFloat
+    """Peak learning rate of every part without its own `lr`."""
     batch_size: PositiveInt
-    """Examples a step, over all processes."""
+    """Examples per optimizer step, over all processes and accumulation steps."""
     samples: PositiveInt | None = None
+    """Length of the run in examples. Give either `samples` or `steps`. A partial last batch is a step."""
     steps: PositiveInt | None = None
+    """Length of the run in optimizer steps."""
     micro_batch_size: Annotated[int | Literal["auto"], BeforeValidator(_check_micro_batch)] = "auto"
-    """Examples that one process takes at once. auto: as many of its share as fit into memory by the plan's estimate."""
+    """Examples that one process computes at once; the rest of its share is done by gradient accumulation. `"auto"`: the
+    largest size that fits into memory by the plan's estimate."""
     warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
     schedule: Constant | Cosine | Linear = Field(Cosine(use="cosine"), discriminator="use")
+    """Learning rate after the warm-up: `cosine`, `linear` or `constant`."""
     optimizer: Optimizer = Optimizer()
+    """Optimizer and its options."""
     precision: Precision = "bf16"
+    """Precision of training."""
     gradient_clipping: float = Field(0.0, ge=0)
-    """Largest norm of the gradient; 0: not clipped."""
+    """Maximum norm of the gradient; 0 disables clipping."""
     loss: Literal["token_mean", "micro_batch_mean"] = "token_mean"
-    """token_mean: over the targets of the global batch. micro_batch_mean: the authors' code's mean of means."""
+    """`"token_mean"`: mean over the target tokens of the global batch. `"micro_batch_mean"`: mean of the micro-batches'
+    means, as in the authors' code."""
     max_length: PositiveInt | None = None
-    """Longest example in positions; the language model's context where it is not given."""
+    """Maximum length of an example in positions. Default: the language model's context."""
     packing: PositiveInt | None = None
-    """Positions of a row that several examples share, each seeing itself alone; one example a row without it."""
+    """Pack several examples into rows of this many tokens; attention does not cross examples. Default: one example per
+    row."""
     too_long: Literal["error", "skip"] = "error"
-    """What to do with an example that does not fit even when its text is cut."""
+    """What happens with an example that does not fit even when its text is truncated: the run stops, or the example is
+    skipped and counted."""
     unreadable: Literal["error", "skip"] = "error"
-    """What to do with an example whose row or medium cannot be read; skipped ones are listed in skipped.jsonl."""
+    """What happens with an example that cannot be read: the run stops, or the example is skipped and listed in
+    `skipped.jsonl`."""
     max_unreadable: float = Field(MAX_UNREADABLE, ge=0, le=1)
-    """More than this share of the examples drawn so far, of at least 100, cannot be read: the run ends."""
+    """The run stops when more than this fraction of the examples was unreadable. It is checked from the 100th example
+    on."""
     evaluate_every: int = Field(0, ge=0)
-    """Steps between evaluations of the loss; 0: at the end alone."""
+    """Steps between evaluations of the loss; 0: only at the end."""
     early_stopping: PositiveInt | None = None
-    """End after so many evaluations without a new lowest loss, and keep the checkpoint of the lowest one."""
+    """Stop after this many evaluations without a new lowest loss, and keep the best checkpoint. Needs `evaluate_every`
+    and `[[data.evaluation]]`."""
     evaluate_samples: PositiveInt | None = None
-    """Most examples of each evaluation set; all where it is not given."""
+    """Maximum number of examples per evaluation source. Default: all."""
     checkpoint_every: int = Field(0, ge=0)
-    """Steps between checkpoints; 0: at the end alone."""
+    """Steps between checkpoints; 0: only at the end."""
     keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints are kept."""
     spike_factor: float | None = Field(None, gt=1)
-    """A step whose loss is more than so many times that of late is skipped; without it, one that is not finite."""
+    """Skip a step whose loss exceeds `spike_factor` times the running mean loss. Default: skip only steps whose loss or
+    gradient is not finite."""
     max_skipped_steps: PositiveInt = 20
-    """So many skipped steps in a row end the run, with a checkpoint."""
+    """The run stops, with a checkpoint, after this many skipped steps in a row."""
     activation_checkpointing: Literal["none", "encoder", "lm", "all"] = "none"
-    """Parts that run a second time in the backward pass instead of keeping their activations."""
+    """Parts whose activations are recomputed in the backward pass. This saves memory and costs up to 44 % more
+    FLOPs."""
     compile: bool = False
-    """Compile the language model's blocks with torch.compile: minutes at the start."""
+    """Compile the language model's blocks with `torch.compile`, which takes minutes at the start."""
     workers: int | None = Field(None, ge=0)
-    """Processes that decode and collate ahead of each training process; where there is a GPU, up to 8 by default."""
+    """Processes per training process that decode and collate examples in advance. Default: up to 8 with a GPU,
+    otherwise 0."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.samples is None) == (self.steps is None):
             raise ValueError("give either `samples` or `steps`")
         if self.early_stopping and not self.evaluate_every:
-            raise ValueError("early_stopping with evaluate_every: the loss has to be watched")
+            raise PydanticCustomError(NEEDS, "train.early_stopping needs train.evaluate_every > 0")
         return self
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run; a last partial batch counts as one."""
+        """Optimizer steps of the whole run. A partial last batch counts as a step."""
         if self.steps is not None:
             return self.steps
         assert self.samples is not None
         return -(-self.samples // self.batch_size)
 
 
-def learns(table: Use) -> bool:
-    """Whether a prefix, an adapter or a head is trained: by default it is."""
+def is_trained(table: Use) -> bool:
+    """Whether a prefix, an adapter or a head is trained. Default: it is."""
     return bool(table.fields.get("trainable", True))

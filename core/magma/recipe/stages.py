@@ -1,6 +1,6 @@
-"""`[[stages]]` of a recipe: tables that are laid over the recipe's own, one training run after another.
+"""`[[stages]]` of a recipe: tables that override the recipe's own for successive training runs.
 
-A stage changes how parts learn, the data and the training, never what the parts are.
+A stage changes how parts are trained, the data and the training, but not which parts there are.
 """
 
 from __future__ import annotations
@@ -11,55 +11,69 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from ..interfaces import Place
+from ..interfaces import Sublayer
 from .tables import flat, merge_recipes
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class PartStage(_Table):
-    """How a part learns in a stage."""
+    """How a part is trained in a stage."""
 
     trainable: bool | None = None
+    """Train the part in this stage."""
     lr: PositiveFloat | None = None
+    """Learning rate of the part in this stage."""
 
 
 class InputStage(PartStage):
-    """How an encoder and its prefix learn in a stage."""
+    """How an encoder and its prefix are trained in a stage."""
 
+    trainable: bool | None = None
+    """Train the encoder in this stage."""
+    lr: PositiveFloat | None = None
+    """Learning rate of the encoder in this stage."""
     batchnorm: Literal["train", "frozen"] | None = None
+    """BatchNorm of the encoder in this stage."""
     prefix: PartStage | None = None
+    """How the prefix is trained in this stage."""
 
 
 class Stage(_Table):
-    """What a stage may change."""
+    """The tables that a stage may override."""
 
     name: str | None = Field(None, min_length=1)
-    """Shown behind its number in logs, plans and curves."""
+    """Shown after the stage's number in logs, plans and curves."""
     inputs: dict[str, InputStage] = {}
-    adapters: dict[Place, PartStage] = {}
+    """How encoders and prefixes are trained in this stage."""
+    adapters: dict[Sublayer, PartStage] = {}
+    """How adapters are trained in this stage."""
     head: PartStage | None = None
+    """How the head is trained in this stage."""
     data: dict[str, Any] = {}
+    """Keys of `[data]` for this stage."""
     train: dict[str, Any] = {}
+    """Keys of `[train]` for this stage."""
     deepspeed: dict[str, Any] = {}
+    """Keys of `[deepspeed]` for this stage."""
 
 
 def label(stages: Sequence[Stage], number: int) -> str:
-    """How a stage, counted from 0, is called: "stage 1", or "stage 1: NAME"."""
+    """Label of a stage (counted from 0): "stage 1", or "stage 1: NAME"."""
     name = stages[number].name
     return f"stage {number + 1}: {name}" if name else f"stage {number + 1}"
 
 
 def overlay(recipe: Mapping[str, Any], number: int, stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's tables in a stage, counted from 0. Only the first stage starts from [init]."""
+    """The recipe's tables in a stage (counted from 0). Only the first stage starts from [init]."""
     base = {key: value for key, value in recipe.items() if key != "stages" and (key != "init" or not number)}
     return merge_recipes(base, {key: value for key, value in stage.items() if key != "name"})
 
 
 def with_length(recipe: dict[str, Any], stages: Sequence[Any]) -> dict[str, Any]:
-    """The recipe's own tables; where the stages only give a length, [train] has that of the first one."""
+    """The recipe's own tables. If only the stages have a length, [train] gets that of the first stage."""
     base = {key: value for key, value in recipe.items() if key != "stages"}
     lengths = ("samples", "steps")
     first = stages[0].get("train") if stages and isinstance(stages[0], Mapping) else None
@@ -69,8 +83,8 @@ def with_length(recipe: dict[str, Any], stages: Sequence[Any]) -> dict[str, Any]
     return base
 
 
-def strangers(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
-    """Parts that a stage speaks of and the recipe does not have."""
+def unknown_parts(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
+    """One line for each part that a stage names and the recipe does not have."""
 
     def allowed(table: str) -> str:
         held = recipe.get(table)
@@ -89,7 +103,7 @@ def strangers(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
 
 
 def settle(resolved: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
-    """A stage's own keys, with their values in the `resolved` recipe of this stage: paths found, defaults of parts."""
+    """A stage's own keys with their values in the `resolved` recipe: absolute paths and the defaults of parts."""
     settled = {}
     for key, value in stage.items():
         if key in resolved:
@@ -104,13 +118,12 @@ _NO_INFLUENCE = {
     *("micro_batch_size", "workers", "compile", "activation_checkpointing", "checkpoint_every", "keep_checkpoints"),
     *("evaluate_samples", "max_unreadable", "max_skipped_steps"),
 }
-"""Keys of [train] that change neither what is learnt nor when a stage ends."""
+"""Keys of [train] that change neither the weights nor the end of a stage."""
 
 
-def what_was_learnt(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a stage's recipe that decide what it learns, by dotted key; of paths the last component.
-
-    Data may move between two jobs, and so may the folder of a language model.
+def training_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a stage's recipe that decide its weights, by dotted key. Of paths, only the last component counts:
+    data and the language model may be moved between two jobs.
     """
     kept = {key: recipe.get(key, {}) for key in ("inputs", "adapters", "head", "data", "train")}
     kept["data"] = {"train": kept["data"].get("train", [])}
@@ -118,7 +131,12 @@ def what_was_learnt(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: PurePath(value).name if isinstance(value, str) else value for key, value in flat(kept)}
 
 
+_RENAMED = {"train.schedule.final": "train.schedule.final_lr_ratio"}
+"""Former to current name of keys, for runs of earlier versions."""
+
+
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """A line for each value of a finished stage that is another one now."""
+    """A line for each value of a finished stage that has changed since."""
+    before = {_RENAMED.get(key, key): value for key, value in before.items()}
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    return [f"{key}: it was {before.get(key, 'not given')}, and is {now.get(key, 'not given')} now" for key in keys]
+    return [f"{key}: it was {before.get(key, 'not given')} and is now {now.get(key, 'not given')}" for key in keys]

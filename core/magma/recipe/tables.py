@@ -1,4 +1,4 @@
-"""Tables of TOML laid over each other, and compared."""
+"""Merge and flatten tables of TOML."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _OTHER_LENGTH = {"samples": "steps", "steps": "samples"}
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Tables merge key by key; everything else, and a table that uses another part, is replaced."""
+    """Merge tables key by key. Other values, and tables that name another part, are replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -24,7 +24,7 @@ def _same_part(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def merge_recipes(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """As `merge`; a length in steps takes the place of one in samples, and vice versa."""
+    """As `merge`, but a length in steps replaces a length in samples, and vice versa."""
     merged = merge(base, over)
     own = over.get("train")
     if isinstance(own, Mapping) and isinstance(merged["train"], Mapping):
@@ -34,12 +34,12 @@ def merge_recipes(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str,
 
 
 def set_length(train: dict[str, Any], key: str) -> None:
-    """After `key` was set in a [train] table: the run has no second length."""
+    """Remove the other length after `key` was set in a [train] table."""
     train.pop(_OTHER_LENGTH.get(key, ""), None)
 
 
 def flat(value: Any, path: str = "") -> list[tuple[str, Any]]:
-    """Dotted keys and their values."""
+    """Pairs of dotted key and value."""
     if isinstance(value, Mapping):
         return [pair for key, one in value.items() for pair in flat(one, f"{path}.{key}" if path else str(key))]
     if isinstance(value, list) and any(isinstance(one, Mapping) for one in value):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
-from ..errors import LACKING, InputError, RecipeError, TrainingError
+from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
 from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
 from ..interfaces import Task
-from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
+from ..io import atomic_write, folder_lock
+from ..manifest import CHECKPOINTS, RECIPE, combined_sha256, read_manifest
 from ..plan import Plan, plan_stages
 from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
@@ -63,7 +62,7 @@ def run(
         if result.stopped_by:
             watcher.stopped(result.stopped_by)
         return {}
-    with alone(out, watcher.note):
+    with folder_lock(out, watcher.note, TrainingError):
         watcher.say("planning")
         plans = plan_stages(recipe, size)
         for planned in plans:
@@ -79,7 +78,7 @@ def run(
 
 
 def _write_recipe(recipe: Recipe, out: Path) -> None:
-    checkpoint.write_text(out / RECIPE, recipe.to_toml())
+    atomic_write(out / RECIPE, recipe.to_toml())
 
 
 def _take_over(recipe: Recipe, out: Path, note: Callable[[str], None]) -> None:
@@ -121,13 +120,13 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
                     if said := measures_of(place).get(str(shots)):
                         measures[name] = said
                     if len(scores) == 1:
-                        report[task.primary] = scored["model"][task.primary]
-                        report["shuffled_accuracy"] = scored["shuffled"][task.primary]
-                        report["blind_accuracy"] = scored["blind"][task.primary]
+                        report[task.primary_metric] = scored["model"][task.primary_metric]
+                        report["shuffled_accuracy"] = scored["shuffled"][task.primary_metric]
+                        report["blind_accuracy"] = scored["blind"][task.primary_metric]
             report["tasks"] = scores
             if measures:
                 report["measures"] = measures
-    checkpoint.write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
+    atomic_write(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]
         raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
@@ -139,31 +138,10 @@ def with_shots(name: str, shots: int) -> str:
     return f"{name}@{shots}" if shots else name
 
 
-@contextmanager
-def alone(out: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """A run's folder for one run at a time. A file system that has no locks is noted, and nothing is locked."""
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / ".lock"
-    with path.open("w") as lock:
-        os.register_at_fork(after_in_child=lock.close)  # a worker that outlives its trainer does not hold the lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(f"{out} is being written by another process: wait for it, or end it first") from error
-        except OSError as error:
-            note(f"{path} cannot be locked: {error.strerror}; do not start a second run with --out {out}")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
 def check(recipe: Recipe) -> None:
     """Raise `RecipeError` with all that this machine lacks to run it."""
     if missing := recipe.problems():
-        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, LACKING)
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, MISSING_NOUN)
 
 
 def check_folder(out: Path, resume: bool) -> None:
@@ -185,7 +163,7 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "processes": ranks().size,
         "frozen_unchanged": not result.changed,
         "frozen_tensors": len(result.frozen),
-        "frozen_fingerprint": digest(result.frozen),
+        "frozen_fingerprint": combined_sha256(result.frozen),
         "skipped_examples": result.skipped,
         "unreadable_examples": result.unreadable,
         "skipped_steps": result.skipped_steps,

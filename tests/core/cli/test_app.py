@@ -81,7 +81,9 @@ def test_verify_says_what_is_as_it_was_written(
     recipe.write_text(recipe.read_text().replace("downsample = 8", "downsample = 4", 1))
     done = magma("verify", folder)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"magma: {folder}: recipe.toml is not what was written. Put the")
+    assert done.stderr.splitlines()[-1].startswith(
+        f"magma: {folder}: recipe.toml was modified after saving. Restore the"
+    )
 
 
 def test_a_second_run_does_not_overwrite_the_first(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -291,7 +293,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, proce
         send(child.pid, number)
         seen += child.stderr.read()
     assert child.returncode == 128 + number
-    assert "nothing is lost. Resume with:" in seen, seen
+    assert "A checkpoint is saved. Resume:" in seen, seen
     (said,) = [line for line in seen.splitlines() if line.startswith("  magma recipe run quickstart")]
     assert said.endswith(" --nproc 2 --resume" if processes == 2 else " --resume")
     assert "--set train.samples=100000" in said

@@ -78,7 +78,7 @@ def test_the_end_explains_the_columns(tmp_path: Path) -> None:
     scores = {"model": {"accuracy": 0.9}, "shuffled": {"accuracy": 0.1}, "blind": {"accuracy": 0.1}}
     report = {"finished": True, "tasks": {"0.digits": scores}, "frozen_tensors": 45, "frozen_fingerprint": "1a"}
     screen.report({**report, "steps": 20, "seconds": 100.2}, tmp_path, [])
-    assert "shuffled: each question with the media of another one. blind: without media." in text.getvalue()
+    assert "shuffled: each question with the media of another question. blind: without media." in text.getvalue()
     assert "45 frozen tensors are unchanged: sha256 1a\n" in text.getvalue()
     assert f"20 training steps took 1 min 40 s; all files are in {tmp_path}" in text.getvalue()
 

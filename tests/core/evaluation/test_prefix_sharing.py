@@ -29,7 +29,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     plain = ToyLM.forward
 
-    def forward(self: ToyLM, embeddings: torch.Tensor, layout: magma.Layout, cache: Any = None) -> torch.Tensor:
+    def forward(self: ToyLM, embeddings: torch.Tensor, layout: magma.BatchLayout, cache: Any = None) -> torch.Tensor:
         seen.append(int(layout.lengths.sum()))
         return plain(self, embeddings, layout, cache)
 
@@ -108,5 +108,5 @@ def test_what_does_not_fit_is_named(model: Magma) -> None:
 
 def test_a_model_that_classifies_is_refused() -> None:
     model = magma.assemble({**RECIPE, "head": {"use": "classes", "classes": ["a", "b"]}})
-    with pytest.raises(InputError, match="it classifies"):
+    with pytest.raises(InputError, match="has a classification head"):
         next(Reader(model, HOW).answers([[Text("a")]]))

@@ -29,7 +29,7 @@ class Ears(magma.Encoder):
     modality = "sound"
     def accepts(self, raw): return False
     def prepare(self, raw, rng=None): raise magma.InputError("no")
-    def blank(self): ...
+    def dummy_item(self): ...
     def forward(self, x): ...
 @magma.hookimpl
 def magma_parts(): return [Ears]
@@ -62,7 +62,7 @@ def test_broken_plugins_disable_only_themselves(monkeypatch: pytest.MonkeyPatch,
         bad_import="import a_library_that_is_not_there",
         bad_exit="raise RuntimeError('at import')",
         bad_parts="import magma\n@magma.hookimpl\ndef magma_parts(): return [int]",
-        bad_abstract=GOOD.format(name="half").replace("def blank", "def other"),
+        bad_abstract=GOOD.format(name="half").replace("def dummy_item", "def other"),
         good=GOOD.format(name="ears"),
     )
     assert found.find("encoder", "ears").name == "ears"
@@ -70,12 +70,12 @@ def test_broken_plugins_disable_only_themselves(monkeypatch: pytest.MonkeyPatch,
     broken = {"bad_import", "bad_exit", "bad_parts", "bad_abstract", "bad_quit", "bad_newer", "bad_version"}
     assert set(problems) == broken
     assert found.find("encoder", "known").name == "known"
-    assert "made for version 99 of the plugin API, this MAGMA has 1" in problems["bad_newer"]
+    assert "it needs version 99 of the plugin API, this MAGMA has 1" in problems["bad_newer"]
     assert "MAGMA_API is '1'; allowed: a whole number" in problems["bad_version"]
     assert "SystemExit: 3" in problems["bad_quit"]
     assert "a_library_that_is_not_there" in problems["bad_import"]
     assert "is not a subclass of Encoder" in problems["bad_parts"]
-    assert "Ears is abstract: it lacks blank" in problems["bad_abstract"]
+    assert "Ears is abstract: it does not define dummy_item" in problems["bad_abstract"]
     with pytest.raises(PluginError, match=r"broken: .*bad_import.*a_library_that_is_not_there"):
         found.find("encoder", "half")
 
@@ -83,9 +83,9 @@ def test_broken_plugins_disable_only_themselves(monkeypatch: pytest.MonkeyPatch,
 def test_two_plugins_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = GOOD.format(name="ears")
     found = registry(monkeypatch, tmp_path, one=text, two=text)
-    with pytest.raises(PluginError, match='encoder "ears" is brought by unknown 0 and unknown 0'):
+    with pytest.raises(PluginError, match='encoder "ears" is provided by unknown 0 and unknown 0'):
         found.find("encoder", "ears")
-    assert {found.status(entry) for entry in found.entries()} == {"clash: also brought by unknown 0"}
+    assert {found.status(entry) for entry in found.entries()} == {"clash: also provided by unknown 0"}
     assert installed().status(installed().find("encoder", "clip")) == "ok"
 
 

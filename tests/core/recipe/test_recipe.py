@@ -84,7 +84,7 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ({"trian": {}}, 'trian: given {}, an unknown key. Did you mean "train"?'),
         (
             {"deepspeed": {"optimizer": {}}},
-            r"deepspeed.optimizer: given {}, but \[train\] owns it; set train.optimizer",
+            r"deepspeed.optimizer: given {}, but \[train\] sets it; allowed: train.optimizer instead",
         ),
         (
             {"deepspeed": {"zero_optimization": {"stage": "auto"}}},
@@ -92,22 +92,22 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
         ),
         (
             {"deepspeed": {"zero_optimization": {"reduce_bucket_size": "auto"}}},
-            "deepspeed.zero_optimization.reduce_bucket_size: given 'auto'; allowed: a number from 1 on",
+            "deepspeed.zero_optimization.reduce_bucket_size: given 'auto'; allowed: a number >= 1",
         ),
         ({"deepspeed": {"zero_optimization": 2}}, "deepspeed.zero_optimization: given 2; allowed: a table"),
         (
             {"adapters": {"attention": {"use": "add", "lr": -1}}},
-            r"adapters.attention.lr: given -1; allowed: a number above",
+            r"adapters.attention.lr: given -1; allowed: a finite number above",
         ),
         ({"adapters": {"head": {"use": "add"}}}, r"adapters.head.*allowed: 'attention' or 'mlp'"),
         (
             {"data": {"train": [{"use": "counting", "weight": 0}]}},
-            r"data.train.0.weight: given 0; allowed: a number above 0",
+            r"data.train.0.weight: given 0; allowed: a finite number above 0",
         ),
         ({"data": {"train": [{"use": "counting", "lenght": 3}]}}, r'data.train.0.lenght.*Did you mean "length"'),
         (
             {"train": {**RECIPE["train"], "schedule": {"use": "cosine", "end": 1}}},
-            r"train.schedule.cosine.end: given 1, an unknown key.* Allowed: use, final",
+            r"train.schedule.cosine.end: given 1, an unknown key.* Allowed: use, final_lr_ratio",
         ),
     ],
 )
@@ -197,7 +197,9 @@ def test_relative_paths_are_found_beside_the_recipe_then_in_magma_data(
 @pytest.mark.usefixtures("toys")
 def test_what_is_missing_on_this_machine(tmp_path: Path) -> None:
     missing = Recipe.load(recipe(init={"checkpoint": str(tmp_path / "gone")})).problems()
-    assert missing == [f"init.checkpoint: given '{tmp_path / 'gone'}', which is no folder; allowed: a MAGMA folder"]
+    assert missing == [
+        f"init.checkpoint: given '{tmp_path / 'gone'}', which is not a folder; allowed: a checkpoint or a run's folder"
+    ]
     assert Recipe.load(RECIPE).problems() == []
 
 

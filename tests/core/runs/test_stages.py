@@ -107,10 +107,10 @@ def test_a_length_may_stand_in_the_stages_only() -> None:
         ({"inputs": {"scan": {"lr": 1.0}}}, r"stages\[1\]\.inputs\.scan: .*allowed: the recipe's inputs: number"),
         ({"adapters": {"attention": {"lr": 1.0}}}, r"stages\[1\]\.adapters\.attention: .*the recipe's adapters: mlp"),
         ({"head": {"lr": 1.0}}, r"stages\[1\]\.head: given a table, but the recipe has no \[head\]"),
-        ({"deepspeed": {"bf16": {}}}, r"stages\[1\]\.deepspeed\.bf16: .*\[train\] owns it"),
+        ({"deepspeed": {"bf16": {}}}, r"stages\[1\]\.deepspeed\.bf16: .*\[train\] sets it"),
         (
             {"train": {"early_stopping": 2, "evaluate_every": 1}, "data": {"evaluation": []}},
-            r"stages\[1\]: .*early_stopping with \[\[data.evaluation\]\]",
+            r"stages\[1\]: .*early_stopping needs a \[\[data.evaluation\]\]",
         ),
         ("all", r"stages\[1\]: given 'all'; allowed: a valid dictionary"),
     ],
@@ -158,8 +158,8 @@ def test_stages_are_a_chain_of_runs_that_start_from_the_one_before(tmp_path: Pat
     folders = sorted((tmp_path / "staged/checkpoints").iterdir())
     assert [(folder.name[-1], read_manifest(folder).stage) for folder in folders] == [("3", 0), ("7", 1)]
     assert all(magma.load(folder).generate([2, "is"], max_tokens=1) is not None for folder in folders)
-    assert magma.load(folders[0]).ways()["number"].encoder.frozen
-    assert not magma.load(folders[1]).ways()["number"].encoder.frozen
+    assert magma.load(folders[0]).input_modules()["number"].encoder.frozen
+    assert not magma.load(folders[1]).input_modules()["number"].encoder.frozen
 
 
 @pytest.mark.parametrize("at", [2, 3, 5])
@@ -249,7 +249,7 @@ def test_a_finished_stage_cannot_be_changed(tmp_path: Path) -> None:
         train_stages(recipe("stages.0.train.lr=0.5"), tmp_path, resume=True)
     assert str(raised.value) == (
         f"{tmp_path}/checkpoints/step-00000005: stage 1: prefix has ended, and this recipe changes it:"
-        "\n  - stages[0]: train.lr: it was 0.02, and is 0.5 now"
+        "\n  - stages[0]: train.lr: it was 0.02 and is now 0.5"
         "\nResume with the stage as it was, or start another run with --out"
     )
     with pytest.raises(CheckpointError, match=r"step-00000005 is of stage 2, and this recipe has no \[\[stages\]\]"):

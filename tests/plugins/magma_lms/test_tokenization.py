@@ -18,13 +18,25 @@ from program import magma as in_process
 from toys import ToyEncoder, ToyPrefix
 
 import magma
-from magma import CheckpointError, Decoding, Example, Input, InputError, Magma, Media, PartError, Text, Tokens, Trial
+from magma import (
+    CheckInputs,
+    CheckpointError,
+    Decoding,
+    Example,
+    Input,
+    InputError,
+    Magma,
+    Media,
+    PartError,
+    Text,
+    Tokens,
+)
 from magma.data.collator import Collator
 from magma.data.tokenization import decode_after, encode
 from magma.evaluation.prefix_sharing import Reader
 from magma.generation.decoding import Answer, continuations
 from magma.plugins.conformance.text import CHECKS
-from magma.testing import Subject
+from magma.testing import PartUnderTest
 
 SPLITS = [["A:", " seven"], ["A: ", "seven"], ["x\n", "y"], ["", "A: \u20ac", "", "\U0001f600 b"], ["a  ", "  b", "c"]]
 
@@ -145,7 +157,7 @@ def test_bos_that_cannot_be() -> None:
     tokenizer.bos_token = None
     with pytest.raises(PartError, match='lm.bos: given true, and the tokenizer has no BOS token; allowed: "auto"'):
         _ = language_model(tokenizer, bos=True).beginning
-    without = Causal.build(**Causal.trial(Path()).config | {"tokenizer": False})
+    without = Causal.build(**Causal.check_inputs(Path()).config | {"tokenizer": False})
     assert without.beginning == ()
 
 
@@ -185,7 +197,9 @@ def test_a_checkpoint_keeps_what_it_was_trained_with(stored: Path, tmp_path: Pat
 
 def test_a_language_model_that_was_moved(stored: Path, tmp_path: Path) -> None:
     (tmp_path / "lm").rename(tmp_path / "lm [two] 'x'")
-    with pytest.raises(PartError, match=r'which is no folder.* Has it moved\? Load it with lm="PLACE", or --lm PLACE'):
+    with pytest.raises(
+        PartError, match=r'which is not a folder.* Has it moved\? Load it with lm="PLACE", or --lm PLACE'
+    ):
         magma.load(stored)
     assert magma.load(stored, lm=tmp_path / "lm [two] 'x'").lm.beginning == (1,)
     found = in_process("generate", str(stored), "--lm", str(tmp_path / "lm [two] 'x'"), "--text", "caf\udce9")
@@ -193,7 +207,7 @@ def test_a_language_model_that_was_moved(stored: Path, tmp_path: Path) -> None:
     other = language_model(prepend())
     torch.nn.init.normal_(other.model.lm_head.weight)
     other.export(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="frozen tensors are not what they were"):
+    with pytest.raises(CheckpointError, match="frozen tensors differ from those of training"):
         magma.load(stored, lm=str(tmp_path / "other"))
 
 
@@ -310,7 +324,7 @@ def test_the_conformance_kit_finds_no_fault(kind: str, tmp_path: Path) -> None:
     tokenizer = KINDS[kind]()
     tokenizer.save_pretrained(tmp_path)
     fields = language_model(tokenizer).config.model_dump(exclude_none=True)
-    subject = Subject(Causal, Trial({**fields, "tokenizer": str(tmp_path)}))
+    subject = PartUnderTest(Causal, CheckInputs({**fields, "tokenizer": str(tmp_path)}))
     assert subject.make().marks_beginning
     for check in CHECKS:
         check(subject)

@@ -64,7 +64,7 @@ def test_features_have_the_declared_shape_and_every_parameter_learns(part: type[
     assert features.lengths is None
     features.values.square().sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
-    assert encoder.stack([encoder.blank(), encoder.blank()]).shape == (2, 3, 64, 64)
+    assert encoder.stack([encoder.dummy_item(), encoder.dummy_item()]).shape == (2, 3, 64, 64)
 
 
 def test_the_grid_is_what_the_pooling_reads_row_by_row() -> None:
@@ -206,7 +206,7 @@ class Bomb:
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:
     torch.save({"x": Bomb(tmp_path / "exploded")}, tmp_path / "bomb.pt")
-    with pytest.raises(PartError, match="bomb.pt is refused: .* asks for .*; nothing of it was executed"):
+    with pytest.raises(PartError, match="bomb.pt is refused: .* contains .*; nothing was executed"):
         Clip.build(**SMALL, weights=str(tmp_path / "bomb.pt"))
     assert not (tmp_path / "exploded").exists()
 
@@ -221,7 +221,7 @@ def test_a_file_whose_sums_or_sizes_are_not_right_is_refused(tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "cut.pt", "w") as cut:
         for name in whole.namelist():
             cut.writestr(name, whole.read(name)[: -4 if name.endswith("/data/7") else None])
-    for file, message in (("flipped.pt", "is not what was written"), ("cut.pt", "not of the sizes that are stored")):
+    for file, message in (("flipped.pt", "was modified after saving"), ("cut.pt", "do not have the stored sizes")):
         with pytest.raises(PartError, match=rf"{file} is damaged: .*{message}"):
             Clip.build(**SMALL, weights=str(tmp_path / file))
 
@@ -348,8 +348,8 @@ def test_smaller_images_only_where_the_size_is_not_known() -> None:
     small = torch.zeros(3, 32, 32)
     with pytest.raises(InputError, match=r"float tensor \[3, 32, 32\]"):
         fixed.prepare(small)
-    assert free.size(free.prepare(small)) == 1
-    assert free.size(free.prepare(torch.zeros(3, 64, 32))) == 2
+    assert free.num_features(free.prepare(small)) == 1
+    assert free.num_features(free.prepare(torch.zeros(3, 64, 32))) == 2
     for wrong in (torch.zeros(3, 96, 96), torch.zeros(3, 0, 32)):
         with pytest.raises(InputError, match="given a float tensor"):
             free.prepare(wrong)

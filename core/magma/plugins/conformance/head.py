@@ -1,17 +1,17 @@
-"""What a head promises."""
+"""Checks of a head."""
 
 from __future__ import annotations
 
-from .subject import Check, Subject, need
+from .subject import Check, PartUnderTest, require
 
 
-def classes_have_logits(subject: Subject) -> None:
-    """[m, d] gives [m, c] logits, one a class."""
+def classes_have_logits(subject: PartUnderTest) -> None:
+    """[m, d] gives [m, c] logits, one for each class."""
     head = subject.make()
     (given,) = subject.inputs(head)
     found = subject.call(head, given)
     wanted = (len(given), len(head.classes))
-    need(tuple(found.shape) == wanted, f"logits {list(found.shape)}; expected: {list(wanted)}")
+    require(tuple(found.shape) == wanted, f"logits {list(found.shape)}; expected: {list(wanted)}")
 
 
 CHECKS: tuple[Check, ...] = (classes_have_logits,)

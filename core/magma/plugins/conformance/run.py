@@ -1,4 +1,4 @@
-"""Which checks a part gets, and two ways to run them: as a list of findings, and as a pytest test."""
+"""Run the checks of a part: as a list of findings, or as a pytest test."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 from ...errors import PluginError
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
-from ...values import Trial
+from ...values import CheckInputs
 from . import adapter, data, encoder, head, lm, module, prefix, task, text
 from . import part as any_part
-from .subject import Check, Subject
+from .subject import Check, PartUnderTest
 
 _KINDS: tuple[tuple[type[Part], tuple[Check, ...]], ...] = (
     (Part, any_part.CHECKS),
@@ -36,7 +36,7 @@ ALL: list[tuple[type[Part], Check]] = [(kind, check) for kind, checks in _KINDS 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one part: `problem` is "" where it holds."""
+    """The result of one check of a part. `problem` is empty if the check passes."""
 
     check: str
     promise: str
@@ -44,20 +44,27 @@ class Finding:
 
 
 def checks(part: type[Part]) -> list[Check]:
-    """Those that apply to a part, in the order in which they run."""
+    """The checks of a part, in the order in which they run."""
     return [check for kind, check in ALL if issubclass(part, kind)]
 
 
-def examine(part: type[Part], trial: Trial | None = None) -> list[Finding]:
-    """Run every check of a part; nothing is raised, whatever the part does. The global generators are left alone."""
-    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # a stranger's may be
+def run_checks(part: type[Part], trial: CheckInputs | None = None) -> list[Finding]:
+    """Run every check of a part.
+
+    Exceptions of the part are findings. The states of the global random generators are restored.
+
+    Args:
+        part: The class.
+        trial: Configuration and inputs. Default: `part.check_inputs`.
+    """
+    generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # a part may use them
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for check in checks(part):
             problem = ""
             try:
-                check(Subject(part, trial or part.trial(Path(folder))))
-            except Exception as error:  # whatever a stranger's part does
+                check(PartUnderTest(part, trial or part.check_inputs(Path(folder))))
+            except Exception as error:  # of the part
                 problem = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
                 problem = problem or type(error).__name__
             found.append(Finding(check.__name__, inspect.getdoc(check) or "", problem))
@@ -67,10 +74,15 @@ def examine(part: type[Part], trial: Trial | None = None) -> list[Finding]:
     return found
 
 
-def conformance(part: type[Part], trial: Trial | None = None) -> Any:
-    """A pytest test of a part, one case a check: `test_lidar = conformance(Lidar)`.
+def conformance(part: type[Part], trial: CheckInputs | None = None) -> Any:
+    """A pytest test of a part with one case for each check: `test_lidar = conformance(Lidar)`.
 
-    Raises `PluginError` where `part` is none.
+    Args:
+        part: The class.
+        trial: Configuration and inputs. Default: `part.check_inputs`.
+
+    Raises:
+        PluginError: `part` is not a subclass of a kind of parts.
     """
     import pytest
 
@@ -79,6 +91,6 @@ def conformance(part: type[Part], trial: Trial | None = None) -> Any:
 
     @pytest.mark.parametrize("check", checks(part), ids=lambda check: check.__name__)
     def test(check: Check, tmp_path: Path) -> None:
-        check(Subject(part, trial or part.trial(tmp_path)))
+        check(PartUnderTest(part, trial or part.check_inputs(tmp_path)))
 
     return test

@@ -1,4 +1,4 @@
-"""A part on trial: how its kind is built and called, and tools of the checks.
+"""The part under test: how its kind is built and called, and helpers of the checks.
 
 Axes are those of `interfaces`.
 """
@@ -14,21 +14,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
-from ...values import Features, Layout, Trial
+from ...values import BatchLayout, CheckInputs, Features
 
 WIDTH, LENGTH, DIM = 16, 5, 32
-"""Of the encoder and the language model that a prefix, an adapter or a head is tried with."""
+"""Sizes of the encoder and the language model with which a prefix, an adapter or a head is checked."""
 TEXT = "The answer is seven, and so on."
 MANY = 40
-"""Examples or questions that are looked at."""
-Check = Callable[["Subject"], None]
+"""Maximum number of examples or questions that are checked."""
+Check = Callable[["PartUnderTest"], None]
 
 
-class Subject:
-    """A part on trial, and how its kind is built and called."""
+class PartUnderTest:
+    """A part with its configuration and inputs, and how its kind is built and called."""
 
-    def __init__(self, part: type[Part], trial: Trial) -> None:
-        self.part, self.trial = part, trial
+    def __init__(self, part: type[Part], trial: CheckInputs) -> None:
+        self.part, self.inputs_to_check = part, trial
         self.context: tuple[Any, ...] = ()
         if issubclass(part, Prefix):
             self.context = (WIDTH, LENGTH, DIM)
@@ -38,11 +38,13 @@ class Subject:
             self.context = (0,)
 
     def config(self) -> Any:
-        """The trial's configuration."""
+        """The configuration of `check_inputs`."""
         try:
-            return self.part.Config(**self.trial.config)
+            return self.part.Config(**self.inputs_to_check.config)
         except ValidationError as error:
-            raise AssertionError(f"its trial's config {dict(self.trial.config)} is refused: {error}") from error
+            raise AssertionError(
+                f"the config of its `check_inputs`, {dict(self.inputs_to_check.config)} is not accepted: {error}"
+            ) from error
 
     def make(self, seed: int = 0) -> Any:
         """A ready instance in eval mode; `seed` decides its random weights."""
@@ -54,7 +56,7 @@ class Subject:
         return made.float() if isinstance(made, FrozenLM) else made
 
     def inputs(self, module: Any) -> list[Tensor]:
-        """What `call` takes: two rows or more."""
+        """An input for `call` with at least two rows."""
         draw = torch.Generator().manual_seed(7)
         if isinstance(module, Encoder):
             return [module.stack([module.prepare(raw) for raw in self.good])]
@@ -69,32 +71,35 @@ class Subject:
             return [module.embed(tokens(module)).clone()]
 
     def call(self, module: Any, given: Tensor) -> Tensor:
-        """The values of a forward pass, first axis rows."""
+        """The values of a forward pass; the first axis are rows."""
         if isinstance(module, Encoder):
             return features_of(module(given)).values
         if isinstance(module, Prefix):
             return features_of(module(Features(given))).values
         if isinstance(module, Adapter):
-            found = module(given, Sublayer(given))
+            found = module(given, SublayerCall(given))
         elif isinstance(module, FrozenLM):
             rows, width = given.shape[:2]
             found = module(given, layout_of(rows, width, given.device))
             found = found.view(rows, width, -1)
         else:
             found = module(given)
-        need(isinstance(found, Tensor), f"`forward` gave a {type(found).__name__}; expected: a tensor")
+        require(isinstance(found, Tensor), f"`forward` gave a {type(found).__name__}; expected: a tensor")
         value: Tensor = found
         return value
 
     @property
     def good(self) -> list[Any]:
-        """Raw inputs that an encoder takes."""
-        need(len(self.trial.good) >= 2, "its `trial` gives no `good` inputs: at least two that differ are needed")
-        return list(self.trial.good)
+        """Raw inputs that an encoder accepts."""
+        require(
+            len(self.inputs_to_check.good) >= 2,
+            "its `check_inputs` has too few `good` inputs; allowed: at least two different ones",
+        )
+        return list(self.inputs_to_check.good)
 
 
-class Sublayer:
-    """A frozen map of each position on its own; remembers what it was given."""
+class SublayerCall:
+    """A frozen map of each position; it records its inputs."""
 
     def __init__(self, like: Tensor) -> None:
         draw = torch.Generator().manual_seed(3)
@@ -113,22 +118,22 @@ def tokens(lm: FrozenLM) -> Tensor:
     return torch.tensor([ids, ids[::-1]])
 
 
-def need(holds: bool, otherwise: str) -> None:
+def require(holds: bool, otherwise: str) -> None:
     """Fail with this message unless it `holds`."""
     if not holds:
         raise AssertionError(otherwise)
 
 
 def features_of(found: Any) -> Features:
-    """What `forward` gave, if it is `Features` with three axes."""
-    need(isinstance(found, Features), f"`forward` gave a {type(found).__name__}; expected: magma.Features")
-    need(found.values.ndim == 3, f"`forward` gave values {list(found.values.shape)}; expected: three axes")
-    return found  # type: ignore[no-any-return]  # seen to be one
+    """The result of `forward`, after a check that it is `Features` with three axes."""
+    require(isinstance(found, Features), f"`forward` gave a {type(found).__name__}; expected: magma.Features")
+    require(found.values.ndim == 3, f"`forward` gave values {list(found.values.shape)}; expected: three axes")
+    return found  # type: ignore[no-any-return]  # checked above
 
 
-def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int] | None = None) -> Layout:
+def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int] | None = None) -> BatchLayout:
     """A batch of unpacked rows in which every position is scored."""
-    return Layout(
+    return BatchLayout(
         torch.arange(width, device=device).repeat(rows, 1),
         torch.tensor(lengths or [width] * rows, device=device),
         torch.arange(rows * width, device=device),
@@ -137,13 +142,13 @@ def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int]
 
 def same(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
     """Fail unless two tensors are equal, up to a tolerance relative to the largest value."""
-    need(one.shape == other.shape, f"{what}: {list(one.shape)} against {list(other.shape)}")
+    require(one.shape == other.shape, f"{what}: {list(one.shape)} against {list(other.shape)}")
     one, other = one.detach().float(), other.detach().float()
     far = float((one - other).abs().max()) if one.numel() else 0.0
     scale = 1 + float(other.abs().max()) if one.numel() else 1.0
-    need(far <= tolerance * scale, f"{what}: they differ by {far:.2g}")
+    require(far <= tolerance * scale, f"{what}: they differ by {far:.2g}")
 
 
 def another(values: Tensor) -> Tensor:
-    """Others of the same shape, not a constant away: a LayerNorm would not see that."""
+    """Other values of the same shape. They do not differ by a constant, which a LayerNorm would remove."""
     return torch.randn(values.shape, generator=torch.Generator().manual_seed(11)) * (1 + values.detach().std())

@@ -14,10 +14,10 @@ MAGMA_API = 1
 
 
 class NewPart(magma.Adapter):
-    """What the sublayer gives, and a low-rank map of what it was given; at first the latter is nothing."""
+    """The sublayer's output plus a low-rank map of its input, which is zero at first."""
 
     name = "newname"
-    keeps_input = True
+    passes_input_through = True
 
     class Config(magma.PartConfig):
         """`rank` of the map."""

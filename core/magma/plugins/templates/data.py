@@ -15,7 +15,7 @@ PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ei
 
 
 class NewPart(magma.DataSource):
-    """Eight numbers, and which of them is the largest: in an order of its own each pass."""
+    """Eight numbers, and which of them is the largest, in a new order in every epoch."""
 
     name = "newname"
 
@@ -31,8 +31,8 @@ class NewPart(magma.DataSource):
         super().__init__(config, seed)
         self.seed = seed
 
-    def iterate(self, state: magma.State | None = None) -> Iterator[tuple[magma.Example, magma.State]]:
-        """One pass; the state says which pass, and which example is next."""
+    def iterate(self, state: magma.SourceState | None = None) -> Iterator[tuple[magma.Example, magma.SourceState]]:
+        """One epoch. The state contains the epoch and the index of the next example."""
         state = state or {"epoch": 0, "next": 0}
         order = list(range(self.config.size))
         random.Random(f"{self.seed} {state['epoch']}").shuffle(order)
@@ -46,8 +46,8 @@ class NewPart(magma.DataSource):
         numbers = [draw.random() for _ in PLACES]
         place = draw.randrange(len(PLACES))
         numbers[place] += 1
-        said = magma.Text(f"The {PLACES[place]} is the largest.", target=True)
-        return magma.Example([magma.Media(self.config.input, numbers), said], f"newname {i}")
+        answer = magma.Text(f"The {PLACES[place]} is the largest.", target=True)
+        return magma.Example([magma.Media(self.config.input, numbers), answer], f"newname {i}")
 
 
 @magma.hookimpl

@@ -38,20 +38,20 @@ class NewPart(magma.Encoder):
         self.layers = nn.Sequential(nn.Linear(config.size, 64), nn.GELU(), nn.Linear(64, FEATURES * config.width))
 
     @classmethod
-    def trial(cls, folder: Path) -> magma.Trial:
-        """What `magma plugin check newname` tries: inputs that are read, and inputs that are refused."""
+    def check_inputs(cls, folder: Path) -> magma.CheckInputs:
+        """Inputs for `magma plugin check newname`: some that are accepted, and some that are errors."""
         written = folder / "one.newname"
         written.write_text("1 2 3 4", encoding="utf-8")
         bad = (folder / "none.newname", [1.0], ["a"] * 4, [float("nan")] * 4)
         good = (written, [1.0, 2.0, 3.0, 4.0], [0, -1, 0.5, 2])
-        return magma.Trial({"size": 4, "width": 8}, good, bad)
+        return magma.CheckInputs({"size": 4, "width": 8}, good, bad)
 
     def accepts(self, raw: Any) -> bool:
         """A list of numbers, or a path that ends in .newname."""
         return isinstance(raw, list) or (isinstance(raw, Path) and raw.suffix == ".newname")
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """To a tensor [s]; `rng` is there in training, for augmentation."""
+        """Read an input to a tensor [s]. `rng` is given in training, for augmentation."""
         try:
             values = raw.read_text(encoding="utf-8").split() if isinstance(raw, Path) else raw
             item = torch.tensor([float(value) for value in values]).view(self.config.size)
@@ -61,7 +61,7 @@ class NewPart(magma.Encoder):
             raise magma.InputError(f"given {raw!r}; allowed: finite numbers")
         return item
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """Zeros [s]."""
         return torch.zeros(self.config.size)
 

@@ -32,11 +32,11 @@ class KeysAndValues(magma.Cache):
         return made
 
     def expand(self, repeats: int) -> KeysAndValues:
-        """Each row `repeats` times in a row."""
+        """Each row repeated `repeats` times."""
         return self._map(lambda t: t.repeat_interleave(repeats, 0))
 
     def select(self, rows: Tensor) -> KeysAndValues:
-        """These rows alone."""
+        """Only these rows."""
         return self._map(lambda t: t[rows])
 
 
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         self.heads, self.qkv, self.out = heads, nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor, cache: KeysAndValues | None, block: int) -> Tensor:
-        """[b, t, d]; `mask` [b, 1, t, p] says who sees whom."""
+        """[b, t, d]; `mask` [b, 1, t, p] is True where a position attends to another."""
         queries, keys, values = self.qkv(x).chunk(3, -1)
         if cache is not None:
             if block in cache.blocks:
@@ -73,7 +73,7 @@ class Adapted(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm."""
+    """Attention and feed-forward, each after a LayerNorm."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -89,12 +89,12 @@ class Block(nn.Module):
 
 
 class NewPart(magma.FrozenLM):
-    """A small transformer over bytes, with random weights: put a trained one in `load_weights`."""
+    """A small transformer over bytes, with random weights: load trained ones in `load_weights`."""
 
     name = "newname"
 
     class Config(magma.PartConfig):
-        """Its sizes."""
+        """The sizes of the model."""
 
         width: int = Field(32, ge=2)
         layers: int = Field(2, ge=1)
@@ -112,7 +112,7 @@ class NewPart(magma.FrozenLM):
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
-        """First one first."""
+        """The blocks in order."""
         return list(self.layers)
 
     def encode(self, text: str) -> list[int]:
@@ -120,7 +120,7 @@ class NewPart(magma.FrozenLM):
         return list(text.encode())
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """UTF-8; what is none is shown as such."""
+        """UTF-8; invalid bytes are replaced."""
         return bytes(token for token in tokens if token < BYTES).decode(errors="replace")
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -128,8 +128,8 @@ class NewPart(magma.FrozenLM):
         found: Tensor = self.words(tokens)
         return found
 
-    def adapt(self, place: magma.Place, make: Callable[[], magma.Adapter]) -> None:
-        """One around the sublayer of each block."""
+    def add_adapters(self, place: magma.Sublayer, make: Callable[[], magma.Adapter]) -> None:
+        """Add an adapter to the sublayer of each block."""
         if place in self.adapters:
             raise magma.PartError(f"{place} is adapted already")
         self.adapters[place] = []
@@ -139,37 +139,39 @@ class NewPart(magma.FrozenLM):
             self.adapters[place].append(adapter)
 
     def remove_adapters(self) -> None:
-        """The sublayers as they were."""
+        """Restore the sublayers."""
         for place in self.adapters:
             for block in self.layers:
                 setattr(block, place, getattr(block, place).sublayer)
         self.adapters = {}
 
     def new_cache(self) -> KeysAndValues:
-        """An empty one."""
+        """An empty cache."""
         return KeysAndValues()
 
-    def forward(self, embeddings: Tensor, layout: magma.Layout, cache: magma.Cache | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: magma.BatchLayout, cache: magma.Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]."""
         t = embeddings.shape[1]
         columns = torch.arange(t, device=embeddings.device)
         real = columns < layout.lengths[:, None]
         mask = (columns <= columns[:, None]) & real[:, None]  # [b, t, t]
-        if layout.segments is not None:  # packed examples do not see each other
-            mask = mask & (layout.segments[:, None] == layout.segments[..., None])
+        if layout.sequence_ids is not None:  # attention does not cross packed examples
+            mask = mask & (layout.sequence_ids[:, None] == layout.sequence_ids[..., None])
         if isinstance(cache, KeysAndValues):
             if cache.real is not None:
                 mask = torch.cat([cache.real[:, None].expand(-1, t, -1), mask], -1)
                 real = torch.cat([cache.real, real], -1)
             cache.real = real
-        mask = (mask | ~mask.any(-1, keepdim=True))[:, None]  # padding sees all: nothing is divided by zero
+        mask = (mask | ~mask.any(-1, keepdim=True))[
+            :, None
+        ]  # padding attends to everything, to avoid a division by zero
         x = embeddings + self.places(layout.positions)
         for i, block in enumerate(self.layers):
             x = block(x, mask, cache, i)
         found: Tensor = self.norm(x).flatten(0, 1)[layout.scored]
         return found
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def lm_head(self, hidden: Tensor) -> Tensor:
         """[m, d] to [m, v], with the word embeddings."""
         return hidden @ self.words.weight.T
 

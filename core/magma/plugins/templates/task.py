@@ -15,14 +15,14 @@ PLACES = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "ei
 
 
 class NewPart(magma.Task):
-    """Which of eight numbers is the largest; the first place that the answer names counts."""
+    """Which of eight numbers is the largest; the first ordinal in the answer counts."""
 
     name = "newname"
-    primary = "accuracy"
+    primary_metric = "accuracy"
     max_tokens = 8
 
     class Config(magma.PartConfig):
-        """`limit` questions to the model's input called `input`."""
+        """`limit` questions about the model's input called `input`."""
 
         input: str = "newname"
         limit: int = Field(100, ge=1)
@@ -33,8 +33,8 @@ class NewPart(magma.Task):
         super().__init__(config, seed)
         self.seed = seed
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[magma.Question]:
-        """The questions of a split, each behind `shots` answered ones."""
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[magma.Question]:
+        """The questions of a split, each after `shots` in-context examples."""
         for i in range(self.config.limit):
             draw = random.Random(f"{self.seed} {split} {shots} {seed} {i}")
             segments: list[magma.Media | str] = []
