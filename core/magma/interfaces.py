@@ -32,7 +32,7 @@ class PartConfig(BaseModel):
     TOML has no null: `false` unsets a key whose default is None.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
     legacy_defaults: ClassVar[Mapping[str, Any]] = {}
     """What keys that were added later stand for in a checkpoint that lacks them, where that is not their default."""
     renamed_keys: ClassVar[Mapping[str, str]] = {}

@@ -32,11 +32,15 @@ class Ast(HFAudioEncoder):
         """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
         frames: int = Field(1024, ge=16)
-        """Of the window, 100 a second; the longest recording has as many."""
+        """Length of the window in frames, 100 per second. A longer recording is refused or cropped."""
         bands: int = Field(128, ge=16)
+        """Mel bands of the spectrogram."""
         width: int = Field(768, ge=4)
+        """Width of the hidden states and of the features."""
         layers: int = Field(12, ge=1)
+        """Number of transformer layers."""
         heads: int = Field(12, ge=1)
+        """Attention heads per layer."""
 
     config: Config
     freq_patches: int

@@ -35,16 +35,18 @@ class Clap(HFAudioEncoder):
         """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
         seconds: int = Field(10, ge=1)
-        """The window, and the longest recording."""
+        """Length of the window and of the longest recording, in seconds."""
         side: int = Field(256, ge=64)
-        """Of the square that the spectrogram is folded into, a multiple of its 64 bands; a patch's is 4."""
+        """Side of the square that the spectrogram is folded into; a multiple of its 64 bands. A patch has a side of
+        4."""
         width: int = Field(96, ge=4)
-        """Of the first stage; each further one has twice as much."""
+        """Width of the first stage; each further stage is twice as wide."""
         layers: tuple[int, ...] = (2, 2, 6, 2)
-        """Of each stage."""
+        """Layers of each stage."""
         heads: tuple[int, ...] = (4, 8, 16, 32)
+        """Attention heads of each stage."""
         window: int = Field(8, ge=1)
-        """Patches of a side within which attention looks: no more than the last stage has."""
+        """Side of the attention window in patches; at most the side of the last stage."""
 
         @model_validator(mode="after")
         def _stages_agree(self) -> Self:

@@ -31,7 +31,8 @@ class HFAudioConfig(AudioConfig):
     """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
     weights: Weights | None = None
-    """A hub name, or a folder with config.json and safetensors."""
+    """A hub name, or a folder with `config.json` and safetensors. Its `config.json` then decides the sizes below.
+    Default: random weights of these sizes."""
 
 
 class HFAudioEncoder(AudioEncoder):

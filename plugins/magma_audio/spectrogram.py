@@ -38,21 +38,27 @@ class Spectrogram(AudioEncoder):
         """Frames are `hop` apart; each convolution halves their number."""
 
         rate: int = Field(16_000, ge=4_000, le=48_000)
-        """Samples a second."""
+        """Sample rate in Hz; recordings are resampled to it."""
         seconds: float = Field(10.0, gt=0)
-        """The longest recording."""
+        """Length of the longest recording, in seconds."""
         window: float = Field(0.025, gt=0)
-        """Seconds of a frame."""
+        """Length of a frame, in seconds."""
         hop: float = Field(0.010, gt=0)
-        """Seconds from frame to frame."""
+        """Time from one frame to the next, in seconds."""
         bands: int = Field(64, ge=8)
+        """Mel bands of the spectrogram."""
         width: int = Field(128, ge=8)
+        """Width of the hidden states and of the features."""
         layers: int = Field(2, ge=0)
+        """Number of transformer layers."""
         heads: int = Field(4, ge=1)
+        """Attention heads per layer."""
         convolutions: int = Field(3, ge=1, le=6)
+        """Number of convolutions; each halves the number of frames."""
         dropout: float = Field(0.0, ge=0, lt=1)
+        """Dropout probability of the transformer layers."""
         spec_augment: bool = False
-        """In training, two stretches of time and two of the bands are blotted out (Park et al. 2019)."""
+        """Mask two time spans and two frequency bands in training (SpecAugment, Park et al. 2019)."""
 
         @model_validator(mode="after")
         def _sizes_fit(self) -> Any:

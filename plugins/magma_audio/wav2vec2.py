@@ -35,12 +35,15 @@ class Wav2Vec2(HFAudioEncoder):
         """Sizes other than `seconds` count where there is no config.json at hand."""
 
         seconds: float = Field(30.0, gt=0)
-        """The longest recording."""
+        """Length of the longest recording, in seconds."""
         channels: int = Field(512, ge=1)
-        """Of the seven convolutions."""
+        """Channels of the seven convolutions."""
         width: int = Field(768, ge=16)
+        """Width of the hidden states and of the features."""
         layers: int = Field(12, ge=1)
+        """Number of transformer layers."""
         heads: int = Field(12, ge=1)
+        """Attention heads per layer."""
 
     config: Config
 

@@ -31,8 +31,8 @@ class AudioConfig(PartConfig):
     """What every audio encoder can be asked for."""
 
     crop: Literal["none", "start", "random"] = "none"
-    """Of a recording that is too long: none is refused, start keeps its beginning, random any part in training and
-    the beginning otherwise."""
+    """What happens with a recording that is longer than the encoder accepts: an error, its beginning, or a random part
+    in training and the beginning elsewhere."""
 
 
 class AudioEncoder(Encoder):

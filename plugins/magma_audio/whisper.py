@@ -28,11 +28,15 @@ class Whisper(HFAudioEncoder):
         """Sizes count where there is no config.json at hand; without `weights` these are random."""
 
         seconds: int = Field(30, ge=1)
-        """What the encoder reads, and the longest recording."""
+        """Length of the window and of the longest recording, in seconds."""
         bands: int = Field(80, ge=8)
+        """Mel bands of the spectrogram."""
         width: int = Field(768, ge=4)
+        """Width of the hidden states and of the features."""
         layers: int = Field(12, ge=1)
+        """Number of transformer layers."""
         heads: int = Field(12, ge=1)
+        """Attention heads per layer."""
 
     config: Config
     trailing_frames: int

@@ -50,20 +50,23 @@ class Clip(ImageEncoder):
         renamed_keys = MappingProxyType({"pretrained": "weights", "smaller": "allow_smaller"})
 
         model: str | None = None
-        """RN50x4, RN50x16, ViT-B-32, ..."""
+        """Name of an open_clip model, such as `"RN50x16"` or `"ViT-B-32"`. Otherwise give `layers`, `width` and
+        `image_size`."""
         weights: Weights | None = None
-        """A tag of open_clip ("openai"), or a file; random where it is not given."""
+        """Tag of open_clip's weights, such as `"openai"`, or a file. Default: random weights."""
         image_size: int | None = Field(None, ge=1)
-        """Pixels of a side; the model's own where it is not given."""
+        """Pixels per side. Default: the model's own size."""
         allow_smaller: bool = False
-        """Prepared images may be smaller: for a ResNet of which nobody knows what size it was trained with."""
+        """Allow prepared images that are smaller than `image_size`. It is for an imported ResNet whose training size is
+        unknown."""
         layers: int | tuple[int, int, int, int] | None = None
-        """Four stages of a ResNet, or the depth of a ViT."""
+        """Layers of the four stages of a ResNet, or the depth of a ViT."""
         width: int | None = Field(None, ge=2)
+        """Width of the network, with `layers`."""
         patch_size: int = Field(32, ge=1)
-        """Of a ViT."""
+        """Pixels per side of a ViT's patch."""
         head_width: int = Field(64, ge=1)
-        """Of a ViT."""
+        """Width of a ViT's attention head."""
 
         @model_validator(mode="after")
         def _one_size(self) -> Self:

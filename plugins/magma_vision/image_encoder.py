@@ -31,10 +31,10 @@ class ImageConfig(PartConfig):
 
     legacy_defaults = MappingProxyType({"preparation": "published"})
     preparation: Literal["displayed", "published"] = "displayed"
-    """Which pixels an image has: those that a viewer displays (turned as EXIF says, transparency over `background`,
-    greyscale of 16 or 32 bits scaled), or those that the published code reads, which does nothing of this."""
+    """`"displayed"`: the pixels that an image viewer shows (EXIF orientation, transparency over `background`, 16- and
+    32-bit greyscale scaled to 8 bits). `"published"`: the pixels as stored, as the authors' code reads them."""
     background: str = "white"
-    """What transparent pixels show: a colour as Pillow names it, such as "white" or "#808080"."""
+    """Colour that transparent pixels are placed over, as Pillow names it: `"white"`, `"#808080"`."""
 
     @field_validator("background")
     @classmethod

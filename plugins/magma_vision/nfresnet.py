@@ -30,11 +30,13 @@ class NFResNet(ImageEncoder):
         renamed_keys = MappingProxyType({"pretrained": "weights"})
 
         model: str = "nf_resnet50"
+        """Name of a timm model of this family."""
         weights: bool | Weights = False
-        """timm's weights, or a file."""
+        """`true` for timm's weights, or a file. Default: random weights."""
         image_size: int = Field(224, ge=32)
-        """Pixels of a side."""
+        """Pixels per side."""
         layers: tuple[int, int, int, int] | None = None
+        """Layers of the four stages, together with `width`."""
         width: int | None = Field(None, ge=8)
         """Channels of the stem; the stages have 4, 8, 16 and 32 times as many."""
 

@@ -106,10 +106,11 @@ class Timm(ImageEncoder):
         renamed_keys = MappingProxyType({"pretrained": "weights"})
 
         model: str
+        """Name of a timm model, with the tag of its weights if there are several."""
         weights: bool | Weights = False
-        """timm's weights, or a file."""
+        """`true` for timm's weights, or a file. Default: random weights."""
         image_size: int | None = Field(None, ge=1)
-        """Pixels of a side; the model's own where it is not given."""
+        """Pixels per side. Default: the model's own size."""
 
     config: Config
 

@@ -29,9 +29,13 @@ class _Config(PartConfig):
     """Where the recordings are, and the inputs that see and hear."""
 
     path: LocalPath = "fsdd"
+    """Folder of the Free Spoken Digit Dataset's recordings."""
     image: str = "image"
+    """Name of the model's input that gets the images."""
     audio: str = "audio"
+    """Name of the model's input that gets the recordings."""
     prompt: str = PROMPT
+    """The question after image and recording."""
 
 
 class _SplitItems:
@@ -63,6 +67,7 @@ class SameNumber(DataSource):
         """`split` of the images, and of the recordings."""
 
         split: Split = "train"
+        """Split of the images and of the recordings."""
 
     config: Config
 
@@ -114,6 +119,7 @@ class SameNumberTask(Task):
         """`limit` asks about that many recordings, evenly over speakers and digits."""
 
         limit: int | None = Field(None, ge=1)
+        """Number of recordings that are asked about, distributed evenly over speakers and digits."""
 
     config: Config
 

@@ -103,9 +103,13 @@ class SpokenDigits(DataSource):
         """`texts` are pairs of what is shown and what is said, {} the digit's name; each example draws one."""
 
         path: LocalPath = "fsdd"
+        """Folder of the Free Spoken Digit Dataset's recordings."""
         split: Split = "train"
+        """Split of the recordings."""
         input: str = "audio"
+        """Name of the model's input that gets the media."""
         texts: tuple[tuple[str, str], ...] = Field(((PROMPT, " {}"),), min_length=1)
+        """Pairs of prompt and target, of which each example draws one; `{}` is the digit's name."""
 
         @field_validator("texts")
         @classmethod
@@ -160,9 +164,13 @@ class SpokenDigitsTask(Task):
         """`limit` asks that many questions, evenly over speakers and digits."""
 
         path: LocalPath = "fsdd"
+        """Folder of the Free Spoken Digit Dataset's recordings."""
         input: str = "audio"
+        """Name of the model's input that gets the media."""
         prompt: str = PROMPT
+        """The prompt after the medium."""
         limit: int | None = Field(None, ge=1)
+        """Number of questions, distributed evenly over speakers and digits."""
 
     config: Config
 

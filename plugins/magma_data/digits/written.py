@@ -95,11 +95,15 @@ class Digits(DataSource):
         renamed_keys = MappingProxyType({"pairs": "question_pairs", "questions": "question_fraction"})
 
         split: Split = "train"
+        """`"train"`, or the 355 held-out images: `"test"`."""
         input: str = "image"
+        """Name of the model's input that gets the media."""
         captions: tuple[str, ...] = Field(("A picture of {a}.",), min_length=1)
-        """Templates: {} is the digit's name, {a} the same with its article."""
+        """Templates of captions. `{}` is the digit's name, `{a}` the name with its article."""
         question_pairs: tuple[tuple[str, str], ...] = ()
+        """Questions and answers; `{}` is the digit's name."""
         question_fraction: float = Field(0.0, ge=0, le=1)
+        """Fraction of examples that are a question with its answer; the others are captions."""
 
         @field_validator("captions")
         @classmethod
@@ -152,12 +156,15 @@ class DigitsTask(Task):
         """`limit` takes the first images of the split alone; `groups` is what is asked of each."""
 
         input: str = "image"
+        """Name of the model's input that gets the media."""
         prompt: str = CAPTION_PROMPT
+        """The prompt after the medium."""
         limit: int | None = Field(None, ge=1)
+        """Use only the first images."""
         groups: tuple[Group, ...] = Field(
             ("caption", "parity_one_step", "parity_two_step", "next_one_step", "next_two_step"), min_length=1
         )
-        """In two steps a question stands behind the model's own caption (figure 6); `larger` is asked of two images."""
+        """What is asked. In two steps, the question follows the model's own caption; `larger` shows two images."""
 
     config: Config
 

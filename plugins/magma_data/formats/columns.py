@@ -65,7 +65,8 @@ class ColumnsConfig(PartConfig):
     aliases: ClassVar[Mapping[str, str]] = {}
     """Other words for some of them."""
     columns: dict[str, str] = Field({})
-    """Field to the column of the data that holds it, where that has another name; in a tar the ending of a member."""
+    """Field to column, for columns with other names, as in `{ caption = "text" }`. In a tar, the column is the suffix
+    of a member."""
 
     def resolve_columns(self) -> Columns:
         """What rows need to know of it."""
@@ -97,9 +98,9 @@ class MediaConfig(ColumnsConfig):
     """The same with a medium in each row."""
 
     input: str = MEDIUM
-    """The model's input that sees or hears the media."""
+    """Name of the model's input that gets the media."""
     media: LocalPath | None = None
-    """The folder that paths in rows are relative to; by default that of the rows."""
+    """Folder that the paths in rows are relative to. Default: the folder of the rows."""
 
     def resolve_columns(self) -> Columns:
         return replace(super().resolve_columns(), input=self.input, media=Path(self.media) if self.media else None)

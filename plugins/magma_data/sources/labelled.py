@@ -21,6 +21,7 @@ class Labelled(MediaRowSource):
 
         names = ("text", "label", "statements")
         template: str = "{text}"
+        """The text after the medium; `{text}` is the row's text."""
 
     config: Config
     list_field = "statements"

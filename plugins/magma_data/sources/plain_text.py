@@ -22,6 +22,7 @@ class PlainText(RowSource):
 
         names = ("text",)
         documents: Literal["line", "file"] = "line"
+        """What a document is in a .txt file: a line, or the whole file."""
 
     config: Config
 

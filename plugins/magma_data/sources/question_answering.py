@@ -21,6 +21,7 @@ class Vqa(MediaRowSource):
 
         names = ("question", "answer", "answers", "questions")
         template: str = "Q: {question} A:"
+        """The prompt after the medium; a space and the answer follow it."""
 
     config: Config
     list_field = "questions"

@@ -29,17 +29,18 @@ class RowSourceConfig(ColumnsConfig):
     renamed_keys = MappingProxyType({"about": "source_url"})
 
     path: LocalPath
-    """A folder, one file, or the url of tar shards."""
+    """A folder of rows, one file, or the URL of tar shards."""
     split: str | None = None
-    """Reads the split of this name alone (`SPLIT.jsonl`, `SPLIT-*.tar`); all rows where it is not given."""
+    """Read only this split (`SPLIT.jsonl`, `SPLIT-*.tar`, ...). Default: all rows."""
     shuffle: bool = True
-    """A new order every pass."""
+    """Use a new order in every epoch."""
     limit: int | None = Field(None, ge=1)
-    """The first rows alone."""
+    """Use only the first rows."""
     buffer: int = Field(BUFFER, ge=1)
-    """Of what is read in sequence (tar, parquet): so many neighbours on disk are shuffled among themselves."""
+    """For data that is read sequentially (tar, parquet, compressed text): number of neighbouring samples that are
+    shuffled among themselves."""
     source_url: str = ""
-    """Where the data set comes from: said where it is missing."""
+    """Where the data set comes from. It is shown when the data is missing."""
 
 
 class MediaRowSourceConfig(RowSourceConfig, MediaConfig):

@@ -26,6 +26,7 @@ class _CaptionConfig(RowsConfig):
     names = ("id", "caption", "captions", "domain")
     aliases: ClassVar = {"text": "caption"}
     prompt: str = "A picture of"
+    """The prompt after the medium."""
 
 
 class _CaptionTask(RowsTask):
@@ -89,7 +90,9 @@ class CocoCaptionsTask(_CaptionTask):
         """Karpathy's test split; the official ones have `val`."""
 
         path: LocalPath = Field("coco_captions", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "test"
+        """The split whose questions are asked."""
 
 
 class NocapsTask(_CaptionTask):
@@ -102,5 +105,8 @@ class NocapsTask(_CaptionTask):
         """The set has no training split: shots are other images of the same one."""
 
         path: LocalPath = Field("nocaps", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
         shots_split: str = "val"
+        """The split that in-context examples are drawn from."""

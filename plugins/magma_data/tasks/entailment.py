@@ -24,9 +24,12 @@ class SnliVeTask(ScoredAnswersTask):
         """`template` is what the model reads behind the image, as in training on data `labelled`."""
 
         path: LocalPath = Field("snli_ve", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "test"
+        """The split whose questions are asked."""
         names = ("id", "text", "label", "statements")
         template: str = "{text}"
+        """The prompt after the medium."""
 
     config: Config
 

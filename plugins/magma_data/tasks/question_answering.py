@@ -19,6 +19,7 @@ class _OpenQuestionConfig(RowsConfig):
 
     names = ("id", "question", "answer", "answers", "questions", "answer_type", "question_type", "group")
     template: str = "Q: {question} A:"
+    """The prompt after the medium."""
 
 
 class _OpenQuestionTask(ScoredAnswersTask):
@@ -69,7 +70,9 @@ class Vqa2Task(_VqaAccuracyTask):
         """Validation questions, behind training ones."""
 
         path: LocalPath = Field("vqa2", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
 
 
 class OkVqaTask(_VqaAccuracyTask):
@@ -82,7 +85,9 @@ class OkVqaTask(_VqaAccuracyTask):
         """Validation questions, behind training ones."""
 
         path: LocalPath = Field("okvqa", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
 
 
 class VizWizTask(_VqaAccuracyTask):
@@ -95,7 +100,9 @@ class VizWizTask(_VqaAccuracyTask):
         """Validation questions, behind training ones."""
 
         path: LocalPath = Field("vizwiz", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
 
 
 class GqaTask(_OpenQuestionTask):
@@ -108,7 +115,9 @@ class GqaTask(_OpenQuestionTask):
         """Balanced questions of testdev, behind training ones."""
 
         path: LocalPath = Field("gqa", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "testdev"
+        """The split whose questions are asked."""
 
     def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
         return normalize_exact

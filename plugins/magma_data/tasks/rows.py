@@ -35,13 +35,14 @@ class RowsConfig(MediaConfig):
     split: str
     """The one that is asked about."""
     shots_split: str = "train"
-    """The one that completed examples are from."""
+    """The split that in-context examples are drawn from."""
     shot_separator: str = "\n"
-    """What stands behind a completed example."""
+    """Text after each in-context example."""
     fixed_shots: bool = False
-    """The same ones before every question, which are then read once; else each question has some of its own."""
+    """Use the same in-context examples before every question; they are then encoded once. Default: draw them for each
+    question."""
     limit: int | None = Field(None, ge=1)
-    """The first questions alone."""
+    """Ask only the first questions."""
 
 
 class RowsTask(Task):
