@@ -1,6 +1,6 @@
-"""A whole data set to a folder of shards; a conversion that was killed resumes at the last complete shard.
+"""Converts a data set to a folder of shards. A killed conversion resumes after the last complete shard.
 
-The folder's `index.json` is written last: a folder that has one is complete.
+`index.json` is written last, so a folder with this file is complete.
 """
 
 from __future__ import annotations
@@ -28,57 +28,60 @@ INDEX, REPORT, DROPPED, OPTIONS = "index.json", "report.json", "dropped.jsonl", 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A data set on its way into a folder."""
+    """A data set to convert, with all settings."""
 
     name: str
     kind: SampleKind
     splits: Mapping[str, Callable[[], Iterable[Item]]]
     settings: ShardSettings = field(default_factory=ShardSettings)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What changes the result: a folder goes on with the same ones alone."""
+    """All options that affect the result. A conversion can only be resumed with the same options."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a split is."""
+    """Progress of a split."""
 
     split: str
     read: int
-    """Images, those among them that are left out."""
+    """Images so far, including dropped ones."""
     total: int
-    """0 where nobody knows."""
+    """Number of images; 0 if unknown."""
     shards: int
 
 
 def no_progress(*_: object) -> None:
-    """Nobody wants to know how far it is."""
+    """The default callback, which ignores progress."""
 
 
 def convert(
     conversion: Conversion, out: Path, workers: int = 1, on_progress: Callable[[Progress], None] = no_progress
 ) -> tuple[dict[str, Any], bool]:
-    """Write the folder, or go on with it; the report, and whether the folder was complete before."""
+    """Write the folder, or resume it. Returns the report, and whether the folder was already complete.
+
+    Raises `InputError` for other options than before, and if the folder is locked by another process.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with _lock_folder(out):
         _check_options(conversion, out)
         if (out / INDEX).is_file():
             _delete_notes(out)
             return read_json(out / REPORT), True
-        for left in out.glob(".*.partial"):
-            left.unlink()
+        for partial in out.glob(".*.partial"):
+            partial.unlink()
         try:
             shard_names = {
                 split: _write_split(conversion, split, out, workers, on_progress) for split in conversion.splits
             }
             return _finish(conversion, out, shard_names), False
-        except OSError as error:  # a disk that is full, a file that was taken away
-            raise InputError(f"{out}: {error}; the same command goes on, once that is put right") from error
+        except OSError as error:  # such as a full disk or a deleted file
+            raise InputError(f"{out}: {error}; correct this, then resume with the same command") from error
 
 
 def _write_split(
     conversion: Conversion, split: str, out: Path, workers: int, on_progress: Callable[[Progress], None]
 ) -> list[str]:
-    """Write what is not there yet; the names of the split's shards in order."""
+    """Write the missing shards of a split. Returns the names of all its shards, in order."""
     items = conversion.splits[split]()
     total = length_hint(items)
     shard_names: list[str] = []
@@ -90,7 +93,7 @@ def _write_split(
         shards += 1
         on_progress(Progress(split, read, total, shards))
 
-    def missing() -> Iterator[Shard]:
+    def missing_shards() -> Iterator[Shard]:
         for shard in make_shards(split, items, out, conversion.settings):
             shard_names.append(shard.stem)
             if _read_note(out, shard.stem) is None:
@@ -98,7 +101,7 @@ def _write_split(
             else:
                 count(sum(isinstance(item, Record) for item in shard.items))
 
-    for images in parallel_map(write_shard, missing(), workers):
+    for images in parallel_map(write_shard, missing_shards(), workers):
         count(images)
     return shard_names
 
@@ -123,7 +126,7 @@ def _lock_folder(out: Path) -> Iterator[None]:
 
 
 def _check_options(conversion: Conversion, out: Path) -> None:
-    """Refuse a folder that was begun otherwise, or that holds something else."""
+    """Raise `InputError` if the folder has other options or other files."""
     given = {
         "format": FORMAT,
         "name": conversion.name,
@@ -134,24 +137,26 @@ def _check_options(conversion: Conversion, out: Path) -> None:
     path = out / OPTIONS
     if not path.is_file():
         if others := sorted(found.name for found in out.iterdir() if not found.name.startswith(".")):
-            raise InputError(f"--out: {out} holds {others[0]!r} and no {OPTIONS}; allowed: a new or empty folder")
+            raise InputError(f"--out: {out} contains {others[0]!r} but no {OPTIONS}; allowed: a new or empty folder")
         write_json(path, given)
         return
-    begun = read_json(path)
-    if different := [key for key in {**begun, **given} if begun.get(key) != given.get(key)]:
-        lines = [f"\n  - {key}: {_short(begun.get(key))} there, {_short(given.get(key))} given" for key in different]
+    previous = read_json(path)
+    if different := [key for key in {**previous, **given} if previous.get(key) != given.get(key)]:
+        lines = [
+            f"\n  - {key}: {_shorten(previous.get(key))} before, {_shorten(given.get(key))} now" for key in different
+        ]
         raise InputError(
-            f"--out: {out} was begun with other options; allowed: the same ones, or another folder{''.join(lines)}"
+            f"--out: {out} was started with other options; allowed: the same options, or another folder{''.join(lines)}"
         )
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Dropped rows, report, and at last the index; then the notes go."""
+    """Write dropped rows, the report and, last, the index; then delete the notes of the shards."""
     index: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "kind": conversion.kind, "splits": {}}
     report: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "splits": {}}
     with open_atomically(out / DROPPED) as lines:
@@ -176,8 +181,8 @@ def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[st
             }
         if not any(split["samples"] for split in index["splits"].values()):
             _delete_notes(out)
-            left_out = {name: split["dropped"] for name, split in report["splits"].items()}
-            raise InputError(f"{conversion.name}: no sample is left to be written; left out: {_short(left_out)}")
+            dropped_rows = {name: split["dropped"] for name, split in report["splits"].items()}
+            raise InputError(f"{conversion.name}: all samples were dropped: {_shorten(dropped_rows)}")
     write_json(out / REPORT, report)
     write_json(out / INDEX, index)
     _delete_notes(out)
@@ -185,7 +190,7 @@ def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[st
 
 
 def _read_note(out: Path, stem: str) -> dict[str, Any] | None:
-    """What is known of a complete shard; None where it has to be written."""
+    """The note of a complete shard; None if the shard has to be written."""
     path = out / f"{stem}{DONE}"
     if not path.is_file():
         return None

@@ -1,7 +1,7 @@
-"""Records to WebDataset shards: in parallel, and so that a killed conversion goes on where it was.
+"""Writes records to WebDataset shards.
 
-One sample of a tar is one image: `KEY.jpg` (or png, webp, gif), the bytes as they were published, and `KEY.json`, what
-is said about it. The folder's `index.json` is written last: where it is, the folder is complete.
+A sample of a shard is an image: `KEY.jpg` (or png, webp, gif), the published bytes, and `KEY.json`, its captions,
+questions or statements. Beside each complete shard there is a note, so that a killed conversion can resume.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from .atomic_files import partial_path, write_json
 from .images import NO_CONNECTION, ImageError, ImageSource, check_image, read_images
 
 DONE = ".done.json"
-"""Ends the name of a shard's note, which stands beside it until the index is written."""
+"""Suffix of the note of a complete shard, which exists until the index is written."""
 SampleKind = Literal["captions", "vqa", "labelled"]
 LISTS: dict[str, str] = {"vqa": "questions", "labelled": "statements"}
-"""The field whose entries are a sample's rows; a sample of captions is one row."""
-OFFLINE = 100
-"""Where so many images of a shard, and all of them, reach no server, this machine has no network."""
+"""The field whose entries are the rows of a sample; a sample of captions is one row."""
+MIN_OFFLINE_IMAGES = 100
+"""If at least this many images of a shard fail, all without a connection, there is probably no network."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """An image, and what its JSON will hold beside `id`."""
+    """An image, and the fields of its JSON except `id`."""
 
     id: str
     picture: ImageSource
     fields: dict[str, Any]
 
     def rows(self) -> list[str]:
-        """The id of each question or statement; of a sample of captions, its own."""
+        """The id of each row: of each question or statement, or of the sample of captions."""
         entries = next((self.fields[key] for key in LISTS.values() if key in self.fields), None)
         return [self.id] if entries is None else [entry["id"] for entry in entries]
 
 
 @dataclass(frozen=True, slots=True)
 class DroppedRow:
-    """A row that is left out before its image is read. Not `row`: a caption of several, whose sample stays."""
+    """A row that is dropped before its image is read. If not `row`, it is one of several captions of a sample."""
 
     id: str
     reason: str
@@ -57,7 +57,7 @@ Item = Record | DroppedRow
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """How shards are made. The last two change no byte of what can be had."""
+    """Settings of the shards. `timeout` and `threads` only affect downloads."""
 
     samples_per_shard: int = 1000
     min_size: int = 0
@@ -67,7 +67,7 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's work: light, and sent to other processes."""
+    """A shard to write. Small, because it is sent to other processes."""
 
     folder: str
     split: str
@@ -78,26 +78,26 @@ class Shard:
 
     @property
     def stem(self) -> str:
-        """Name of its files, without ending."""
+        """Name of its files, without suffix."""
         return f"{self.split}-{self.number:06d}"
 
 
 def make_shards(split: str, items: Iterable[Item], out: Path, settings: ShardSettings) -> Iterator[Shard]:
-    """Shards of `samples_per_shard` records; what is left out already rides along, and is never too much at once."""
-    held: list[Item] = []
+    """Group items into shards of `samples_per_shard` records; dropped rows are limited to 100 times that number."""
+    pending: list[Item] = []
     number = first = records = 0
     for item in items:
-        held.append(item)
+        pending.append(item)
         records += isinstance(item, Record)
-        if records == settings.samples_per_shard or len(held) == 100 * settings.samples_per_shard:
-            yield Shard(str(out), split, number, first, held, settings)
-            number, first, records, held = number + 1, first + records, 0, []
-    if held:
-        yield Shard(str(out), split, number, first, held, settings)
+        if records == settings.samples_per_shard or len(pending) == 100 * settings.samples_per_shard:
+            yield Shard(str(out), split, number, first, pending, settings)
+            number, first, records, pending = number + 1, first + records, 0, []
+    if pending:
+        yield Shard(str(out), split, number, first, pending, settings)
 
 
 def write_shard(shard: Shard) -> int:
-    """A tar and, after it, the note that says it is complete. Returns how many images were read."""
+    """Write the tar, then its note. Returns the number of images that were read. Raises `InputError`."""
     import webdataset
 
     out = Path(shard.folder)
@@ -127,9 +127,11 @@ def write_shard(shard: Shard) -> int:
                 rows += len(record.rows())
         file.flush()
         os.fsync(file.fileno())
-    if reasons[NO_CONNECTION] == len(records) >= OFFLINE:
+    if reasons[NO_CONNECTION] == len(records) >= MIN_OFFLINE_IMAGES:
         partial.unlink()
-        raise InputError(f"{shard.stem}: none of {len(records)} images reached a server; is there a network?")
+        raise InputError(
+            f"{shard.stem}: no server was reached for any of {len(records)} images; check the network connection"
+        )
     if samples:
         partial.replace(out / f"{shard.stem}.tar")
     else:
@@ -145,17 +147,17 @@ def write_shard(shard: Shard) -> int:
 
 
 class HashingWriter:
-    """A file that is only written to, with the hash of all that went in."""
+    """A write-only file that computes the hash of its content."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.size, self.hash = file, 0, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        """As a file does."""
+        """Write bytes, as a file."""
         self.hash.update(data)
         self.size += len(data)
         return self.file.write(data)
 
     def hexdigest(self) -> str:
-        """Of everything so far."""
+        """SHA-256 of everything written so far."""
         return self.hash.hexdigest()

@@ -1,4 +1,4 @@
-"""The Free Spoken Digit Dataset: recordings `{digit}_{speaker}_{take}.wav`, 8 kHz, takes 0 to 4 held out."""
+"""The Free Spoken Digit Dataset: recordings `{digit}_{speaker}_{take}.wav`, 8 kHz; takes 0 to 4 are the test split."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from .splits import Split, check_split
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "Q: Which number is this? A:"
 HELD_OUT = 5
-"""Takes below this one are the set's own test split."""
+"""Takes below this number are the official test split."""
 _NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 
 
 @dataclass(frozen=True)
 class SpokenDigit:
-    """One spoken digit."""
+    """A recording of a spoken digit."""
 
     path: Path
     digit: int
@@ -51,7 +51,7 @@ class SpokenDigit:
 
 @functools.cache
 def load_recordings(folder: Path, split: Split) -> tuple[SpokenDigit, ...]:
-    """Those of a split, in order of name."""
+    """The recordings of a split, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.wav")):
         parts = _NAME.fullmatch(path.name)
@@ -60,32 +60,32 @@ def load_recordings(folder: Path, split: Split) -> tuple[SpokenDigit, ...]:
     return tuple(found)
 
 
-def exclude_copies(one: SpokenDigit, shown: Sequence[SpokenDigit], shots: int) -> Sequence[SpokenDigit]:
-    """Those that are no copy of this one. Raises `InputError` where they are fewer than `shots`."""
+def exclude_copies(one: SpokenDigit, candidates: Sequence[SpokenDigit], shots: int) -> Sequence[SpokenDigit]:
+    """The candidates that differ from this recording. Raises `InputError` if they are fewer than `shots`."""
     if not shots:
         return ()
     own = content_hash(one.path)
-    others = [other for other in shown if content_hash(other.path) != own]
+    others = [other for other in candidates if content_hash(other.path) != own]
     if len(others) < shots:
         raise InputError(
-            f"{shots} shots: {len(others)} recordings of the training split are no copy of {one.path.name}; "
-            "allowed: at most that number"
+            f"{shots} shots: the training split has {len(others)} recordings that differ from {one.path.name}; "
+            "allowed: at most that number of shots"
         )
     return others
 
 
 def find_problems(path: str) -> list[str]:
-    """What is said where a folder lacks the recordings of a split."""
+    """A problem if a folder does not have recordings of both splits."""
     if load_recordings(Path(path), "train") and load_recordings(Path(path), "test"):
         return []
     return [
-        f"path: given {path!r}, which has no recordings named digit_speaker_take.wav for both splits; get them from "
-        "https://github.com/Jakobovski/free-spoken-digit-dataset, and set this path or MAGMA_DATA"
+        f"path: given {path!r}, which has no recordings named digit_speaker_take.wav for both splits; download them "
+        "from https://github.com/Jakobovski/free-spoken-digit-dataset, and set this path or MAGMA_DATA"
     ]
 
 
 def example_recordings(folder: Path) -> Trial:
-    """A recording of two digits by two speakers in each split."""
+    """Write recordings of two digits by two speakers in each split, for the conformance checks."""
     import soundfile
 
     draw = np.random.default_rng(0)
@@ -95,12 +95,12 @@ def example_recordings(folder: Path) -> Trial:
 
 
 class SpokenDigits(DataSource):
-    """A recording and the digit's name."""
+    """A recording of a digit, with its name."""
 
     name = "spoken_digits"
 
     class Config(PartConfig):
-        """`texts` are pairs of what is shown and what is said, {} the digit's name; each example draws one."""
+        """Keys of the data source."""
 
         path: LocalPath = "fsdd"
         """Folder of the Free Spoken Digit Dataset's recordings."""
@@ -116,7 +116,7 @@ class SpokenDigits(DataSource):
         def _names_the_digit(cls, texts: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
             for _, said in texts:
                 if said.count("{}") != 1:
-                    raise ValueError(f"texts whose second part has one {{}} where the digit's name goes, not {said!r}")
+                    raise ValueError(f"texts whose second part contains {{}} once, for the digit's name, not {said!r}")
             return texts
 
     config: Config
@@ -127,33 +127,33 @@ class SpokenDigits(DataSource):
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:
-        """Eight recordings of noise."""
+        """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Recordings that are not there."""
+        """Missing recordings."""
         return find_problems(config.path)
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
-        """One pass; the training split in an order of its own each time."""
+        """One epoch; the training split is shuffled in each epoch."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
-        known = list(load_recordings(Path(self.config.path), self.config.split))
+        recordings = list(load_recordings(Path(self.config.path), self.config.split))
         if self.config.split == "train":
-            random.Random(f"{self.seed} {epoch}").shuffle(known)
-        for position, after in positions(state, len(known)):
-            yield self._example(known[position], epoch), after
+            random.Random(f"{self.seed} {epoch}").shuffle(recordings)
+        for position, after in positions(state, len(recordings)):
+            yield self._example(recordings[position], epoch), after
 
     def _example(self, one: SpokenDigit, epoch: int) -> Example:
         draw = random.Random(f"{self.seed} {epoch} {one.path.name}")
-        shown, said = draw.choice(self.config.texts)
+        prompt, target = draw.choice(self.config.texts)
         medium = Media(self.config.input, one.path)
-        return Example([medium, Text(shown), Text(said.format(WORDS[one.digit]), target=True)], one.path.name)
+        return Example([medium, Text(prompt), Text(target.format(WORDS[one.digit]), target=True)], one.path.name)
 
 
 class SpokenDigitsTask(Task):
-    """Which digit is spoken in a held-out recording; the first number word of the answer counts."""
+    """Which digit is spoken in a held-out recording. The first number word of the answer is compared."""
 
     name = "spoken_digits"
     primary = "accuracy"
@@ -161,7 +161,7 @@ class SpokenDigitsTask(Task):
     stop = ("\n", "Q:")
 
     class Config(PartConfig):
-        """`limit` asks that many questions, evenly over speakers and digits."""
+        """Keys of the task."""
 
         path: LocalPath = "fsdd"
         """Folder of the Free Spoken Digit Dataset's recordings."""
@@ -179,25 +179,25 @@ class SpokenDigitsTask(Task):
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:
-        """Eight recordings of noise."""
+        """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Recordings that are not there."""
+        """Missing recordings."""
         return find_problems(config.path)
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """Every recording of a split behind `shots` others of the training split, with their answers."""
+        """One question per recording of the split, after `shots` few-shot examples of the training split."""
         folder = Path(self.config.path)
-        asked = list(load_recordings(folder, check_split(split)))
-        if self.config.limit is not None and self.config.limit < len(asked):
-            asked = [asked[i * len(asked) // self.config.limit] for i in range(self.config.limit)]
-        shown = load_recordings(folder, "train")
+        recordings = list(load_recordings(folder, check_split(split)))
+        if self.config.limit is not None and self.config.limit < len(recordings):
+            recordings = [recordings[i * len(recordings) // self.config.limit] for i in range(self.config.limit)]
+        candidates = load_recordings(folder, "train")
         draw = random.Random(f"{seed} {shots}")
-        for one in asked:
+        for one in recordings:
             segments: list[Media | str] = []
-            for other in draw.sample(exclude_copies(one, shown, shots), shots):
+            for other in draw.sample(exclude_copies(one, candidates, shots), shots):
                 segments += [Media(self.config.input, other.path), f"{self.config.prompt} {WORDS[other.digit]}\n"]
             segments += [Media(self.config.input, one.path), self.config.prompt]
             yield Question(
@@ -205,7 +205,7 @@ class SpokenDigitsTask(Task):
             )
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy`, and `accuracy_<speaker>`."""
+        """`accuracy`, and `accuracy_<speaker>` for each speaker."""
         hits: dict[str, list[bool]] = defaultdict(list)
         for prediction in predictions:
             right = first_number_word(prediction.text) == prediction.question.answer
@@ -218,6 +218,6 @@ class SpokenDigitsTask(Task):
 
 
 def first_number_word(text: str) -> str:
-    """The first number word of a text; "" without one."""
+    """The first number word in a text; "" if there is none."""
     words = (word.strip(".,!?:;\"'").lower() for word in text.split())
     return next((word for word in words if word in WORDS), "")

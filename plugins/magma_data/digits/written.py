@@ -42,19 +42,19 @@ QUESTIONS: dict[str, str] = {
     "larger": LARGER,
 }
 CAPTION_FIRST = ("caption", "parity_two_step", "next_two_step")
-"""Groups that begin with a caption."""
+"""Groups in which the model first writes a caption."""
 
 
 def _load_sklearn_digits() -> NDArray[np.float64]:
     """scikit-learn's digits [n, 65]: 64 values of 0 to 16, and the label.
 
-    Its file is read without importing it, which takes seconds at every start.
+    The file is read without importing scikit-learn, which takes seconds.
     """
     package = importlib.util.find_spec("sklearn")
     assert package is not None, "scikit-learn is a dependency"
     assert package.submodule_search_locations is not None
     file = Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
-    if not file.is_file():  # another version's place
+    if not file.is_file():  # another version of scikit-learn
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -64,33 +64,33 @@ def _load_sklearn_digits() -> NDArray[np.float64]:
 
 @functools.cache
 def images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [n, 8, 8] of 0 to 255, and labels [n]. Every fifth image of each digit, shuffled once, is held out."""
+    """Images [n, 8, 8], 0 to 255, and labels [n]. After a fixed shuffle every fifth image of each digit is held out."""
     rows = _load_sklearn_digits()
     labels = rows[:, 64].astype(np.int64)
     pixels = (rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     chosen = []
     for i in order:
         label = int(labels[i])
-        seen[label] = seen.get(label, 0) + 1
-        if (seen[label] % 5 == 0) == (split == "test"):
+        counts[label] = counts.get(label, 0) + 1
+        if (counts[label] % 5 == 0) == (split == "test"):
             chosen.append(int(i))
     return pixels[chosen], labels[chosen]
 
 
 def fill_template(template: str, word: str) -> str:
-    """The digit's name in its place: {} "eight", {a} "an eight"."""
+    """Insert the digit's name into a template: {} becomes "eight", {a} becomes "an eight"."""
     return template.format(word, a=f"{'an' if word == 'eight' else 'a'} {word}")
 
 
 class Digits(DataSource):
-    """An image and something said about it: a caption, or a question with the digit's name as its answer."""
+    """An image of a digit with a caption, or with a question and its answer."""
 
     name = "digits"
 
     class Config(PartConfig):
-        """`question_fraction` is the share of examples that are question-answer pairs."""
+        """Keys of the data source."""
 
         renamed_keys = MappingProxyType({"pairs": "question_pairs", "questions": "question_fraction"})
 
@@ -110,7 +110,7 @@ class Digits(DataSource):
         def _names_the_digit(cls, captions: tuple[str, ...]) -> tuple[str, ...]:
             for caption in captions:
                 if caption.count("{}") + caption.count("{a}") != 1:
-                    raise ValueError(f"captions with one {{}} or {{a}} where the digit's name goes, not {caption!r}")
+                    raise ValueError(f"captions that contain {{}} or {{a}} once, for the digit's name, not {caption!r}")
             return captions
 
     config: Config
@@ -120,7 +120,7 @@ class Digits(DataSource):
         self.seed = seed
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
-        """One pass in an order of its own; the held-out split stands in a fixed order with fixed texts."""
+        """One epoch. The training split is shuffled; the held-out split has a fixed order."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
         pixels, labels = images(self.config.split)
@@ -142,9 +142,9 @@ class Digits(DataSource):
 
 
 class DigitsTask(Task):
-    """Names held-out digits, and asks what only the language model knows about the number it sees.
+    """Captions of held-out digits, and questions about the number that need knowledge of the language model.
 
-    Accuracy: the first word of the greedy answer that could be one (a number, odd or even) equals the right one.
+    Accuracy: the first word of the greedy answer that is a number, "odd" or "even", is the right one.
     """
 
     name = "digits"
@@ -153,7 +153,7 @@ class DigitsTask(Task):
     stop = ("\n", "Q:")
 
     class Config(PartConfig):
-        """`limit` takes the first images of the split alone; `groups` is what is asked of each."""
+        """Keys of the task."""
 
         input: str = "image"
         """Name of the model's input that gets the media."""
@@ -172,52 +172,54 @@ class DigitsTask(Task):
         super().__init__(config, seed)
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """Group by group, image by image. Shots are training images of which the same was asked and answered."""
-        held = images(check_split(split))
-        shown = images("train")
-        count = min(len(held[1]), self.config.limit or len(held[1]))
-        media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (held, shown)]
+        """One question per group and image. Few-shot examples are training images with the same question."""
+        questioned = images(check_split(split))
+        candidates = images("train")
+        count = min(len(questioned[1]), self.config.limit or len(questioned[1]))
+        media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (questioned, candidates)]
         for group in self.config.groups:
             for i in range(count):
-                before, asked = self._draw_shots(group, i, (held, shown), f"{seed} {shots} {group} {i}", shots)
+                before, asked = self._draw_shots(
+                    group, i, (questioned, candidates), f"{seed} {shots} {group} {i}", shots
+                )
                 segments: list[Media | str] = []
                 used, lengths = [], []
-                for known, said in before:
+                for shot_images, answer in before:
                     question = (
-                        f"{self.config.prompt} {said}." if group in CAPTION_FIRST else f"{QUESTIONS[group]} {said}"
+                        f"{self.config.prompt} {answer}." if group in CAPTION_FIRST else f"{QUESTIONS[group]} {answer}"
                     )
-                    segments += [*(media[1][j] for j in known), f"{question}\n"]
-                    used += [f"train/{j}" for j in known]
-                    lengths.append(len(known) + 1)
+                    segments += [*(media[1][j] for j in shot_images), f"{question}\n"]
+                    used += [f"train/{j}" for j in shot_images]
+                    lengths.append(len(shot_images) + 1)
                 segments += [media[0][j] for j in asked]
                 segments.append(self.config.prompt if group in CAPTION_FIRST else QUESTIONS[group])
                 yield Question(
                     id=f"{group}/{i}",
                     segments=segments,
-                    answer=_answer(group, [int(held[1][j]) for j in asked]),
+                    answer=_answer(group, [int(questioned[1][j]) for j in asked]),
                     group=group,
                     shots=used,
                     shot_lengths=lengths,
-                    extra={"image": i, "label": int(held[1][i])},
+                    extra={"image": i, "label": int(questioned[1][i])},
                 )
 
     def _draw_shots(
         self, group: Group, i: int, parts: Sequence[Images], seed: str, shots: int
     ) -> tuple[list[tuple[list[int], str]], list[int]]:
-        """What is shown, and the images that are asked about; drawn again while an image is among both."""
+        """The few-shot examples and the images of the question; drawn again until no image is in both."""
         (asked_pixels, asked_labels), (pixels, labels) = parts
         for number in itertools.count():
             draw = random.Random(f"{seed} {number}" if number else seed)
             before = [self._choose_images(group, draw.randrange(len(labels)), labels, draw) for _ in range(shots)]
             asked, _ = self._choose_images(group, i, asked_labels, draw)
             own = {content_hash(asked_pixels[j]) for j in asked} if shots else set()
-            if not any(content_hash(pixels[j]) in own for known, _ in before for j in known):
+            if not any(content_hash(pixels[j]) in own for shot_images, _ in before for j in shot_images):
                 return before, asked
         raise AssertionError
 
     @staticmethod
     def _choose_images(group: Group, i: int, labels: NDArray[np.int64], draw: random.Random) -> tuple[list[int], str]:
-        """The images that a question is about, and what a shot says of them."""
+        """The images of a question, and its answer as in a few-shot example."""
         asked = [i]
         if group == "larger":
             asked.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
@@ -225,7 +227,7 @@ class DigitsTask(Task):
         return asked, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _answer(group, numbers)
 
     def follow_up(self, prediction: Prediction) -> Question | None:
-        """After the caption of a two-step question: the question itself, behind what the model said."""
+        """The second step of a two-step question: the question, after the caption that the model wrote."""
         question = prediction.question
         if question.group not in QUESTIONS or question.group not in CAPTION_FIRST or "caption" in question.extra:
             return None
@@ -236,7 +238,7 @@ class DigitsTask(Task):
         )
 
     def judge(self, prediction: Prediction) -> tuple[str, float]:
-        """The word that counts, and 1 or 0."""
+        """The word that is compared, and 1 or 0."""
         word = first_answer_word(prediction)
         return word, float(word == prediction.question.answer)
 
@@ -252,7 +254,7 @@ class DigitsTask(Task):
         return {f"{group}_accuracy": "exact match of a word" for group in groups}
 
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
-        """`samples.png`: 24 held-out images, what the model said, right or wrong."""
+        """`samples.png`: 24 held-out images with the captions of the model."""
         import matplotlib
 
         matplotlib.use("agg")
@@ -287,7 +289,7 @@ def _answer(group: Group, numbers: Sequence[int]) -> str:
 
 
 def first_answer_word(prediction: Prediction) -> str:
-    """The first word of an answer that could be one; "" without any."""
-    known = {"odd", "even"} if prediction.question.answer in ("odd", "even") else set(WORDS)
+    """The first word of an answer that is a possible answer; "" if there is none."""
+    possible = {"odd", "even"} if prediction.question.answer in ("odd", "even") else set(WORDS)
     words = (word.strip(".,!?:;\"'").lower() for word in prediction.text.split())
-    return next((word for word in words if word in known), "")
+    return next((word for word in words if word in possible), "")

@@ -1,6 +1,6 @@
-"""Something said about images, or said alone: captions, questions and answers, labels, plain text.
+"""Base classes of data sources: a row of a file becomes an example.
 
-Where rows come from and in which order is the matter of `formats`; here is what a model sees of one, and says.
+`formats` finds the rows and their order; a subclass converts a row to prompt and target.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..formats.row import Row
 
 
 class RowSourceConfig(ColumnsConfig):
-    """Where the rows are, and in which order they come."""
+    """Keys of all data sources of rows."""
 
     renamed_keys = MappingProxyType({"about": "source_url"})
 
@@ -44,15 +44,15 @@ class RowSourceConfig(ColumnsConfig):
 
 
 class MediaRowSourceConfig(RowSourceConfig, MediaConfig):
-    """Rows with a medium."""
+    """Keys of all data sources of rows with a medium."""
 
 
 class RowSource(DataSource):
-    """Rows as examples."""
+    """Base class of data sources of rows."""
 
     config: RowSourceConfig
     list_field: ClassVar[str | None] = None
-    """The list of a record that is a row for each of its entries."""
+    """The field with a list, each entry of which is a row."""
 
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
@@ -60,37 +60,37 @@ class RowSource(DataSource):
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:
-        """Six rows about three images."""
+        """A configuration with six rows about three images."""
         from PIL import Image
 
         for i in range(3):
             Image.new("RGB", (8, 8), (80 * i, 0, 0)).save(folder / f"{i}.png")
-        said = {"caption": "red", "question": "How red?", "answer": "very", "text": "It is red.", "label": "true"}
-        rows = [{"image": f"{i % 3}.png", **{key: f"{text} {i}" for key, text in said.items()}} for i in range(6)]
+        texts = {"caption": "red", "question": "How red?", "answer": "very", "text": "It is red.", "label": "true"}
+        rows = [{"image": f"{i % 3}.png", **{key: f"{text} {i}" for key, text in texts.items()}} for i in range(6)]
         (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         return Trial({"path": str(folder)})
 
     @classmethod
     def problems(cls, config: RowSourceConfig) -> list[str]:
-        """A path that is not there, or a folder without rows."""
+        """A missing path, or a folder without rows."""
         if not is_url(config.path) and not Path(config.path).exists():
-            source = f"; get it from {config.source_url}" if config.source_url else ""
+            source = f"; download it from {config.source_url}" if config.source_url else ""
             return [
                 f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the "
-                f"working folder{source}. It is a folder of rows in one of several layouts (docs/recipes.md); set "
-                "`path` to it, or MAGMA_DATA to the folder that holds it"
+                f"working directory{source}. Allowed: a folder of rows (docs/guides/data.md); set `path` to it, or "
+                "MAGMA_DATA to the folder that contains it"
             ]
         found = find(config.path, config.split, cls.file_formats(config))
         return [*(found if isinstance(found, list) else []), *config.missing()]
 
     @classmethod
     def file_formats(cls, config: RowSourceConfig) -> Sequence[FileFormat]:
-        """Those that it looks for."""
+        """The file formats that this data source reads, in order of preference."""
         return IMAGES
 
     @cached_property
     def rows(self) -> Rows:
-        """Every row, found at the first use."""
+        """All rows; the files are opened at the first use. Raises `InputError`."""
         if problems := self.problems(self.config):
             raise InputError("; ".join(problems))
         config = self.config
@@ -101,7 +101,7 @@ class RowSource(DataSource):
         )
 
     def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
-        """One pass, shuffled by seed and pass unless the config says otherwise."""
+        """One epoch, in a new order for each epoch if `shuffle` is on."""
         config = self.config
         for row, after in self.rows.iterate(state, self.seed, config.shuffle, config.limit):
             try:
@@ -112,14 +112,14 @@ class RowSource(DataSource):
 
     @abstractmethod
     def example(self, row: Row) -> Example:
-        """What a row says. Raises `InputError`."""
+        """Convert a row to an example. Raises `InputError`."""
 
 
 class MediaRowSource(RowSource):
-    """Rows with a medium."""
+    """Base class of data sources of rows with a medium."""
 
     config: MediaRowSourceConfig
 
     def medium(self, row: Row) -> Media:
-        """What is seen or heard."""
+        """The medium of a row. Raises `InputError`."""
         return Media(self.config.input, row.medium)

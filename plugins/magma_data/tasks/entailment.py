@@ -14,14 +14,14 @@ from .rows import RowsConfig
 
 
 class SnliVeTask(ScoredAnswersTask):
-    """SNLI-VE, for a model with a head: its class is the right label, or not; also by label."""
+    """SNLI-VE, for a model with a head: accuracy of the class, also by label."""
 
     name = "snli_ve"
     list_field = "statements"
     group_field = "label"
 
     class Config(RowsConfig):
-        """`template` is what the model reads behind the image, as in training on data `labelled`."""
+        """Keys of the task. `template` has to be the one of the data source `labelled` in training."""
 
         path: LocalPath = Field("snli_ve", validate_default=True)
         """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
@@ -46,7 +46,7 @@ class SnliVeTask(ScoredAnswersTask):
         return 100.0 * (_label(text) in map(_label, answers))
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
-        return {"accuracy": "share of right classes"}
+        return {"accuracy": "fraction of correct classes"}
 
 
 def _label(text: str) -> str:
