@@ -107,9 +107,9 @@ class HFAudioEncoder(AudioEncoder):
         """Number of features of items of this many frames or samples; None: always `length`."""
         return None
 
-    def patch_model(self, tower: nn.Module) -> nn.Module:
+    def patch_model(self, model: nn.Module) -> nn.Module:
         """Modify the model of transformers if necessary. Returns it."""
-        return tower
+        return model
 
     @classmethod
     def trial(cls, folder: Path) -> Trial:
@@ -165,7 +165,7 @@ class HFAudioEncoder(AudioEncoder):
         where = _locate(source, *WEIGHTS)
         if where is None:
             raise PartError(self._describe_missing_files(*WEIGHTS))
-        tower, report = self._load(
+        model, report = self._load(
             self.transformers_classes()[1].from_pretrained,
             where,
             config=copy.deepcopy(self.architecture),
@@ -174,13 +174,13 @@ class HFAudioEncoder(AudioEncoder):
             ignore_mismatched_sizes=True,  # they are reported below
             output_loading_info=True,
         )
-        self._check_report(tower, report)
-        self.tower = self.patch_model(tower).train(self.training)
+        self._check_report(model, report)
+        self.tower = self.patch_model(model).train(self.training)
 
-    def _check_report(self, tower: Any, report: Mapping[str, Any]) -> None:
+    def _check_report(self, model: Any, report: Mapping[str, Any]) -> None:
         """Raise `PartError` for missing or unexpected tensors of the encoder, and for wrong shapes."""
-        inside = {name.partition(".")[0] for name in tower.state_dict()}
-        unexpected = [name.removeprefix(f"{tower.base_model_prefix}.") for name in report["unexpected_keys"]]
+        inside = {name.partition(".")[0] for name in model.state_dict()}
+        unexpected = [name.removeprefix(f"{model.base_model_prefix}.") for name in report["unexpected_keys"]]
         problems = [f"{name} is missing" for name in sorted(report["missing_keys"])]
         problems += [f"{n} is not part of it" for n in sorted(unexpected) if n.partition(".")[0] in inside]
         problems += [

@@ -91,9 +91,9 @@ class Wav2Vec2(HFAudioEncoder):
             items = (items - kernel) // stride + 1
         return items
 
-    def patch_model(self, tower: nn.Module) -> nn.Module:
-        tower.feature_extractor = MaskedConvolutions(tower.feature_extractor)
-        return tower
+    def patch_model(self, model: nn.Module) -> nn.Module:
+        model.feature_extractor = MaskedConvolutions(model.feature_extractor)
+        return model
 
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """Waveforms [b, s] to hidden states [b, n, e]."""

@@ -78,9 +78,9 @@ class Whisper(HFAudioEncoder):
         """Half the number of frames; an item of maximum length has no trailing frames."""
         return (items - self.trailing_frames * (items < self.max_items) + 1) // 2
 
-    def patch_model(self, tower: nn.Module) -> nn.Module:
-        tower.embed_positions = FrozenEmbedding(tower.embed_positions)
-        return tower
+    def patch_model(self, model: nn.Module) -> nn.Module:
+        model.embed_positions = FrozenEmbedding(model.embed_positions)
+        return model
 
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """Frames [b, f, m] to hidden states [b, 1500, e]."""

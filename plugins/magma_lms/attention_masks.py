@@ -1,4 +1,4 @@
-"""Attention masks and padding masks. Axes: b batch, t tokens, p columns that a cache holds, d width."""
+"""Attention masks and padding masks. Axes: b batch, t tokens, p columns of the cache, d width."""
 
 from __future__ import annotations
 

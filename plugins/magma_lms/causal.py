@@ -1,6 +1,6 @@
 """Causal language models of transformers as frozen language models.
 
-Axes: b batch, t tokens, p columns that a cache holds, d width, v vocabulary, m scored positions.
+Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored positions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Module paths of each model family of transformers: its blocks, and their sublayers.
 
-Axes: b batch, t tokens, p columns that a cache holds, h heads, w width of a head, d width.
+Axes: b batch, t tokens, p columns of the cache, h heads, w width of a head, d width.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ It differs from the one of transformers as follows, with the same results. Atten
 if rows are padded on the right. Sines and cosines are looked up once for all blocks. The activation is one kernel. The
 last block computes only the positions that are needed.
 
-Axes: b batch, t tokens, p columns that a cache holds, h heads, r rotary dimension, d width, m scored positions.
+Axes: b batch, t tokens, p columns of the cache, h heads, r rotary dimension, d width, m scored positions.
 """
 
 from __future__ import annotations

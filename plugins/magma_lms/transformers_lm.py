@@ -1,6 +1,6 @@
 """Base class of `causal` and `gptj`: a causal language model of transformers as a frozen language model.
 
-Axes: b batch, t tokens, p columns that a cache holds, d width, v vocabulary, m scored positions.
+Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored positions.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], sizes: Sizes, weights: set[str
         raise CheckpointError(f"{len(missing)} tensors are missing: {', '.join(missing[:8])}")
     for name in weights:
         if tensors[name].is_floating_point() and not bool(tensors[name].isfinite().all()):
-            raise CheckpointError(f"{name} holds NaN or infinity")
+            raise CheckpointError(f"{name} contains NaN or infinity")
     expected = sizes.tables(torch.float32)
     first = sizes.attention(0)
     mask = tensors[f"{first}.bias"]

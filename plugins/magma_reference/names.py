@@ -157,7 +157,7 @@ def _in_adapter(adapter: Bottleneck, rest: str) -> str:
 
 
 def alias(name: str) -> str | None:
-    """The second name under which the authors' state dict holds the same tensor."""
+    """The second name of the same tensor in the authors' state dict, if there is one."""
     if name == "lm.transformer.wte.weight":
         return "word_embedding.weight"
     if name.startswith("lm.transformer.h."):

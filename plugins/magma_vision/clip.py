@@ -162,14 +162,14 @@ def _build_image_encoder(embed_dim: int, vision: dict[str, Any], quick_gelu: boo
 
     known = {field.name for field in dataclasses.fields(CLIPVisionCfg)}
     vision = {key: value for key, value in vision.items() if key in known}
-    tower: nn.Module = _build_vision_tower(embed_dim, CLIPVisionCfg(**vision), quick_gelu)
-    if isinstance(tower, ModifiedResNet):
-        tower.attnpool = nn.Identity()
-    elif isinstance(tower, VisionTransformer):
-        tower.attn_pool, tower.proj, tower.ln_post = None, None, nn.Identity()
+    encoder: nn.Module = _build_vision_tower(embed_dim, CLIPVisionCfg(**vision), quick_gelu)
+    if isinstance(encoder, ModifiedResNet):
+        encoder.attnpool = nn.Identity()
+    elif isinstance(encoder, VisionTransformer):
+        encoder.attn_pool, encoder.proj, encoder.ln_post = None, None, nn.Identity()
     else:
-        tower = tower.get_submodule("trunk")
-    return tower
+        encoder = encoder.get_submodule("trunk")
+    return encoder
 
 
 def _vision_tensors(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:

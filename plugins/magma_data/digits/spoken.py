@@ -114,9 +114,11 @@ class SpokenDigits(DataSource):
         @field_validator("texts")
         @classmethod
         def _names_the_digit(cls, texts: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-            for _, said in texts:
-                if said.count("{}") != 1:
-                    raise ValueError(f"texts whose second part contains {{}} once, for the digit's name, not {said!r}")
+            for _, target in texts:
+                if target.count("{}") != 1:
+                    raise ValueError(
+                        f"texts whose second part contains {{}} once, for the digit's name, not {target!r}"
+                    )
             return texts
 
     config: Config

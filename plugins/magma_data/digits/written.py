@@ -164,7 +164,7 @@ class DigitsTask(Task):
         groups: tuple[Group, ...] = Field(
             ("caption", "parity_one_step", "parity_two_step", "next_one_step", "next_two_step"), min_length=1
         )
-        """What is asked. In two steps, the question follows the model's own caption; `larger` shows two images."""
+        """What is question_images. In two steps, the question follows the model's own caption; `larger` shows two images."""
 
     config: Config
 
@@ -179,7 +179,7 @@ class DigitsTask(Task):
         media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (questioned, candidates)]
         for group in self.config.groups:
             for i in range(count):
-                before, asked = self._draw_shots(
+                before, question_images = self._draw_shots(
                     group, i, (questioned, candidates), f"{seed} {shots} {group} {i}", shots
                 )
                 segments: list[Media | str] = []
@@ -191,12 +191,12 @@ class DigitsTask(Task):
                     segments += [*(media[1][j] for j in shot_images), f"{question}\n"]
                     used += [f"train/{j}" for j in shot_images]
                     lengths.append(len(shot_images) + 1)
-                segments += [media[0][j] for j in asked]
+                segments += [media[0][j] for j in question_images]
                 segments.append(self.config.prompt if group in CAPTION_FIRST else QUESTIONS[group])
                 yield Question(
                     id=f"{group}/{i}",
                     segments=segments,
-                    answer=_answer(group, [int(questioned[1][j]) for j in asked]),
+                    answer=_answer(group, [int(questioned[1][j]) for j in question_images]),
                     group=group,
                     shots=used,
                     shot_lengths=lengths,
@@ -211,20 +211,22 @@ class DigitsTask(Task):
         for number in itertools.count():
             draw = random.Random(f"{seed} {number}" if number else seed)
             before = [self._choose_images(group, draw.randrange(len(labels)), labels, draw) for _ in range(shots)]
-            asked, _ = self._choose_images(group, i, asked_labels, draw)
-            own = {content_hash(asked_pixels[j]) for j in asked} if shots else set()
+            question_images, _ = self._choose_images(group, i, asked_labels, draw)
+            own = {content_hash(asked_pixels[j]) for j in question_images} if shots else set()
             if not any(content_hash(pixels[j]) in own for shot_images, _ in before for j in shot_images):
-                return before, asked
+                return before, question_images
         raise AssertionError
 
     @staticmethod
     def _choose_images(group: Group, i: int, labels: NDArray[np.int64], draw: random.Random) -> tuple[list[int], str]:
         """The images of a question, and its answer as in a few-shot example."""
-        asked = [i]
+        question_images = [i]
         if group == "larger":
-            asked.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
-        numbers = [int(labels[j]) for j in asked]
-        return asked, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _answer(group, numbers)
+            question_images.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
+        numbers = [int(labels[j]) for j in question_images]
+        return question_images, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _answer(
+            group, numbers
+        )
 
     def follow_up(self, prediction: Prediction) -> Question | None:
         """The second step of a two-step question: the question, after the caption that the model wrote."""

@@ -33,7 +33,7 @@ class RowsConfig(MediaConfig):
     path: LocalPath
     """A folder in one of the layouts of docs/recipes.md, such as `magma data convert` makes."""
     split: str
-    """The one that is asked about."""
+    """The split whose questions are asked."""
     shots_split: str = "train"
     """The split that in-context examples are drawn from."""
     shot_separator: str = "\n"
@@ -76,8 +76,8 @@ class RowsTask(Task):
                 ]
                 statements = [{"id": f"{i}.0", "text": f"It is red {i}.", "label": ("neutral", "entailment")[i % 2]}]
                 captions = [f"a square of the shade {i} on its own", f"a red square that has the number {i}"]
-                asked = {"questions": questions, "statements": statements, "captions": captions}
-                lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "domain": "in-domain", **asked}))
+                fields = {"questions": questions, "statements": statements, "captions": captions}
+                lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "domain": "in-domain", **fields}))
             (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
         return Trial({"path": str(folder)})
 
