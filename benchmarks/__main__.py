@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magma import Decoding, Magma
+from magma import Decoding, Magma, atomic_write
 from magma.evaluation.prefix_sharing import Reader
 from magma.system.memory import keep_freed_memory
 from magma.values import Segment
@@ -312,9 +312,8 @@ def main() -> None:
             target = "" if row.target is None else f"  target {row.target:g}"
             print(f"{row.name:44} {row.value:8.3g} {row.unit:10} ({row.low:.3g} to {row.high:.3g}){target}", flush=True)
     if chosen.json:
-        aside = chosen.json.with_name(f".{chosen.json.name}.partial")
-        aside.write_text(json.dumps({**machine(), "rows": [asdict(row) for row in rows]}, indent=1) + "\n")
-        aside.replace(chosen.json)
+        table = {**machine(), "rows": [asdict(row) for row in rows]}
+        atomic_write(chosen.json, json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

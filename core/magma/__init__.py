@@ -18,6 +18,7 @@ from .errors import (
     did_you_mean,
 )
 from .hub import at_hand, hub_has, hub_problem, is_folder, source_problems
+from .io import atomic_write, error_summary, folder_lock
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
@@ -104,8 +105,11 @@ __all__ = [
     "Weights",
     "assemble",
     "at_hand",
+    "atomic_write",
     "did_you_mean",
+    "error_summary",
     "evaluate",
+    "folder_lock",
     "hookimpl",
     "hub_has",
     "hub_problem",

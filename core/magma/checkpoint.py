@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import stat
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, PartError
 from .interfaces import FrozenLM
+from .io import atomic_folder
 from .manifest import (
     FORMAT,
     MANIFEST,
@@ -50,53 +48,12 @@ from .tensors import read_tensors
 NOT_COVERED = f"an earlier version wrote {MANIFEST}, and did not list it"
 
 
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder to fill; it takes the place of `folder` when all is written, and is gone where writing failed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    try:
-        yield aside
-        _share(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old)
-    else:
-        aside.rename(folder)
-
-
-def _share(folder: Path) -> None:
-    """Give each file the mode that the umask gives a new one: safetensors writes for its owner alone."""
-    new = folder / ".new"
-    new.touch()
-    allowed = stat.S_IMODE(new.stat().st_mode)
-    new.unlink()
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and allowed & ~(mode := stat.S_IMODE(path.stat().st_mode)):
-            path.chmod(mode | allowed)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written aside and renamed: a reader sees the old file or the new one."""
-    aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
-
-
 def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path:
     """Write a model to a folder that `load` opens; without a recipe, the one its parts imply.
 
     Raises `CheckpointError` for weights that are not finite.
     """
-    with written_aside(Path(folder)) as aside:
+    with atomic_folder(Path(folder)) as aside:
         write(aside, model, recipe or recipe_of(model, Path(folder).name), fingerprints(model.frozen_tensors()))
     return Path(folder)
 
@@ -163,7 +120,7 @@ def save_tensors(
     and is returned; tensors are looked up one at a time. Raises `CheckpointError` for names, shapes or dtypes that are
     not the model's, and for weights that are not finite.
     """
-    with written_aside(Path(folder)) as aside:
+    with atomic_folder(Path(folder)) as aside:
         bring(aside)
         checked = Recipe.load(recipe, folder=aside)
         model = assemble(checked, device="meta", dtype=dtype)

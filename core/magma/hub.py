@@ -9,6 +9,8 @@ import functools
 from fnmatch import fnmatch
 from pathlib import Path
 
+from .io import error_summary
+
 
 def is_folder(source: str) -> bool:
     """Is a folder meant, going by how it is written, or because there is one? Else it is a hub name."""
@@ -77,5 +79,5 @@ def ask_hub(name: str) -> str | None:
     try:
         huggingface_hub.model_info(name, timeout=10)
     except Exception as error:  # its HTTP library's own, which changes between releases
-        return next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return error_summary(error)
     return None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
+from .io import error_summary
 
 ALLOWED = "allowed: a .safetensors file, or a torch file of tensors"
 _BEFORE_1_6 = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -116,4 +117,4 @@ def _reason(error: Exception) -> str:
     if found:
         wanted = next(group for group in found.groups() if group)
         return f"it is not made of tensors alone, but asks for {wanted}; nothing of it was executed"
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return error_summary(error)[:300]

@@ -14,7 +14,8 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
 from magma import CheckpointError, Input, Magma, Recipe
-from magma.checkpoint import moved, written_aside
+from magma.checkpoint import moved
+from magma.io import atomic_folder
 from magma.manifest import fingerprint
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -128,14 +129,14 @@ def test_broken_files_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_half_written(tmp_path: Path) -> None:
     def fail_half_way(folder: Path) -> None:
-        with written_aside(folder) as aside:
+        with atomic_folder(folder) as aside:
             (aside / "file").write_text("half")
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
         fail_half_way(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
-    with written_aside(tmp_path / "old") as aside:
+    with atomic_folder(tmp_path / "old") as aside:
         (aside / "file").write_text("whole")
     with pytest.raises(OSError, match="disk full"):
         fail_half_way(tmp_path / "old")
@@ -148,7 +149,7 @@ def test_the_umask_says_who_may_read_a_folder(model: Magma, tmp_path: Path) -> N
     before = os.umask(0o027)
     try:
         magma.save(model, tmp_path / "saved")
-        with written_aside(tmp_path / "other") as aside:
+        with atomic_folder(tmp_path / "other") as aside:
             (aside / "in").mkdir()
             save_file({"x": torch.zeros(1)}, aside / "in/x.safetensors")
             (aside / "tool").touch(0o755)

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 import magma
 from magma import CheckpointError, Magma, MagmaError, PartError, Recipe
-from magma.checkpoint import not_finite, write, written_aside
+from magma.checkpoint import not_finite, write
 from magma.cli.app import cli
+from magma.io import atomic_folder
 from magma.manifest import Manifest, fingerprints, list_state
 from magma.verify import verify
 
@@ -49,7 +50,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
 
 def saved(folder: Path, lm: str) -> Path:
     """The toy model as a run with an imported language model leaves it."""
-    with written_aside(folder) as aside:
+    with atomic_folder(folder) as aside:
         bring(aside)
         recipe = Recipe.load({**RECIPE, "lm": {"use": lm, "weights": "lm"}}, folder=aside)
         model = magma.assemble(recipe)

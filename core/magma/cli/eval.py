@@ -129,8 +129,8 @@ def score(
     overrides: Overrides = None,
 ) -> None:
     """Score anyone's predictions by a task's metric."""
-    from ..checkpoint import write_text
     from ..evaluation.results import score_file
+    from ..io import atomic_write
 
     found = score_file(_task(task, 0, {}, overrides or [], needs_data=False), file)
     items, measures = found.get("per_item", []), found.get("measures", {})
@@ -140,7 +140,7 @@ def score(
     if items:
         typer.echo(f"{len(items)} predictions")
     if out:
-        write_text(out, json.dumps(found, indent=1) + "\n")
+        atomic_write(out, json.dumps(found, indent=1) + "\n")
 
 
 @evals.command("report")

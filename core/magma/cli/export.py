@@ -25,12 +25,13 @@ def export_lm(
 
     with Screen() as screen:
         screen.say("importing libraries")
-        from ..checkpoint import load, written_aside
+        from ..checkpoint import load
+        from ..io import atomic_folder
 
         model = load(folder, lm=lm, say=screen.say)
         model.lm.remove_adapters()
         screen.say(f"writing {out}")
-        with written_aside(out) as aside:
+        with atomic_folder(out) as aside:
             model.lm.export(aside)
     typer.echo(f"the language model is in {out}")
 

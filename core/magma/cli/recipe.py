@@ -38,14 +38,15 @@ def recipe_run(
         words = ["recipe", "run", recipe, "--out", str(out)]
         words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing libraries")
-        from ..runs.run import alone, check, check_folder, run
+        from ..io import folder_lock
+        from ..runs.run import check, check_folder, run
         from ..system.launch import HOSTFILE, launch
 
         if several:
             check(loaded)
             if hostfile is None:  # other hosts may have other disks
                 check_folder(out, resume)
-                with alone(out):
+                with folder_lock(out, error=TrainingError):
                     pass
         else:
             report = run(loaded, out, resume=resume, watcher=screen.watcher())

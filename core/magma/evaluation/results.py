@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
 from ..errors import InputError, first_of
 from ..interfaces import Task
+from ..io import atomic_write
 from ..manifest import digest, read_manifest
 from ..model import Magma
 from ..recipe.notation import parse_json
@@ -83,7 +83,7 @@ class Evaluation:
                 fewer.setdefault(str(count), {})[baseline or "model"] = short
             if fewer:
                 told["asked_with_fewer_shots"] = fewer
-            checkpoint.write_text(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
+            atomic_write(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
         return known
 
     def _known(self, replace: bool) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, str]]]:
@@ -100,7 +100,7 @@ class Evaluation:
                 )
             shutil.rmtree(self.folder)
             self.folder.mkdir()
-        checkpoint.write_text(file, json.dumps(plain, indent=1) + "\n")
+        atomic_write(file, json.dumps(plain, indent=1) + "\n")
         scores = self.folder / SCORES
         found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {}
         return found.get("scores", {}), found.get("measures", {})
@@ -284,7 +284,7 @@ def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    checkpoint.write_text(path, "".join(map(_line, rows)))
+    atomic_write(path, "".join(map(_line, rows)))
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ..errors import PluginError
+from ..io import atomic_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
 KINDS = tuple(sorted(path.stem for path in TEMPLATES.glob("*.py")))
@@ -103,9 +104,7 @@ def new_plugin(name: str, kind: str, out: Path) -> Path:
         f"test_{words['module']}.py": _TEST.format(**words),
         "README.md": _README.format(**words, usage=_USAGE[kind].format(**words)),
     }
-    aside = folder.with_name(f".{folder.name}.partial")
-    aside.mkdir(parents=True)
-    for file, text in files.items():
-        (aside / file).write_text(text, encoding="utf-8")
-    aside.rename(folder)
+    with atomic_folder(folder) as partial:
+        for file, text in files.items():
+            (partial / file).write_text(text, encoding="utf-8")
     return folder

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..io import atomic_write
 from ..manifest import RECIPE
 from ..recipe.notation import parse_toml
 from ..recipe.stages import overlay
@@ -155,8 +156,6 @@ def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
     axes[-1, 0].set_xlabel("step")
     axes[-1, 0].xaxis.get_major_locator().set_params(integer=True)
     figure.tight_layout()
-    aside = path.with_name(f".{path.name}.partial")
-    figure.savefig(aside, dpi=100, format="png")
-    aside.replace(path)
+    atomic_write(path, lambda partial: figure.savefig(partial, dpi=100, format="png"))
     plt.close(figure)
     return path

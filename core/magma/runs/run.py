@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from .. import checkpoint
 from ..errors import LACKING, InputError, RecipeError, TrainingError
 from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
 from ..interfaces import Task
+from ..io import atomic_write, folder_lock
 from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
 from ..plan import Plan, plan_stages
 from ..recipe.recipe import Recipe
@@ -63,7 +62,7 @@ def run(
         if result.stopped_by:
             watcher.stopped(result.stopped_by)
         return {}
-    with alone(out, watcher.note):
+    with folder_lock(out, watcher.note, TrainingError):
         watcher.say("planning")
         plans = plan_stages(recipe, size)
         for planned in plans:
@@ -79,7 +78,7 @@ def run(
 
 
 def _write_recipe(recipe: Recipe, out: Path) -> None:
-    checkpoint.write_text(out / RECIPE, recipe.to_toml())
+    atomic_write(out / RECIPE, recipe.to_toml())
 
 
 def _take_over(recipe: Recipe, out: Path, note: Callable[[str], None]) -> None:
@@ -127,7 +126,7 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
             report["tasks"] = scores
             if measures:
                 report["measures"] = measures
-    checkpoint.write_text(out / REPORT, json.dumps(report, indent=1) + "\n")
+    atomic_write(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]
         raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
@@ -137,27 +136,6 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
 def with_shots(name: str, shots: int) -> str:
     """How a score is called that was asked for behind so many completed examples: `digits`, `digits@4`."""
     return f"{name}@{shots}" if shots else name
-
-
-@contextmanager
-def alone(out: Path, note: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """A run's folder for one run at a time. A file system that has no locks is noted, and nothing is locked."""
-    import fcntl
-
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / ".lock"
-    with path.open("w") as lock:
-        os.register_at_fork(after_in_child=lock.close)  # a worker that outlives its trainer does not hold the lock
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(f"{out} is being written by another process: wait for it, or end it first") from error
-        except OSError as error:
-            note(f"{path} cannot be locked: {error.strerror}; do not start a second run with --out {out}")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def check(recipe: Recipe) -> None:

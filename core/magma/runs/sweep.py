@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
 from ..errors import TrainingError
+from ..io import atomic_write
 from ..manifest import RECIPE
 from ..recipe.recipe import Recipe
 from ..system.launch import run_alone
@@ -118,4 +118,4 @@ def write_table(plan: Sequence[Cell], path: Path) -> None:
     runs = [{"recipe": c.recipe.name, "seed": c.seed, **c.report} for c in plan if c.report]
     kept = ("recipe", "seed", "steps", "seconds", "tasks", "frozen_unchanged")
     rows = [{key: run[key] for key in kept if key in run} for run in runs]
-    checkpoint.write_text(path, json.dumps({"runs": rows}, indent=1) + "\n")
+    atomic_write(path, json.dumps({"runs": rows}, indent=1) + "\n")

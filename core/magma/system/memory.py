@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from ..errors import OutOfMemory
+from ..io import error_summary
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -100,7 +101,7 @@ class Pieces:
 
 def first_line(error: BaseException) -> str:
     """What an error says, without the place in torch's source and the allocator's advice."""
-    text = (str(error) or type(error).__name__).splitlines()[0]
+    text = error_summary(error)
     return text.partition("err == 0. ")[2].partition(". ")[0] or text.partition(". ")[0].rstrip(".")
 
 

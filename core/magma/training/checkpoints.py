@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..errors import CheckpointError
+from ..io import atomic_folder
 from ..manifest import (
     CHECKPOINTS,
     STATE,
@@ -92,7 +93,7 @@ class CheckpointManager:
     def _write(
         self, folder: Path, state: State, tensors: Mapping[str, Tensor], files: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
-        with checkpoint.written_aside(folder) as place:
+        with atomic_folder(folder) as place:
             (place / STATE).mkdir()
             for name, found in files.items():
                 save_file(dict(found), place / STATE / name)

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from ..data.sequence import Batch
 from ..errors import TrainingError
+from ..io import atomic_write
 from ..plan import Costs
 
 METRICS = "metrics.jsonl"
@@ -55,9 +56,7 @@ class Log:
         kept = []
         if step and path.is_file():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        aside = path.with_name(f".{path.name}.partial")
-        aside.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        aside.rename(path)
+        atomic_write(path, "".join(f"{line}\n" for line in kept))
         self.file = path.open("a", encoding="utf-8", buffering=1)  # whoever watches sees whole lines
 
     def __enter__(self) -> Log:

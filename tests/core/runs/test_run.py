@@ -17,8 +17,9 @@ from toys import RECIPE, ToyTask
 
 import magma
 from magma import RecipeError, TrainingError
+from magma.io import folder_lock
 from magma.recipe.parts import build_part
-from magma.runs.run import Console, alone
+from magma.runs.run import Console
 
 pytestmark = pytest.mark.usefixtures("stored_toys")
 
@@ -71,7 +72,10 @@ def test_a_frozen_tensor_that_changes_is_noticed(tmp_path: Path, monkeypatch: py
 
 
 def test_a_folder_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
-    with alone(tmp_path / "run"), pytest.raises(TrainingError, match="is being written by another process"):
+    with (
+        folder_lock(tmp_path / "run", error=TrainingError),
+        pytest.raises(TrainingError, match="is being written by another process"),
+    ):
         magma.run(RECIPE, tmp_path / "run")
     magma.run(RECIPE, tmp_path / "run")
     assert not (tmp_path / "run/.lock").exists()
@@ -175,7 +179,7 @@ def test_a_file_system_without_locks_is_noted(number: int, tmp_path: Path, monke
 
     monkeypatch.setattr("fcntl.flock", refuse)
     notes: list[str] = []
-    with alone(tmp_path / "run", notes.append):
+    with folder_lock(tmp_path / "run", notes.append):
         pass
-    said = f"{tmp_path}/run/.lock cannot be locked: {os.strerror(number)}; do not start a second run with"
-    assert notes == [f"{said} --out {tmp_path}/run"]
+    said = f"{tmp_path}/run/.lock cannot be locked: {os.strerror(number)}; do not start a second process that writes to"
+    assert notes == [f"{said} {tmp_path}/run"]
