@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from magma import Features, PartError, Trial, Weights, at_hand, hub_has, is_folder, source_problems
+from magma import Features, PartError, Trial, Weights, at_hand, error_summary, hub_has, is_folder, source_problems
 
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
@@ -243,11 +243,6 @@ def _locate(source: str, *any_of: str) -> str | None:
     if found := at_hand(source, *any_of):
         return str(found)
     return source if not is_folder(source) and hub_has(source, *any_of) else None
-
-
-def error_summary(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

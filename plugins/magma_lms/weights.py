@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magma import PartError, at_hand, hub_has, hub_problem, is_folder, source_problems
+from magma import PartError, at_hand, error_summary, hub_has, hub_problem, is_folder, source_problems
 
 BUNDLED = "bundled:"
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -63,11 +63,6 @@ def load_pretrained(what: str, source: str, load: Callable[..., Any], **options:
         return load(where, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise PartError(unreadable_message(what, source, error)) from error
-
-
-def error_summary(error: Exception) -> str:
-    """The first line of an error's message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def unreadable_message(what: str, source: str, error: Exception) -> str:

@@ -78,21 +78,19 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
     if out.suffix not in (".pt", ".safetensors"):
         raise CheckpointError(f"given {out}; allowed: a file that ends in .pt or .safetensors")
     _refuse_existing(out)
-    partial = out.with_name(f".{out.name}.partial")
-    partial.touch()  # fails at once if the folder cannot be written; and gives the mode of a new file
-    mode = partial.stat().st_mode
-    try:
-        state, notes, mapped = _exported(folder)
+    mapped: dict[str, str] = {}
+
+    def write(partial: Path) -> None:
+        state, notes, names = _exported(folder)
+        mapped.update(names)
         if out.suffix == ".pt":
             torch.save({"module": state, **notes.get("top", {})} if notes.get("module", True) else state, partial)
         else:
             from safetensors.torch import save_file
 
             save_file({name: tensor.clone() for name, tensor in state.items()}, partial)
-            partial.chmod(mode)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
+
+    magma.atomic_write(out, write)
     return list(_describe_mapping({reference_name: name for name, reference_name in mapped.items()}))
 
 
@@ -236,7 +234,7 @@ def _save_tokenizer(folder: Path, wanted: str | None, sizes: Sizes) -> str:
             raise OSError(problem)
         tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # the hub's client raises many kinds
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = magma.error_summary(error)
         if wanted is not None:
             raise CheckpointError(
                 f"--tokenizer {wanted} is not available: {reason}; allowed: a hub name, or a folder with a tokenizer"

@@ -18,7 +18,17 @@ from PIL import Image, ImageColor
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
-from magma import CheckpointError, Encoder, Features, InputError, PartConfig, PartError, Trial, read_tensors
+from magma import (
+    CheckpointError,
+    Encoder,
+    Features,
+    InputError,
+    PartConfig,
+    PartError,
+    Trial,
+    error_summary,
+    read_tensors,
+)
 
 from .image_file import ALLOWED, open_image
 from .preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
@@ -240,5 +250,4 @@ def read_state(path: str) -> dict[str, Tensor]:
 
 def describe_failed_download(weights: str, error: Exception) -> str:
     """The error message for weights that a library could not download."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return f"{weights} cannot be downloaded: {reason.rstrip('.')}. Allowed, too: a file of them"
+    return f"{weights} cannot be downloaded: {error_summary(error).rstrip('.')}. Allowed, too: a file of them"

@@ -5,20 +5,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from magma import InputError
+from magma import InputError, atomic_write, folder_lock
 
-from .atomic_files import open_atomically, read_json, write_json
+from .json_files import read_json, write_json
 from .parallel import parallel_map
 from .shards import DONE, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
 
@@ -61,8 +58,7 @@ def convert(
 
     Raises `InputError` for other options than before, and if the folder is locked by another process.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    with _lock_folder(out):
+    with folder_lock(out):
         _check_options(conversion, out)
         if (out / INDEX).is_file():
             _delete_notes(out)
@@ -106,25 +102,6 @@ def _write_split(
     return shard_names
 
 
-@contextmanager
-def _lock_folder(out: Path) -> Iterator[None]:
-    """One process at a time writes to a folder."""
-    path = out / ".lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{out} is being written by another process: wait for it, or end it first") from error
-        except OSError as error:
-            logging.getLogger(__name__).warning(
-                "%s cannot be locked: %s; do not start a second conversion into %s", path, error.strerror, out
-            )
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
 def _check_options(conversion: Conversion, out: Path) -> None:
     """Raise `InputError` if the folder has other options or other files."""
     given = {
@@ -159,34 +136,48 @@ def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[st
     """Write dropped rows, the report and, last, the index; then delete the notes of the shards."""
     index: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "kind": conversion.kind, "splits": {}}
     report: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "splits": {}}
-    with open_atomically(out / DROPPED) as lines:
-        for split, names in shard_names.items():
-            shards, dropped, trimmed = [], Counter[str](), Counter[str]()
-            for name in names:
-                note = _read_note(out, name)
-                assert note is not None, name
-                if note["shard"]["samples"]:
-                    shards.append(note["shard"])
-                for counted, entries in ((dropped, note["dropped"]), (trimmed, note["trimmed"])):
-                    counted.update(reason for _, reason in entries)
-                    entries_as_json = [{"split": split, "id": row, "reason": reason} for row, reason in entries]
-                    lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in entries_as_json)
-            samples, rows = (sum(shard[key] for shard in shards) for key in ("samples", "rows"))
-            index["splits"][split] = {"samples": samples, "rows": rows, "shards": shards}
-            report["splits"][split] = {
-                "read": rows + dropped.total(),
-                "written": rows,
-                "dropped": dict(sorted(dropped.items(), key=lambda one: (-one[1], one[0]))),
-                "trimmed": dict(sorted(trimmed.items())),
-            }
-        if not any(split["samples"] for split in index["splits"].values()):
-            _delete_notes(out)
-            dropped_rows = {name: split["dropped"] for name, split in report["splits"].items()}
-            raise InputError(f"{conversion.name}: all samples were dropped: {_shorten(dropped_rows)}")
+    for split, names in shard_names.items():
+        shards, dropped, trimmed = [], Counter[str](), Counter[str]()
+        for note in _read_notes(out, names):
+            if note["shard"]["samples"]:
+                shards.append(note["shard"])
+            for counts, entries in ((dropped, note["dropped"]), (trimmed, note["trimmed"])):
+                counts.update(reason for _, reason in entries)
+        samples, rows = (sum(shard[key] for shard in shards) for key in ("samples", "rows"))
+        index["splits"][split] = {"samples": samples, "rows": rows, "shards": shards}
+        report["splits"][split] = {
+            "read": rows + dropped.total(),
+            "written": rows,
+            "dropped": dict(sorted(dropped.items(), key=lambda one: (-one[1], one[0]))),
+            "trimmed": dict(sorted(trimmed.items())),
+        }
+    if not any(split["samples"] for split in index["splits"].values()):
+        _delete_notes(out)
+        dropped_rows = {name: split["dropped"] for name, split in report["splits"].items()}
+        raise InputError(f"{conversion.name}: all samples were dropped: {_shorten(dropped_rows)}")
+    atomic_write(out / DROPPED, lambda partial: _write_dropped(partial, out, shard_names))
     write_json(out / REPORT, report)
     write_json(out / INDEX, index)
     _delete_notes(out)
     return report
+
+
+def _write_dropped(path: Path, out: Path, shard_names: Mapping[str, list[str]]) -> None:
+    """Write one line for each dropped row: split, id and reason."""
+    with path.open("w", encoding="utf-8") as lines:
+        for split, names in shard_names.items():
+            for note in _read_notes(out, names):
+                for row, reason in (*note["dropped"], *note["trimmed"]):
+                    line = {"split": split, "id": row, "reason": reason}
+                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _read_notes(out: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The notes of complete shards."""
+    for name in names:
+        note = _read_note(out, name)
+        assert note is not None, name
+        yield note
 
 
 def _read_note(out: Path, stem: str) -> dict[str, Any] | None:

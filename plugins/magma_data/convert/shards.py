@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from magma import InputError
+from magma import InputError, atomic_write
 
-from .atomic_files import partial_path, write_json
 from .images import NO_CONNECTION, ImageError, ImageSource, check_image, read_images
+from .json_files import write_json
 
 DONE = ".done.json"
 """Suffix of the note of a complete shard, which exists until the index is written."""
@@ -96,52 +96,53 @@ def make_shards(split: str, items: Iterable[Item], out: Path, settings: ShardSet
         yield Shard(str(out), split, number, first, pending, settings)
 
 
+class _NoSamplesError(Exception):
+    """All images of a shard are dropped, so there is no tar."""
+
+
 def write_shard(shard: Shard) -> int:
     """Write the tar, then its note. Returns the number of images that were read. Raises `InputError`."""
     import webdataset
 
     out = Path(shard.folder)
-    partial = partial_path(out / shard.stem)
     records = [item for item in shard.items if isinstance(item, Record)]
     dropped = [[item.id, item.reason] for item in shard.items if isinstance(item, DroppedRow) and item.row]
     trimmed = [[item.id, item.reason] for item in shard.items if isinstance(item, DroppedRow) and not item.row]
     settings = shard.settings
-    samples = rows = 0
+    tar_entry: dict[str, Any] = {"file": f"{shard.stem}.tar", "samples": 0, "rows": 0}
+    size = 0
     reasons: Counter[str] = Counter()
-    with partial.open("wb") as file:
-        hashed = HashingWriter(file)
-        with webdataset.TarWriter(hashed, encoder=False, user="magma", group="magma", mtime=0) as tar:
-            found = read_images((record.picture for record in records), settings.timeout, settings.threads)
-            for position, (record, data) in enumerate(zip(records, found, strict=True), shard.first):
-                try:
-                    if isinstance(data, ImageError):
-                        raise data
-                    ending = check_image(data, settings.min_size)
-                except ImageError as reason:
-                    dropped += [[row, str(reason)] for row in record.rows()]
-                    reasons[str(reason)] += 1
-                    continue
-                fields = json.dumps({"id": record.id, **record.fields}, ensure_ascii=False).encode()
-                tar.write({"__key__": f"{shard.split}-{position:09d}", ending: data, "json": fields})
-                samples += 1
-                rows += len(record.rows())
-        file.flush()
-        os.fsync(file.fileno())
+
+    def write_tar(partial: Path) -> None:
+        nonlocal size
+        with partial.open("wb") as file:
+            hashed = HashingWriter(file)
+            with webdataset.TarWriter(hashed, encoder=False, user="magma", group="magma", mtime=0) as tar:
+                found = read_images((record.picture for record in records), settings.timeout, settings.threads)
+                for position, (record, data) in enumerate(zip(records, found, strict=True), shard.first):
+                    try:
+                        if isinstance(data, ImageError):
+                            raise data
+                        suffix = check_image(data, settings.min_size)
+                    except ImageError as reason:
+                        dropped.extend([row, str(reason)] for row in record.rows())
+                        reasons[str(reason)] += 1
+                        continue
+                    fields = json.dumps({"id": record.id, **record.fields}, ensure_ascii=False).encode()
+                    tar.write({"__key__": f"{shard.split}-{position:09d}", suffix: data, "json": fields})
+                    tar_entry["samples"] += 1
+                    tar_entry["rows"] += len(record.rows())
+        tar_entry["sha256"], size = hashed.hexdigest(), hashed.size
+        if not tar_entry["samples"]:
+            raise _NoSamplesError
+
+    with suppress(_NoSamplesError):
+        atomic_write(out / f"{shard.stem}.tar", write_tar)
     if reasons[NO_CONNECTION] == len(records) >= MIN_OFFLINE_IMAGES:
-        partial.unlink()
         raise InputError(
             f"{shard.stem}: no server was reached for any of {len(records)} images; check the network connection"
         )
-    if samples:
-        partial.replace(out / f"{shard.stem}.tar")
-    else:
-        partial.unlink()
-    note = {
-        "shard": {"file": f"{shard.stem}.tar", "samples": samples, "rows": rows, "sha256": hashed.hexdigest()},
-        "bytes": hashed.size,
-        "dropped": dropped,
-        "trimmed": trimmed,
-    }
+    note = {"shard": tar_entry, "bytes": size, "dropped": dropped, "trimmed": trimmed}
     write_json(out / f"{shard.stem}{DONE}", note)
     return len(records)
 

@@ -164,7 +164,7 @@ class DigitsTask(Task):
         groups: tuple[Group, ...] = Field(
             ("caption", "parity_one_step", "parity_two_step", "next_one_step", "next_two_step"), min_length=1
         )
-        """What is question_images. In two steps, the question follows the model's own caption; `larger` shows two images."""
+        """What is asked. In two steps, the question follows the model's own caption; `larger` shows two images."""
 
     config: Config
 

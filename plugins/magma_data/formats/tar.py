@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from magma import InputError
+from magma import InputError, error_summary
 
 from .columns import Columns
 from .content import decode_text, open_decompressed, parse_json
@@ -98,11 +98,6 @@ def _resolve_host(url: str) -> None:
         socket.getaddrinfo(name, None)
     except OSError as error:
         raise InputError(f"{url} cannot be opened: no connection to {name} ({error.strerror})") from error
-
-
-def error_summary(error: Exception) -> str:
-    """The first line of what an error says."""
-    return f"{error}".strip().partition("\n")[0] or type(error).__name__
 
 
 def _open_tar(file: IO[bytes], shard: str) -> tarfile.TarFile:

@@ -31,7 +31,7 @@ class RowsConfig(MediaConfig):
     names: ClassVar[tuple[str, ...]] = ("id",)
 
     path: LocalPath
-    """A folder in one of the layouts of docs/recipes.md, such as `magma data convert` makes."""
+    """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
     split: str
     """The split whose questions are asked."""
     shots_split: str = "train"
