@@ -219,7 +219,7 @@ def test_all_that_is_missing_is_said_at_once_and_how_to_get_it(tmp_path: Path) -
     assert "inputs.image.encoder: weights: timm/resnet50x16_clip.openai is not in the cache" in lines[1]
     for i, path in enumerate(["laion", "wit", "cc3m", "visual_genome"]):
         assert f"data.train.{i}: path: given '{path}', which is neither" in lines[2 + i]
-        assert "get it from https://" in lines[2 + i]
+        assert "download it from https://" in lines[2 + i]
     assert not (tmp_path / "runs").exists()
 
 

@@ -125,7 +125,7 @@ def test_other_rates_and_channels_are_brought_to_the_towers_own(part: type[HFAud
 @every
 def test_too_long_is_said_and_a_sample_is_enough(part: type[HFAudioEncoder]) -> None:
     encoder = small(part)
-    with pytest.raises(InputError, match=r"a waveform: it lasts 2 s; allowed: at most [0-9.]+ s, or crop = "):
+    with pytest.raises(InputError, match=r"a waveform: its duration is 2 s; allowed: at most [0-9.]+ s, or crop = "):
         encoder.prepare((noise(16000), 8000))
     item = encoder.prepare((np.ones(1, np.float32), 16000))
     assert encoder(item[None]).values.shape == (1, encoder.size(item), encoder.dim)
@@ -298,7 +298,9 @@ def test_every_step_runs_the_same_modules_in_training(part: type[HFAudioEncoder]
 def test_towers_accept_crop_and_refuse_what_every_audio_encoder_does(part: type[HFAudioEncoder]) -> None:
     plain, cropping = small(part), small(part, crop="random")
     long = noise(24_000)
-    with pytest.raises(InputError, match=rf"a waveform: it lasts 3 s; allowed: at most {plain.seconds:g} s, or crop"):
+    with pytest.raises(
+        InputError, match=rf"a waveform: its duration is 3 s; allowed: at most {plain.seconds:g} s, or crop"
+    ):
         plain.prepare((long, 8000), random.Random(0))
     first = plain.prepare((long[: plain.max_samples(8000)], 8000))
     assert torch.equal(cropping.prepare((long, 8000)), first)
@@ -415,10 +417,10 @@ def test_tensors_that_do_not_fit_are_named(kind: str, tmp_path: Path) -> None:
     with pytest.raises(PartError) as error:
         of(kind).build(weights=str(folder))
     lines = str(error.value).splitlines()
-    assert f"{kind.split()[0]}.weights: {folder}: 3 tensors do not fit the tower:" in lines[0]
+    assert f"{kind.split()[0]}.weights: {folder}: 3 tensors do not fit the encoder:" in lines[0]
     assert len(lines) == 4
     assert any(line.endswith("is missing") for line in lines)
-    assert any("is [3, 3, 3], the tower's is [" in line for line in lines)
+    assert any("has the shape [3, 3, 3], in the encoder [" in line for line in lines)
     assert any(line.endswith("stray is not part of it") for line in lines)
 
 
@@ -442,7 +444,7 @@ def test_a_folder_that_does_not_do_is_explained(part: type[HFAudioEncoder], tmp_
         part.build(weights=str(empty))
     (empty / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(
-        PartError, match=rf'{part.name}\.weights: .* holds a model of type "bert"; allowed: "{part.model_types[0]}"'
+        PartError, match=rf'{part.name}\.weights: .* is a model of type "bert"; allowed: "{part.model_types[0]}"'
     ):
         part.build(weights=str(empty))
     (empty / "config.json").write_text(json.dumps({"model_type": part.model_types[-1]}))
@@ -476,17 +478,19 @@ def test_a_hub_name_in_the_cache_is_read_from_there(kind: str, tmp_path: Path, m
 
 
 def test_sizes_that_do_not_fit_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(PartError, match=r"whisper: no tower of these sizes can be built: .*divisible by num_heads"):
+    with pytest.raises(
+        PartError, match=r"whisper: an encoder with these sizes cannot be built: .*divisible by num_heads"
+    ):
         small(Whisper, heads=3)
-    with pytest.raises(PartError, match=r"wav2vec2: no tower of these sizes can be built"):
+    with pytest.raises(PartError, match=r"wav2vec2: an encoder with these sizes cannot be built"):
         small(Wav2Vec2, width=33)
-    with pytest.raises(ValueError, match="`layers` and `heads` of as many stages"):
+    with pytest.raises(ValueError, match="`layers` and `heads` with one entry for each stage"):
         Clap.Config(layers=[1, 1], heads=[1])
     folder = saved("clap", tmp_path)[1]
     config = json.loads((folder / "config.json").read_text())
     config["audio_config"]["enable_fusion"] = True
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PartError, match=r"clap\.weights: .* holds a fused model; allowed: an unfused one"):
+    with pytest.raises(PartError, match=r"clap\.weights: .* is a fused model; allowed: an unfused one"):
         Clap(Clap.Config(weights=str(folder)))
 
 

@@ -180,8 +180,8 @@ def test_an_unknown_column_lists_the_known_ones(write: Callable[[Path], Path], m
     ("columns", "message"),
     [
         ({"captoin": "a"}, "not of 'captoin'. Did you mean \"caption\"?"),
-        ({"audio": "a", "image": "b"}, "one column for audio or image, which mean the same field"),
-        ({"caption": "a", "text": "b"}, "one column for caption or text, which mean the same field"),
+        ({"audio": "a", "image": "b"}, "a column for audio or image, not for both"),
+        ({"caption": "a", "text": "b"}, "a column for caption or text, not for both"),
     ],
 )
 def test_keys_of_columns_are_checked_with_the_recipe(columns: dict[str, str], message: str) -> None:
@@ -289,7 +289,7 @@ def test_no_shot_is_a_copy_of_the_question(tmp_path: Path) -> None:
         first, second = found[0]
         assert set(first) <= {"5", "6", "7", "8"}
         assert set(second) <= {"1", "3", "4", "6", "7", "8"}
-    with pytest.raises(InputError, match="5 shots: 4 completed examples can stand before question 1"):
+    with pytest.raises(InputError, match="5 shots: 4 few-shot examples are available for question 1"):
         list(task(GqaTask, files, split="val").examples("test", 5, 0))
 
 
@@ -305,7 +305,7 @@ def test_a_shot_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
     assert all(one == other for one, other in kept)
     asked.can_read = lambda _: False
     with pytest.raises(
-        InputError, match=r"0 completed examples can stand before question 1 \(4 others cannot be read\)"
+        InputError, match=r"0 few-shot examples are available for question 1 \(4 others cannot be read\)"
     ):
         list(asked.examples("test", 1, 0))
 

@@ -79,7 +79,7 @@ def contents(out: Path) -> dict[str, bytes]:
 def test_official_files_become_shards(name: str, build: Callable[[Path], Case], tmp_path: Path) -> None:
     case, out = build(tmp_path / "source"), tmp_path / "out"
     result = convert(name, case, out, "--samples-per-shard", 2)
-    assert f"{out} is finished" in result.stdout
+    assert f"{out} is complete" in result.stdout
     told = index(out)
     assert (told["format"], told["name"], told["kind"]) == (1, name, SETS[name].kind)
     assert set(told["splits"]) == set(case.samples)
@@ -136,9 +136,9 @@ def test_an_interrupted_conversion_ends_as_an_undisturbed_one(
     calls = -1_000
     again = convert(name, case, out, "--samples-per-shard", 1)
     assert contents(out) == contents(whole)
-    assert "is finished" in again.stdout
+    assert "is complete" in again.stdout
     third = convert(name, case, out, "--samples-per-shard", 1)
-    assert "was finished already" in third.stdout
+    assert "was complete already" in third.stdout
     assert contents(out) == contents(whole)
 
 
@@ -303,7 +303,7 @@ def test_images_of_the_web(tmp_path: Path, server: Server) -> None:
 def test_no_network_at_all_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "OFFLINE", 3)
     put(tmp_path / "source/cc12m.tsv", b"http://127.0.0.1:1/x.jpg\tcaption\n" * 4)
-    with pytest.raises(magma.InputError, match="is there a network"):
+    with pytest.raises(magma.InputError, match="check the network"):
         convert("cc12m", Case(tmp_path / "source"), tmp_path / "out")
     assert not [*(tmp_path / "out").glob("*.done.json")]
 
@@ -382,11 +382,11 @@ def test_numbered_files_are_all_there_or_said_to_be_partial(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("coco_caption",), 'no data set is called "coco_caption". Did you mean "coco_captions"?'),
+        (("coco_caption",), 'unknown data set "coco_caption". Did you mean "coco_captions"?'),
         (("vqa2", "--split", "dev"), "--split: given 'dev'; allowed for vqa2: train, val, test, testdev"),
         (("vqa2", "--layout", "x"), "--layout: given 'x'; allowed for vqa2: none"),
-        (("vqa2", "--language", "de"), "--language: vqa2 has no use for it"),
-        (("cc3m", "--min-similarity", "0.3"), "--min-similarity: cc3m has no use for it"),
+        (("vqa2", "--language", "de"), "--language: vqa2 does not support this option"),
+        (("cc3m", "--min-similarity", "0.3"), "--min-similarity: cc3m does not support this option"),
     ],
 )
 def test_words_that_make_no_sense(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
@@ -398,12 +398,12 @@ def test_words_that_make_no_sense(words: tuple[str, ...], message: str, tmp_path
 def test_a_set_that_is_there_twice_is_chosen_from(tmp_path: Path) -> None:
     case = coco_official(tmp_path / "source")
     karpathy(case.source)
-    with pytest.raises(magma.InputError, match="there as 2014 and as karpathy; choose one"):
+    with pytest.raises(magma.InputError, match="files of several layouts were found: 2014 and karpathy"):
         convert("coco_captions", case, tmp_path / "out")
     convert("coco_captions", case, tmp_path / "out", "--layout", "2014")
     assert [(i, f) for _, i, f in held(tmp_path / "out", "val")] == case.samples["val"]
     put(case.source / "copy/captions_val2014.json", {})
-    with pytest.raises(magma.InputError, match="captions_val2014.json: there more than once, give a narrower folder"):
+    with pytest.raises(magma.InputError, match="captions_val2014.json: found more than once"):
         convert("coco_captions", case, tmp_path / "other", "--layout", "2014")
 
 
@@ -412,7 +412,7 @@ def test_a_folder_goes_on_with_the_same_options_alone(tmp_path: Path) -> None:
     convert("coco_captions", case, out)
     with pytest.raises(magma.InputError, match=r"samples_per_shard: 1000 there, 2 given"):
         convert("coco_captions", case, out, "--samples-per-shard", 2)
-    with pytest.raises(magma.InputError, match=r'name: "coco_captions" there, "cc3m" given'):
+    with pytest.raises(magma.InputError, match=r'name: "coco_captions" before, "cc3m" now'):
         convert("cc3m", cc3m(tmp_path / "other"), out)
     put(case.source / "annotations/captions_val2014.json", {})
     with pytest.raises(magma.InputError, match=r"files: "):
@@ -424,7 +424,7 @@ def test_a_folder_goes_on_with_the_same_options_alone(tmp_path: Path) -> None:
 def test_a_file_with_other_fields_is_a_users_mistake(tmp_path: Path) -> None:
     case = coco_official(tmp_path / "source")
     put(case.source / "annotations/captions_val2014.json", {"images": []})
-    with pytest.raises(magma.InputError, match="coco_captions val: a file is not laid out as it was published"):
+    with pytest.raises(magma.InputError, match="coco_captions val: a file does not have the published format"):
         convert("coco_captions", case, tmp_path / "out")
     put(case.source / "annotations/captions_val2014.json", b'{"images": [')
     with pytest.raises(magma.InputError, match="captions_val2014.json: no JSON"):
@@ -434,7 +434,7 @@ def test_a_file_with_other_fields_is_a_users_mistake(tmp_path: Path) -> None:
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     case = cc3m(tmp_path / "source")
     shutil.rmtree(case.source / "web")
-    with pytest.raises(magma.InputError, match="no sample is left"):
+    with pytest.raises(magma.InputError, match="all samples were dropped"):
         convert("cc3m", case, tmp_path / "out")
     convert("cc3m", cc3m(tmp_path / "source"), tmp_path / "out")
 
@@ -497,7 +497,7 @@ def test_a_tar_without_its_end_mark_is_no_conversion(tmp_path: Path) -> None:
     fetched(tmp_path / "in", "000", "001", successes=2)
     tar = tmp_path / "in/00000.tar"
     tar.write_bytes(tar.read_bytes().rstrip(bytes(1)) + bytes(512 - len(tar.read_bytes().rstrip(bytes(1))) % 512))
-    with pytest.raises(magma.InputError, match=r"00000.tar: it is cut off or damaged here; perhaps img2dataset was"):
+    with pytest.raises(magma.InputError, match=r"00000.tar: it is truncated or damaged here; perhaps img2dataset was"):
         data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
 
 
@@ -552,7 +552,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
         ({"png": picture(1), "json": b'{"id": "1", "captions": []}'}, "train-000000000: png: the image is a jpg"),
         ({"jpg": picture(1), "json": b'{"id": 1, "captions": []}'}, "train-000000000: json: id: Input should be a"),
         ({"jpg": picture(1), "json": b'{"id": "1"}'}, "train-000000000: json: captions: Field required"),
-        ({"jpg": picture(1)}, "train-000000000: no json"),
+        ({"jpg": picture(1)}, "train-000000000: json is missing"),
         ({"json": b'{"id": "1", "captions": []}'}, "train-000000000: files json; allowed: one of jpg"),
     ],
 )
@@ -615,5 +615,5 @@ def test_a_file_system_without_locks_is_noted(
     with conversion._lock_folder(tmp_path):
         pass
     assert caplog.messages == [
-        f"{tmp_path}/.lock cannot be locked: Function not implemented; do not start a second conversion into {tmp_path}"
+        f"{tmp_path}/.lock cannot be locked: Function not implemented; do not start a second process that writes to {tmp_path}"
     ]

@@ -116,8 +116,8 @@ def test_duplicate_members_of_a_tar_are_named(tmp_path: Path) -> None:
     file = archive(tmp_path / "0.tar", "0.jpg", "0.JPG", "0.json", "1.jpg", "1.json", "0.jpg", "0.json")
     said, problems = good(rows(file))
     assert said == ["1.json"]
-    assert problems[0] == f"{file} 0: it has two members 0.jpg; allowed: one of each name"
-    assert problems[1].startswith(f"{file} 0: 0.jpg, 0.json: members with this key stand before other samples too; ")
+    assert problems[0] == f"{file} 0: two members have the name 0.jpg; allowed: one of each name"
+    assert problems[1].startswith(f"{file} 0: 0.jpg, 0.json: other members with this key were in an earlier sample; ")
 
 
 def test_members_that_are_not_adjacent_are_counted(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_members_that_are_not_adjacent_are_counted(tmp_path: Path) -> None:
     assert said == ["2.json"]
     assert len(problems) == 4
     assert [problem.split(";")[0] for problem in problems[2:]] == [
-        f"{file} {key}: {key}.json: members with this key stand before other samples too" for key in (0, 1)
+        f"{file} {key}: {key}.json: other members with this key were in an earlier sample" for key in (0, 1)
     ]
 
 
@@ -135,7 +135,7 @@ def test_a_tar_without_its_end_mark_gives_all_its_samples(tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[: 8 * 512])
     said, problems = good(rows(file))
     assert said == ["0.json", "1.json"]
-    assert problems == [f"{file} after 1: the rest of the shard cannot be read: it is cut off or damaged here"]
+    assert problems == [f"{file} after 1: the rest of the shard cannot be read: it is truncated or damaged here"]
 
 
 def test_archives_that_were_joined_are_no_silent_loss(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_other_suffixes_are_named_before_the_run(tmp_path: Path) -> None:
     for name in ("a.xlsx", "b.xlsx", "notes.pdf"):
         (tmp_path / name).write_bytes(b"x")
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path / "a.xlsx")))
-    assert problem.startswith(f"path: {tmp_path / 'a.xlsx'}: files with .xlsx are not read; allowed: .jsonl, ")
+    assert problem.startswith(f"path: {tmp_path / 'a.xlsx'}: files with .xlsx are not supported; allowed: .jsonl, ")
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path)))
     assert problem.endswith("*.csv, *.tsv, *.json, image_data/; its files have .xlsx (2), .pdf (1)")
 
@@ -363,7 +363,7 @@ def test_json_that_is_no_list_of_objects_is_named(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
     file.write_text(json.dumps({"images": [], "annotations": []}, indent=1))
     assert good(rows(file))[1] == [
-        f"{file}: a JSON object over several lines; allowed: an array of objects, or an object a line"
+        f"{file}: a JSON object over several lines; allowed: an array of objects, or one object per line"
     ]
     file.write_text('[{"image": "a", "caption": "b"}, 3, {"image": "a", "caption": "é"} , {"image": ')
     said, problems = good(rows(file))
@@ -379,7 +379,7 @@ def test_cells_with_line_breaks_quotes_and_too_few(tmp_path: Path) -> None:
     assert dict(found[0].fields) == {"image": "0.png", "caption": 'two\nlines, "quoted"'}
     assert [row.problem for row in found[1:]] == [
         f"{file} line 5: 1 cells; allowed: 3, as in the first line",
-        f"{file} line 6: its cells cannot be told apart: ',' expected after '\"'",
+        f"{file} line 6: the cells cannot be parsed: ',' expected after '\"'",
         None,
     ]
     assert found[-1].text("caption") == "last"
@@ -410,7 +410,7 @@ def test_utf_16_is_named_with_what_converts_it(suffix: str, tmp_path: Path) -> N
     file = tmp_path / f"train{suffix}"
     file.write_bytes(WRITTEN[suffix].encode("utf-16"))
     assert good(rows(file))[1] == [
-        f"{file}: it is in UTF-16; allowed: UTF-8, into which `iconv -f UTF-16 -t UTF-8` converts it"
+        f"{file}: the encoding is UTF-16; allowed: UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`"
     ]
 
 
@@ -488,8 +488,7 @@ def test_a_repository_of_several_data_sets_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name).write_text(lines({"caption": name}))
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path)))
     assert problem == (
-        f"path: {tmp_path} holds several data sets, each with its splits: de, en; allowed: one of them "
-        f"({tmp_path / 'de'})"
+        f"path: {tmp_path} contains several data sets with splits: de, en; allowed: one of them ({tmp_path / 'de'})"
     )
     assert captions(tmp_path / "de", "test") == ["de/test-00000-of-00001.jsonl"]
 
@@ -528,11 +527,11 @@ def test_a_url_without_a_network_is_one_line(url: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    with pytest.raises(InputError, match="cannot be opened: there is no connection to ") as raised:
+    with pytest.raises(InputError, match="cannot be opened: no connection to ") as raised:
         rows(url)
     assert "\n" not in str(raised.value)
 
 
 def test_a_url_of_no_tar_says_how_to_download() -> None:
     (problem,) = Captions.problems(Captions.Config(path="hf://datasets/a/b"))
-    assert problem.startswith("path: given hf://datasets/a/b, but only tar shards are read from urls; allowed: ")
+    assert problem.startswith("path: given hf://datasets/a/b, but only tar shards can be read from URLs; allowed: ")

@@ -348,7 +348,7 @@ def test_a_sample_that_cannot_be_read_is_named_by_shard_and_key(tmp_path: Path) 
         f'{file} path: image: given "/etc/passwd"; allowed: the medium itself',
         f"{file} two: it has several media (png, jpg); allowed: one",
         f"{file} mute: caption: given None; allowed: text",
-        f"{file} latin.txt: no UTF-8",
+        f"{file} latin.txt: not UTF-8",
     ]
     assert [one.startswith(start) for one, start in zip(said, expected, strict=True)] == [True] * 7, said
 
@@ -382,7 +382,7 @@ def test_a_damaged_head_is_no_end(tmp_path: Path) -> None:
     file.write_bytes(raw)
     count, said = problems(tmp_path)
     assert count == 2
-    assert said == [f"{file} after 00001: the rest of the shard cannot be read: it is cut off or damaged here"]
+    assert said == [f"{file} after 00001: the rest of the shard cannot be read: it is truncated or damaged here"]
 
 
 def test_a_row_group_that_is_damaged_is_named(tmp_path: Path) -> None:
@@ -413,7 +413,7 @@ def test_what_is_no_data_is_explained(tmp_path: Path) -> None:
         (problem,) = Vqa.problems(Vqa.Config(path=str(empty), split=split))
         assert problem.startswith(f"path: {empty} has none of: ")
     (problem,) = Captions.problems(Captions.Config(path="http://127.0.0.1/{0..1}.tar", split="val"))
-    assert problem == "split: given 'val', but a url names its shards itself; allowed: `split = false`"
+    assert problem == "split: given 'val', but a URL already selects its shards; allowed: `split = false`"
 
 
 # Urls
@@ -478,7 +478,7 @@ def test_text_of_every_layout(tmp_path: Path) -> None:
     (tmp_path / "lines/train.txt").write_bytes(b"good\n\xff\n")
     found = [example.problem for example, _ in source(PlainText, tmp_path / "lines", shuffle=False).iterate()]
     assert found[0] is None
-    assert str(found[1]).startswith(f"{tmp_path / 'lines/train.txt'} line 2: no UTF-8")
+    assert str(found[1]).startswith(f"{tmp_path / 'lines/train.txt'} line 2: not UTF-8")
 
 
 # Trained on

@@ -192,13 +192,13 @@ def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatc
     gone = Captions.Config(path="cc12m", source_url="https://example.org/cc12m")
     (problem,) = Captions.problems(gone)
     assert problem.startswith("path: given 'cc12m', which is neither beside the recipe nor in $MAGMA_DATA nor")
-    assert "get it from https://example.org/cc12m. It is a folder of rows in one of several layouts" in problem
+    assert "download it from https://example.org/cc12m. Allowed: a folder of rows" in problem
     assert "set `path` to it, or MAGMA_DATA to the folder that holds it" in problem
     assert Captions.problems(Captions.Config(path=str(captions), split="test")) == [
         f"split: given 'test', which {captions} does not have; allowed: train, val"
     ]
     assert Captions.problems(Captions.Config(path=str(tmp_path))) == [
-        f"path: {tmp_path} holds several data sets, each with its splits: set; allowed: one of them ({captions})"
+        f"path: {tmp_path} contains several data sets with splits: set; allowed: one of them ({captions})"
     ]
     monkeypatch.setenv("MAGMA_DATA", str(tmp_path))
     recipe = magma.Recipe.load(

@@ -206,7 +206,7 @@ def test_no_shot_is_about_the_questions_own_image(
     for seed in range(10):
         for question in questions(Vqa2Task, folder, 4, seed, shots_split="val", fixed_shots=fixed):
             assert question.id[:-3] not in [shot[:-3] for shot in question.shots]
-    with pytest.raises(InputError, match="5 shots: 4 completed examples can stand before question 0000; allowed: "):
+    with pytest.raises(InputError, match="5 shots: 4 few-shot examples are available for question 0000; allowed: "):
         questions(Vqa2Task, folder, 5, shots_split="val")
 
 
@@ -410,10 +410,12 @@ def test_rows_that_cannot_be_asked_about_are_named(tmp_path: Path) -> None:
     row = asked(1, 1)
     row["questions"][0]["answers"] = []
     folder = jsonl(tmp_path / "set", {"val": [row]})
-    with pytest.raises(InputError, match=r"val.jsonl line 1 questions 0: answers: given \[\]; .* kept from the public"):
+    with pytest.raises(
+        InputError, match=r"val.jsonl line 1 questions 0: answers: given \[\]; .* without published answers"
+    ):
         questions(Vqa2Task, folder)
     jsonl(folder, {"val": [asked(1), asked(1)]})
-    with pytest.raises(InputError, match="two questions have the id '1000'; allowed: one of its own for each"):
+    with pytest.raises(InputError, match="two questions have the id '1000'; allowed: a different id for each question"):
         questions(Vqa2Task, folder)
     (folder / "val.jsonl").write_text("{broken")
     with pytest.raises(InputError, match="val.jsonl line 1: no JSON"):

@@ -300,7 +300,7 @@ def test_what_a_folder_cannot_take_is_said_with_its_document(harness: Any, folde
         InputError, match=r"task document 3: the prompt with ' word word.* behind it needs \d+ positions"
     ):
         both.loglikelihood([asking(" word" * 5000, 3)])
-    with pytest.raises(InputError, match=r"task document 0: it asks in several rounds"):
+    with pytest.raises(InputError, match=r"task document 0: it needs several rounds"):
         both.generate_until_multi_round([FakeInstance(("a", GREEDY, visual, visual, 0, "task", "test"))])
 
 
@@ -341,7 +341,7 @@ def test_without_lmms_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     for name in [name for name in sys.modules if name.startswith("lmms_eval.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "magma_harness.lmms", raising=False)
-    said = r"lmms-eval 0.7 or newer is needed .*pip install 'magma-multimodal\[harness\]'"
+    said = r"needs lmms-eval 0.7 or newer.*pip install 'magma-multimodal\[harness\]'"
     with pytest.raises(PluginError, match=said):
         magma_harness.manifest()
     with pytest.raises(PluginError, match=said):

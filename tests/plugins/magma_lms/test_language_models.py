@@ -217,13 +217,13 @@ def test_missing_weights_are_explained(tmp_path: Path) -> None:
     assert Causal.problems(Causal.Config(weights="bundled:tiny")) == []
     with pytest.raises(PartError, match=r"lm.weights: given .*gone.*Allowed: a hub name, a folder"):
         Causal(Causal.Config(weights=gone))
-    assert "bundled are tiny" in GPTJ.problems(GPTJ.Config(weights="bundled:huge"))[0]
+    assert "allowed bundled models: tiny" in GPTJ.problems(GPTJ.Config(weights="bundled:huge"))[0]
 
 
 def test_without_a_tokenizer_only_text_is_refused() -> None:
     lm = build("gpt2")
     run(lm, TOKENS)
-    with pytest.raises(PartError, match=r"give lm\.tokenizer"):
+    with pytest.raises(PartError, match=r"set lm\.tokenizer"):
         lm.encode("text")
 
 
@@ -231,7 +231,9 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     lm = build("llama")
     assert isinstance(lm, Causal)
     lm.model.save_pretrained(tmp_path)
-    with pytest.raises(PartError, match=rf"{tmp_path} has no tokenizer .*only token ids.*give lm\.tokenizer"):
+    with pytest.raises(
+        PartError, match=rf"{tmp_path} has no tokenizer .*only read and write token ids.*set lm\.tokenizer"
+    ):
         Causal.build(weights=str(tmp_path)).encode("text")
 
 
@@ -330,7 +332,7 @@ def test_tensors_that_are_missing_or_left_over_are_no_model(tmp_path: Path) -> N
     whole = load_file(file)
     name = "model.layers.1.mlp.up_proj.weight"
     save_file({key: value for key, value in whole.items() if key != name}, file, {"format": "pt"})
-    with pytest.raises(PartError, match=rf"1 are missing or left over, the first is {name}"):
+    with pytest.raises(PartError, match=rf"1 are missing or unexpected, the first is {name}"):
         Causal.build(weights=str(tmp_path))
     save_file({**whole, name.replace("1", "2"): whole[name].clone()}, file, {"format": "pt"})
     with pytest.raises(PartError, match=r"the first is model\.layers\.2\.mlp"):
@@ -395,9 +397,9 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     ("fields", "message"),
     [
         ({"n_layers": 2}, r'lm\.architecture: gpt2 has no "n_layers"\. Did you mean "n_layer"'),
-        ({"n_layer": "two"}, r"lm\.architecture: no gpt2 can be built like this: .*n_layer"),
-        ({"num_attention_heads": 5}, r"lm: no gpt2 can be built like this: .*divisible"),
-        ({"eos_token_id": 96}, r"its eos_token_id is 96; allowed: a token of its vocabulary, 0 to 95"),
+        ({"n_layer": "two"}, r"lm\.architecture: a gpt2 with these fields cannot be built: .*n_layer"),
+        ({"num_attention_heads": 5}, r"lm: a gpt2 with this configuration cannot be built: .*divisible"),
+        ({"eos_token_id": 96}, r"its eos_token_id is 96; allowed: a token id, 0 to 95"),
         ({"eos_token_id": None}, r"its eos_token_id is None"),
     ],
 )
@@ -407,7 +409,7 @@ def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], me
 
 
 def test_blocks_of_another_width_than_the_embeddings_are_refused() -> None:
-    with pytest.raises(PartError, match="word embeddings are 16 wide and its blocks 32"):
+    with pytest.raises(PartError, match="the width of its word embeddings is 16 and of its blocks 32"):
         Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))
 
 

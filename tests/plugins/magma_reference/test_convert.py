@@ -94,7 +94,7 @@ def test_a_model_that_was_trained_here_is_exported(tmp_path: Path) -> None:
 def test_other_models_cannot_be_exported(tmp_path: Path) -> None:
     tiny = {"name": "tiny", "lm": {"use": "gptj", "weights": "bundled:tiny"}}
     magma.save(magma.assemble(tiny), tmp_path / "tiny")
-    with pytest.raises(CheckpointError, match="cannot hold this model: its inputs are none"):
+    with pytest.raises(CheckpointError, match="does not support this model: its inputs are none"):
         to_file(tmp_path / "tiny", tmp_path / "out.pt")
     with pytest.raises(CheckpointError, match=r"ends in \.pt or \.safetensors"):
         to_file(tmp_path / "tiny", tmp_path / "out.bin")
@@ -112,10 +112,10 @@ def test_sizes_of_the_released_layout() -> None:
 
 
 def test_without_a_tokenizer_text_alone_is_refused(tmp_path: Path) -> None:
-    assert any("reads and writes token ids alone" in line for line in to_folder(HALF, tmp_path / "model"))
+    assert any("only handles token ids" in line for line in to_folder(HALF, tmp_path / "model"))
     model = magma.load(tmp_path / "model", dtype=torch.float32)
     assert len(model.generate_tokens([torch.tensor([1, 2])], max_tokens=3)) == 3
-    with pytest.raises(PartError, match="has no tokenizer .*only token ids"):
+    with pytest.raises(PartError, match="has no tokenizer .*only read and write token ids"):
         model.generate(["text"])
     with pytest.raises(magma.InputError, match="token ids must be 0 to 85"):
         model.logits([torch.tensor([86])])
@@ -159,7 +159,7 @@ def test_gpt2s_tokenizer_is_taken_where_it_can_be_had(tmp_path: Path, monkeypatc
     monkeypatch.setattr(magma, "hub_problem", lambda *_: "there is no network")
     *_, said = to_folder(tmp_path / "in.pt", tmp_path / "without")
     assert said.startswith(
-        "tokenizer: none, gpt2 cannot be had (there is no network); the model reads and writes token"
+        "tokenizer: none, because gpt2 is not available (there is no network); the model only handles token"
     )
     found = magma.load(tmp_path / "without")
     assert (found.lm.readable, found.lm.vocab, found.lm.eos) == (50_258, 50_400, 50_256)
@@ -199,7 +199,10 @@ def test_the_commands_say_what_they_mapped(
     said = capsys.readouterr().out.splitlines()
     assert "lm.transformer.h.*.mlp.1.adapter.0.** -> lm.model.transformer.h.*.mlp.adapter.down.**  (4 tensors)" in said
     assert any(line.startswith("image_prefix.enc.** -> inputs.image.encoder.network.**  (") for line in said)
-    assert "language model: 2 layers, width 32, 4 heads, rotary 4, context 32, 86 words, head of 96" in said
+    assert (
+        "language model: 2 layers, width 32, 4 heads, rotary 4, context 32, 86 word embeddings, 96 rows of the head"
+        in said
+    )
     assert len(said) < 40
     run("export", "reference", model, "--out", str(tmp_path / "back.pt"), monkeypatch=monkeypatch)
     assert "lm.model.transformer.h.*.mlp.adapter.down.**" in capsys.readouterr().out
@@ -257,7 +260,7 @@ H0 = "lm.transformer.h.0."
         (without("h.1.ln_1.bias"), r"missing: lm\.transformer\.h\.1\.ln_1\.bias"),
         (without("lm_head.weight"), r"no checkpoint of the authors' code: it has no tensor lm\.lm_head\.weight"),
         (without(".sin"), r"no tensor lm\.transformer\.h\.0\.attn\.attention\.sin"),
-        (put(f"{H0}attn.attention.scale_attn", torch.tensor(2.3)), "heads of width 5, which do not divide 32"),
+        (put(f"{H0}attn.attention.scale_attn", torch.tensor(2.3)), "heads of width 5, which does not divide"),
         (put(f"{H0}attn.attention.sin", torch.ones(32, 2)), "sin differs|sin is not the table"),
         (put("transformer.0.ln_1.bias", torch.ones(32)), "transformer.0.ln_1.bias differs from lm.transformer.h.0"),
         (put("lm.lm_head.bias", torch.full((96,), torch.nan)), "lm.lm_head.bias holds NaN or infinity"),

@@ -323,7 +323,7 @@ def test_the_rows_of_the_grid_are_in_order(tmp_path: Path) -> None:
 
 
 def test_an_image_size_that_a_network_of_timm_cannot_take_is_explained() -> None:
-    with pytest.raises(PartError, match="image_size: given 100, for which this network gives no feature grid: "):
+    with pytest.raises(PartError, match="image_size: given 100, for which this network has no feature grid: "):
         on_meta(Timm, model="test_vit", image_size=100)
 
 
