@@ -34,7 +34,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import magma
-from magma import Program
+from magma import Program, folder_lock
 
 ROOT = Path(__file__).parents[3]
 
@@ -612,8 +612,9 @@ def test_a_file_system_without_locks_is_noted(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with conversion._lock_folder(tmp_path):
+    with folder_lock(tmp_path):
         pass
     assert caplog.messages == [
-        f"{tmp_path}/.lock cannot be locked: Function not implemented; do not start a second process that writes to {tmp_path}"
+        f"{tmp_path}/.lock cannot be locked: Function not implemented; do not start a second process that writes to "
+        f"{tmp_path}"
     ]

@@ -144,8 +144,8 @@ def test_archives_that_were_joined_are_no_silent_loss(tmp_path: Path) -> None:
     said, problems = good(rows(first))
     assert said == ["0.json"]
     assert problems == [
-        f"{first} after 0: the rest of the shard cannot be read: more follows its end mark, as where archives were "
-        "joined; `tar -i` unpacks all"
+        f"{first} after 0: the rest of the shard cannot be read: data after the end marker; perhaps archives were "
+        "concatenated, which `tar -i` unpacks"
     ]
 
 
@@ -467,8 +467,8 @@ def test_a_missing_shard_of_a_numbered_set_is_an_error(suffix: str, tmp_path: Pa
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="train"))
     front = tmp_path / "train-"
     assert problem == (
-        f"path: {front}00002-of-00004{suffix} is missing: 3 of 00004 shards are there; allowed: all, or a path that "
-        f"names some of them (`{front}{{00000..00003}}-of-00004{suffix}`)"
+        f"path: {front}00002-of-00004{suffix} is missing: 3 of 00004 shards exist; allowed: all shards, or a path "
+        f"that selects some of them (`{front}{{00000..00003}}-of-00004{suffix}`)"
     )
     assert Captions.problems(Captions.Config(path=f"{front}{{00000..00001}}-of-00004{suffix}")) == []
     (tmp_path / f"train-00002-of-00004{suffix}").write_bytes(b"")

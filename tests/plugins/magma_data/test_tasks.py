@@ -389,10 +389,10 @@ def test_a_missing_set_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
     (problem,) = GqaTask.problems(GqaTask.Config())
     assert problem == (
-        "path: given 'gqa', which is neither beside the recipe nor in $MAGMA_DATA nor in the working folder. `magma "
-        "data convert gqa FOLDER --out gqa` makes it of the official files, from "
+        "path: given 'gqa', which is neither beside the recipe nor in $MAGMA_DATA nor in the working directory. "
+        "`magma data convert gqa FOLDER --out gqa` converts it from the official files of "
         "https://cs.stanford.edu/people/dorarad/gqa/download.html; set `path` to it, or MAGMA_DATA to the folder that "
-        "holds it"
+        "contains it"
     )
     with pytest.raises(InputError, match="path: given 'vizwiz', which is neither"):
         next(VizWizTask(VizWizTask.Config(), 0).examples("test", 0, 0))

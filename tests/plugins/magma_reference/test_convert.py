@@ -132,7 +132,9 @@ def test_a_tokenizer_comes_from_a_folder_with_its_image_token(tmp_path: Path) ->
     words(40).save_pretrained(tmp_path / "few")
     with pytest.raises(CheckpointError, match="has 41 tokens with <|image|>; allowed: 86"):
         to_folder(HALF, tmp_path / "other", str(tmp_path / "few"))
-    with pytest.raises(CheckpointError, match="cannot be had: .*; allowed: a hub name, or a folder with a tokenizer"):
+    with pytest.raises(
+        CheckpointError, match="is not available: .*; allowed: a hub name, or a folder with a tokenizer"
+    ):
         to_folder(HALF, tmp_path / "other", str(tmp_path / "none"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["few", "model", "words"]
 
@@ -255,15 +257,18 @@ H0 = "lm.transformer.h.0."
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (put("lm.transformer.h.0.strange", torch.zeros(2)), r"1 tensors are none .*: lm\.transformer\.h\.0\.strange"),
+        (
+            put("lm.transformer.h.0.strange", torch.zeros(2)),
+            r"1 tensors are unknown .*: lm\.transformer\.h\.0\.strange",
+        ),
         (put("image_prefix.enc.attnpool.x", torch.zeros(2)), r"image_prefix\.enc\.attnpool\.x"),
         (without("h.1.ln_1.bias"), r"missing: lm\.transformer\.h\.1\.ln_1\.bias"),
-        (without("lm_head.weight"), r"no checkpoint of the authors' code: it has no tensor lm\.lm_head\.weight"),
+        (without("lm_head.weight"), r"not a checkpoint of the authors' code: it has no tensor lm\.lm_head\.weight"),
         (without(".sin"), r"no tensor lm\.transformer\.h\.0\.attn\.attention\.sin"),
         (put(f"{H0}attn.attention.scale_attn", torch.tensor(2.3)), "heads of width 5, which does not divide"),
         (put(f"{H0}attn.attention.sin", torch.ones(32, 2)), "sin differs|sin is not the table"),
         (put("transformer.0.ln_1.bias", torch.ones(32)), "transformer.0.ln_1.bias differs from lm.transformer.h.0"),
-        (put("lm.lm_head.bias", torch.full((96,), torch.nan)), "lm.lm_head.bias holds NaN or infinity"),
+        (put("lm.lm_head.bias", torch.full((96,), torch.nan)), "lm.lm_head.bias contains NaN or infinity"),
         (put("image_prefix.proj.weight", torch.zeros(32, 200)), r"projection.weight is \[32, 200\], the model's is"),
         (put("lm.transformer.h.7.ln_1.bias", torch.ones(32)), "transformer.h.N. are "),
     ],

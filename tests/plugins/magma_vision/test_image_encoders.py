@@ -146,7 +146,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     for raw, message in [
         (tmp_path / "broken.png", "broken.png cannot be read as an image"),
         (tmp_path / "gone.png", "gone.png cannot be read as an image"),
-        (b"\x89PNG\r\n\x1a\n and no more", "a file of 20 bytes cannot be read as an image: its format is not known"),
+        (b"\x89PNG\r\n\x1a\n and no more", "a file of 20 bytes cannot be read as an image: its format is unknown"),
         (np.zeros((0, 4), np.uint8), r"given a ndarray \[0, 4\] of uint8; allowed: an image file"),
         (np.zeros((4, 4, 2), np.uint8), r"\[4, 4, 2\]"),
         (np.zeros((4, 4)), "float64"),
