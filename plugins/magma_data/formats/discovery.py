@@ -119,7 +119,7 @@ def find(path: str, split: str | None, file_formats: Sequence[FileFormat] = IMAG
         return [search.describe_nothing_found(file_formats)]
     names = [name for name in known_splits if name]
     allowed = _list_names(names) or "`split = false`, which reads all rows"
-    return [f"split: given {split!r}, which does not exist in {path}; allowed: {allowed}"]
+    return [f"split: given {split!r}, which {path} does not have; allowed: {allowed}"]
 
 
 def _find_by_pattern(path: str, split: str | None, known: Sequence[FileFormat]) -> FoundFiles | list[str]:

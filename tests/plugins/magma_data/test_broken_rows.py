@@ -41,7 +41,7 @@ def test_a_sample_that_cannot_be_read_is_named_by_shard_and_key(tmp_path: Path) 
     count, said = problems(tmp_path)
     assert count == 2
     expected = [
-        f"{file} no_json.json: no JSON",
+        f"{file} no_json.json: not JSON",
         f"{file} list.json: given a list; allowed: a JSON object",
         f"{file} blind: image: given None; allowed: text",
         f'{file} path: image: given "/etc/passwd"; allowed: the medium itself',

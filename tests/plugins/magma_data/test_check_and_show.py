@@ -29,7 +29,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
     first.write_bytes(flipped)
     result = data("check", out, "--workers", 1)
     assert result.exit_code == 1
-    assert f"{first.name}: sha256 is" in result.stdout
+    assert f"{first.name}: its sha256 is" in result.stdout
     first.write_bytes(whole)
     second.unlink()
     put(out / "train-000009.tar", b"")
@@ -37,8 +37,8 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
     told["splits"]["val"]["rows"] += 1
     put(out / "index.json", told)
     problems = converted.check(out)
-    assert f"{second.name}: there is no such file" in problems
-    assert "train-000009.tar: not in index.json" in problems
+    assert f"{second.name}: the file is missing" in problems
+    assert "train-000009.tar: not listed in index.json" in problems
     assert "index.json: val has 4 rows, its shards 3" in problems
 
 

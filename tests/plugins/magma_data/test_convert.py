@@ -204,7 +204,7 @@ def test_a_set_that_is_there_twice_is_chosen_from(tmp_path: Path) -> None:
 def test_a_folder_goes_on_with_the_same_options_alone(tmp_path: Path) -> None:
     case, out = coco_official(tmp_path / "source"), tmp_path / "out"
     convert("coco_captions", case, out)
-    with pytest.raises(magma.InputError, match=r"samples_per_shard: 1000 there, 2 given"):
+    with pytest.raises(magma.InputError, match=r"samples_per_shard: 1000 before, 2 now"):
         convert("coco_captions", case, out, "--samples-per-shard", 2)
     with pytest.raises(magma.InputError, match=r'name: "coco_captions" before, "cc3m" now'):
         convert("cc3m", cc3m(tmp_path / "other"), out)
@@ -221,7 +221,7 @@ def test_a_file_with_other_fields_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(magma.InputError, match="coco_captions val: a file does not have the published format"):
         convert("coco_captions", case, tmp_path / "out")
     put(case.source / "annotations/captions_val2014.json", b'{"images": [')
-    with pytest.raises(magma.InputError, match="captions_val2014.json: no JSON"):
+    with pytest.raises(magma.InputError, match="captions_val2014.json: not JSON"):
         convert("coco_captions", case, tmp_path / "out2")
 
 
@@ -269,14 +269,14 @@ def test_a_shard_with_another_count_than_its_stats_is_an_error(layout: str, tmp_
         with tarfile.open(tmp_path / "in/00000.tar") as tar:
             tar.extractall(tmp_path / "in/00000", filter="data")
         (tmp_path / "in/00000.tar").unlink()
-    message = r"00000(\.tar)?: 2 samples, but 00000_stats.json counts 3 successes; allowed: "
+    message = r"00000(\.tar)?: 2 samples, but 00000_stats.json has 3 successes; allowed: "
     with pytest.raises(magma.InputError, match=message):
         data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
 
 
 def test_duplicate_members_of_a_tar_are_no_conversion(tmp_path: Path) -> None:
     fetched(tmp_path / "in", "000", "001", successes=2, extra=("000.json",))
-    with pytest.raises(magma.InputError, match=r"00000.tar: two members are called 000.json; allowed"):
+    with pytest.raises(magma.InputError, match=r"00000.tar: two members have the name 000.json; allowed"):
         data("convert", "cc3m", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
 
 
@@ -326,9 +326,9 @@ def test_the_commands_cost_the_program_little() -> None:
 
 def test_official_files_nested_too_deep_are_named(tmp_path: Path) -> None:
     (tmp_path / "deep.json").write_text("[" * 100_000)
-    with pytest.raises(magma.InputError, match="deep.json: no JSON"):
+    with pytest.raises(magma.InputError, match="deep.json: not JSON"):
         load_json(tmp_path / "deep.json")
-    with pytest.raises(magma.InputError, match="deep.json line 1: no JSON"):
+    with pytest.raises(magma.InputError, match="deep.json line 1: not JSON"):
         next(load_lines(tmp_path / "deep.json"))
 
 

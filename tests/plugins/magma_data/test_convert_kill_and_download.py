@@ -175,7 +175,7 @@ def test_images_of_the_web(tmp_path: Path, server: Server) -> None:
 
 
 def test_no_network_at_all_is_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "OFFLINE", 3)
+    monkeypatch.setattr(shards, "MIN_OFFLINE_IMAGES", 3)
     put(tmp_path / "source/cc12m.tsv", b"http://127.0.0.1:1/x.jpg\tcaption\n" * 4)
     with pytest.raises(magma.InputError, match="check the network"):
         convert("cc12m", Case(tmp_path / "source"), tmp_path / "out")

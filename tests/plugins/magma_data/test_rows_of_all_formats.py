@@ -316,7 +316,7 @@ def test_shards_are_trained_on_and_what_is_broken_is_listed_once(tmp_path: Path)
     assert losses["one"] == pytest.approx(losses["two"], rel=1e-3)
     assert losses["one"] == pytest.approx(losses["both"], rel=1e-3)
     reasons = [json.loads(line)["reason"] for line in lists["one"].splitlines()]
-    assert {("no JSON" in reason, "cannot be read as an image" in reason) for reason in reasons} == {
+    assert {("not JSON" in reason, "cannot be read as an image" in reason) for reason in reasons} == {
         (True, False),
         (False, True),
     }

@@ -147,7 +147,7 @@ def test_the_authors_folders_have_no_splits(tmp_path: Path) -> None:
     """Else a recipe's train and val would be the same rows."""
     write(tmp_path / "image_data", "0.json", [{"image_path": "images/0.jpg", "captions": ["a"]}])
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="val"))
-    assert problem == (f"split: given 'val', which {tmp_path} does not have; allowed: `split = false`, which reads all")
+    assert problem == (f"split: given 'val', which {tmp_path} does not have; allowed: `split = false`, which reads all rows")
     with pytest.raises(InputError, match="given 'val'"):
         list(source(Captions, tmp_path, split="val").iterate())
     assert len(list(Captions(Captions.Config(path=str(tmp_path), split=False), 0).iterate())) == 1
@@ -168,8 +168,8 @@ def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{broken", "line 1: no JSON"),
-        ("[" * 100_000, "line 1: no JSON"),
+        ("{broken", "line 1: not JSON"),
+        ("[" * 100_000, "line 1: not JSON"),
         ("[1]", "line 1: given a list; allowed: a JSON object"),
         ({"caption": "a"}, "line 1: image: given None; allowed: text"),
         ({"image": "a.png", "caption": " "}, "line 1: caption: given ' '; allowed: text"),

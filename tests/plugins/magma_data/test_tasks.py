@@ -259,5 +259,5 @@ def test_rows_that_cannot_be_asked_about_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two questions have the id '1000'; allowed: a different id for each question"):
         questions(Vqa2Task, folder)
     (folder / "val.jsonl").write_text("{broken")
-    with pytest.raises(InputError, match="val.jsonl line 1: no JSON"):
+    with pytest.raises(InputError, match="val.jsonl line 1: not JSON"):
         questions(Vqa2Task, folder)
