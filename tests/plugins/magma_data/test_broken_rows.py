@@ -45,7 +45,7 @@ def test_a_sample_that_cannot_be_read_is_named_by_shard_and_key(tmp_path: Path) 
         f"{file} list.json: given a list; allowed: a JSON object",
         f"{file} blind: image: given None; allowed: text",
         f'{file} path: image: given "/etc/passwd"; allowed: the medium itself',
-        f"{file} two: it has several media (png, jpg); allowed: one",
+        f"{file} two: several media (png, jpg); allowed: one",
         f"{file} mute: caption: given None; allowed: text",
         f"{file} latin.txt: not UTF-8",
     ]

@@ -39,7 +39,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
     problems = converted.check(out)
     assert f"{second.name}: the file is missing" in problems
     assert "train-000009.tar: not listed in index.json" in problems
-    assert "index.json: val has 4 rows, its shards 3" in problems
+    assert "index.json: val has 4 rows, but its shards have 3" in problems
 
 
 @pytest.mark.parametrize(

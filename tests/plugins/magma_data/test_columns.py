@@ -179,7 +179,7 @@ def test_an_unknown_column_lists_the_known_ones(write: Callable[[Path], Path], m
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"captoin": "a"}, "not of 'captoin'. Did you mean \"caption\"?"),
+        ({"captoin": "a"}, "not for 'captoin'. Did you mean \"caption\"?"),
         ({"audio": "a", "image": "b"}, "a column for audio or image, not for both"),
         ({"caption": "a", "text": "b"}, "a column for caption or text, not for both"),
     ],
@@ -236,7 +236,7 @@ def test_media_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
         assert f'image: given "{path}"; allowed: a path inside {media}' in problem
     for config in (Captions.Config(path=str(folder), media="gone"), GqaTask.Config(path=str(folder), media="gone")):
         part = Captions if isinstance(config, Captions.Config) else GqaTask
-        assert part.problems(config)[-1].startswith("media: given 'gone', which is no folder beside the recipe")
+        assert part.problems(config)[-1].startswith("media: given 'gone', which is not a folder beside the recipe")
 
 
 @pytest.mark.parametrize("url", ["https://example.org/1.jpg", "http://example.org/1.jpg", "s3://bucket/1.jpg"])
@@ -244,7 +244,9 @@ def test_a_url_says_how_to_download_it(url: str, tmp_path: Path) -> None:
     folder = lines(tmp_path / "t.jsonl", {"image": url, "caption": "a"})
     problem = examples(Captions, folder)[0].problem
     assert problem is not None
-    assert f'line 1: image: given "{url}"; allowed: a path of a file. Download the files first: img2dataset' in problem
+    assert (
+        f'line 1: image: given "{url}"; allowed: the path of a file. Download the files first. img2dataset' in problem
+    )
 
 
 # Copies among completed examples

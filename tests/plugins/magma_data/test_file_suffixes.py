@@ -139,7 +139,11 @@ def test_cells_with_line_breaks_quotes_and_too_few(tmp_path: Path) -> None:
         None,
     ]
     assert found[-1].text("caption") == "last"
-    for head, word in (("image;caption", "one column"), ("image,image", "a different name"), ("image,", "a different name")):
+    for head, word in (
+        ("image;caption", "one column"),
+        ("image,image", "different name"),
+        ("image,", "different name"),
+    ):
         file.write_text(f"{head}\na;b\n")
         assert word in good(rows(file))[1][0]
 

@@ -304,7 +304,7 @@ def test_java_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     java.write_text("#!/bin/sh\necho no runtime is here >&2\nexit 3\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PartError, match="the tokenizer of captions failed: no runtime is here"):
+    with pytest.raises(PartError, match="the tokenizer for captions failed: no runtime is here"):
         tokenize_captions(["a dog"])
     java.write_text("#!/bin/sh\nexit 0\n")
     with pytest.raises(PartError, match="the tokenizer for captions returned 0 lines for 1"):

@@ -147,7 +147,9 @@ def test_the_authors_folders_have_no_splits(tmp_path: Path) -> None:
     """Else a recipe's train and val would be the same rows."""
     write(tmp_path / "image_data", "0.json", [{"image_path": "images/0.jpg", "captions": ["a"]}])
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="val"))
-    assert problem == (f"split: given 'val', which {tmp_path} does not have; allowed: `split = false`, which reads all rows")
+    assert problem == (
+        f"split: given 'val', which {tmp_path} does not have; allowed: `split = false`, which reads all rows"
+    )
     with pytest.raises(InputError, match="given 'val'"):
         list(source(Captions, tmp_path, split="val").iterate())
     assert len(list(Captions(Captions.Config(path=str(tmp_path), split=False), 0).iterate())) == 1
@@ -193,7 +195,7 @@ def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatc
     (problem,) = Captions.problems(gone)
     assert problem.startswith("path: given 'cc12m', which is neither beside the recipe nor in $MAGMA_DATA nor")
     assert "download it from https://example.org/cc12m. Allowed: a folder of rows" in problem
-    assert "set `path` to it, or MAGMA_DATA to the folder that holds it" in problem
+    assert "set `path` to it, or MAGMA_DATA to the folder that contains it" in problem
     assert Captions.problems(Captions.Config(path=str(captions), split="test")) == [
         f"split: given 'test', which {captions} does not have; allowed: train, val"
     ]

@@ -65,7 +65,7 @@ def test_captions_name_the_digit_and_questions_have_their_share() -> None:
 
 
 def test_captions_must_name_the_digit() -> None:
-    with pytest.raises(ValueError, match="captions with one"):
+    with pytest.raises(ValueError, match="captions that contain"):
         source(captions=("A picture.",))
 
 
