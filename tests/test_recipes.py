@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from magma_data.digits.written import WORDS, images
+from magma_data.digits.written import WORDS, load_images
 from PIL import Image
 from program import magma as in_process
 from program import start
@@ -226,7 +226,7 @@ def test_all_that_is_missing_is_said_at_once_and_how_to_get_it(tmp_path: Path) -
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """The paper's data sets, in the paper's forms, of handwritten digits."""
-    pixels, labels = images("train")
+    pixels, labels = load_images("train")
     for name in ("captions", "questions"):
         (tmp_path / name).mkdir()
     for i in range(64):

@@ -211,13 +211,13 @@ class HFAudioEncoder(AudioEncoder):
 
     def blank(self) -> Tensor:
         """An item of zeros with minimum length."""
-        return self._zeros(self.min_items)
+        return self._make_zeros(self.min_items)
 
     def largest(self) -> Tensor:
         """An item of zeros with maximum length."""
-        return self._zeros(self.max_items)
+        return self._make_zeros(self.max_items)
 
-    def _zeros(self, items: int) -> Tensor:
+    def _make_zeros(self, items: int) -> Tensor:
         return torch.zeros(items, self.architecture.num_mel_bins)
 
     def size(self, prepared: Tensor) -> int:

@@ -21,7 +21,7 @@ from magma import Features, InputError, Trial
 
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
-FLOOR = 1e-6
+LOG_EPSILON = 1e-6
 """Added to the energy of a mel band before the logarithm."""
 
 
@@ -117,7 +117,7 @@ class Spectrogram(AudioEncoder):
     def _log_mel(self, waveform: Tensor) -> Tensor:
         mel = _mel_transform(self.rate, round(self.config.window * self.rate), self._hop, self.config.bands)
         energies: Tensor = mel(waveform)
-        frames = (energies + FLOOR).log().T[: self.frames]
+        frames = (energies + LOG_EPSILON).log().T[: self.frames]
         return (frames - frames.mean()) / frames.std().clamp(min=1e-3)
 
     def blank(self) -> Tensor:

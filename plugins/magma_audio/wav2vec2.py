@@ -75,7 +75,7 @@ class Wav2Vec2(HFAudioEncoder):
     def _convolutions(self) -> list[tuple[int, int]]:
         return list(zip(self.architecture.conv_kernel, self.architecture.conv_stride, strict=True))
 
-    def _zeros(self, items: int) -> Tensor:
+    def _make_zeros(self, items: int) -> Tensor:
         return torch.zeros(items)
 
     def extract_features(self, waveform: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Folder = Annotated[Path, typer.Argument(help="A folder that `magma data convert` wrote.")]
 Workers = Annotated[int, typer.Option(min=1, help="Number of processes; each one works on a shard at a time.")]
-_CPUS = min(8, os.cpu_count() or 1)
+_DEFAULT_WORKERS = min(8, os.cpu_count() or 1)
 
 
 def convert(
@@ -32,7 +32,7 @@ def convert(
     layout: Annotated[
         list[str] | None, typer.Option(help="Layout of the official files, for data sets with several.")
     ] = None,
-    workers: Workers = _CPUS,
+    workers: Workers = _DEFAULT_WORKERS,
     samples_per_shard: Annotated[int, typer.Option(min=1, help="Images read per shard.")] = 1000,
     min_size: Annotated[int, typer.Option(min=0, help="Drop images whose shorter side has fewer pixels.")] = 0,
     min_similarity: Annotated[float | None, typer.Option(help="laion: minimum CLIP similarity.")] = None,
@@ -83,7 +83,7 @@ def convert(
     typer.echo(f"{out} {'was complete already: nothing to do' if before else 'is complete'}")
 
 
-def check(folder: Folder, workers: Workers = _CPUS) -> None:
+def check(folder: Folder, workers: Workers = _DEFAULT_WORKERS) -> None:
     """Verify a folder of shards: hashes, counts, every image, every field. Exit status 1 if there are problems."""
     from .convert.check import check as check_folder
     from .convert.shard_format import read_index
@@ -174,10 +174,10 @@ def _print_report(report: dict[str, Any]) -> None:
             table.add_row("", "", "", f"{count:,}", reason)
         for reason, count in counts["trimmed"].items():
             table.add_row("", "", "", f"({count:,})", reason)
-    _stdout().print(table)
+    _make_console().print(table)
 
 
-def _stdout() -> Console:
+def _make_console() -> Console:
     """A console for stdout. For a file or a pipe it is wide enough for every table."""
     from rich.console import Console
 

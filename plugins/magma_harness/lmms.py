@@ -71,13 +71,13 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         by_decoding: dict[Decoding, list[int]] = {}
         for i, request in enumerate(requests):
             with _name_documents_in_errors([request]):
-                by_decoding.setdefault(self._decoding(request.args[1]), []).append(i)
+                by_decoding.setdefault(self._make_decoding(request.args[1]), []).append(i)
         answers = [""] * len(requests)
-        with self._progress(len(requests)) as done:
+        with self._show_progress(len(requests)) as done:
             for decoding, numbers in by_decoding.items():
-                for batch in self._batches(numbers):
+                for batch in self._iter_batches(numbers):
                     batch_requests = [requests[i] for i in batch]
-                    prompts = [self._prompt(request) for request in batch_requests]
+                    prompts = [self._make_prompt(request) for request in batch_requests]
                     with _name_documents_in_errors(batch_requests):
                         texts = self.model.generate(prompts, **asdict(decoding))
                     for i, text in zip(batch, texts, strict=True):
@@ -94,10 +94,10 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         the result is therefore the negative log-probability. Both are sums over the tokens of the continuation.
         """
         found: list[Any] = []
-        with self._progress(len(requests)) as done:
-            for batch in self._batches(requests):
-                prompts = [self._prompt(request) for request in batch]
-                texts = [self._continuation(request) for request in batch]
+        with self._show_progress(len(requests)) as done:
+            for batch in self._iter_batches(requests):
+                prompts = [self._make_prompt(request) for request in batch]
+                texts = [self._get_continuation(request) for request in batch]
                 with _name_documents_in_errors(batch):
                     scores = self.model.log_likelihood(prompts, texts)
                 for request, (total, greedy) in zip(batch, scores, strict=True):
@@ -111,24 +111,24 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         with _name_documents_in_errors(requests[:1]):
             raise InputError("it needs several rounds of generation; supported: generate_until and loglikelihood")
 
-    def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    def _iter_batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
         for at in range(0, len(items), self.batch_size):
             yield items[at : at + self.batch_size]
 
     @contextmanager
-    def _progress(self, total: int) -> Iterator[Callable[[int], Any]]:
+    def _show_progress(self, total: int) -> Iterator[Callable[[int], Any]]:
         with tqdm(total=total, desc="MAGMA", disable=self.rank != 0) as bar:
             yield bar.update
 
     # One request
 
-    def _prompt(self, request: Any) -> list[Any]:
+    def _make_prompt(self, request: Any) -> list[Any]:
         """Its segments, in the order of the template; an end-of-text token if there are none."""
         context, _, *about = request.args
         values: list[Any] = []
         if about:  # without it, the request is for the unconditional likelihood of a choice
             doc_to_visual, *where = about
-            values = _flatten_media(doc_to_visual(self._document(*where)))
+            values = _flatten_media(doc_to_visual(self._get_document(*where)))
         before, after = (Text.fill(part, text=context) for part in self.template)
         if not values:
             text = before + after
@@ -137,19 +137,19 @@ class MagmaFolder(lmms):  # type: ignore[misc]  # lmms-eval has no types
         with _name_documents_in_errors([request]):
             return [collator.segment(piece) for piece in (before, *values, after)]
 
-    def _continuation(self, request: Any) -> str:
+    def _get_continuation(self, request: Any) -> str:
         _, continuation, *about = request.args
-        return str(continuation(self._document(*about[1:])) if callable(continuation) else continuation)
+        return str(continuation(self._get_document(*about[1:])) if callable(continuation) else continuation)
 
-    def _document(self, number: int, task: str, split: str) -> Any:
+    def _get_document(self, number: int, task: str, split: str) -> Any:
         return self.task_dict[task][split][number]
 
-    def _decoding(self, options: Mapping[str, Any]) -> Decoding:
+    def _make_decoding(self, options: Mapping[str, Any]) -> Decoding:
         """Decoding for a task's `generation_kwargs`, which have the names of transformers; None counts as absent."""
         given = {name: value for name, value in options.items() if value is not None}
         supported = ", ".join(SUPPORTED_OPTIONS)
         for name in given.keys() - set(SUPPORTED_OPTIONS):
-            _warn(f'generation option "{name}" is not supported and has no effect; supported: {supported}')
+            _warn_once(f'generation option "{name}" is not supported and has no effect; supported: {supported}')
         if given.get("num_beams", 1) != 1:
             raise InputError(f"num_beams is {given['num_beams']}; allowed: 1, because beam search is not supported")
         until = given.get("until", ())
@@ -220,6 +220,6 @@ def _name_documents_in_errors(requests: Sequence[Any]) -> Iterator[None]:
 
 
 @functools.cache
-def _warn(message: str) -> None:
+def _warn_once(message: str) -> None:
     """Log each message only once."""
     log.warning(message)

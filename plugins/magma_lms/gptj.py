@@ -48,9 +48,11 @@ class Attention(nn.Module):
         additive if there is a shared prefix. Without a mask, attention is causal.
         """
         sines, cosines = rope
-        queries = apply_rope(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
-        keys = apply_rope(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
-        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._heads(self.v_proj(x))))
+        queries = apply_rope(
+            self._split_heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary
+        )
+        keys = apply_rope(self._split_heads(self.k_proj(x)), sines, cosines, self.rotary)
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._split_heads(self.v_proj(x))))
         if mask is not None:
             mask = mask[:, :, first:]
         elif first:
@@ -64,7 +66,7 @@ class Attention(nn.Module):
         projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return projected
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         return x.view(b, t, self.heads, d // self.heads)
 

@@ -24,11 +24,11 @@ def apply_rope(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
         even, odd = x[..., 0:r:2], x[..., 1:r:2]
         pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
         return torch.cat([pairs.flatten(-2), x[..., r:]], dim=-1)
-    out: Tensor = _Rotate.apply(x, sines, cosines, r)
+    out: Tensor = _Rotation.apply(x, sines, cosines, r)
     return out
 
 
-class _Rotate(torch.autograd.Function):
+class _Rotation(torch.autograd.Function):
     """A rotation whose backward pass is the inverse rotation: saves no activations and sums no slices."""
 
     @staticmethod

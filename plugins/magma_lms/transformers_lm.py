@@ -45,7 +45,7 @@ class TransformersLM(FrozenLM):
         window = self.family.window(architecture)
         self.context = min(architecture.max_position_embeddings, window or architecture.max_position_embeddings)
         self.vocab = architecture.vocab_size
-        self.eos = _end_of_text(architecture)
+        self.eos = _end_of_text_id(architecture)
         self._undo: list[Callable[[], None]] = []
         with torch.device("cpu"):  # this imports the module of the class and others, which create tensors
             MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
@@ -155,7 +155,7 @@ class TransformersLM(FrozenLM):
     @property
     def ends(self) -> Collection[int]:
         """`eos`, and the other end tokens of the architecture and of generation_config.json."""
-        others = end_tokens(self._architecture, self.model.generation_config) - {_end_of_text(self._architecture)}
+        others = end_tokens(self._architecture, self.model.generation_config) - {_end_of_text_id(self._architecture)}
         return others | {self.eos}
 
     @cached_property
@@ -262,7 +262,7 @@ class TransformersLM(FrozenLM):
         return hidden.flatten(0, 1)[layout.scored]
 
 
-def _end_of_text(architecture: Any) -> int:
+def _end_of_text_id(architecture: Any) -> int:
     end = architecture.eos_token_id
     end = end[0] if isinstance(end, list) else end
     if end is None or not 0 <= end < architecture.vocab_size:

@@ -26,10 +26,15 @@ def resolve_source(source: str) -> str:
 
 def find_problems(weights: str | None, tokenizer: str | None, *files: tuple[str, ...]) -> list[str]:
     """Why weights and tokenizer are not available. A folder of weights needs one of each of `files`."""
-    return [*_problems("weights", weights, *files), *_problems("tokenizer", tokenizer, cached="tokenizer_config.json")]
+    return [
+        *_find_source_problems("weights", weights, *files),
+        *_find_source_problems("tokenizer", tokenizer, cached="tokenizer_config.json"),
+    ]
 
 
-def _problems(what: str, source: str | None, *files: tuple[str, ...], cached: str = "config.json") -> list[str]:
+def _find_source_problems(
+    what: str, source: str | None, *files: tuple[str, ...], cached: str = "config.json"
+) -> list[str]:
     if source is None:
         return []
     if source.startswith(BUNDLED):
@@ -51,7 +56,7 @@ def load_pretrained(what: str, source: str, load: Callable[..., Any], **options:
     """Call `load` with a folder or a hub name; the cache is tried before the hub. Raises `PartError`."""
     where = resolve_source(source)
     if is_folder(where) and not Path(where).is_dir():
-        raise PartError(f"lm.{_problems(what, source)[0]}. {_allowed()}")
+        raise PartError(f"lm.{_find_source_problems(what, source)[0]}. {_describe_allowed()}")
     try:
         if Path(where).is_dir():
             return load(where, **options)
@@ -67,9 +72,11 @@ def load_pretrained(what: str, source: str, load: Callable[..., Any], **options:
 
 def unreadable_message(what: str, source: str, error: Exception) -> str:
     """The error message for weights or a tokenizer that cannot be read."""
-    return f"lm.{what}: given {source!r}, which cannot be read: {error_summary(error).rstrip('.')}. {_allowed()}"
+    return (
+        f"lm.{what}: given {source!r}, which cannot be read: {error_summary(error).rstrip('.')}. {_describe_allowed()}"
+    )
 
 
-def _allowed() -> str:
+def _describe_allowed() -> str:
     here = " or ".join(BUNDLED + name for name in bundled_names()) or "a bundled name"
     return f"Allowed: a hub name, a folder in transformers' format (config.json, *.safetensors), or {here}"

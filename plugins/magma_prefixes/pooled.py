@@ -41,11 +41,11 @@ class Pooled(Prefix):
 
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, k, d]."""
-        pooled = _mean(features)
+        pooled = _mean_pool(features)
         return Features(self.finish(self.projection(pooled).unflatten(-1, (self.length, self.dim))))
 
 
-def _mean(features: Features) -> Tensor:
+def _mean_pool(features: Features) -> Tensor:
     """[b, n, e] to [b, e]: the mean of the features that are not padding."""
     if features.lengths is None:
         return features.values.mean(1)

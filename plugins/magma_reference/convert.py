@@ -14,12 +14,12 @@ from torch import Tensor
 import magma
 from magma import CheckpointError, Magma
 
-from .names import BUFFERS, Bottleneck, Sizes, alias, find_sizes
+from .names import BUFFERS, Bottleneck, Sizes, find_alias, find_sizes
 
-LM = "lm"
-NOTES, TABLES = "reference.json", "reference.safetensors"
+LM_FOLDER = "lm"
+NOTES_FILE, BUFFERS_FILE = "reference.json", "reference.safetensors"
 IMAGE_TOKEN = "<|image|>"
-SHARD = "500MB"
+MAX_SHARD_SIZE = "500MB"
 
 
 def to_folder(
@@ -35,7 +35,7 @@ def to_folder(
     tensors, notes = read(file)
     sizes = find_sizes(tensors, image_size)
     recipe = sizes.recipe()
-    dtype = _dtype(tensors)
+    dtype = _find_dtype(tensors)
     model = magma.assemble(recipe, device="meta", dtype=dtype)
     mapped = {name: sizes.reference(name) for name in model.state_dict()}
     notes |= {"bias": _check_tensors(tensors, sizes, set(mapped.values())), "aliases": _check_aliases(tensors)}
@@ -47,20 +47,20 @@ def to_folder(
         from huggingface_hub import save_torch_state_dict
         from safetensors.torch import save_file
 
-        (folder / LM).mkdir()
-        _lm_config(sizes, dtype).save_pretrained(folder / LM)
+        (folder / LM_FOLDER).mkdir()
+        _lm_config(sizes, dtype).save_pretrained(folder / LM_FOLDER)
         state = {bare[name]: _cast(tensors[mapped[name]], dtype) for name in bare}
         if lacking := sizes.vocab - sizes.words:
             words = "transformer.wte.weight"
             state[words] = torch.nn.functional.pad(state[words], (0, 0, 0, lacking))
-        save_torch_state_dict(state, folder / LM, max_shard_size=SHARD)
-        lines.append(_save_tokenizer(folder / LM, tokenizer, sizes))
-        save_file({key: table.clone() for key, table in tables.items()}, folder / TABLES)
-        (folder / NOTES).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+        save_torch_state_dict(state, folder / LM_FOLDER, max_shard_size=MAX_SHARD_SIZE)
+        lines.append(_save_tokenizer(folder / LM_FOLDER, tokenizer, sizes))
+        save_file({key: table.clone() for key, table in tables.items()}, folder / BUFFERS_FILE)
+        (folder / NOTES_FILE).write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
     magma.save_tensors(
         out,
-        {**recipe, "lm": {**recipe["lm"], "weights": LM}},
+        {**recipe, "lm": {**recipe["lm"], "weights": LM_FOLDER}},
         {name: tensors[reference_name] for name, reference_name in mapped.items()},
         dtype,
         write_lm,
@@ -81,7 +81,7 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
     mapped: dict[str, str] = {}
 
     def write(partial: Path) -> None:
-        state, notes, names = _exported(folder)
+        state, notes, names = _export_tensors(folder)
         mapped.update(names)
         if out.suffix == ".pt":
             torch.save({"module": state, **notes.get("top", {})} if notes.get("module", True) else state, partial)
@@ -94,19 +94,19 @@ def to_file(folder: str | Path, out: str | Path) -> list[str]:
     return list(_describe_mapping({reference_name: name for name, reference_name in mapped.items()}))
 
 
-def _exported(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
+def _export_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str]]:
     """The tensors under the authors' names, the notes of the import, and the map from MAGMA's names to theirs."""
     model = magma.load(folder)
-    sizes = _sizes_of(model)
-    notes = json.loads((folder / NOTES).read_text(encoding="utf-8")) if (folder / NOTES).is_file() else {}
-    tables = _stored_tables(folder) or sizes.tables(model.dtype)
+    sizes = _find_sizes_of_model(model)
+    notes = json.loads((folder / NOTES_FILE).read_text(encoding="utf-8")) if (folder / NOTES_FILE).is_file() else {}
+    tables = _load_stored_buffers(folder) or sizes.tables(model.dtype)
     mapped = {name: sizes.reference(name) for name in model.state_dict()}
     state = {mapped[name]: tensor for name, tensor in model.state_dict().items()}
     mask = torch.ones(sizes.context, sizes.context).tril().to(getattr(torch, notes.get("bias", "bool")))[None, None]
     for layer in range(sizes.layers):
         state |= {f"{sizes.attention(layer)}.{key}": table for key, table in {**tables, "bias": mask}.items()}
     if notes.get("aliases", True):
-        state |= {other: state[name] for name in list(state) if (other := alias(name))}
+        state |= {other: state[name] for name in list(state) if (other := find_alias(name))}
     return state, notes, mapped
 
 
@@ -123,7 +123,7 @@ def read(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 # Checks
 
 
-def _dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+def _find_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
     """The precision of the weights: the widest one in the file."""
     found = [t.dtype for n, t in tensors.items() if t.is_floating_point() and n.rpartition(".")[2] not in BUFFERS[1:]]
     dtype = torch.float16 if torch.float16 in found else found[0]
@@ -141,7 +141,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], sizes: Sizes, weights: set[str
     buffers = {f"{sizes.attention(layer)}.{key}" for layer in range(sizes.layers) for key in BUFFERS}
     known = weights | buffers
     names = tensors.keys()
-    if unknown := sorted(names - known - {other for name in known if (other := alias(name))}):
+    if unknown := sorted(names - known - {other for name in known if (other := find_alias(name))}):
         raise CheckpointError(f"{len(unknown)} tensors are unknown to the authors' code: {', '.join(unknown[:8])}")
     if missing := sorted(known - names):
         raise CheckpointError(f"{len(missing)} tensors are missing: {', '.join(missing[:8])}")
@@ -161,7 +161,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], sizes: Sizes, weights: set[str
     for layer in range(sizes.layers):
         for key in BUFFERS:
             name = f"{sizes.attention(layer)}.{key}"
-            if not _equal(tensors[name], tensors[f"{first}.{key}"]):
+            if not _same_tensor(tensors[name], tensors[f"{first}.{key}"]):
                 raise CheckpointError(f"{name} differs from the one of the first block")
     for key in ("sin", "cos"):
         table = tensors[f"{first}.{key}"]
@@ -172,15 +172,15 @@ def _check_tensors(tensors: Mapping[str, Tensor], sizes: Sizes, weights: set[str
 
 def _check_aliases(tensors: Mapping[str, Tensor]) -> bool:
     """Whether there are aliases. Raises `CheckpointError` if one differs from its tensor."""
-    present = [(name, other) for name in tensors if (other := alias(name)) in tensors]
+    present = [(name, other) for name in tensors if (other := find_alias(name)) in tensors]
     for name, other in present:
         assert other is not None
-        if not _equal(tensors[name], tensors[other]):
+        if not _same_tensor(tensors[name], tensors[other]):
             raise CheckpointError(f"{other} differs from {name}, although the two are names of one tensor")
     return bool(present)
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _same_tensor(one: Tensor, other: Tensor) -> bool:
     shared = one.dtype == other.dtype and one.shape == other.shape and one.data_ptr() == other.data_ptr()
     return shared or (one.dtype == other.dtype and torch.equal(one, other))
 
@@ -256,7 +256,7 @@ def _save_tokenizer(folder: Path, wanted: str | None, sizes: Sizes) -> str:
 # Export
 
 
-def _sizes_of(model: Magma) -> Sizes:
+def _find_sizes_of_model(model: Magma) -> Sizes:
     """The sizes of a model. Raises `CheckpointError` for a model that the authors' code does not support."""
 
     def refuse(what: str) -> CheckpointError:
@@ -299,10 +299,10 @@ def _sizes_of(model: Magma) -> Sizes:
     )
 
 
-def _stored_tables(folder: Path) -> dict[str, Tensor] | None:
+def _load_stored_buffers(folder: Path) -> dict[str, Tensor] | None:
     from safetensors.torch import load_file
 
-    return load_file(folder / TABLES) if (folder / TABLES).is_file() else None
+    return load_file(folder / BUFFERS_FILE) if (folder / BUFFERS_FILE).is_file() else None
 
 
 # Report

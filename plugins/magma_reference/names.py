@@ -130,7 +130,7 @@ class Sizes:
         place = "attention" if short == "attn" else "mlp"
         adapter = self.adapters.get(place)
         if adapter and rest.startswith("adapter."):
-            return f"{block}.{_ADAPTER[place][adapter.use]}.{_in_adapter(adapter, rest)}"
+            return f"{block}.{_ADAPTER[place][adapter.use]}.{_adapter_tensor_name(adapter, rest)}"
         rest = rest.removeprefix("sublayer.").replace("fc_in.", "c_fc.").replace("fc_out.", "c_proj.")
         return f"{block}.{(_ATTENTION if short == 'attn' else _MLP)[adapter.use if adapter else None]}.{rest}"
 
@@ -146,7 +146,7 @@ class Sizes:
         }
 
 
-def _in_adapter(adapter: Bottleneck, rest: str) -> str:
+def _adapter_tensor_name(adapter: Bottleneck, rest: str) -> str:
     """`adapter.down.weight` as an entry of the authors' nn.Sequential: optional LayerNorm, linear, ReLU, linear."""
     _, step, *kind = rest.split(".")
     if step == "scale":
@@ -156,7 +156,7 @@ def _in_adapter(adapter: Bottleneck, rest: str) -> str:
     return ".".join(["adapter", str(number), *kind])
 
 
-def alias(name: str) -> str | None:
+def find_alias(name: str) -> str | None:
     """The second name of the same tensor in the authors' state dict, if there is one."""
     if name == "lm.transformer.wte.weight":
         return "word_embedding.weight"
@@ -186,9 +186,11 @@ def find_sizes(tensors: Mapping[str, Tensor], image_size: int | None = None) -> 
 
     words, dim = shape("lm.transformer.wte.weight", 2)
     vocab, _ = shape("lm.lm_head.weight", 2)
-    layers = _count(tensors, r"lm\.transformer\.h\.(\d+)\.")
+    layers = _count_layers(tensors, r"lm\.transformer\.h\.(\d+)\.")
     adapters = {
-        place: found for place in ("attention", "mlp") if (found := _adapter(tensors, place, dim, shape)) is not None
+        place: found
+        for place in ("attention", "mlp")
+        if (found := _find_adapter(tensors, place, dim, shape)) is not None
     }
     attention = adapters.get("attention")
     path = f"lm.transformer.h.0.{_ATTENTION[attention.use if attention else None]}"
@@ -199,7 +201,7 @@ def find_sizes(tensors: Mapping[str, Tensor], image_size: int | None = None) -> 
         raise CheckpointError(
             f"{path}.scale_attn implies heads of width {per_head}, which does not divide the model's width, {dim}"
         )
-    stages = tuple(_count(tensors, rf"image_prefix\.enc\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+    stages = tuple(_count_layers(tensors, rf"image_prefix\.enc\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     width, *_ = shape("image_prefix.enc.layer1.0.conv1.weight", 4)
     if words < 3 or words > vocab:
         raise CheckpointError(f"lm.transformer.wte.weight has {words} rows; allowed: 3 to {vocab}, the rows of lm_head")
@@ -225,7 +227,7 @@ def _guess_image_size(context: int) -> int:
     return 32 * side
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
+def _count_layers(names: Iterable[str], pattern: str) -> int:
     """Number of layers: the names that match have the numbers from 0 on. Raises `CheckpointError` for gaps."""
     found = {int(match[1]) for name in names if (match := re.match(pattern, name)) and len(match[1]) < 6}
     if found != set(range(len(found))) or not found:
@@ -236,7 +238,7 @@ def _count(names: Iterable[str], pattern: str) -> int:
     return len(found)
 
 
-def _adapter(tensors: Mapping[str, Tensor], place: str, dim: int, shape: Any) -> Bottleneck | None:
+def _find_adapter(tensors: Mapping[str, Tensor], place: str, dim: int, shape: Any) -> Bottleneck | None:
     block = "lm.transformer.h.0."
     for use in ("sequential", "parallel"):
         path = block + _ADAPTER[place][use]

@@ -20,7 +20,7 @@ from magma import InputError
 from .required_files import FileIndex, RequiredFile, SplitFiles
 from .shards import Item, SampleKind
 
-_NUMBERED = re.compile(r"(.*?-)(\d+)(-of-)(\d+)(\D.*)")
+_PART_FILE = re.compile(r"(.*?-)(\d+)(-of-)(\d+)(\D.*)")
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class OfficialSet(ABC):
     required_files: ClassVar[tuple[RequiredFile, ...]]
     optional: ClassVar[frozenset[str]] = frozenset()
     """Splits that are skipped if they have no files. All files of other splits are required."""
-    combines: ClassVar[bool] = False
+    combines_layouts: ClassVar[bool] = False
     """Whether its layouts are parts of one data set, and several are converted together."""
-    takes: ClassVar[frozenset[str]] = frozenset()
+    supported_options: ClassVar[frozenset[str]] = frozenset()
     """The fields of `Options` that it supports, besides splits, layouts and partial."""
 
     @abstractmethod
@@ -61,8 +61,8 @@ class OfficialSet(ABC):
 
     def find(self, index: FileIndex, options: Options) -> SplitFiles:
         """Find all files of the splits. Raises `InputError` with all missing files."""
-        self._check(options)
-        layouts = self._layouts(index, options)
+        self._check_options(options)
+        layouts = self._find_layouts(index, options)
         required = [one for one in self.required_files if one.layout in ("", *layouts)]
         found = {one: index.find(one) for one in required}
         available = {one.split for one, paths in found.items() if paths and not one.is_folder}
@@ -74,7 +74,7 @@ class OfficialSet(ABC):
             one: paths
             for one, paths in found.items()
             if one.split in splits
-            and (not self.combines or (one.layout, one.split) in pairs or one.split not in available)
+            and (not self.combines_layouts or (one.layout, one.split) in pairs or one.split not in available)
         }
         problems = [f"{one}: from {one.origin}" for one, paths in chosen.items() if not paths]
         for one, paths in chosen.items():
@@ -92,9 +92,9 @@ class OfficialSet(ABC):
         """All layouts; empty if there is only one."""
         return list(dict.fromkeys(one.layout for one in cls.required_files if one.layout))
 
-    def _check(self, options: Options) -> None:
+    def _check_options(self, options: Options) -> None:
         for key in ("min_similarity", "language", "restval"):
-            if getattr(options, key) is not None and key not in self.takes:
+            if getattr(options, key) is not None and key not in self.supported_options:
                 raise InputError(f"--{key.replace('_', '-')}: {self.name} does not support this option")
         allowed = self.layouts()
         for layout in options.layouts:
@@ -105,8 +105,8 @@ class OfficialSet(ABC):
             if split not in splits:
                 raise InputError(f"--split: given {split!r}; allowed for {self.name}: {', '.join(splits)}")
 
-    def _layouts(self, index: FileIndex, options: Options) -> list[str]:
-        if options.layouts and not self.combines and len(options.layouts) > 1:
+    def _find_layouts(self, index: FileIndex, options: Options) -> list[str]:
+        if options.layouts and not self.combines_layouts and len(options.layouts) > 1:
             raise InputError(f"--layout: {self.name} can only be converted from one layout at a time")
         if options.layouts or not self.layouts():
             return list(options.layouts)
@@ -117,7 +117,7 @@ class OfficialSet(ABC):
             self._raise_missing(
                 index, [*lines, f"one of these layouts is enough: {', '.join(self.layouts())}"], [], set()
             )
-        if len(found) > 1 and not self.combines:
+        if len(found) > 1 and not self.combines_layouts:
             raise InputError(f"--layout: files of several layouts were found: {' and '.join(found)}; choose one")
         return found
 
@@ -131,7 +131,7 @@ class OfficialSet(ABC):
             return [f"{one}: found more than once; allowed: folders with one of them: {', '.join(twice)}"]
         if "*" not in str(one) and "?" not in str(one):
             return []
-        numbered = [parts for name in names if (parts := _NUMBERED.fullmatch(name))]
+        numbered = [parts for name in names if (parts := _PART_FILE.fullmatch(name))]
         if not numbered or options.partial:
             return []
         front, _, middle, count, end = numbered[0].groups()

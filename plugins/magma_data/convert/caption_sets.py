@@ -29,7 +29,7 @@ class CocoCaptions(OfficialSet):
     name = "coco_captions"
     kind = "captions"
     home = "https://cocodataset.org"
-    takes = frozenset({"restval"})
+    supported_options = frozenset({"restval"})
     required_files = (
         *(
             one
@@ -59,19 +59,19 @@ class CocoCaptions(OfficialSet):
         """One record per image, in the order of the annotation file."""
         (layout,) = found.layouts
         if layout == "karpathy":
-            return self._karpathy(split, found, options.restval or "train")
+            return self._read_karpathy(split, found, options.restval or "train")
         loaded = load_json(found.one(f"captions_{split}{layout}.json"))
-        captions = _by_image(loaded["annotations"])
+        captions = _captions_by_image(loaded["annotations"])
         folders = found.all(f"{split}{layout}/")
-        return _chain(
+        return _flatten(
             caption_items(str(i["id"]), image_in(folders, i["file_name"]), captions[i["id"]]) for i in loaded["images"]
         )
 
     @staticmethod
-    def _karpathy(split: str, found: SplitFiles, restval: str) -> Iterable[Item]:
+    def _read_karpathy(split: str, found: SplitFiles, restval: str) -> Iterable[Item]:
         parts = {split, "restval"} if split == restval == "train" else {split}
         folders = {name: found.all(f"{name}/") for name in ("train2014", "val2014")}
-        return _chain(
+        return _flatten(
             caption_items(
                 str(image["cocoid"]),
                 image_in(folders[image["filepath"]], image["filename"]),
@@ -107,8 +107,8 @@ class Nocaps(OfficialSet):
         places = {i["id"]: image_in(found.all("images/", split), i["file_name"]) for i in loaded["images"]}
         if split == "test":
             return [Record(str(identity), place, {"captions": []}) for identity, place in places.items()]
-        captions = _by_image(loaded["annotations"])
-        return _chain(
+        captions = _captions_by_image(loaded["annotations"])
+        return _flatten(
             caption_items(str(i["id"]), places[i["id"]], captions[i["id"]], domain=i.get("domain"))
             for i in loaded["images"]
         )
@@ -134,7 +134,7 @@ class VisualGenome(OfficialSet):
         }
         folders = {name: found.all(f"{name}/") for name in ("VG_100K", "VG_100K_2")}
         all_folders = [*chain(*folders.values())]
-        return _chain(
+        return _flatten(
             caption_items(
                 str(image["id"]),
                 image_in(folders.get(folder_names.get(image["id"], ""), all_folders), f"{image['id']}.jpg"),
@@ -165,7 +165,7 @@ class HatefulMemes(OfficialSet):
         """One record per line; `img` is a path such as `img/42953.png`."""
         name = {"train": "train.jsonl", "val": "dev.jsonl", "test": "test.jsonl"}[split]
         folders = [folder.parent for folder in found.all("img/", split)]
-        return _chain(
+        return _flatten(
             caption_items(str(row["id"]), image_in(folders, row["img"]), [row["text"]], label=row.get("label"))
             for row in load_lines(found.one(name))
         )
@@ -199,7 +199,7 @@ class LocalizedNarratives(OfficialSet):
     name = "localized_narratives"
     kind = "captions"
     home = _NARRATIVES
-    combines = True
+    combines_layouts = True
     optional = frozenset({"train", "val", "test"})
     required_files = tuple(
         one
@@ -259,7 +259,7 @@ class _ImageFolders:
         return image_in([*nested, *plain], name)
 
 
-def _by_image(annotations: Iterable[Any]) -> dict[Any, list[Any]]:
+def _captions_by_image(annotations: Iterable[Any]) -> dict[Any, list[Any]]:
     """Image id to captions, from COCO's annotations."""
     captions: dict[Any, list[Any]] = defaultdict(list)
     for one in annotations:
@@ -267,5 +267,5 @@ def _by_image(annotations: Iterable[Any]) -> dict[Any, list[Any]]:
     return captions
 
 
-def _chain(items: Iterable[Iterator[Item]]) -> list[Item]:
+def _flatten(items: Iterable[Iterator[Item]]) -> list[Item]:
     return list(chain.from_iterable(items))

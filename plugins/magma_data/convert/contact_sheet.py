@@ -15,9 +15,9 @@ from magma import InputError
 from .shard_format import IMAGE_ENDINGS, ShardEntry, read_index, read_samples
 
 _COLUMNS = 6
-_WRAP = 36
+_LINE_WIDTH = 36
 """Characters per line below an image."""
-_LINES = 7
+_MAX_LINES = 7
 """Maximum number of lines below an image."""
 
 
@@ -29,7 +29,7 @@ def draw_contact_sheet(folder: Path, png: Path, count: int = 24, seed: int = 0, 
     entries = [e for name, entry in index.splits.items() if split in (None, name) for e in entry.shards]
     total = sum(entry.samples for entry in entries)
     picked = sorted(random.Random(seed).sample(range(total), min(count, total)))
-    _draw(folder.name, list(_read_picked(folder, entries, picked)), png)
+    _draw_sheet(folder.name, list(_read_picked(folder, entries, picked)), png)
     return len(picked)
 
 
@@ -43,7 +43,7 @@ def _read_picked(folder: Path, entries: list[ShardEntry], picked: list[int]) -> 
         start += entry.samples
 
 
-def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> None:
+def _draw_sheet(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> None:
     import io
     import warnings
 
@@ -77,7 +77,7 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
         axes.set_anchor("S")
         below = top - (picture + 0.05) / height
         figure.text(left, below, key, fontsize=5.5, color="0.45", va="top", family="monospace", parse_math=False)
-        shown = "\n".join(_lines(json.loads(files["json"])))
+        shown = "\n".join(_text_lines(json.loads(files["json"])))
         figure.text(left, below - 0.13 / height, shown, fontsize=7, va="top", linespacing=1.15, parse_math=False)
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -87,21 +87,21 @@ def _draw(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Path) -> 
         figure.savefig(png, format="png")
 
 
-def _lines(fields: dict[str, Any]) -> list[str]:
-    """The texts of a sample, wrapped and truncated to `_LINES`."""
+def _text_lines(fields: dict[str, Any]) -> list[str]:
+    """The texts of a sample, wrapped and truncated to `_MAX_LINES`."""
     if "questions" in fields:
-        texts = [f"Q: {q['question']} A: {_answers(q['answers'])}" for q in fields["questions"]]
+        texts = [f"Q: {q['question']} A: {_summarize_answers(q['answers'])}" for q in fields["questions"]]
     elif "statements" in fields:
         texts = [f"{one['text']} [{one['label']}]" for one in fields["statements"]]
     else:
         texts = fields["captions"] or ["(no captions)"]
-    lines = [line for text in texts for line in textwrap.wrap(text, _WRAP, subsequent_indent="  ")]
-    if len(lines) > _LINES:
-        lines = [*lines[: _LINES - 1], f"{lines[_LINES - 1][: _WRAP - 2]} \N{HORIZONTAL ELLIPSIS}"]
+    lines = [line for text in texts for line in textwrap.wrap(text, _LINE_WIDTH, subsequent_indent="  ")]
+    if len(lines) > _MAX_LINES:
+        lines = [*lines[: _MAX_LINES - 1], f"{lines[_MAX_LINES - 1][: _LINE_WIDTH - 2]} \N{HORIZONTAL ELLIPSIS}"]
     return lines
 
 
-def _answers(answers: list[str]) -> str:
+def _summarize_answers(answers: list[str]) -> str:
     """The most frequent answer, with its count if there are several answers."""
     if not answers:
         return "?"

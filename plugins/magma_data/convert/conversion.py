@@ -17,7 +17,7 @@ from magma import InputError, atomic_write, folder_lock
 
 from .json_files import read_json, write_json
 from .parallel import parallel_map
-from .shards import DONE, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
+from .shards import NOTE_SUFFIX, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
 
 FORMAT = 1
 INDEX, REPORT, DROPPED, OPTIONS = "index.json", "report.json", "dropped.jsonl", "options.json"
@@ -182,7 +182,7 @@ def _read_notes(out: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _read_note(out: Path, stem: str) -> dict[str, Any] | None:
     """The note of a complete shard; None if the shard has to be written."""
-    path = out / f"{stem}{DONE}"
+    path = out / f"{stem}{NOTE_SUFFIX}"
     if not path.is_file():
         return None
     note = read_json(path)
@@ -192,5 +192,5 @@ def _read_note(out: Path, stem: str) -> dict[str, Any] | None:
 
 
 def _delete_notes(out: Path) -> None:
-    for note in out.glob(f"*{DONE}"):
+    for note in out.glob(f"*{NOTE_SUFFIX}"):
         note.unlink()

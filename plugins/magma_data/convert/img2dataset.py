@@ -50,10 +50,10 @@ def img2dataset(paths: Iterable[Path], options: Options) -> Iterable[Item]:
         # A shard without statistics is incomplete, unless all statistics were deleted.
         bases += [folder / name.split("_")[0].removesuffix(".tar") for name in (stats or sorted(names))]
         count += sum(load_json(folder / name).get("successes", 0) for name in stats)
-    return SizedItems(chain.from_iterable(_shard(base, options) for base in bases), count)
+    return SizedItems(chain.from_iterable(_read_shard(base, options) for base in bases), count)
 
 
-def _shard(base: Path, options: Options) -> Iterator[Item]:
+def _read_shard(base: Path, options: Options) -> Iterator[Item]:
     """The samples of one shard, and its failed rows."""
     tar = base.with_name(f"{base.name}.tar")
     if not tar.is_file() and not base.is_dir():
@@ -82,7 +82,7 @@ Sample = tuple[str, ImageSource | None, dict[str, Any]]
 
 def _read_checked(path: Path) -> Iterator[Sample]:
     """The samples of a tar or a folder. Raises `InputError` if their number differs from img2dataset's statistics."""
-    samples = list(_in_tar(path) if path.suffix == ".tar" else _in_folder(path))
+    samples = list(_read_tar(path) if path.suffix == ".tar" else _read_folder(path))
     stats = path.with_name(f"{path.stem}_stats.json")
     written = load_json(stats).get("successes") if stats.is_file() else None
     if isinstance(written, int) and written != len(samples):
@@ -93,7 +93,7 @@ def _read_checked(path: Path) -> Iterator[Sample]:
     yield from samples
 
 
-def _in_tar(path: Path) -> Iterator[Sample]:
+def _read_tar(path: Path) -> Iterator[Sample]:
     """Every sample of a tar, whose members need not be adjacent. Only small members are read."""
     samples: dict[str, dict[str, ImageSource | bytes]] = {}
     try:
@@ -116,7 +116,7 @@ def _in_tar(path: Path) -> Iterator[Sample]:
         yield _make_sample(str(path), key, sample)
 
 
-def _in_folder(folder: Path) -> Iterator[Sample]:
+def _read_folder(folder: Path) -> Iterator[Sample]:
     """Every sample of a folder."""
     names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d+\.\w+", name))  # noqa: PTH208 - names only
     for key, group in groupby(names, lambda name: name.partition(".")[0]):

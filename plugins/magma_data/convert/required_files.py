@@ -73,7 +73,7 @@ class FileIndex:
                 if entry.name.endswith(DATA_ENDINGS):
                     if entry.is_file():
                         self.files.append((f"{below}/{entry.name}", folder / entry.name))
-                elif entry.is_dir() and not _is_number(entry.name):
+                elif entry.is_dir() and not _is_shard_folder(entry.name):
                     inside.append(entry.name)
         for name in inside:
             self._walk(f"{below}/{name}", folder / name)
@@ -96,7 +96,7 @@ class FileIndex:
         return {known[path]: path.stat().st_size for path in files}
 
 
-def _is_number(name: str) -> bool:
+def _is_shard_folder(name: str) -> bool:
     """Whether it is a shard folder of img2dataset, which has ten thousand images and JSON files."""
     return re.fullmatch(r"\d{5,}", name) is not None
 

@@ -20,7 +20,7 @@ from magma import InputError, atomic_write
 from .images import NO_CONNECTION, ImageError, ImageSource, check_image, read_images
 from .json_files import write_json
 
-DONE = ".done.json"
+NOTE_SUFFIX = ".done.json"
 """Suffix of the note of a complete shard, which exists until the index is written."""
 SampleKind = Literal["captions", "vqa", "labelled"]
 LISTS: dict[str, str] = {"vqa": "questions", "labelled": "statements"}
@@ -143,7 +143,7 @@ def write_shard(shard: Shard) -> int:
             f"{shard.stem}: no server was reached for any of {len(records)} images; check the network connection"
         )
     note = {"shard": tar_entry, "bytes": size, "dropped": dropped, "trimmed": trimmed}
-    write_json(out / f"{shard.stem}{DONE}", note)
+    write_json(out / f"{shard.stem}{NOTE_SUFFIX}", note)
     return len(records)
 
 

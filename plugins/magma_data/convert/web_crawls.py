@@ -33,9 +33,9 @@ class _UrlList(OfficialSet):
         paths = [path for one, paths in found.paths.items() if one.split == split for path in paths]
         if found.layouts == ["img2dataset"]:
             return img2dataset(paths, options)
-        return SizedItems(self._lines(paths[0]), _count_lines(paths[0]))
+        return SizedItems(self._read_lines(paths[0]), _count_lines(paths[0]))
 
-    def _lines(self, path: Path) -> Iterator[Item]:
+    def _read_lines(self, path: Path) -> Iterator[Item]:
         with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 cells = line.rstrip("\r\n").split("\t")
@@ -84,7 +84,7 @@ class Laion(OfficialSet):
     name = "laion"
     kind = "captions"
     home = "https://laion.ai/blog/laion-400-open-dataset"
-    takes = frozenset({"min_similarity"})
+    supported_options = frozenset({"min_similarity"})
     required_files = (
         required_img2dataset_files("train"),
         required_file("*.parquet", "train", home, "parquet", r"(?:.*/)?(?!\d{5,}\.parquet$)[^/]*\.parquet"),
@@ -98,10 +98,10 @@ class Laion(OfficialSet):
         import pyarrow.parquet
 
         count = sum(pyarrow.parquet.ParquetFile(path).metadata.num_rows for path in paths)
-        return SizedItems(chain.from_iterable(self._rows(path, options) for path in paths), count)
+        return SizedItems(chain.from_iterable(self._read_rows(path, options) for path in paths), count)
 
     @staticmethod
-    def _rows(path: Path, options: Options) -> Iterator[Item]:
+    def _read_rows(path: Path, options: Options) -> Iterator[Item]:
         for number, row in enumerate(read_parquet(path, ("url", "text", "caption", "similarity", *SIZE_COLUMNS))):
             url, text = row["url"], row["text"] if "text" in row else row["caption"]
             identity = f"{path.name}:{number}"
@@ -119,7 +119,7 @@ class Wit(OfficialSet):
     name = "wit"
     kind = "captions"
     home = "https://github.com/google-research-datasets/wit/blob/main/DATA.md"
-    takes = frozenset({"language"})
+    supported_options = frozenset({"language"})
     optional = frozenset({"val", "test"})
     required_files = (
         required_file("wit_v1.train.all-?????-of-?????.tsv.gz|wit_v1.train.all-1percent_sample.tsv.gz", "train", home),
@@ -131,19 +131,19 @@ class Wit(OfficialSet):
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """One record per row, an image on a page; rows of other languages are skipped."""
         paths = [path for one, paths in found.paths.items() if one.split == split for path in paths]
-        return chain.from_iterable(self._rows(path, options) for path in paths)
+        return chain.from_iterable(self._read_rows(path, options) for path in paths)
 
-    def _rows(self, path: Path, options: Options) -> Iterator[Item]:
+    def _read_rows(self, path: Path, options: Options) -> Iterator[Item]:
         csv.field_size_limit(2**31 - 1)  # cells may contain sections of articles
         with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
             try:
                 for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), 1):
                     if row["language"] == (options.language or "en"):
-                        yield from self._row(f"{path.name.removesuffix('.tsv.gz')}:{number}", row, options)
+                        yield from self._convert_row(f"{path.name.removesuffix('.tsv.gz')}:{number}", row, options)
             except (EOFError, gzip.BadGzipFile, csv.Error) as error:
                 raise InputError(f"{path}: {error}; perhaps the download was incomplete") from error
 
-    def _row(self, identity: str, row: Mapping[str, Any], options: Options) -> Iterator[Item]:
+    def _convert_row(self, identity: str, row: Mapping[str, Any], options: Options) -> Iterator[Item]:
         mime = row["mime_type"]
         svg = f"format {mime}" if mime and mime not in _MIME else ""
         if reason := svg or find_reason_to_drop(row, options, identity):

@@ -11,11 +11,11 @@ from pydantic import Field
 
 from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
 
-from ..formats.order import positions
+from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
 from .spoken import SpokenDigit, example_recordings, exclude_copies, find_problems, load_recordings
-from .written import images
+from .written import load_images
 
 PROMPT = "Q: Are they the same number? A:"
 
@@ -42,7 +42,7 @@ class _SplitItems:
     """Images and recordings of a split, indexed by number."""
 
     def __init__(self, path: str, split: Split) -> None:
-        self.pixels, labels = images(split)
+        self.pixels, labels = load_images(split)
         self.recordings = load_recordings(Path(path), split)
         self.images: list[list[int]] = [[] for _ in range(10)]
         for i, label in enumerate(labels):
@@ -93,7 +93,7 @@ class SameNumber(DataSource):
         order = list(range(len(pairs.recordings)))
         if split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(order)
-        for position, after in positions(state, len(order)):
+        for position, after in iter_positions(state, len(order)):
             recording = pairs.recordings[order[position]]
             draw = random.Random(f"{self.seed} {epoch} {recording.path.name}")
             same = draw.random() < 0.5

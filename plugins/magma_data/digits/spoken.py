@@ -29,7 +29,7 @@ from magma import (
     Trial,
 )
 
-from ..formats.order import positions
+from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
 
@@ -37,7 +37,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 PROMPT = "Q: Which number is this? A:"
 HELD_OUT = 5
 """Takes below this number are the official test split."""
-_NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
+_FILE_NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def load_recordings(folder: Path, split: Split) -> tuple[SpokenDigit, ...]:
     """The recordings of a split, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.wav")):
-        parts = _NAME.fullmatch(path.name)
+        parts = _FILE_NAME.fullmatch(path.name)
         if parts and (int(parts[3]) < HELD_OUT) == (split == "test"):
             found.append(SpokenDigit(path, int(parts[1]), parts[2]))
     return tuple(found)
@@ -144,10 +144,10 @@ class SpokenDigits(DataSource):
         recordings = list(load_recordings(Path(self.config.path), self.config.split))
         if self.config.split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(recordings)
-        for position, after in positions(state, len(recordings)):
-            yield self._example(recordings[position], epoch), after
+        for position, after in iter_positions(state, len(recordings)):
+            yield self._make_example(recordings[position], epoch), after
 
-    def _example(self, one: SpokenDigit, epoch: int) -> Example:
+    def _make_example(self, one: SpokenDigit, epoch: int) -> Example:
         draw = random.Random(f"{self.seed} {epoch} {one.path.name}")
         prompt, target = draw.choice(self.config.texts)
         medium = Media(self.config.input, one.path)

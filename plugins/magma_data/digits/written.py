@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from magma import DataSource, Example, Media, PartConfig, Prediction, Question, State, Task, Text
 
-from ..formats.order import positions
+from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
 
@@ -63,7 +63,7 @@ def _load_sklearn_digits() -> NDArray[np.float64]:
 
 
 @functools.cache
-def images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def load_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Images [n, 8, 8], 0 to 255, and labels [n]. After a fixed shuffle every fifth image of each digit is held out."""
     rows = _load_sklearn_digits()
     labels = rows[:, 64].astype(np.int64)
@@ -123,16 +123,16 @@ class Digits(DataSource):
         """One epoch. The training split is shuffled; the held-out split has a fixed order."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
-        pixels, labels = images(self.config.split)
+        pixels, labels = load_images(self.config.split)
         order = list(range(len(labels)))
         if self.config.split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(order)
-        for position, after in positions(state, len(order)):
+        for position, after in iter_positions(state, len(order)):
             i = order[position]
             draw = random.Random(f"{self.seed} {epoch} {i}")
-            yield self._example(i, pixels[i], WORDS[labels[i]], draw), after
+            yield self._make_example(i, pixels[i], WORDS[labels[i]], draw), after
 
-    def _example(self, i: int, pixels: NDArray[np.uint8], word: str, draw: random.Random) -> Example:
+    def _make_example(self, i: int, pixels: NDArray[np.uint8], word: str, draw: random.Random) -> Example:
         medium = Media(self.config.input, pixels)
         name = f"digits {self.config.split} {i}"
         if self.config.question_pairs and draw.random() < self.config.question_fraction:
@@ -173,8 +173,8 @@ class DigitsTask(Task):
 
     def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """One question per group and image. Few-shot examples are training images with the same question."""
-        questioned = images(check_split(split))
-        candidates = images("train")
+        questioned = load_images(check_split(split))
+        candidates = load_images("train")
         count = min(len(questioned[1]), self.config.limit or len(questioned[1]))
         media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (questioned, candidates)]
         for group in self.config.groups:
@@ -196,7 +196,7 @@ class DigitsTask(Task):
                 yield Question(
                     id=f"{group}/{i}",
                     segments=segments,
-                    answer=_answer(group, [int(questioned[1][j]) for j in question_images]),
+                    answer=_right_answer(group, [int(questioned[1][j]) for j in question_images]),
                     group=group,
                     shots=used,
                     shot_lengths=lengths,
@@ -224,7 +224,7 @@ class DigitsTask(Task):
         if group == "larger":
             question_images.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
         numbers = [int(labels[j]) for j in question_images]
-        return question_images, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _answer(
+        return question_images, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _right_answer(
             group, numbers
         )
 
@@ -263,7 +263,7 @@ class DigitsTask(Task):
         from matplotlib import pyplot as plt
 
         captions = [p for p in predictions if p.question.group == "caption" and not p.baseline][:24]
-        pixels, _ = images("test")
+        pixels, _ = load_images("test")
         figure, axes = plt.subplots(4, 6, figsize=(12, 10))
         for ax in axes.flat:
             ax.axis("off")
@@ -284,7 +284,7 @@ class DigitsTask(Task):
         return [path]
 
 
-def _answer(group: Group, numbers: Sequence[int]) -> str:
+def _right_answer(group: Group, numbers: Sequence[int]) -> str:
     if group.startswith("parity"):
         return "odd" if numbers[0] % 2 else "even"
     return WORDS[numbers[0] + 1 if group.startswith("next") else max(numbers)]

@@ -5,11 +5,11 @@ determines the order of rows in an epoch.
 """
 
 from .discovery import IMAGES, FileFormat, FoundFiles, find, is_hidden, is_url
-from .reader import BUFFER, open_rows
+from .reader import DEFAULT_BUFFER, open_rows
 from .tar import iter_members, split_member
 
 __all__ = [
-    "BUFFER",
+    "DEFAULT_BUFFER",
     "IMAGES",
     "FileFormat",
     "FoundFiles",

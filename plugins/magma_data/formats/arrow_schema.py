@@ -17,8 +17,8 @@ class ArrowSchema:
     """Converts rows of a table according to its schema: media and class labels."""
 
     def __init__(self, where: str, schema: Any, list_field: str | None, wanted: Columns) -> None:
-        self.medium, self.list_field = _medium_column(where, schema, wanted), list_field
-        features = _features(schema)
+        self.medium, self.list_field = _find_medium_column(where, schema, wanted), list_field
+        features = _read_features(schema)
         self.classes = {name: spec for name, spec in features.items() if '"ClassLabel"' in json.dumps(spec)}
 
     def row(self, where: str, fields: dict[str, Any], folder: Path) -> Row:
@@ -40,11 +40,11 @@ class ArrowSchema:
     def value(self, name: str, value: Any) -> Any:
         """The value of a cell, with class names instead of numbers; that of `list_field` as a list of objects."""
         if name in self.classes:
-            value = _with_names(value, self.classes[name], name)
+            value = _replace_class_numbers(value, self.classes[name], name)
         return _to_list_of_objects(value) if name == self.list_field else value
 
 
-def _features(schema: Any) -> Mapping[str, Any]:
+def _read_features(schema: Any) -> Mapping[str, Any]:
     """The features that the datasets library stores in the metadata of the schema."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -53,12 +53,12 @@ def _features(schema: Any) -> Mapping[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def _with_names(value: Any, spec: Any, column: str) -> Any:
+def _replace_class_numbers(value: Any, spec: Any, column: str) -> Any:
     """Replace class numbers in a cell by names, at any depth; -1 means no class and becomes None."""
     if value is None:
         return None
     if isinstance(spec, list):  # a list in old versions
-        return [_with_names(one, spec[0], column) for one in value]
+        return [_replace_class_numbers(one, spec[0], column) for one in value]
     if not isinstance(spec, dict):
         return value
     kind = spec.get("_type")
@@ -70,10 +70,13 @@ def _with_names(value: Any, spec: Any, column: str) -> Any:
     if "feature" in spec and isinstance(kind, str):
         inner = spec["feature"]
         if isinstance(value, dict):  # `Sequence({...})` in old versions: an object of lists
-            return {name: [_with_names(one, inner.get(name), column) for one in many] for name, many in value.items()}
-        return [_with_names(one, inner, column) for one in value]
+            return {
+                name: [_replace_class_numbers(one, inner.get(name), column) for one in many]
+                for name, many in value.items()
+            }
+        return [_replace_class_numbers(one, inner, column) for one in value]
     if isinstance(value, dict):
-        return {name: _with_names(one, spec.get(name), column) for name, one in value.items()}
+        return {name: _replace_class_numbers(one, spec.get(name), column) for name, one in value.items()}
     return value
 
 
@@ -86,7 +89,7 @@ def _to_list_of_objects(value: Any) -> Any:
     return [dict(zip(value, entry, strict=True)) for entry in zip(*value.values(), strict=True)]
 
 
-def _medium_column(where: str, schema: Any, wanted: Columns) -> str | None:
+def _find_medium_column(where: str, schema: Any, wanted: Columns) -> str | None:
     """The column of the media: bytes, or bytes and path as in the datasets library. Raises `InputError`."""
     if found := wanted.check_given(where, schema.names) or wanted.implied_by_input(schema.names):
         return found

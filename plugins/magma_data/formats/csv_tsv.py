@@ -44,7 +44,7 @@ class CsvRecords(RecordFormat):
             if self.columns:
                 yield Record(record_lines[0].start, record_lines[0].number, raw)
             else:
-                self._set_columns(self._cells("the first line", raw))
+                self._set_columns(self._parse_cells("the first line", raw))
 
     def _set_columns(self, columns: list[str]) -> None:
         self.columns = [name.strip() for name in columns]
@@ -55,7 +55,7 @@ class CsvRecords(RecordFormat):
         if len(set(self.columns)) < len(columns) or not all(self.columns):
             raise InputError(f"the first line has the columns {shown}; allowed: a different name for each column")
 
-    def _cells(self, where: str, raw: bytes) -> list[str]:
+    def _parse_cells(self, where: str, raw: bytes) -> list[str]:
         text = decode_text(where, raw)
         try:
             (cells,) = csv.reader(text.splitlines(keepends=True), delimiter=self.delimiter, strict=True)
@@ -65,7 +65,7 @@ class CsvRecords(RecordFormat):
 
     def fields(self, where: str, raw: bytes) -> dict[str, Any]:
         """Column to cell, without empty cells; all values are strings."""
-        cells = self._cells(where, raw)
+        cells = self._parse_cells(where, raw)
         if len(cells) != len(self.columns):
             raise InputError(f"{where}: {len(cells)} cells; allowed: {len(self.columns)}, as in the first line")
         return {name: cell for name, cell in zip(self.columns, cells, strict=True) if cell}

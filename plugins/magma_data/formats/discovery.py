@@ -48,9 +48,9 @@ _METADATA_FILES = re.compile(
 """Files with metadata of a data set, without rows."""
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "testdev", "eval"})
 """Usual names of splits. A folder with files of these names is a data set."""
-_NUMBER = re.compile(r"(?:^|[-_])\d+([-_]of[-_]\d+(-[0-9a-f]{16})?)?$")
+_SHARD_SUFFIX = re.compile(r"(?:^|[-_])\d+([-_]of[-_]\d+(-[0-9a-f]{16})?)?$")
 """The suffix of the split in the name of a shard; the Hub adds a hash."""
-_NUMBERED = re.compile(r"(.*?)(\d+)([-_]of[-_])(\d+)(?:-[0-9a-f]{16})?(\..*)")
+_NUMBERED_SHARD = re.compile(r"(.*?)(\d+)([-_]of[-_])(\d+)(?:-[0-9a-f]{16})?(\..*)")
 _MAX_LISTED = 8
 """Maximum number of names that an error message lists."""
 
@@ -101,18 +101,18 @@ def find(path: str, split: str | None, file_formats: Sequence[FileFormat] = IMAG
         return _find_by_pattern(path, split, file_formats)
     place = Path(path)
     if place.is_file():
-        file_format = _format_of(place.name, file_formats)
+        file_format = _find_format(place.name, file_formats)
         return (
             FoundFiles(file_format, [path])
             if file_format
-            else [f"path: {path}: {_unknown_suffixes({split_suffix(place.name)[1]})}"]
+            else [f"path: {path}: {_describe_unknown_suffixes({split_suffix(place.name)[1]})}"]
         )
     known_splits: dict[str, None] = {}
     search = _Search(place)
     for file_format, splits in search.file_formats(file_formats):
         if split is None and splits:
             return _check_complete(file_format, [file for files in splits.values() for file in files])
-        if split is not None and (files := _files_of_split(file_format, splits, split)):
+        if split is not None and (files := _select_split(file_format, splits, split)):
             return _check_complete(file_format, files)
         known_splits |= dict.fromkeys(splits)
     if not known_splits:
@@ -130,10 +130,10 @@ def _find_by_pattern(path: str, split: str | None, known: Sequence[FileFormat]) 
         return [f"split: given {split!r}, but a URL already selects its shards; allowed: `split = false`"]
     files = [str(one) for one in expand_urls(path)]
     if not is_remote(path):
-        file_formats = {_format_of(Path(file).name, known) for file in files}
+        file_formats = {_find_format(Path(file).name, known) for file in files}
         (file_format,) = file_formats if len(file_formats) == 1 else (None,)
         if file_format is None:
-            return [f"path: {path}: {_unknown_suffixes({split_suffix(Path(file).name)[1] for file in files})}"]
+            return [f"path: {path}: {_describe_unknown_suffixes({split_suffix(Path(file).name)[1] for file in files})}"]
         return _check_existing(FoundFiles(file_format, files))
     suffix = split_suffix(PurePosixPath(path).name)[1]
     if path.startswith("hf://") and _SUFFIXES.get(suffix) != "tar":
@@ -144,7 +144,7 @@ def _find_by_pattern(path: str, split: str | None, known: Sequence[FileFormat]) 
     return FoundFiles("tar", files)
 
 
-def _format_of(name: str, file_formats: Sequence[FileFormat]) -> FileFormat | None:
+def _find_format(name: str, file_formats: Sequence[FileFormat]) -> FileFormat | None:
     """The format of a file, by its suffix."""
     text = file_formats[0] if file_formats[0] in ("lines", "documents") else None
     suffix = split_suffix(name)[1]
@@ -154,7 +154,7 @@ def _format_of(name: str, file_formats: Sequence[FileFormat]) -> FileFormat | No
     return text if file_format in (None, "lines") else file_format
 
 
-def _unknown_suffixes(suffixes: set[str]) -> str:
+def _describe_unknown_suffixes(suffixes: set[str]) -> str:
     shown = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
     return (
         f"files with {shown} are not supported; allowed: {', '.join(_SUFFIXES)}, all of one format; "
@@ -162,7 +162,7 @@ def _unknown_suffixes(suffixes: set[str]) -> str:
     )
 
 
-def _files_of_split(file_format: FileFormat, splits: Mapping[str, list[str]], split: str) -> list[str]:
+def _select_split(file_format: FileFormat, splits: Mapping[str, list[str]], split: str) -> list[str]:
     """The files of a split. The complete name of a file is also a split, with priority if lines are rows."""
     exact = [file for files in splits.values() for file in files if split_suffix(Path(file).name)[0] == split]
     if exact and (file_format in ("jsonl", "lines") or split not in splits):
@@ -174,7 +174,7 @@ def _check_complete(file_format: FileFormat, files: list[str]) -> FoundFiles | l
     """The files, or problems: missing files, and missing or duplicate numbered shards (`-00001-of-00004`)."""
     numbered: dict[tuple[str, ...], dict[int, list[str]]] = {}
     for file in files:
-        if parts := _NUMBERED.fullmatch(Path(file).name):
+        if parts := _NUMBERED_SHARD.fullmatch(Path(file).name):
             front, number, middle, count, end = parts.groups()
             key = (str(Path(file).parent / front), middle, count, end, f"{len(number)}")
             numbered.setdefault(key, {}).setdefault(int(number), []).append(file)
@@ -238,7 +238,7 @@ class _Folder:
             elif not _METADATA_FILES.fullmatch(name) and not (name == DROPPED and INDEX in all_names):
                 if Path(name).suffix.lower() in COMPRESSIONS and Path(name).stem in all_names:
                     continue  # the same file exists uncompressed
-                split = _NUMBER.sub("", stem)
+                split = _SHARD_SUFFIX.sub("", stem)
                 self.splits.setdefault(file_format, {}).setdefault(split, []).append(str(path / name))
 
     def __getitem__(self, file_format: FileFormat) -> Splits:

@@ -24,7 +24,7 @@ class JsonRecords(RecordFormat):
         head = strip_bom(file.peek(4096)).lstrip()  # type: ignore[attr-defined]  # `open_decompressed` returns a buffered file
         if self.array and head.startswith(b"["):
             self.unit = "item"
-            yield from self._items(file)
+            yield from self._read_items(file)
             return
         lines = (line for line in read_lines(file) if line.raw.strip())
         for line in lines:
@@ -37,7 +37,7 @@ class JsonRecords(RecordFormat):
         yield from lines
 
     @staticmethod
-    def _items(file: IO[bytes]) -> Iterator[Record]:
+    def _read_items(file: IO[bytes]) -> Iterator[Record]:
         """The items of an array. The whole file is in memory while they are read."""
         raw = file.read()
         body = strip_bom(raw)

@@ -18,7 +18,7 @@ from .columns import DEFAULT_COLUMNS, Columns
 from .row import Row
 
 
-def positions(state: State, count: int) -> Iterator[tuple[int, State]]:
+def iter_positions(state: State, count: int) -> Iterator[tuple[int, State]]:
     """The remaining positions of an epoch of `count`, each with the state after it; the last one starts a new epoch."""
     epoch = state["epoch"]
     for position in range(state["position"], count):
@@ -84,7 +84,7 @@ class IndexedRows(Rows):
         order: NDArray[np.int64] = np.arange(count)
         if shuffle:
             order = np.random.default_rng([seed % 2**64, epoch]).permutation(count)
-        for position, after in positions(state, count):
+        for position, after in iter_positions(state, count):
             i = int(order[position])
             yield replace(self[i], seed=f"{seed} {epoch} {i}" if shuffle else None), after
 
@@ -124,7 +124,7 @@ class StreamedRows(Rows):
         shards = np.arange(len(self.shards))
         if shuffle and limit is None:
             shards = np.random.default_rng([seed % 2**64, epoch]).permutation(len(self.shards))
-        for begin, block, following in self._blocks(shards.tolist(), state, limit):
+        for begin, block, following in self._iter_blocks(shards.tolist(), state, limit):
             order = np.arange(len(block))
             if shuffle:
                 place = [seed % 2**64, epoch, begin["shard"], begin["sample"]]
@@ -144,7 +144,7 @@ class StreamedRows(Rows):
             for sample in self.samples(shard, 0):
                 yield from self.rows_of(sample, self.list_field)
 
-    def _blocks(
+    def _iter_blocks(
         self, shards: Sequence[int], state: State, limit: int | None
     ) -> Iterator[tuple[State, list[Row], State | None]]:
         """Blocks from the one of a state on: (its start, its rows, the start of the next block)."""

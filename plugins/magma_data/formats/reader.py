@@ -16,7 +16,7 @@ from .records import IndexedRecords, StreamedRecords, is_compressed
 from .saved_dataset import ArrowRows
 from .tar import TarRows
 
-BUFFER = 1000
+DEFAULT_BUFFER = 1000
 
 
 def open_rows(
@@ -25,7 +25,7 @@ def open_rows(
     list_field: str | None = None,
     *,
     file_formats: Sequence[FileFormat] = IMAGES,
-    buffer: int = BUFFER,
+    buffer: int = DEFAULT_BUFFER,
     columns: Columns = DEFAULT_COLUMNS,
 ) -> Rows:
     """The rows of a split, or all rows; `columns` maps fields to columns.

@@ -83,11 +83,11 @@ class IndexedRecords(IndexedRows):
     def __init__(self, files: Sequence[str], list_field: str | None = None, text: bool = False) -> None:
         super().__init__(list_field)
         self.sources = [_RecordFile(Path(file), text) for file in files]
-        found = [self._index(source) for source in self.sources]
+        found = [self._build_index(source) for source in self.sources]
         self.starts, self.spans, self._counts = (_concatenate(parts) for parts in zip(*found, strict=True))
         self.file_ends = np.cumsum([len(starts) for starts, _, _ in found])
 
-    def _index(self, source: _RecordFile) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _build_index(self, source: _RecordFile) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """For n records: offsets [n], sizes and numbers [n, 2], and numbers of rows [n]."""
         starts, spans, counts = array("q"), array("I"), array("q")
         nested = f'"{self.list_field}"'.encode()

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Trial
 
-from ..formats import BUFFER, IMAGES, FileFormat, find, is_url, open_rows
+from ..formats import DEFAULT_BUFFER, IMAGES, FileFormat, find, is_url, open_rows
 from ..formats.columns import ColumnsConfig, MediaConfig
 from ..formats.order import Rows
 from ..formats.row import Row
@@ -36,7 +36,7 @@ class RowSourceConfig(ColumnsConfig):
     """Use a new order in every epoch."""
     limit: int | None = Field(None, ge=1)
     """Use only the first rows."""
-    buffer: int = Field(BUFFER, ge=1)
+    buffer: int = Field(DEFAULT_BUFFER, ge=1)
     """For data that is read sequentially (tar, parquet, compressed text): number of neighbouring samples that are
     shuffled among themselves."""
     source_url: str = ""

@@ -40,14 +40,14 @@ class SnliVeTask(ScoredAnswersTask):
         return [row.text("label")]
 
     def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
-        return _label
+        return _normalize_label
 
     def score_answer(self, text: str, answers: Sequence[str]) -> float:
-        return 100.0 * (_label(text) in map(_label, answers))
+        return 100.0 * (_normalize_label(text) in map(_normalize_label, answers))
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         return {"accuracy": "fraction of correct classes"}
 
 
-def _label(text: str) -> str:
+def _normalize_label(text: str) -> str:
     return text.strip().lower()

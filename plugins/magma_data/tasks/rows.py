@@ -138,7 +138,7 @@ class RowsTask(Task):
         medium: Media | None = None
         columns = self.config.resolve_columns()
         for row in open_rows(self.config.path, split, self.list_field, columns=columns).iter_in_stored_order():
-            item = self._item_of_row(row, medium)
+            item = self._make_item(row, medium)
             yield item
             medium = item.medium
 
@@ -152,12 +152,12 @@ class RowsTask(Task):
             order_seed = random.Random(f"{seed} {number}").getrandbits(64)
             for row, _ in islice(rows.iterate(None, order_seed, shuffle=True, limit=None), ROWS_PER_EPOCH):
                 try:
-                    found[row.where] = self._item_of_row(row)
+                    found[row.where] = self._make_item(row)
                 except InputError:  # as in training, it is skipped
                     continue
         return [one for one in found.values() if one.answer]
 
-    def _item_of_row(self, row: Row, last: Media | None = None) -> TaskItem:
+    def _make_item(self, row: Row, last: Media | None = None) -> TaskItem:
         """The item of a row; `last` is the medium of the row before it."""
         prompt, answers, value = self.prompt(row), tuple(self.answers(row)), row.medium
         medium = last if last is not None and last.value == value else self._make_medium(row.where, value)

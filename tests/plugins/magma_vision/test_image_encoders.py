@@ -191,7 +191,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     del state["bn1.bias"]
     torch.save(state, tmp_path / "bad.pt")
     with pytest.raises(
-        PartError, match=r"3 tensors do not fit(.|\n)*bn1.bias is missing(.|\n)*stray(.|\n)*conv1.weight is"
+        PartError, match=r"3 tensors do not fit(.|\n)*bn1.bias is missing(.|\n)*stray(.|\n)*conv1.weight has"
     ):
         Clip.build(**SMALL, weights=str(tmp_path / "bad.pt"))
 
@@ -353,7 +353,7 @@ def test_smaller_images_only_where_the_size_is_not_known() -> None:
     for wrong in (torch.zeros(3, 96, 96), torch.zeros(3, 0, 32)):
         with pytest.raises(InputError, match="given a float tensor"):
             free.prepare(wrong)
-    with pytest.raises(InputError, match="prepared images of several sizes in one batch"):
+    with pytest.raises(InputError, match="prepared images of several sizes in a batch"):
         free.stack([small, torch.zeros(3, 64, 64)])
 
 
