@@ -157,7 +157,7 @@ def test_sampling_is_that_of_transformers_options(harness: Any, folder: Path, mo
     lmms = loaded(harness, folder, max_new_tokens=77)
 
     def read(**options: Any) -> tuple[float, float, int]:
-        found = lmms._decoding(options)
+        found = lmms._make_decoding(options)
         return found.temperature, found.top_p, found.top_k
 
     greedy = (0.0, 1.0, 0)
@@ -166,8 +166,8 @@ def test_sampling_is_that_of_transformers_options(harness: Any, folder: Path, mo
     assert read(do_sample=True) == (1.0, 1.0, 0)
     assert read(temperature=0.7, top_p=0.9, top_k=5) == (0.7, 0.9, 5)
     assert read(do_sample=True, temperature=None, top_p=0.5) == (1.0, 0.5, 0)
-    assert lmms._decoding({}).max_tokens == 77
-    assert lmms._decoding({"until": ["", "a"]}).stop == ("a",)
+    assert lmms._make_decoding({}).max_tokens == 77
+    assert lmms._make_decoding({"until": ["", "a"]}).stop == ("a",)
     torch.manual_seed(3)
     expected = model.generate(PROMPTS[:2], max_tokens=8, temperature=1.5, top_p=0.9)
     torch.manual_seed(3)

@@ -31,7 +31,7 @@ def test_other_families_are_refused_with_a_list(tmp_path: Path) -> None:
     BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
     with pytest.raises(PartError, match=r'of type "bert".*Allowed: gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt'):
         Causal(Causal.Config(weights=str(tmp_path)))
-    with pytest.raises(PartError, match=r'holds a "bert"; use = "causal"'):
+    with pytest.raises(PartError, match=r'is a "bert", not a "gptj"; use = "causal"'):
         GPTJ(GPTJ.Config(weights=str(tmp_path)))
     with pytest.raises(ValueError, match="model_type one of gpt2"):
         Causal.Config(architecture={"model_type": "bert"})
@@ -175,7 +175,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"n_layers": 2}, r'lm\.architecture: gpt2 has no "n_layers"\. Did you mean "n_layer"'),
+        ({"n_layers": 2}, r'lm\.architecture: gpt2 has no field "n_layers"\. Did you mean "n_layer"'),
         ({"n_layer": "two"}, r"lm\.architecture: a gpt2 with these fields cannot be built: .*n_layer"),
         ({"num_attention_heads": 5}, r"lm: a gpt2 with this configuration cannot be built: .*divisible"),
         ({"eos_token_id": 96}, r"its eos_token_id is 96; allowed: a token id, 0 to 95"),
