@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import webdataset
 from converted_sets import convert, data, index
-from magma_data.convert import check as converted
+from magma_data.convert.check import check as check_folder
 from official_files import CORRUPT, Case, coco_official, picture, put, snli_ve, vqa2
 from PIL import Image
 
@@ -36,7 +36,7 @@ def test_check_finds_what_is_wrong(tmp_path: Path) -> None:
     told = index(out)
     told["splits"]["val"]["rows"] += 1
     put(out / "index.json", told)
-    problems = converted.check(out)
+    problems = check_folder(out)
     assert f"{second.name}: the file is missing" in problems
     assert "train-000009.tar: not listed in index.json" in problems
     assert "index.json: val has 4 rows, but its shards have 3" in problems
@@ -60,7 +60,7 @@ def test_check_names_shard_and_key(sample: dict[str, bytes], problem: str, tmp_p
     digest = hashlib.sha256((tmp_path / "train-000000.tar").read_bytes()).hexdigest()
     split = {**entry, "shards": [{"file": "train-000000.tar", **entry, "sha256": digest}]}
     put(tmp_path / "index.json", {"format": 1, "name": "x", "kind": "captions", "splits": {"train": split}})
-    assert any(found.startswith(f"train-000000.tar: {problem}") for found in converted.check(tmp_path))
+    assert any(found.startswith(f"train-000000.tar: {problem}") for found in check_folder(tmp_path))
 
 
 @pytest.mark.parametrize("build", [coco_official, vqa2, snli_ve])

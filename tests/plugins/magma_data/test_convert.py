@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pytest
 from converted_sets import ROOT, contents, convert, data, held, index
-from magma_data.convert import check as converted
-from magma_data.convert import conversion, shards
-from magma_data.convert import images as pictures
+from magma_data.convert import conversion, images, shards
 from magma_data.convert.annotations import load_json, load_lines
+from magma_data.convert.check import check as check_folder
 from magma_data.convert.registry import SETS
 from official_files import CASES, CORRUPT, Case, cc3m, coco_official, karpathy, picture, put, snli_ve, vqa2
 
@@ -65,7 +64,7 @@ def test_official_files_become_shards(name: str, build: Callable[[Path], Case], 
     reasons = [(split, told) for one in (case.dropped, case.trimmed) for split, told in one.items()]
     assert listed == {(split, reason): count for split, told in reasons for reason, count in told.items()}
     assert all(line["id"] for line in lines)
-    assert converted.check(out) == []
+    assert check_folder(out) == []
     assert not [path.name for path in out.iterdir() if path.name.startswith(".") or path.name.endswith(".done.json")]
 
 
@@ -118,8 +117,8 @@ def test_every_set_has_a_case() -> None:
     ],
 )
 def test_images_that_are_left_out(content: bytes, reason: str) -> None:
-    with pytest.raises(pictures.ImageError, match=f"^{reason}$"):
-        pictures.check_image(content, 16)
+    with pytest.raises(images.ImageError, match=f"^{reason}$"):
+        images.check_image(content, 16)
 
 
 def test_a_size_filter_is_an_option_of_every_set(tmp_path: Path) -> None:
