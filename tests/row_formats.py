@@ -14,7 +14,7 @@ from magma_data.formats.order import Rows
 from magma_data.sources.rows import RowSource
 from PIL import Image
 
-from magma import State
+from magma import SourceState
 
 Members = Mapping[str, bytes]
 
@@ -80,10 +80,12 @@ def content(medium: Path | bytes) -> bytes:
     return medium if isinstance(medium, bytes) else medium.read_bytes()
 
 
-def passes(rows: Rows, count: int, state: State | None = None, **how: Any) -> list[tuple[str, str | None, State]]:
+def passes(
+    rows: Rows, count: int, state: SourceState | None = None, **how: Any
+) -> list[tuple[str, str | None, SourceState]]:
     """The next rows over as many passes as it takes, with what draws among their texts."""
     how = {"seed": 0, "shuffle": True, "limit": None, **how}
-    found: list[tuple[str, str | None, State]] = []
+    found: list[tuple[str, str | None, SourceState]] = []
     while len(found) < count:
         for row, after in itertools.islice(rows.iterate(state, **how), count - len(found)):
             found.append((row.where, row.seed, after))

@@ -76,7 +76,7 @@ def task(part: type[RowsTask], path: Path, **fields: Any) -> RowsTask:
 
 
 def questions(part: type[RowsTask], path: Path, shots: int = 0, seed: int = 0, **fields: Any) -> list[Question]:
-    return list(task(part, path, **fields).examples("test", shots, seed))
+    return list(task(part, path, **fields).questions("test", shots, seed))
 
 
 def told(segments: Sequence[Any]) -> list[str | bytes]:

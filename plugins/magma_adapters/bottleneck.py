@@ -21,7 +21,7 @@ INIT_STD = 1e-3
 class _Bottleneck(Adapter):
     """Base of both adapters: f(h) = W_up relu(W_down h), times `scale`. Subclasses add it in different places."""
 
-    keeps_input = True
+    passes_input_through = True
 
     class Config(PartConfig):
         """Sizes and options of the bottleneck. `scale` is lambda in the paper's equations."""

@@ -86,7 +86,7 @@ class Ast(HFAudioEncoder):
         ).input_values[0]
         return frames[: 1 + (len(padded) - self.window) // self.hop].clone()
 
-    def num_features(self, items: Count) -> Count:
+    def count_features(self, items: Count) -> Count:
         """Number of patches that start before the end of the recording."""
         time_steps = (items - 1) // self.stride + 1
         return self.freq_patches * (

@@ -17,7 +17,17 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from magma import Features, PartError, Trial, Weights, at_hand, error_summary, hub_has, is_folder, source_problems
+from magma import (
+    CheckInputs,
+    Features,
+    PartError,
+    Weights,
+    error_summary,
+    find_local_folder,
+    hub_has,
+    is_folder,
+    source_problems,
+)
 
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
@@ -72,7 +82,7 @@ class HFAudioEncoder(AudioEncoder):
                 self.set_limits()
             with torch.device("meta"), torch.no_grad():
                 self.tower = self._build_model()
-                _, self.length, self.dim = self(self.stack([self.largest()])).values.shape
+                _, self.length, self.dim = self(self.stack([self.max_size_item()])).values.shape
         except (StrictDataclassError, ValueError, TypeError, RuntimeError, IndexError) as error:
             raise PartError(
                 f"{self.name}: an encoder with these sizes cannot be built: {error_summary(error)}"
@@ -103,7 +113,7 @@ class HFAudioEncoder(AudioEncoder):
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """Items [b, ...] to at least n hidden states [b, n, e]; `valid` [b, f] or [b, s] is False for `PADDING`."""
 
-    def num_features(self, items: Count) -> Count | None:
+    def count_features(self, items: Count) -> Count | None:
         """Number of features of items of this many frames or samples; None: always `length`."""
         return None
 
@@ -112,9 +122,9 @@ class HFAudioEncoder(AudioEncoder):
         return model
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """A small configuration, and recordings of at most one second."""
-        return Trial(cls.check_config, *example_recordings(folder, 0.5))
+        return CheckInputs(cls.check_config, *example_recordings(folder, 0.5))
 
     @classmethod
     def problems(cls, config: HFAudioConfig) -> list[str]:
@@ -209,26 +219,26 @@ class HFAudioEncoder(AudioEncoder):
         """A recording to [s] or frames [f, m], with the feature extractor. `rng` is for `crop`. Raises `InputError`."""
         return self.extract_features(self.load_mono(raw, rng))
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """An item of zeros with minimum length."""
         return self._make_zeros(self.min_items)
 
-    def largest(self) -> Tensor:
+    def max_size_item(self) -> Tensor:
         """An item of zeros with maximum length."""
         return self._make_zeros(self.max_items)
 
     def _make_zeros(self, items: int) -> Tensor:
         return torch.zeros(items, self.architecture.num_mel_bins)
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         """Number of features of the recording, without padding."""
-        return self.num_features(len(prepared)) or self.length
+        return self.count_features(len(prepared)) or self.length
 
     def forward(self, x: Tensor) -> Features:
         """Items [b, s] or [b, f, m] to features [b, n, e] with their lengths."""
         valid = (x if x.ndim == 2 else x[..., 0]) != PADDING
         return Features(
-            self.hidden_states(x, valid)[:, : self.num_features(x.shape[1])], self.num_features(valid.sum(-1))
+            self.hidden_states(x, valid)[:, : self.count_features(x.shape[1])], self.count_features(valid.sum(-1))
         )
 
 
@@ -240,7 +250,7 @@ def pad_frames(x: Tensor, valid: Tensor, value: Tensor, frames: int) -> Tensor:
 
 def _locate(source: str, *any_of: str) -> str | None:
     """The folder on this machine that has one of the files, else the hub name if the hub has it, else None."""
-    if found := at_hand(source, *any_of):
+    if found := find_local_folder(source, *any_of):
         return str(found)
     return source if not is_folder(source) and hub_has(source, *any_of) else None
 

@@ -80,7 +80,7 @@ class AudioEncoder(Encoder):
         return pad_sequence(list(items), batch_first=True, padding_value=PADDING)
 
     @abstractmethod
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """An item of minimum length."""
 
 

@@ -74,7 +74,7 @@ class Whisper(HFAudioEncoder):
         frames: Tensor = found.input_features[0].T
         return frames[: -(-len(waveform) // self.feature_extractor.hop_length) + self.trailing_frames].contiguous()
 
-    def num_features(self, items: Count) -> Count:
+    def count_features(self, items: Count) -> Count:
         """Half the number of frames; an item of maximum length has no trailing frames."""
         return (items - self.trailing_frames * (items < self.max_items) + 1) // 2
 

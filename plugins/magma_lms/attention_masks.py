@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from magma import Layout
+from magma import BatchLayout
 
 
-def padding_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+def padding_mask(embeddings: Tensor, layout: BatchLayout, past: Tensor | None) -> Tensor:
     """[b, p + t]: True for columns that are not padding."""
     valid = torch.arange(embeddings.shape[1], device=embeddings.device) < layout.lengths[:, None]
     return valid if past is None else torch.cat([past, valid], dim=-1)
 
 
-def attention_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+def attention_mask(embeddings: Tensor, layout: BatchLayout, past: Tensor | None) -> Tensor:
     """[b, t, p + t]: True for columns that a position attends to: causal, not padding, in the same packed sequence.
 
     Padding attends to itself, so that no row of the mask is empty.
@@ -22,8 +22,8 @@ def attention_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> T
     t = embeddings.shape[1]
     columns = torch.arange(t, device=embeddings.device)
     attended = (columns <= columns[:, None]) & (columns < layout.lengths[:, None])[:, None]
-    if layout.segments is not None:
-        attended = attended & (layout.segments[:, :, None] == layout.segments[:, None])
+    if layout.sequence_ids is not None:
+        attended = attended & (layout.sequence_ids[:, :, None] == layout.sequence_ids[:, None])
     attended = attended | (columns == columns[:, None])
     return attended if past is None else torch.cat([past[:, None].expand(-1, t, -1), attended], dim=-1)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magma import PartError, at_hand, error_summary, hub_has, hub_problem, is_folder, source_problems
+from magma import PartError, error_summary, find_local_folder, hub_has, hub_problem, is_folder, source_problems
 
 BUNDLED = "bundled:"
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -47,7 +47,7 @@ def _find_source_problems(
 def has_safetensors(source: str) -> bool:
     """Whether to read safetensors: yes, unless the source only has files in torch's format."""
     where = resolve_source(source)
-    has = at_hand if is_folder(where) or at_hand(where, *WEIGHT_FILES) else hub_has
+    has = find_local_folder if is_folder(where) or find_local_folder(where, *WEIGHT_FILES) else hub_has
     safe, other = WEIGHT_FILES
     return bool(has(where, safe)) or not has(where, other)
 

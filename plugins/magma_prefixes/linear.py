@@ -32,7 +32,7 @@ class Linear(Prefix):
         self.projection = nn.Linear(encoder_dim, dim)
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """One embedding per feature."""
         return features
 

@@ -44,7 +44,7 @@ class Mlp(Prefix):
         self.projection = nn.Sequential(*steps, nn.Linear(hidden, dim))
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """One embedding per feature."""
         return features
 

@@ -52,7 +52,7 @@ class Transformer(Prefix):
         self.projection = nn.Linear(width, dim)
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """One embedding per feature."""
         return features
 

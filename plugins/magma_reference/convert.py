@@ -266,9 +266,9 @@ def _find_sizes_of_model(model: Magma) -> Sizes:
         raise refuse(f'its language model is "{model.lm.name}", not "gptj"')
     if model.head is not None:
         raise refuse("it has a head")
-    if list(model.ways()) != ["image"]:
-        raise refuse(f"its inputs are {', '.join(model.ways()) or 'none'}, not image only")
-    image_input = model.ways()["image"]
+    if list(model.input_modules()) != ["image"]:
+        raise refuse(f"its inputs are {', '.join(model.input_modules()) or 'none'}, not image only")
+    image_input = model.input_modules()["image"]
     network = image_input.encoder.state_dict()
     if image_input.encoder.name != "clip" or "network.layer1.0.conv1.weight" not in network:
         raise refuse("its encoder is not a CLIP ResNet")
@@ -290,10 +290,10 @@ def _find_sizes_of_model(model: Magma) -> Sizes:
         rotary=architecture.rotary_dim,
         context=model.lm.context,
         vocab=model.lm.vocab,
-        words=model.lm.readable,
+        words=model.lm.num_embeddings,
         stages=(stages[0], stages[1], stages[2], stages[3]),
         width=len(network["network.layer1.0.conv1.weight"]),
-        image_size=image_input.encoder.blank().shape[-1],
+        image_size=image_input.encoder.dummy_item().shape[-1],
         layernorm="finish.1.weight" in image_input.prefix.state_dict(),
         adapters={str(place): adapter for place, adapter in adapters.items()},
     )

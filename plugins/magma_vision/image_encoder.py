@@ -19,13 +19,13 @@ from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from magma import (
+    CheckInputs,
     CheckpointError,
     Encoder,
     Features,
     InputError,
     PartConfig,
     PartError,
-    Trial,
     error_summary,
     read_tensors,
 )
@@ -118,7 +118,7 @@ class ImageEncoder(Encoder):
         self._lengths = {(image_size, image_size): self.length}
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """A small configuration of the encoder, and images of several shapes."""
         colours = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
         photo, drawing = (colours // 29 % 256).astype(np.uint8), (colours[..., 0] // 7 % 256).astype(np.uint8)
@@ -127,7 +127,7 @@ class ImageEncoder(Encoder):
         cut = folder / "cut.png"
         cut.write_bytes(written.read_bytes()[:60])
         good = (written, Image.fromarray(photo[:, :30]), drawing)
-        return Trial(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
+        return CheckInputs(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
 
     def _grid(self, network: nn.Module, height: int, width: int) -> tuple[int, int]:
         """n and e for an image of this size, from a network on the meta device."""
@@ -222,7 +222,7 @@ class ImageEncoder(Encoder):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         """Number of features of this image."""
         return self._length(*prepared.shape[1:]) or self.length
 
@@ -234,7 +234,7 @@ class ImageEncoder(Encoder):
             )
         return torch.stack(list(items))
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """An image [3, s, s] of zeros, which is the mean colour."""
         return torch.zeros(3, self.image_size, self.image_size)
 

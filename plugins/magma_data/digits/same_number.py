@@ -9,7 +9,19 @@ from pathlib import Path
 
 from pydantic import Field
 
-from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
+from magma import (
+    CheckInputs,
+    DataSource,
+    Example,
+    LocalPath,
+    Media,
+    PartConfig,
+    Prediction,
+    Question,
+    SourceState,
+    Task,
+    Text,
+)
 
 from ..formats.order import iter_positions
 from ..hashing import content_hash
@@ -76,7 +88,7 @@ class SameNumber(DataSource):
         self.seed = seed
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
@@ -85,7 +97,7 @@ class SameNumber(DataSource):
         """Missing recordings."""
         return find_problems(config.path)
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One epoch: every recording once with a random image; the training split is shuffled in each epoch."""
         state = state or {"epoch": 0, "position": 0}
         epoch, split = state["epoch"], self.config.split
@@ -112,7 +124,7 @@ class SameNumberTask(Task):
     """
 
     name = "same_number"
-    primary = "accuracy"
+    primary_metric = "accuracy"
     max_tokens = 4
     stop = ("\n", "Q:")
 
@@ -128,7 +140,7 @@ class SameNumberTask(Task):
         super().__init__(config, seed)
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
@@ -137,7 +149,7 @@ class SameNumberTask(Task):
         """Missing recordings."""
         return find_problems(config.path)
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Two questions per recording, each after `shots` few-shot examples of the training split."""
         config = self.config
         pairs, shot_pairs = (

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magma import State
+from magma import SourceState
 
 from .columns import DEFAULT_COLUMNS, Columns
 from .row import Row
 
 
-def iter_positions(state: State, count: int) -> Iterator[tuple[int, State]]:
+def iter_positions(state: SourceState, count: int) -> Iterator[tuple[int, SourceState]]:
     """The remaining positions of an epoch of `count`, each with the state after it; the last one starts a new epoch."""
     epoch = state["epoch"]
     for position in range(state["position"], count):
@@ -37,7 +37,9 @@ class Rows(ABC):
         return replace(record, columns=self.columns).explode(list_field)
 
     @abstractmethod
-    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+    def iterate(
+        self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
+    ) -> Iterator[tuple[Row, SourceState]]:
         """One epoch, from its start or from `state`, each row with the state after it: as `DataSource.iterate`.
 
         With `limit`, only the first rows, which are the same in every epoch. A row that cannot be read is returned,
@@ -76,7 +78,9 @@ class IndexedRows(Rows):
         rows = self.rows_of(self.read(record), self.list_field)
         return rows[i - int(self.ends[record])]  # a negative index: the last row of the record is just before its end
 
-    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+    def iterate(
+        self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
+    ) -> Iterator[tuple[Row, SourceState]]:
         """One epoch, with a new permutation for each one. The state has the epoch and a position in it."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
@@ -97,7 +101,7 @@ class IndexedRows(Rows):
             yield self[i]
 
 
-_START: State = {"shard": 0, "sample": 0, "rows": 0, "position": 0}
+_START: SourceState = {"shard": 0, "sample": 0, "rows": 0, "position": 0}
 
 
 class StreamedRows(Rows):
@@ -117,7 +121,9 @@ class StreamedRows(Rows):
         If the shard is truncated, a last sample reports it, even if all others are skipped.
         """
 
-    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+    def iterate(
+        self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
+    ) -> Iterator[tuple[Row, SourceState]]:
         """One epoch. See the docstring of the class."""
         state = state or {"epoch": 0, **_START}
         epoch, position = state["epoch"], state["position"]
@@ -145,11 +151,11 @@ class StreamedRows(Rows):
                 yield from self.rows_of(sample, self.list_field)
 
     def _iter_blocks(
-        self, shards: Sequence[int], state: State, limit: int | None
-    ) -> Iterator[tuple[State, list[Row], State | None]]:
+        self, shards: Sequence[int], state: SourceState, limit: int | None
+    ) -> Iterator[tuple[SourceState, list[Row], SourceState | None]]:
         """Blocks from the one of a state on: (its start, its rows, the start of the next block)."""
         samples = self._iter_samples(shards, state["shard"], state["sample"])
-        begin: State | None = {**_START, "rows": state["rows"]}
+        begin: SourceState | None = {**_START, "rows": state["rows"]}
         first = next(samples, None)
         while begin is not None and first is not None:
             shard, number, _ = first

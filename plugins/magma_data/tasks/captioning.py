@@ -33,7 +33,7 @@ class _CaptionTask(RowsTask):
     """Base class of captioning tasks: one caption per image, compared with all reference captions."""
 
     config: _CaptionConfig
-    primary = "cider"
+    primary_metric = "cider"
     max_tokens = 32
     stop = ("\n",)
 

@@ -59,7 +59,7 @@ def test_whispers_table_of_positions_is_not_trained_and_not_lost(tmp_path: Path)
     magma.save(first, tmp_path / "saved")
     again = magma.load(tmp_path / "saved")
     for found in (first, again):
-        encoder: Any = found.ways()["audio"].encoder
+        encoder: Any = found.input_modules()["audio"].encoder
         assert torch.equal(encoder.tower.embed_positions.weight, model.encoder.embed_positions.weight)
         assert not any("embed_positions" in name for name, _ in encoder.named_parameters())
     prompt = [(noise(4000), 16000), "A"]

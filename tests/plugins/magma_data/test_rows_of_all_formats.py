@@ -25,7 +25,7 @@ from program import magma
 from program import start as start_magma
 from row_formats import content, indexed_tars, parquet, passes, png, sample, source, tar, tars
 
-from magma import Example, Media, State, Text
+from magma import Example, Media, SourceState, Text
 
 
 def jsonl(folder: Path, count: int, _: int) -> Path:
@@ -79,7 +79,7 @@ RANDOM_ACCESS = [jsonl, authors, saved]
 IDS = [writer.__name__ for writer in WRITERS]
 
 
-def told(rows: Iterator[tuple[Row, State]]) -> list[tuple[str, bytes, str]]:
+def told(rows: Iterator[tuple[Row, SourceState]]) -> list[tuple[str, bytes, str]]:
     return [(row.where, content(row.medium), row.one_of("caption", "captions")) for row, _ in rows]
 
 
@@ -342,7 +342,7 @@ def test_memory_is_flat_over_a_stream_and_it_resumes_from_row_45678(tmp_path: Pa
         )
         tar(tmp_path / f"train-{shard:06}.tar", samples)
     before, count, state = 0, 0, None
-    following: list[tuple[Example, State]] = []
+    following: list[tuple[Example, SourceState]] = []
     for example, after in source(Captions, tmp_path).iterate():
         count += 1
         if count == 20_000:
