@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from magma_data.digits.written import WORDS, images
+from magma_data.digits.written import WORDS, load_images
 from PIL import Image
 from program import magma, start
 
@@ -56,7 +56,7 @@ def vqa_of_digits(folder: Path) -> None:
     """Two questions an image, ten answers each, as VQA v2 has them."""
     folder.mkdir()
     for split, count in (("train", 60), ("val", 40)):
-        pixels, labels = images("train" if split == "train" else "test")
+        pixels, labels = load_images("train" if split == "train" else "test")
         rows = []
         for i in range(count):
             name = f"{split}_{i}.png"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from magma_data.digits.written import WORDS, images
+from magma_data.digits.written import WORDS, load_images
 from PIL import Image
 from program import magma as in_process
 from program import start
@@ -219,14 +219,14 @@ def test_all_that_is_missing_is_said_at_once_and_how_to_get_it(tmp_path: Path) -
     assert "inputs.image.encoder: weights: timm/resnet50x16_clip.openai is not in the cache" in lines[1]
     for i, path in enumerate(["laion", "wit", "cc3m", "visual_genome"]):
         assert f"data.train.{i}: path: given '{path}', which is neither" in lines[2 + i]
-        assert "get it from https://" in lines[2 + i]
+        assert "download it from https://" in lines[2 + i]
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.fixture
 def digits(tmp_path: Path) -> Path:
     """The paper's data sets, in the paper's forms, of handwritten digits."""
-    pixels, labels = images("train")
+    pixels, labels = load_images("train")
     for name in ("captions", "questions"):
         (tmp_path / name).mkdir()
     for i in range(64):

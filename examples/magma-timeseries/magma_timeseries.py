@@ -1,4 +1,4 @@
-"""Time series in patches (Nie et al. 2023). Axes: b batch, n patches, p values of a patch, e width."""
+"""Time series in patches (Nie et al. 2023). Axes: b batch, n patches, p values per patch, e width."""
 
 from pathlib import Path
 
@@ -10,16 +10,17 @@ import magma
 
 
 class TimeSeries(magma.Encoder):
-    """Values at even times, resampled to n patches and brought to mean 0 and variance 1; one feature a patch."""
+    """Equally spaced values, resampled to n patches and scaled to mean 0 and variance 1; one feature per patch."""
 
     name = modality = "timeseries"
 
     class Config(magma.PartConfig):
-        """n, p and e."""
-
         patches: int = 8
+        """Number of patches."""
         patch: int = 16
+        """Values per patch."""
         width: int = 64
+        """Width of the features."""
 
     def __init__(self, config):
         super().__init__(config)

@@ -19,17 +19,19 @@ INIT_STD = 1e-3
 
 
 class _Bottleneck(Adapter):
-    """scale * W_up relu(W_down h), and where it is added."""
+    """Base of both adapters: f(h) = W_up relu(W_down h), times `scale`. Subclasses add it in different places."""
 
     passes_input_through = True
 
     class Config(PartConfig):
-        """`downsample` is d over the bottleneck's width. `scale` is lambda: 1, or learned from 1."""
+        """Sizes and options of the bottleneck. `scale` is lambda in the paper's equations."""
 
         downsample: int = Field(4, ge=1)
+        """The bottleneck has the width of the language model divided by this number."""
         scale: Literal[1, "learned"] = 1
+        """Factor on the adapter's output: 1, or a learned scalar that starts at 1."""
         layernorm: bool = False
-        """Normalise h before the bottleneck."""
+        """Apply LayerNorm before the bottleneck."""
 
     def __init__(self, config: Config, dim: int) -> None:
         super().__init__(config, dim)
@@ -46,7 +48,7 @@ class _Bottleneck(Adapter):
                 parameter.data.clamp_(-2 * INIT_STD, 2 * INIT_STD)
 
     def bottleneck(self, h: Tensor) -> Tensor:
-        """[b, t, d] to what is added, [b, t, d]."""
+        """Hidden states [b, t, d] to the adapter's output [b, t, d], which the caller adds."""
         out: Tensor = self.up(torch.relu(self.down(self.norm(h))))
         return out if self.scale is None else self.scale * out
 
@@ -56,21 +58,21 @@ class _Bottleneck(Adapter):
 
 
 class Sequential(_Bottleneck):
-    """Behind the sublayer B: h = B(x), h + scale * f(h)."""
+    """An adapter after the sublayer B: h = B(x), output h + scale * f(h)."""
 
     name = "sequential"
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Equation 2, "seq."."""
+        """[b, t, d] to [b, t, d]: equation 2, "seq."."""
         h = sublayer(x)
         return h + self.bottleneck(h)
 
 
 class Parallel(_Bottleneck):
-    """Beside the sublayer B: B(x) + scale * f(x)."""
+    """An adapter parallel to the sublayer B: output B(x) + scale * f(x)."""
 
     name = "parallel"
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Equation 2, "parallel"; as in the authors' code, x itself is not added a second time."""
+        """[b, t, d] to [b, t, d]: equation 2, "parallel". As in the authors' code, x is not added a second time."""
         return sublayer(x) + self.bottleneck(x)

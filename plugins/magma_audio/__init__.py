@@ -1,7 +1,7 @@
-"""Audio encoders: a small one over spectrograms from scratch, and four published ones of transformers.
+"""Audio encoders: a small spectrogram encoder without pretrained weights, and four published ones of transformers.
 
-`decode.py` reads recordings, `waveform.py` has what all audio encoders share, `hf_encoder.py` what those of
-transformers share; each family of encoders has its own file.
+`decode.py` reads recordings. `waveform.py` has the base class of all audio encoders, `hf_encoder.py` that of the ones
+of transformers. Each family of encoders has its own file.
 """
 
 from collections.abc import Iterable

@@ -19,8 +19,8 @@ from .hf_encoder import Count, HFAudioConfig, HFAudioEncoder, pad_frames
 class Ast(HFAudioEncoder):
     """Audio Spectrogram Transformer (Gong et al. 2021): hidden states of the patches, without the two special tokens.
 
-    Patches stand in the order of time, those of one moment from low to high: a short recording has the first of them.
-    The tower reads the whole window, the library's padding behind the recording. Without `weights` it has the sizes of
+    Patches are ordered by time, then by frequency; a short recording has only the first ones. The encoder reads the
+    whole window: the recording, then the padding of transformers. Without `weights` it has the sizes of
     MIT/ast-finetuned-audioset-10-10-0.4593.
     """
 
@@ -29,22 +29,26 @@ class Ast(HFAudioEncoder):
     check_config: ClassVar[Mapping[str, Any]] = {"frames": 64, "bands": 32, "width": 16, "layers": 1, "heads": 2}
 
     class Config(HFAudioConfig):
-        """Sizes count where there is no config.json at hand; without `weights` these are random."""
+        """Weights and sizes. The config.json of `weights` overrides the sizes; without `weights` they are random."""
 
         frames: int = Field(1024, ge=16)
-        """Of the window, 100 a second; the longest recording has as many."""
+        """Length of the window in frames, 100 per second. A longer recording is refused or cropped."""
         bands: int = Field(128, ge=16)
+        """Mel bands of the spectrogram."""
         width: int = Field(768, ge=4)
+        """Width of the hidden states and of the features."""
         layers: int = Field(12, ge=1)
+        """Number of transformer layers."""
         heads: int = Field(12, ge=1)
+        """Attention heads per layer."""
 
     config: Config
     freq_patches: int
-    """Patches of one moment."""
+    """Number of patches at one time step."""
     time_patches: int
-    """Of the window."""
+    """Number of time steps in the window."""
     stride: int
-    """Frames from moment to moment."""
+    """Frames from one time step to the next."""
 
     @staticmethod
     def transformers_classes() -> tuple[Any, Any, Any]:
@@ -75,22 +79,22 @@ class Ast(HFAudioEncoder):
         self.time_patches = (found.max_length - found.patch_size) // self.stride + 1
 
     def extract_features(self, waveform: Tensor) -> Tensor:
-        """[s] to frames [f, m], normalised; one that is shorter than a frame gets zeros behind."""
-        whole = F.pad(waveform, (0, max(0, self.window - len(waveform))))
+        """A waveform [s] to normalised frames [f, m]; zeros are appended to one that is shorter than a frame."""
+        padded = F.pad(waveform, (0, max(0, self.window - len(waveform))))
         frames: Tensor = self.feature_extractor(
-            whole.numpy(), sampling_rate=self.rate, return_tensors="pt"
+            padded.numpy(), sampling_rate=self.rate, return_tensors="pt"
         ).input_values[0]
-        return frames[: 1 + (len(whole) - self.window) // self.hop].clone()
+        return frames[: 1 + (len(padded) - self.window) // self.hop].clone()
 
     def count_features(self, items: Count) -> Count:
-        """Patches that begin before the recording ends."""
-        begun = (items - 1) // self.stride + 1
+        """Number of patches that start before the end of the recording."""
+        time_steps = (items - 1) // self.stride + 1
         return self.freq_patches * (
-            begun - (begun - self.time_patches) * (begun > self.time_patches)
-        )  # as many as there are at most
+            time_steps - (time_steps - self.time_patches) * (time_steps > self.time_patches)
+        )  # at most the whole window
 
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[b, f, m] to [b, n, e]."""
+        """Frames [b, f, m] to hidden states [b, n, e]."""
         silence = (
             float(self.feature_extractor.normalize(np.zeros(1, np.float32))[0])
             if self.feature_extractor.do_normalize

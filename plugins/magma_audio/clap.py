@@ -14,9 +14,9 @@ from .hf_encoder import HFAudioConfig, HFAudioEncoder
 
 
 class Clap(HFAudioEncoder):
-    """CLAP's audio tower (Wu et al. 2023), unfused: the grid of its last stage, row by row, before the pooling.
+    """CLAP's audio encoder (Wu et al. 2023), unfused: the grid of its last stage, row by row, before the pooling.
 
-    A recording that is shorter than the window is repeated until it fills it, so that all features are real. Without
+    A recording that is shorter than the window is repeated until it fills the window, so there is no padding. Without
     `weights` it has the sizes of laion/clap-htsat-unfused.
     """
 
@@ -32,24 +32,26 @@ class Clap(HFAudioEncoder):
     }
 
     class Config(HFAudioConfig):
-        """Sizes count where there is no config.json at hand; without `weights` these are random."""
+        """Weights and sizes. The config.json of `weights` overrides the sizes; without `weights` they are random."""
 
         seconds: int = Field(10, ge=1)
-        """The window, and the longest recording."""
+        """Length of the window and of the longest recording, in seconds."""
         side: int = Field(256, ge=64)
-        """Of the square that the spectrogram is folded into, a multiple of its 64 bands; a patch's is 4."""
+        """Side of the square that the spectrogram is folded into; a multiple of its 64 bands. A patch has a side of
+        4."""
         width: int = Field(96, ge=4)
-        """Of the first stage; each further one has twice as much."""
+        """Width of the first stage; each further stage is twice as wide."""
         layers: tuple[int, ...] = (2, 2, 6, 2)
-        """Of each stage."""
+        """Layers of each stage."""
         heads: tuple[int, ...] = (4, 8, 16, 32)
+        """Attention heads of each stage."""
         window: int = Field(8, ge=1)
-        """Patches of a side within which attention looks: no more than the last stage has."""
+        """Side of the attention window in patches; at most the side of the last stage."""
 
         @model_validator(mode="after")
         def _stages_agree(self) -> Self:
             if not self.layers or len(self.layers) != len(self.heads):
-                raise ValueError("`layers` and `heads` of as many stages, one at least")
+                raise ValueError("`layers` and `heads` with one entry for each stage, at least one")
             return self
 
     config: Config
@@ -76,12 +78,12 @@ class Clap(HFAudioEncoder):
 
     def set_limits(self) -> None:
         if self.architecture.enable_fusion:
-            raise PartError(f"clap.weights: {self.config.weights} holds a fused model; allowed: an unfused one")
+            raise PartError(f"clap.weights: {self.config.weights} is a fused model; allowed: an unfused one")
         self.seconds = self.feature_extractor.max_length_s
         self.min_items = self.max_items = self.feature_extractor.nb_max_samples // self.feature_extractor.hop_length + 1
 
     def extract_features(self, waveform: Tensor) -> Tensor:
-        """[s] to frames [f, m] in decibels. Nothing is cut, so that nothing is random."""
+        """A waveform [s] to frames [f, m] in decibels. It is never longer than the window, so no random part is cut."""
         found = self.feature_extractor(
             waveform.numpy(), truncation="rand_trunc", sampling_rate=self.rate, return_tensors="pt"
         )
@@ -89,6 +91,6 @@ class Clap(HFAudioEncoder):
         return frames.float()
 
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[b, f, m] to [b, n, e]."""
+        """Frames [b, f, m] to hidden states [b, n, e]."""
         grid: Tensor = self.tower(x[:, None]).last_hidden_state
         return grid.flatten(2).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Recordings as users hold them, to samples: audio files, their bytes, waveforms. Axes: c channels, s samples."""
+"""Reads recordings: audio files, their bytes, and waveforms. Axes: c channels, s samples."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from magma import InputError
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".au", ".caf", ".w64")
-"""Of files that soundfile reads."""
+"""Suffixes of files that soundfile reads."""
 UNREADABLE_SUFFIXES = (".m4a", ".m4b", ".aac", ".wma", ".amr", ".weba", ".mka", ".ac3", ".ape", ".wv")
-"""Of audio files that have to be converted first. Files with video may be another input's."""
+"""Suffixes of audio files that soundfile cannot read. Video files are not listed, as another input may accept them."""
 MAGIC = (
     *(b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xfa", b"\xff\xf3", b"\xff\xf2", b"\xff\xe3"),
     *(b".snd", b"caff", b"riff\x2e\x91\xcf\x11"),
@@ -36,7 +36,7 @@ UNREADABLE_AUDIO = (
     (0, b"MAC ", "a Monkey's Audio file (ape)"),
     (0, b"wvpk", "a WavPack file"),
 )
-"""Offset, bytes and name of audio formats that soundfile does not read."""
+"""Offset, first bytes and name of audio formats that soundfile cannot read."""
 CONTAINERS = (
     (4, b"ftyp", "an MPEG-4 file (mp4, mov, m4a)"),
     (0, b"\x1aE\xdf\xa3", "a Matroska file (webm, mkv, mka)"),
@@ -45,31 +45,31 @@ CONTAINERS = (
     (0, b"FLV", "a Flash video"),
     (0, b"\0\0\x01\xba", "an MPEG video"),
 )
-"""The same of formats that may hold video: another input may accept these."""
+"""The same for formats that may contain video, which another input may accept."""
 SAMPLE_RATES = (4_000, 192_000)
-"""The lowest and the highest sample rate, in samples a second."""
+"""Minimum and maximum sample rate, in Hz."""
 NUMBERS = (int, float, np.integer, np.floating)
 INTEGERS = (torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32)
-ALLOWED = "an audio file (a path, or its bytes) or (waveform [s] or [c, s], samples a second)"
-WAVEFORMS = "floats in -1 to 1, or integers of 8, 16 or 32 bits, which are scaled by their range"
+ALLOWED = "an audio file (a path, or its bytes) or a pair (waveform [s] or [c, s], sample rate in Hz)"
+WAVEFORMS = "floats from -1 to 1, or integers of 8, 16 or 32 bits, which are scaled to that range"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording of which any part can be read."""
+    """A recording, any part of which can be read."""
 
     name: str
-    """Stands at the beginning of every error."""
+    """The beginning of every error message."""
     rate: int
-    """Samples a second."""
+    """Sample rate in Hz."""
     length: int
-    """Samples of a channel."""
+    """Number of samples per channel."""
     read: Callable[[int, int], Tensor]
-    """The first sample and a number of samples, to float32 [c, s]. Raises `InputError`."""
+    """Takes the first sample and the number of samples; returns float32 [c, s]. Raises `InputError`."""
 
 
 def looks_like_audio(raw: Any) -> bool:
-    """A path with an audio file's suffix, the bytes of one, or a pair of a waveform and a number. Opens no file."""
+    """True for the path or the bytes of an audio file, and for a pair (waveform, number). Opens no file."""
     if isinstance(raw, Path):
         return raw.suffix.lower() in SUFFIXES + UNREADABLE_SUFFIXES
     if isinstance(raw, bytes | bytearray):
@@ -87,7 +87,7 @@ def looks_like_audio(raw: Any) -> bool:
 
 
 def open_recording(raw: Any) -> Recording:
-    """A recording, before its samples are read. Raises `InputError` for anything else, and for an empty one."""
+    """Open a recording without reading its samples. Raises `InputError` for other values and empty recordings."""
     if isinstance(raw, tuple) and len(raw) == 2:
         recording = _open_waveform(*raw)
     elif isinstance(raw, str | Path):
@@ -99,7 +99,7 @@ def open_recording(raw: Any) -> Recording:
     else:
         raise InputError(f"given a value of type {type(raw).__name__}; allowed: {ALLOWED}")
     if not recording.length:
-        raise InputError(f"{recording.name}: it has no samples")
+        raise InputError(f"{recording.name}: the recording has no samples")
     return recording
 
 
@@ -119,25 +119,27 @@ def _open_waveform(values: Any, rate: Any) -> Recording:
 
 
 def _to_tensor(values: np.ndarray) -> Tensor:
-    """An array of any strides, byte order and float type, that may be read-only: torch takes none of these."""
+    """An array to a tensor. It may have any strides, byte order and float type, and be read-only, unlike in torch."""
     if values.dtype.kind not in "iuf":
         raise InputError(f"given a waveform of {values.dtype}; allowed: {WAVEFORMS}")
     wider_than_torch = values.dtype.itemsize > 8
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # overflow becomes infinity, which is refused later
         return torch.from_numpy(
             np.array(values, np.float64 if wider_than_torch else values.dtype.newbyteorder("="), order="C")
         )
 
 
 def _to_float32(values: Tensor) -> Tensor:
-    """To float32: floats as they are, integers to -1 to 1, of which unsigned ones are silent in their middle."""
+    """To float32: integers are scaled to -1 to 1 (zero is the middle of the range of unsigned ones), floats are not."""
     if values.is_meta or values.layout != torch.strided:
         raise InputError("given a waveform without values in memory (meta or sparse); allowed: a dense tensor")
     values = values.detach().cpu()
     if values.is_floating_point():
         return values.float()
     if values.dtype not in INTEGERS:
-        advice = "; convert to the type that the samples had" if values.dtype in (torch.int64, torch.uint64) else ""
+        advice = (
+            "; convert it to the original type of the samples" if values.dtype in (torch.int64, torch.uint64) else ""
+        )
         raise InputError(f"given a waveform of {values.dtype}; allowed: {WAVEFORMS}{advice}")
     kind = torch.iinfo(values.dtype)
     half = 2.0 ** (kind.bits - 1)
@@ -149,7 +151,7 @@ def _check_rate(name: str, rate: Any) -> int:
         rate = rate.item()
     if isinstance(rate, NUMBERS) and not isinstance(rate, bool) and SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
         return round(float(rate))
-    allowed = f"{SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} samples a second"
+    allowed = f"{SAMPLE_RATES[0]:,} to {SAMPLE_RATES[1]:,} Hz"
     raise InputError(f"{name}: given a sample rate of {rate!r:.40}; allowed: {allowed}")
 
 
@@ -169,21 +171,21 @@ def _open_path(path: Path) -> Recording:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise InputError(f"{path}: it cannot be read as audio: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be read as audio: {error.strerror}") from error
     return _open_file(str(path), path, head, convert)
 
 
 def _open_file(name: str, source: Path | io.BytesIO, head: bytes, convert: str) -> Recording:
-    """`head` is the beginning of the file, `convert` a command that makes it one that soundfile reads."""
+    """`head` is the beginning of the file, `convert` a command that converts it for soundfile."""
     import soundfile
 
     if not head:
         raise InputError(f"{name}: the file is empty (0 bytes)")
     remedy = (
-        f"convert it with ffmpeg ({convert}), or decode it with PyAV or torchcodec and give the waveform and its rate"
+        f"convert it with ffmpeg ({convert}), or decode it with PyAV or torchcodec and pass (waveform, sample rate)"
     )
     if kind := _match_format(head, UNREADABLE_AUDIO + CONTAINERS):
-        raise InputError(f"{name}: it is {kind}, which the package soundfile cannot read: {remedy}")
+        raise InputError(f"{name}: it is {kind}, which soundfile cannot read; {remedy}")
 
     def decode(load: Callable[..., Any], **options: Any) -> Any:
         if isinstance(source, io.BytesIO):
@@ -194,7 +196,7 @@ def _open_file(name: str, source: Path | io.BytesIO, head: bytes, convert: str) 
             reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
             unknown = getattr(error, "code", None) == UNKNOWN_FORMAT
             advice = f". If it is a recording, {remedy}" if unknown else ""
-            raise InputError(f"{name}: it cannot be read as audio: {reason}{advice}") from error
+            raise InputError(f"{name}: cannot be read as audio: {reason}{advice}") from error
 
     def read(start: int, count: int) -> Tensor:
         samples, _ = decode(soundfile.read, start=start, frames=count, dtype="float32", always_2d=True)

@@ -1,4 +1,4 @@
-"""A small convolutional transformer over log-mel spectrograms, from scratch.
+"""A small convolutional transformer over log-mel spectrograms, without pretrained weights.
 
 Axes: b batch, f frames, m mel bands, n features, e width, h heads.
 """
@@ -21,43 +21,51 @@ from magma import CheckInputs, Features, InputError
 
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
-FLOOR = 1e-6
-"""Added to a mel band's energy before its logarithm."""
+LOG_EPSILON = 1e-6
+"""Added to the energy of a mel band before the logarithm."""
 
 
 class Spectrogram(AudioEncoder):
-    """Strided convolutions over log-mel frames, then transformer layers: any length up to `seconds`.
+    """Strided convolutions over log-mel frames, then transformer layers, for recordings of any length up to `seconds`.
 
-    Every recording is brought to mean 0 and variance 1 over all its bands and frames. Padding is masked: features
-    do not depend on what else is in a batch.
+    Every recording is normalised to mean 0 and variance 1 over all bands and frames. Padding is masked, so features do
+    not depend on the other items of a batch.
     """
 
     name = "spectrogram"
 
     class Config(AudioConfig):
-        """Frames are `hop` apart; each convolution halves their number."""
+        """Sizes of the spectrogram and of the network."""
 
         rate: int = Field(16_000, ge=4_000, le=48_000)
-        """Samples a second."""
+        """Sample rate in Hz; recordings are resampled to it."""
         seconds: float = Field(10.0, gt=0)
-        """The longest recording."""
+        """Length of the longest recording, in seconds."""
         window: float = Field(0.025, gt=0)
-        """Seconds of a frame."""
+        """Length of a frame, in seconds."""
         hop: float = Field(0.010, gt=0)
-        """Seconds from frame to frame."""
+        """Time from one frame to the next, in seconds."""
         bands: int = Field(64, ge=8)
+        """Mel bands of the spectrogram."""
         width: int = Field(128, ge=8)
+        """Width of the hidden states and of the features."""
         layers: int = Field(2, ge=0)
+        """Number of transformer layers."""
         heads: int = Field(4, ge=1)
+        """Attention heads per layer."""
         convolutions: int = Field(3, ge=1, le=6)
+        """Number of convolutions; each halves the number of frames."""
         dropout: float = Field(0.0, ge=0, lt=1)
+        """Dropout probability of the transformer layers."""
         spec_augment: bool = False
-        """In training, two stretches of time and two of the bands are blotted out (Park et al. 2019)."""
+        """Mask two time spans and two frequency bands in training (SpecAugment, Park et al. 2019)."""
 
         @model_validator(mode="after")
         def _sizes_fit(self) -> Any:
             if self.width % (2 * self.heads):
-                raise ValueError(f"a width ({self.width}) that twice the heads ({self.heads}) divide")
+                raise ValueError(
+                    f"a width ({self.width}) that is a multiple of twice the number of heads ({self.heads})"
+                )
             return self
 
     config: Config
@@ -88,12 +96,12 @@ class Spectrogram(AudioEncoder):
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """Two thirds of a second at most."""
+        """A small configuration, and recordings of at most 0.6 seconds."""
         small = {"rate": 8000, "seconds": 0.6, "bands": 16, "width": 16, "heads": 2}
         return CheckInputs(small, *example_recordings(folder, 0.5))
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """To log-mel frames [f, m]; a tensor of that shape is taken as it is."""
+        """A recording to log-mel frames [f, m]; a tensor of that shape is not changed. Raises `InputError`."""
         bands = self.config.bands
         if isinstance(raw, Tensor):
             if raw.ndim != 2 or raw.shape[1] != bands or not 0 < len(raw) <= self.frames:
@@ -107,9 +115,9 @@ class Spectrogram(AudioEncoder):
         return _spec_augment(frames, rng) if rng is not None and self.config.spec_augment else frames
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
-        mel = _mel(self.rate, round(self.config.window * self.rate), self._hop, self.config.bands)
+        mel = _mel_transform(self.rate, round(self.config.window * self.rate), self._hop, self.config.bands)
         energies: Tensor = mel(waveform)
-        frames = (energies + FLOOR).log().T[: self.frames]
+        frames = (energies + LOG_EPSILON).log().T[: self.frames]
         return (frames - frames.mean()) / frames.std().clamp(min=1e-3)
 
     def dummy_item(self) -> Tensor:
@@ -117,21 +125,21 @@ class Spectrogram(AudioEncoder):
         return torch.zeros(1, self.config.bands)
 
     def max_size_item(self) -> Tensor:
-        """Zeros for as long as a recording may last."""
+        """Frames of zeros with the maximum length."""
         return torch.zeros(self.frames, self.config.bands)
 
     def num_features(self, prepared: Tensor) -> int:
-        """Frames, halved by each convolution."""
+        """Number of frames after the convolutions."""
         return self._downsampled_length(len(prepared))
 
     def forward(self, x: Tensor) -> Features:
-        """[b, f, m] to [b, n, e]."""
+        """Frames [b, f, m] to features [b, n, e] with their lengths."""
         valid = x[..., 0] != PADDING
         h = x.masked_fill(~valid[..., None], 0).transpose(1, 2)
         for convolution in self.stem:
             h = F.gelu(convolution(h))
             valid = valid[:, ::2]
-            h = h * valid[:, None]  # what follows sees zeros behind the end, as it would without padding
+            h = h * valid[:, None]  # zeros after the end, as without padding
         h = h.transpose(1, 2)
         h = h + _sinusoidal_positions(h.shape[1], self.dim, h)
         for block in self.blocks:
@@ -140,7 +148,7 @@ class Spectrogram(AudioEncoder):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and feed-forward, each behind a LayerNorm."""
+    """A pre-norm transformer layer: attention and feed-forward, each after a LayerNorm."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -150,19 +158,19 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[b, n, e]; `valid` [b, n] says what is no padding."""
+        """[b, n, e] to [b, n, e]; `valid` [b, n] is False for padding."""
         b, n, e = x.shape
-        three = self.qkv(self.ln_1(x)).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
-        queries, keys, values = three
+        qkv = self.qkv(self.ln_1(x)).view(b, n, 3, self.heads, e // self.heads).permute(2, 0, 3, 1, 4)
+        queries, keys, values = qkv
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=valid[:, None, None])
         x = x + self.dropout(self.out(attended.transpose(1, 2).reshape(b, n, e)))
-        fed: Tensor = x + self.dropout(self.mlp(self.ln_2(x)))
-        return fed
+        out: Tensor = x + self.dropout(self.mlp(self.ln_2(x)))
+        return out
 
 
 @functools.lru_cache
-def _mel(rate: int, window: int, hop: int, bands: int) -> Any:
-    """The transform of a waveform [s] to energies [m, f]; its filters take as long to make as a recording to hear."""
+def _mel_transform(rate: int, window: int, hop: int, bands: int) -> Any:
+    """The transform of a waveform [s] to energies [m, f]. It is cached, because its filters are slow to compute."""
     from torchaudio.transforms import MelSpectrogram
 
     size = 2 ** math.ceil(math.log2(window))
@@ -170,14 +178,14 @@ def _mel(rate: int, window: int, hop: int, bands: int) -> Any:
 
 
 def _sinusoidal_positions(n: int, e: int, like: Tensor) -> Tensor:
-    """Sines and cosines of positions [n, e] (Vaswani et al. 2017)."""
-    steps = torch.arange(n, device=like.device, dtype=torch.float32)[:, None]
-    rates = torch.exp(torch.arange(e // 2, device=like.device) * (-math.log(10_000) / (e // 2)))
-    return torch.cat([(steps * rates).sin(), (steps * rates).cos()], dim=-1).to(like.dtype)
+    """Sinusoidal position embeddings [n, e] (Vaswani et al. 2017)."""
+    positions = torch.arange(n, device=like.device, dtype=torch.float32)[:, None]
+    frequencies = torch.exp(torch.arange(e // 2, device=like.device) * (-math.log(10_000) / (e // 2)))
+    return torch.cat([(positions * frequencies).sin(), (positions * frequencies).cos()], dim=-1).to(like.dtype)
 
 
 def _spec_augment(frames: Tensor, rng: random.Random) -> Tensor:
-    """[f, m] with two stretches of up to a fifth of the time, and two of up to a fifth of the bands, at the mean."""
+    """Frames [f, m] with two time masks and two frequency masks, each at most a fifth of its axis; the mean is 0."""
     frames = frames.clone()
     for axis in (0, 0, 1, 1):
         size = frames.shape[axis]

@@ -15,32 +15,35 @@ from .waveform import PADDING
 
 
 class Wav2Vec2(HFAudioEncoder):
-    """wav2vec 2.0 (Baevski et al. 2020): last hidden states, 49 a second, of recordings of any length up to `seconds`.
+    """wav2vec 2.0 (Baevski et al. 2020): last hidden states, 49 per second, of recordings of up to `seconds`.
 
-    Padding is heard by nobody, neither by the convolutions' normalisation nor by attention: a recording's features are
-    those that the library gives it alone. Without `weights` it has the sizes of facebook/wav2vec2-base.
+    Padding is masked in attention and in the normalisation of the convolutions. The features of a recording are those
+    that transformers computes for a batch of one. Without `weights` it has the sizes of facebook/wav2vec2-base.
     """
 
     name = "wav2vec2"
     model_types = ("wav2vec2",)
     config_overrides: ClassVar[Mapping[str, Any]] = {
         "layerdrop": 0.0,
-        "mask_time_prob": 0.0,  # with it goes a parameter that nothing else reads
+        "mask_time_prob": 0.0,  # removes a parameter that would be unused
         "mask_feature_prob": 0.0,
         "add_adapter": False,
     }
     check_config: ClassVar[Mapping[str, Any]] = {"seconds": 0.6, "channels": 16, "width": 32, "layers": 1, "heads": 2}
 
     class Config(HFAudioConfig):
-        """Sizes other than `seconds` count where there is no config.json at hand."""
+        """Weights and sizes. The config.json of `weights` overrides the sizes, except `seconds`."""
 
         seconds: float = Field(30.0, gt=0)
-        """The longest recording."""
+        """Length of the longest recording, in seconds."""
         channels: int = Field(512, ge=1)
-        """Of the seven convolutions."""
+        """Channels of the seven convolutions."""
         width: int = Field(768, ge=16)
+        """Width of the hidden states and of the features."""
         layers: int = Field(12, ge=1)
+        """Number of transformer layers."""
         heads: int = Field(12, ge=1)
+        """Attention heads per layer."""
 
     config: Config
 
@@ -72,53 +75,53 @@ class Wav2Vec2(HFAudioEncoder):
     def _convolutions(self) -> list[tuple[int, int]]:
         return list(zip(self.architecture.conv_kernel, self.architecture.conv_stride, strict=True))
 
-    def _zeros(self, items: int) -> Tensor:
+    def _make_zeros(self, items: int) -> Tensor:
         return torch.zeros(items)
 
     def extract_features(self, waveform: Tensor) -> Tensor:
-        """[s] to mean 0 and variance 1; one that is shorter than a feature's reach gets zeros behind."""
+        """A waveform [s], scaled to mean 0 and variance 1; zeros are appended if it is too short for one feature."""
         normalized: Tensor = self.feature_extractor(
             waveform.numpy(), sampling_rate=self.rate, return_tensors="pt"
         ).input_values[0]
         return F.pad(normalized, (0, max(0, self.min_items - len(normalized))))
 
     def count_features(self, items: Count) -> Count:
-        """What the convolutions leave."""
+        """Number of features after the convolutions."""
         for kernel, stride in self._convolutions():
             items = (items - kernel) // stride + 1
         return items
 
-    def patch_model(self, tower: nn.Module) -> nn.Module:
-        tower.feature_extractor = MaskedConvolutions(tower.feature_extractor)
-        return tower
+    def patch_model(self, model: nn.Module) -> nn.Module:
+        model.feature_extractor = MaskedConvolutions(model.feature_extractor)
+        return model
 
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[b, s] to [b, n, e]."""
-        mask = None if x.is_meta else valid.long()  # the library looks at its values
+        """Waveforms [b, s] to hidden states [b, n, e]."""
+        mask = None if x.is_meta else valid.long()  # transformers reads its values
         values: Tensor = self.tower(x, attention_mask=mask).last_hidden_state
         return values
 
 
 class MaskedConvolutions(nn.Module):
-    """wav2vec 2.0's convolutions, under their names, for recordings that `PADDING` follows.
+    """The convolutions of wav2vec 2.0, with the same names, for recordings with `PADDING` at the end.
 
-    None of them looks beyond its input's ends, so that a feature of the recording reads the recording alone; but a
-    normalisation over time would count the padding.
+    They do not pad their inputs, so a feature of the recording does not depend on padding. A normalisation over time
+    would depend on it, and is replaced.
     """
 
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.conv_layers = original.conv_layers
-        self.over_time = isinstance(getattr(original.conv_layers[0], "layer_norm", None), nn.GroupNorm)
-        if self.over_time:
+        self.normalizes_over_time = isinstance(getattr(original.conv_layers[0], "layer_norm", None), nn.GroupNorm)
+        if self.normalizes_over_time:
             original.conv_layers[0].layer_norm = MaskedGroupNorm(original.conv_layers[0].layer_norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, s] to [b, c, n], c channels."""
+        """Waveforms [b, s] to features [b, c, n], c channels."""
         valid = x != PADDING
         h = x.masked_fill(~valid, 0)[:, None]
         first: Any = self.conv_layers[0]
-        if self.over_time:
+        if self.normalizes_over_time:
             (kernel,), (stride,) = first.conv.kernel_size, first.conv.stride
             h = first.activation(first.layer_norm(first.conv(h), (valid.sum(-1) - kernel) // stride + 1))
         else:
@@ -130,19 +133,19 @@ class MaskedConvolutions(nn.Module):
 
 
 class MaskedGroupNorm(nn.Module):
-    """A GroupNorm of one channel a group, under its names: mean 0 and variance 1 over the real steps."""
+    """A GroupNorm with one channel per group, with the same names, over time steps that are not padding."""
 
     def __init__(self, original: nn.GroupNorm) -> None:
         super().__init__()
-        assert original.num_groups == original.num_channels, "each channel on its own"
+        assert original.num_groups == original.num_channels, "one channel per group"
         self.weight, self.bias, self.eps = original.weight, original.bias, original.eps
 
     def forward(self, h: Tensor, steps: Tensor) -> Tensor:
-        """[b, c, n], of which `steps` [b] are real; in float32, as torch's own."""
+        """[b, c, n], of which the first `steps` [b] are not padding; computed in float32, as in torch."""
         valid = (torch.arange(h.shape[-1], device=h.device) < steps[:, None])[:, None]
         count = steps[:, None, None]
-        wide = h.float()
-        centred = (wide - (wide * valid).sum(-1, keepdim=True) / count) * valid
+        h32 = h.float()
+        centred = (h32 - (h32 * valid).sum(-1, keepdim=True) / count) * valid
         scale = (centred.square().sum(-1, keepdim=True) / count + self.eps).rsqrt() * self.weight[:, None]
         out: Tensor = (centred * scale + self.bias[:, None]).to(h.dtype)
         return out

@@ -1,4 +1,4 @@
-"""What audio encoders share: a recording to one channel at one rate, no longer than they accept.
+"""Base class of audio encoders: recordings to mono waveforms at one sample rate, of limited length.
 
 Axes: c channels, s samples.
 """
@@ -19,45 +19,42 @@ from magma import Encoder, InputError, PartConfig
 
 from .decode import looks_like_audio, open_recording
 
-SILENCE = 1e-5
-"""A recording that never exceeds this share of full scale is refused."""
-CANCELLED = 1e-2
-"""Channels cancel each other where their average has less than this share of their root mean square."""
+MIN_LEVEL = 1e-5
+"""A recording whose level never exceeds this fraction of full scale is refused."""
+MIN_MONO_LEVEL = 1e-2
+"""Channels cancel each other if the RMS of their average is less than this fraction of their RMS."""
 PADDING = float("-inf")
-"""Fills up prepared items. No recording holds it, so that an encoder can see where each item ends."""
+"""Padding value of prepared items. No recording contains it, so an encoder can find the end of each item."""
 
 
 class AudioConfig(PartConfig):
-    """What every audio encoder can be asked for."""
+    """Keys of every audio encoder."""
 
     crop: Literal["none", "start", "random"] = "none"
-    """Of a recording that is too long: none is refused, start keeps its beginning, random any part in training and
-    the beginning otherwise."""
+    """What happens with a recording that is longer than the encoder accepts: an error, its beginning, or a random part
+    in training and the beginning elsewhere."""
 
 
 class AudioEncoder(Encoder):
-    """What audio encoders share: decoding, one channel, one rate, a longest duration, padding that they recognise."""
+    """Base class of audio encoders: decoding, mixing to mono, resampling, maximum duration and padding."""
 
     modality = "audio"
     config: AudioConfig
     rate: int
-    """Samples a second of the waveforms that the encoder reads."""
+    """Sample rate of the encoder, in Hz."""
     seconds: float
-    """The longest recording."""
+    """Maximum duration of a recording, in seconds."""
 
     def accepts(self, raw: Any) -> bool:
-        """A path with an audio file's suffix, the bytes of one, or a pair of a waveform and its rate."""
+        """True for the path or the bytes of an audio file, and for a pair (waveform, sample rate)."""
         return looks_like_audio(raw)
 
     def max_samples(self, rate: int) -> int:
-        """Samples of the longest recording at a rate."""
+        """Number of samples of the maximum duration, at a sample rate."""
         return int(self.seconds * rate)
 
     def load_mono(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """A recording to one channel [s] at the encoder's rate; `rng` is for `crop`.
-
-        Raises `InputError` that names the recording.
-        """
+        """A recording to a mono waveform [s] at the encoder's sample rate; `rng` is for `crop`. Raises `InputError`."""
         import torchaudio.functional as audio
 
         recording = open_recording(raw)
@@ -65,49 +62,49 @@ class AudioEncoder(Encoder):
         cropped = count < recording.length
         if cropped and self.config.crop == "none":
             raise InputError(
-                f"{recording.name}: it lasts {recording.length / recording.rate:.6g} s; allowed: at most "
-                f'{self.seconds:g} s, or crop = "start" or "random" in the encoder\'s table, to use a part of it'
+                f"{recording.name}: its duration is {recording.length / recording.rate:.6g} s; allowed: at most "
+                f'{self.seconds:g} s, or crop = "start" or "random" in the encoder\'s table'
             )
         if self.config.crop == "random" and cropped and rng is not None:
             start = rng.randint(0, recording.length - count)
         mono = _average_channels(recording.name, recording.read(start, count))
-        if not cropped and float(mono.abs().max()) <= SILENCE:  # a part may be a pause
-            raise InputError(f"{recording.name}: it is silent")
+        if not cropped and float(mono.abs().max()) <= MIN_LEVEL:  # a cropped part may be silent
+            raise InputError(f"{recording.name}: the recording is silent")
         if recording.rate == self.rate:
             return mono
         resampled: Tensor = audio.resample(mono, recording.rate, self.rate)
         return resampled
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
-        """Items [s, ...] of unequal length, filled up with `PADDING`."""
+        """Items [s, ...] of different lengths to one batch, padded with `PADDING`."""
         return pad_sequence(list(items), batch_first=True, padding_value=PADDING)
 
     @abstractmethod
     def dummy_item(self) -> Tensor:
-        """The shortest item."""
+        """An item of minimum length."""
 
 
 def _average_channels(name: str, channels: Tensor) -> Tensor:
-    """[c, s] to [s]. Raises `InputError` where that leaves nothing of what the channels hold."""
+    """Average the channels: [c, s] to [s]. Raises `InputError` for non-finite values and channels that cancel."""
     mono = channels.mean(0)
     if not len(mono):
-        raise InputError(f"{name}: no samples can be read from it")
+        raise InputError(f"{name}: no samples can be read")
     if not bool(mono.isfinite().all()):
         raise InputError(f"{name}: its samples are not all finite (NaN or infinity)")
-    if len(channels) == 1 or float(channels.abs().max()) <= SILENCE:
+    if len(channels) == 1 or float(channels.abs().max()) <= MIN_LEVEL:
         return mono
-    share = mono.double().square().mean().sqrt() / channels.double().square().mean().sqrt()
-    if share < CANCELLED:
+    remaining = mono.double().square().mean().sqrt() / channels.double().square().mean().sqrt()
+    if remaining < MIN_MONO_LEVEL:
         raise InputError(
-            f"{name}: its {len(channels)} channels cancel each other: their average has {float(share):.2%} of their "
-            "level, as if one were inverted. Give one channel only: waveform[0], or for a file what this writes: "
+            f"{name}: its {len(channels)} channels cancel each other: the average has {float(remaining):.2%} of their "
+            "level; perhaps one is inverted. Use one channel: waveform[0], or for a file: "
             'ffmpeg -i FILE -af "pan=mono|c0=c0" FILE-mono.wav'
         )
     return mono
 
 
 def example_recordings(folder: Path, seconds: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """What an encoder of at least `seconds` accepts, and what it refuses: for its `check_inputs`."""
+    """Valid and invalid recordings for an encoder that accepts at least `seconds`, for the conformance checks."""
     import soundfile
 
     t = np.arange(int(8_000 * seconds)) / 8_000

@@ -12,10 +12,10 @@ from .hf_encoder import Count, HFAudioConfig, HFAudioEncoder, pad_frames
 
 
 class Whisper(HFAudioEncoder):
-    """Whisper's encoder (Radford et al. 2022): hidden states, 50 a second, of the part that a recording fills.
+    """Whisper's encoder (Radford et al. 2022): hidden states, 50 per second, for the duration of the recording.
 
-    The encoder reads 30 seconds, silence behind the recording, as it was trained: what is in a batch changes nothing.
-    Without `weights` it has the sizes of openai/whisper-small.
+    As in its training, the encoder reads 30 seconds: the recording, then silence. The features do not depend on the
+    batch. Without `weights` it has the sizes of openai/whisper-small.
     """
 
     name = "whisper"
@@ -25,18 +25,22 @@ class Whisper(HFAudioEncoder):
     check_config: ClassVar[Mapping[str, Any]] = {"seconds": 1, "bands": 16, "width": 16, "layers": 1, "heads": 2}
 
     class Config(HFAudioConfig):
-        """Sizes count where there is no config.json at hand; without `weights` these are random."""
+        """Weights and sizes. The config.json of `weights` overrides the sizes; without `weights` they are random."""
 
         seconds: int = Field(30, ge=1)
-        """What the encoder reads, and the longest recording."""
+        """Length of the window and of the longest recording, in seconds."""
         bands: int = Field(80, ge=8)
+        """Mel bands of the spectrogram."""
         width: int = Field(768, ge=4)
+        """Width of the hidden states and of the features."""
         layers: int = Field(12, ge=1)
+        """Number of transformer layers."""
         heads: int = Field(12, ge=1)
+        """Attention heads per layer."""
 
     config: Config
     trailing_frames: int
-    """Frames of an item behind its recording's end: the last of them hears nothing of it, and so do all that follow."""
+    """Number of frames of an item after the end of its recording. The last one contains only silence."""
 
     @staticmethod
     def transformers_classes() -> tuple[Any, Any, Any]:
@@ -65,21 +69,21 @@ class Whisper(HFAudioEncoder):
         self.min_items = 1 + self.trailing_frames
 
     def extract_features(self, waveform: Tensor) -> Tensor:
-        """[s] to frames [f, m], 100 a second; those that hear silence alone are left to `forward`, but for one."""
+        """A waveform [s] to frames [f, m], 100 per second. It keeps one frame of silence; `forward` repeats it."""
         found = self.feature_extractor(waveform.numpy(), sampling_rate=self.rate, return_tensors="pt")
         frames: Tensor = found.input_features[0].T
         return frames[: -(-len(waveform) // self.feature_extractor.hop_length) + self.trailing_frames].contiguous()
 
     def count_features(self, items: Count) -> Count:
-        """Half the frames; an item that fills the window is all recording."""
+        """Half the number of frames; an item of maximum length has no trailing frames."""
         return (items - self.trailing_frames * (items < self.max_items) + 1) // 2
 
-    def patch_model(self, tower: nn.Module) -> nn.Module:
-        tower.embed_positions = FrozenEmbedding(tower.embed_positions)
-        return tower
+    def patch_model(self, model: nn.Module) -> nn.Module:
+        model.embed_positions = FrozenEmbedding(model.embed_positions)
+        return model
 
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
-        """[b, f, m] to [b, 1500, e]."""
+        """Frames [b, f, m] to hidden states [b, 1500, e]."""
         last = (valid.sum(-1) - 1)[:, None, None].expand(-1, 1, x.shape[-1])
         frames = pad_frames(x, valid, x.gather(1, last), self.max_items)
         values: Tensor = self.tower(frames.transpose(1, 2)).last_hidden_state
@@ -87,7 +91,7 @@ class Whisper(HFAudioEncoder):
 
 
 class FrozenEmbedding(nn.Module):
-    """Whisper's embedding of positions, under its name: nothing trains it, and a checkpoint holds it as it was."""
+    """Whisper's position embedding, with the same name. It is a buffer, so it is never trained."""
 
     weight: Tensor
 
@@ -97,5 +101,5 @@ class FrozenEmbedding(nn.Module):
         self.register_buffer("weight", original.weight.detach())
 
     def forward(self, positions: Tensor) -> Tensor:
-        """[n] to [n, e]."""
+        """Positions [n] to embeddings [n, e]."""
         return self.weight[positions]

@@ -1,7 +1,7 @@
-"""Data sources and evaluations that come with MAGMA, and `magma data`, which converts published data sets to shards.
+"""The data sources and tasks of MAGMA, and `magma data`, which converts published data sets to shards.
 
-`formats` reads rows from disk, `sources` makes training examples of them, `tasks` evaluations, `metrics` scores
-answers, `convert` makes shards of published data sets, `digits` has small real data sets for quick runs.
+`formats` reads rows from files. `sources` has the data sources for training, `tasks` the evaluations, `metrics` their
+scores. `convert` writes shards of published data sets. `digits` has small real data sets for quick runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
-    """The parts of this package; torch is loaded when someone asks for them, not when the program starts."""
+    """The parts of this package. They are imported here because they import torch, which is slow."""
     from .digits.same_number import SameNumber, SameNumberTask
     from .digits.spoken import SpokenDigits, SpokenDigitsTask
     from .digits.written import Digits, DigitsTask
@@ -44,6 +44,6 @@ def magma_commands(cli: Program) -> None:
     """`magma data ...`."""
     from . import commands
 
-    group = cli.group("data", "Make shards of published data sets, and look at them.")
+    group = cli.group("data", "Convert published data sets to shards, check them and show their images.")
     for command in (commands.convert, commands.check, commands.show):
         group.command(command.__name__)(command)

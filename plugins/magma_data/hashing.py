@@ -1,4 +1,4 @@
-"""Are two media the same? By their content, however they are stored: no example is shown that is asked about."""
+"""Hashes of media by content, so that a few-shot example never has the medium of the question."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 def content_hash(value: Any) -> str:
-    """A name of a medium's content: equal for a file, the same bytes in a shard, and another file with these bytes.
+    """A hash of a medium: equal for files and members of shards with the same bytes.
 
-    `value` is a file, its bytes, or an array. A file that cannot be read is named by its path.
+    `value` is a path, bytes, or an array. The hash of a file that cannot be read is its path.
     """
     if isinstance(value, Path):
         try:
@@ -29,6 +29,6 @@ def content_hash(value: Any) -> str:
 
 @lru_cache(4096)
 def _hash_file(path: Path, *_: int) -> str:
-    """When it was changed and its size are arguments, too: a file that is written anew is another one."""
+    """The other arguments, modification time and size, are part of the cache key."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,7 @@
 """MAGMA folders as models of lmms-eval: `python -m lmms_eval --model magma --model_args pretrained=FOLDER`.
 
-lmms-eval finds `manifest` through its own entry-point group, `lmms_eval.models`. It is no dependency of MAGMA: nothing
-here imports it before someone asks for the model.
+lmms-eval finds `manifest` through its entry-point group `lmms_eval.models`. It is an optional dependency, and is
+imported only when the model is requested.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from magma import PluginError
 
 
 def manifest() -> Any:
-    """What lmms-eval registers: the model's name, and the class to import once it is chosen."""
+    """The model's name, and the class that lmms-eval imports when the model is chosen. Raises `PluginError`."""
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
     except ImportError as error:
@@ -21,8 +21,8 @@ def manifest() -> Any:
 
 
 def missing_dependency(error: ImportError) -> PluginError:
-    """lmms-eval, or something that it needs, cannot be imported."""
+    """The error if lmms-eval, or one of its dependencies, cannot be imported."""
     return PluginError(
-        f"lmms-eval 0.7 or newer is needed to score a folder with it, and cannot be imported ({error}): "
+        f"evaluation with lmms-eval needs lmms-eval 0.7 or newer, which cannot be imported ({error}): "
         "pip install 'magma-multimodal[harness]'"
     )

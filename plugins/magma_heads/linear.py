@@ -16,15 +16,16 @@ class LinearHead(Head):
     name = "linear"
 
     class Config(PartConfig):
-        """`classes` are the labels that examples may have; their order is that of the logits."""
+        """The classes, in the order of the logits."""
 
         classes: tuple[str, ...] = Field(min_length=2)
+        """Names of the classes. The label of an example is one of them."""
 
         @field_validator("classes")
         @classmethod
         def _distinct(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
             if len(set(classes)) < len(classes):
-                raise ValueError("classes that all differ")
+                raise ValueError("classes without duplicates")
             return classes
 
     def __init__(self, config: Config, dim: int) -> None:
@@ -38,6 +39,6 @@ class LinearHead(Head):
         return CheckInputs({"classes": ("entailment", "neutral", "contradiction")})
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[m, d] to [m, c]."""
+        """Hidden states [m, d] to logits [m, c]."""
         out: Tensor = self.projection(hidden)
         return out

@@ -1,7 +1,8 @@
 """Frozen language models of transformers, with adapters around their sublayers.
 
-`causal.py` takes any family of `families.py`, `gptj.py` is the faster GPT-J of the paper. `kv_cache.py` and
-`shared_prefix_cache.py` hold keys and values, `weights.py` finds and reads files, `bundled` has a tiny model.
+`causal.py` supports all families of `families.py`; `gptj.py` is a faster GPT-J, the language model of the paper.
+`kv_cache.py` and `shared_prefix_cache.py` are KV caches, `weights.py` finds and reads files; `bundled` has a tiny
+model.
 """
 
 from collections.abc import Iterable

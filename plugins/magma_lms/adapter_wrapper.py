@@ -15,8 +15,8 @@ from .families import Family
 class AdapterWrapper(nn.Module):
     """A sublayer with an adapter around it.
 
-    The adapter sees hidden states [b, t, d] in and out; masks, positions, caches and whatever else the sublayer
-    takes or returns pass by it.
+    The adapter only gets the input and output hidden states [b, t, d]. Masks, positions, caches and all other arguments
+    and results of the sublayer bypass it.
     """
 
     def __init__(self, sublayer: nn.Module, adapter: Adapter) -> None:
@@ -25,15 +25,15 @@ class AdapterWrapper(nn.Module):
         self.adapter = adapter
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As the sublayer is called: hidden states first, or by keyword."""
+        """Takes the arguments of the sublayer; hidden states are the first one, or `hidden_states`."""
         rest: tuple[Any, ...] = ()
-        whole = True
+        returns_tensor = True
         x = args[0] if args else kwargs.pop("hidden_states")
 
         def sublayer(h: Tensor) -> Tensor:
-            nonlocal rest, whole
+            nonlocal rest, returns_tensor
             out = self.sublayer(h, *args[1:], **kwargs)
-            whole = isinstance(out, Tensor)
+            returns_tensor = isinstance(out, Tensor)
             if isinstance(out, Tensor):
                 return out
             rest = tuple(out[1:])
@@ -43,11 +43,11 @@ class AdapterWrapper(nn.Module):
         if x.ndim == 2:  # OPT flattens [b, t, d] to [b * t, d] for its feed-forward
             return self.adapter(x[None], lambda h: sublayer(h[0])[None])[0]
         y = self.adapter(x, sublayer)
-        return y if whole else (y, *rest)
+        return y if returns_tensor else (y, *rest)
 
 
 class FeedForward(nn.Module):
-    """A feed-forward sublayer made of a block's own three parts."""
+    """A feed-forward sublayer made of three modules of a block."""
 
     def __init__(self, fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class FeedForward(nn.Module):
 
 
 def wrap_sublayer(block: nn.Module, family: Family, place: Sublayer, adapter: Adapter) -> Callable[[], None]:
-    """Put an adapter around a block's sublayer; returns what undoes it."""
+    """Put an adapter around a block's sublayer. Returns a function that removes it."""
     path = family.attention if place == "attention" else family.mlp
     names: tuple[str, ...]
     if path == "fc1-activation-fc2":
@@ -72,9 +72,9 @@ def wrap_sublayer(block: nn.Module, family: Family, place: Sublayer, adapter: Ad
         parts = [block.get_submodule(path)]
         replacements = [AdapterWrapper(parts[0], adapter)]
 
-    def put(modules: list[Any]) -> None:
+    def set_modules(modules: list[Any]) -> None:
         for name, module in zip(names, modules, strict=True):
             setattr(block, name, module)
 
-    put(replacements)
-    return lambda: put(parts)
+    set_modules(replacements)
+    return lambda: set_modules(parts)

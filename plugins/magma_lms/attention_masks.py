@@ -1,4 +1,4 @@
-"""Which columns each position attends to. Axes: b batch, t tokens, p columns that a cache holds, d width."""
+"""Attention masks and padding masks. Axes: b batch, t tokens, p columns of the cache, d width."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from magma import BatchLayout
 
 
 def padding_mask(embeddings: Tensor, layout: BatchLayout, past: Tensor | None) -> Tensor:
-    """Which columns are no padding [b, p + t]."""
+    """[b, p + t]: True for columns that are not padding."""
     valid = torch.arange(embeddings.shape[1], device=embeddings.device) < layout.lengths[:, None]
     return valid if past is None else torch.cat([past, valid], dim=-1)
 
 
 def attention_mask(embeddings: Tensor, layout: BatchLayout, past: Tensor | None) -> Tensor:
-    """Which columns each position sees [b, t, p + t]: causal, no padding, own segment alone.
+    """[b, t, p + t]: True for columns that a position attends to: causal, not padding, in the same packed sequence.
 
-    Padding sees itself, so that no row is empty.
+    Padding attends to itself, so that no row of the mask is empty.
     """
     t = embeddings.shape[1]
     columns = torch.arange(t, device=embeddings.device)
-    seen = (columns <= columns[:, None]) & (columns < layout.lengths[:, None])[:, None]
+    attended = (columns <= columns[:, None]) & (columns < layout.lengths[:, None])[:, None]
     if layout.sequence_ids is not None:
-        seen = seen & (layout.sequence_ids[:, :, None] == layout.sequence_ids[:, None])
-    seen = seen | (columns == columns[:, None])
-    return seen if past is None else torch.cat([past[:, None].expand(-1, t, -1), seen], dim=-1)
+        attended = attended & (layout.sequence_ids[:, :, None] == layout.sequence_ids[:, None])
+    attended = attended | (columns == columns[:, None])
+    return attended if past is None else torch.cat([past[:, None].expand(-1, t, -1), attended], dim=-1)
 
 
-def to_additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention's scores: nothing where a column is seen."""
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+def to_additive_mask(attended: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as a bias that is added to attention scores: 0 for True, the most negative number for False."""
+    return torch.zeros_like(attended, dtype=dtype).masked_fill_(~attended, torch.finfo(dtype).min)

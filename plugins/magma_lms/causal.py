@@ -1,6 +1,6 @@
 """Causal language models of transformers as frozen language models.
 
-Axes: b batch, t tokens, p columns that a cache holds, d width, v vocabulary, m scored positions.
+Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored positions.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .weights import WEIGHT_FILES, find_problems, load_pretrained
 
 
 class Causal(TransformersLM):
-    """Any causal language model of transformers whose blocks are known (see `families.py`)."""
+    """Any causal language model of transformers whose family is known (see `families.py`)."""
 
     name = "causal"
 
     class Config(PartConfig):
-        """`weights` as transformers names them, or `architecture` for random ones of a size of one's own."""
+        """Either pretrained `weights`, or an `architecture` with random weights."""
 
         weights: Weights | None = None
-        """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
+        """A hub name, a folder with `config.json` and safetensors, or `"bundled:tiny"`."""
         architecture: dict[str, Any] | None = None
-        """Fields of the transformers configuration that `model_type` names; the others have that one's defaults."""
+        """For random weights: fields of a transformers configuration, with its `model_type`."""
         tokenizer: Weights | None = None
-        """A hub name or folder; `weights` where it is not given."""
+        """A hub name or a folder. Default: `weights`."""
         bos: Bos = "auto"
-        """Does BOS stand before everything? "auto": as the tokenizer itself does it."""
+        """Whether BOS is put before everything, media included. `"auto"`: as the tokenizer itself does it."""
 
         @model_validator(mode="after")
         def _one_source(self) -> Self:
@@ -47,7 +47,7 @@ class Causal(TransformersLM):
         from transformers import AutoConfig
 
         if config.architecture is not None:
-            architecture = _own_architecture(config.architecture)
+            architecture = _custom_architecture(config.architecture)
         else:
             assert config.weights is not None
             architecture = load_pretrained("weights", config.weights, AutoConfig.from_pretrained)
@@ -55,7 +55,7 @@ class Causal(TransformersLM):
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """A folder or a bundled name that is not there, a hub name that cannot be had."""
+        """Missing folders, unknown bundled names and unavailable hub names."""
         return find_problems(config.weights, config.tokenizer, ("config.json",), WEIGHT_FILES)
 
     @classmethod
@@ -66,7 +66,7 @@ class Causal(TransformersLM):
         return CheckInputs({"architecture": {"model_type": "gpt2", **sizes, **vocabulary}, "tokenizer": "bundled:tiny"})
 
 
-def _own_architecture(fields: dict[str, Any]) -> Any:
+def _custom_architecture(fields: dict[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
@@ -74,8 +74,8 @@ def _own_architecture(fields: dict[str, Any]) -> Any:
     default = AutoConfig.for_model(family)
     known = {*default.to_dict(), *default.attribute_map}
     for unknown in sorted(set(fields) - known):
-        raise PartError(f'lm.architecture: {family} has no "{unknown}".{did_you_mean(unknown, known)}')
+        raise PartError(f'lm.architecture: {family} has no field "{unknown}".{did_you_mean(unknown, known)}')
     try:
         return AutoConfig.for_model(**fields)
     except (StrictDataclassError, ValueError, TypeError) as error:
-        raise PartError(f"lm.architecture: no {family} can be built like this: {error}") from error
+        raise PartError(f"lm.architecture: a {family} with these fields cannot be built: {error}") from error

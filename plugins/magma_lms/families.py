@@ -1,6 +1,6 @@
-"""Where each model family keeps its blocks, and how an adapter is put around a sublayer of one.
+"""Module paths of each model family of transformers: its blocks, and their sublayers.
 
-Axes: b batch, t tokens, p columns that a cache holds, h heads, w a head's width, d width.
+Axes: b batch, t tokens, p columns of the cache, h heads, w width of a head, d width.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ class Family:
     """Module paths inside a transformers model."""
 
     decoder: str
-    """The model without its head."""
+    """The decoder, without the head."""
     blocks: str
-    """The list of blocks."""
+    """The module list of the blocks."""
     attention: str
+    """The attention sublayer, inside a block."""
     mlp: str | Literal["fc1-activation-fc2"]
-    """Inside a block; the latter where the feed-forward has no module of its own."""
+    """The feed-forward sublayer, inside a block; the literal if it is not one module but these three."""
     window: Callable[[Any], int | None] = lambda _: None
-    """How many positions the narrowest attention of a config reaches over, itself included; None: all."""
+    """Size of the smallest attention window of a configuration, in positions; None: full attention."""
     adjust: Callable[[Any], None] = lambda _: None
     """Changes a new model in place, so that `Causal`'s mask is the only one.
 
-    A mask of the library's own counts columns of the batch. With padding these are more than a row's positions: they
-    leave a window too early, and may be more than the context.
+    A mask inside the library counts columns of the batch. With padding there are more columns than positions of a row:
+    a window would end too early, and columns could exceed the context.
     """
 
 
@@ -44,16 +45,16 @@ def _local_window(architecture: Any) -> int | None:
 
 
 def _remove_causal_buffers(model: Any) -> None:
-    """GPT-Neo: no table [1, 1, context, context] of what each column sees, local or not."""
+    """GPT-Neo: removes the causal masks [1, 1, context, context], local and global."""
     for block in model.transformer.h:
         block.attn.attention.bias = None
         block.attn.attention._attn = _attend
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    """[b, h, t, w], [b, h, p + t, w] twice and [b, 1, t, p + t] to what is gathered [b, h, t, w], and its weights.
+    """Attention of the query [b, h, t, w] to key and value [b, h, p + t, w], with an additive mask [b, 1, t, p + t].
 
-    As the library computes it: scores in float32, not divided by anything.
+    Returns the output [b, h, t, w] and the weights. As in the library, scores are in float32 and not scaled.
     """
     scores = query.float() @ key.float().transpose(-1, -2) + mask
     weights = scores.softmax(-1).to(value.dtype)
@@ -75,5 +76,5 @@ FAMILIES = {
     "qwen2": _SLIDING,
     "qwen3": _SLIDING,
 }
-"""By `model_type`. All position-independent but for attention. The context of a model whose attention slides ends
-with the window (GPT-Neo: 256)."""
+"""By `model_type`. In all families only attention depends on positions. With sliding-window attention, the context is
+limited to the window (GPT-Neo: 256)."""

@@ -1,10 +1,10 @@
-"""GPT-J (Wang and Komatsuzaki 2021) on its hot path: the published weights, a forward pass of our own.
+"""GPT-J (Wang and Komatsuzaki 2021) with the published weights and a faster forward pass.
 
-What differs from the library's, and gives the same numbers: attention is one fused kernel and needs no mask where rows
-are padded on the right; sines and cosines are looked up once for all blocks; the activation is one kernel; the last
-block computes what is asked for alone.
+It differs from the one of transformers as follows, with the same results. Attention is one fused kernel, without a mask
+if rows are padded on the right. Sines and cosines are looked up once for all blocks. The activation is one kernel. The
+last block computes only the positions that are needed.
 
-Axes: b batch, t tokens, p columns that a cache holds, h heads, r rotary dimension, d width, m scored positions.
+Axes: b batch, t tokens, p columns of the cache, h heads, r rotary dimension, d width, m scored positions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .weights import WEIGHT_FILES, find_problems, resolve_source, unreadable_mes
 
 
 class Attention(nn.Module):
-    """The library's projections, under their names, with fused attention between them."""
+    """Fused attention with the projections of transformers, under the same names."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -42,16 +42,17 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
     ) -> Tensor:
-        """[b, t, d] to [b, t - first, d]: what the positions from `first` on gather.
+        """[b, t, d] to [b, t - first, d]: attention of the positions from `first` on.
 
-        `rope` are the positions' sines and cosines [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] says who sees whom,
-        behind a shared beginning as what is added to scores;
-        without one each position sees itself and those before it.
+        `rope` has sines and cosines of the positions [b, t, 1, r / 2]. `mask` [b, 1, t, p + t] is an attention mask,
+        additive if there is a shared prefix. Without a mask, attention is causal.
         """
         sines, cosines = rope
-        queries = apply_rope(self._heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary)
-        keys = apply_rope(self._heads(self.k_proj(x)), sines, cosines, self.rotary)
-        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._heads(self.v_proj(x))))
+        queries = apply_rope(
+            self._split_heads(self.q_proj(x[:, first:])), sines[:, first:], cosines[:, first:], self.rotary
+        )
+        keys = apply_rope(self._split_heads(self.k_proj(x)), sines, cosines, self.rotary)
+        queries, keys, values = (part.transpose(1, 2) for part in (queries, keys, self._split_heads(self.v_proj(x))))
         if mask is not None:
             mask = mask[:, :, first:]
         elif first:
@@ -62,16 +63,16 @@ class Attention(nn.Module):
             out = cache.shared_prefix.attend(queries, keys, values, mask, self.layer)
         else:
             out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
-        gathered: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
-        return gathered
+        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        return projected
 
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         b, t, d = x.shape
         return x.view(b, t, self.heads, d // self.heads)
 
 
 class Block(nn.Module):
-    """The library's block, under its names: attention and feed-forward side by side."""
+    """The block of transformers, with the same names: attention and feed-forward in parallel."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
@@ -82,70 +83,76 @@ class Block(nn.Module):
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]."""
         y = self.ln_1(x)
-        late_positions = y[:, first:]
-        out: Tensor = (
-            self._attend(y, late_positions, rope, mask, cache, first) + self.mlp(late_positions) + x[:, first:]
-        )
+        y_from_first = y[:, first:]
+        out: Tensor = self._attend(y, y_from_first, rope, mask, cache, first) + self.mlp(y_from_first) + x[:, first:]
         return out
 
     def _attend(
         self,
         y: Tensor,
-        late_positions: Tensor,
+        y_from_first: Tensor,
         rope: tuple[Tensor, Tensor],
         mask: Tensor | None,
         cache: Any,
         first: int,
     ) -> Tensor:
-        """[b, t - first, d]. An adapter mixes no positions: it needs the late ones alone, attention sees all.
+        """Attention with its adapter, [b, t - first, d].
 
-        But for one that changes what its sublayer is given. Which way it goes, no batch decides: under ZeRO-3 all
-        processes run the same modules.
+        An adapter does not mix positions, so it only computes those from `first` on; attention reads all. An adapter
+        that changes the input of its sublayer needs all positions. The choice does not depend on the batch, because
+        under ZeRO-3 all processes have to run the same modules.
         """
         attention = self.attn
-        found: Tensor
+        out: Tensor
         if not isinstance(attention, AdapterWrapper):
-            found = attention(y, rope, mask, cache, first)
-            return found
+            out = attention(y, rope, mask, cache, first)
+            return out
         if attention.adapter.passes_input_through:
-            found = attention.adapter(late_positions, lambda _: attention.sublayer(y, rope, mask, cache, first))
-            return found
+            out = attention.adapter(y_from_first, lambda _: attention.sublayer(y, rope, mask, cache, first))
+            return out
         whole: Tensor = attention(y, rope, mask, cache)
         return whole[:, first:]
 
 
 class GPTJ(TransformersLM):
-    """The paper's language model. Sizes default to the 6B model's."""
+    """GPT-J, the language model of the paper. The default sizes are those of the 6B model."""
 
     name = "gptj"
 
     class Config(PartConfig):
-        """Sizes count where there is no config.json beside `weights`; without `weights` these are random."""
+        """Weights and sizes. A config.json beside `weights` overrides the sizes; without `weights` they are random."""
 
         renamed_keys = MappingProxyType({"words": "num_embeddings"})
 
         weights: Weights | None = None
-        """A hub name, a folder with config.json and safetensors, or "bundled:tiny"."""
+        """A hub name, a folder with `config.json` and safetensors, or `"bundled:tiny"`."""
         tokenizer: Weights | None = None
-        """A hub name or folder; `weights` where it is not given."""
+        """A hub name or a folder. Default: `weights`."""
         bos: Bos = "auto"
-        """Does BOS stand before everything? "auto": as the tokenizer itself does it."""
+        """Whether BOS is put before everything, media included. `"auto"`: as the tokenizer itself does it."""
         layers: int = Field(28, ge=1)
+        """Number of blocks. This and the sizes below are ignored if there is a `config.json` beside the weights."""
         dim: int = Field(4096, ge=1)
+        """Width of the hidden states."""
         heads: int = Field(16, ge=1)
+        """Attention heads per block."""
         rotary_dim: int = Field(64, ge=2)
+        """Dimensions of a head that get rotary position embeddings."""
         context: int = Field(2048, ge=1)
+        """Maximum number of positions."""
         vocab: int = Field(50400, ge=1)
+        """Rows of the head."""
         num_embeddings: int | None = Field(None, ge=1)
-        """Rows of the word embedding, where it has fewer than the head; in a file the others are padding."""
+        """Rows of the word embedding, if it has fewer than the head. Default: `vocab`."""
         eos: int = Field(50256, ge=0)
+        """Id of the end-of-text token."""
 
         @model_validator(mode="after")
         def _sizes_fit(self) -> Self:
             if self.dim % self.heads:
-                raise ValueError(f"a width ({self.dim}) that the heads ({self.heads}) divide")
+                raise ValueError(f"a width ({self.dim}) that is a multiple of the number of heads ({self.heads})")
             if self.rotary_dim % 2 or self.rotary_dim > self.dim // self.heads:
-                raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, a head's width")
+                raise ValueError(f"an even rotary_dim of at most {self.dim // self.heads}, the width of a head")
             rows, key = (self.num_embeddings, "num_embeddings") if self.num_embeddings else (self.vocab, "vocab")
             if self.eos >= rows:
                 raise ValueError(f"an eos below {key} ({rows})")
@@ -157,21 +164,21 @@ class GPTJ(TransformersLM):
         super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config), config.bos)
         if config.num_embeddings is not None and config.num_embeddings > self.vocab:
             raise PartError(
-                f"lm.num_embeddings: given {config.num_embeddings}; allowed: at most the head's {self.vocab} rows"
+                f"lm.num_embeddings: given {config.num_embeddings}; allowed: at most {self.vocab}, the rows of the head"
             )
         self._replace_blocks()
 
     def load_weights(self) -> None:
-        """As every model of transformers."""
+        """Load the weights, as for every model of transformers, and replace the blocks."""
         super().load_weights()
         self._replace_blocks()
 
     def _replace_blocks(self) -> None:
-        """Same tensors under the same names; the padding of the word embedding is cut off."""
+        """Replace the blocks by faster ones with the same tensors; remove the padding rows of the word embedding."""
         if self.config.num_embeddings is not None:
-            whole = self.model.get_input_embeddings()
-            whole.weight = nn.Parameter(whole.weight.detach()[: self.config.num_embeddings].clone())
-            whole.num_embeddings = self.config.num_embeddings
+            embedding = self.model.get_input_embeddings()
+            embedding.weight = nn.Parameter(embedding.weight.detach()[: self.config.num_embeddings].clone())
+            embedding.num_embeddings = self.config.num_embeddings
         self.model.lm_head = FusedHead(self.model.lm_head)
         decoder = self.model.transformer
         table = rope_table(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)
@@ -182,16 +189,16 @@ class GPTJ(TransformersLM):
                 block.mlp.act = nn.GELU(approximate="tanh")
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """[m, d] and [m] to the sum in float32."""
+        """Hidden states [m, d] and labels [m] to the summed cross-entropy, in float32."""
         loss: Tensor = self.model.lm_head(hidden, labels)
         return loss
 
     def new_cache(self) -> SharedPrefixCache:
-        """An empty one."""
+        """An empty KV cache."""
         return SharedPrefixCache.empty()
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
-        """[b, t, d] to [m, d]; a cache is filled in place. The last block computes what is scored alone."""
+        """[b, t, d] to [m, d]; a cache is filled in place. The last block only computes scored positions."""
         assert cache is None or isinstance(cache, SharedPrefixCache)
         past = None if cache is None else cache.valid
         mask = None
@@ -216,17 +223,17 @@ class GPTJ(TransformersLM):
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """The bundled one."""
+        """The bundled weights."""
         return CheckInputs({"weights": "bundled:tiny"})
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """A folder or a bundled name that is not there, a hub name that cannot be had."""
+        """Missing folders, unknown bundled names and unavailable hub names."""
         return find_problems(config.weights, config.tokenizer, WEIGHT_FILES)
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:
-    """config.json beside the weights where it is at hand, else the config's sizes; never a download."""
+    """config.json beside the weights if it is on this machine, else the config's sizes. Downloads nothing."""
     from transformers import GPTJConfig
 
     if config.weights is not None:
@@ -234,12 +241,12 @@ def _gptj_architecture(config: GPTJ.Config) -> Any:
         try:
             found = GPTJConfig.get_config_dict(where, local_files_only=True)[0]
         except OSError as error:
-            if (Path(where) / "config.json").is_file():  # there, but no JSON
+            if (Path(where) / "config.json").is_file():  # it exists, but is not JSON
                 raise PartError(unreadable_message("weights", config.weights, error)) from error
             found = {}
         if found and found.get("model_type") != "gptj":
             raise PartError(
-                f'lm.weights: {config.weights} holds a "{found.get("model_type")}"; use = "causal" takes it'
+                f'lm.weights: {config.weights} is a "{found.get("model_type")}", not a "gptj"; use = "causal" loads it'
             )
         if found:
             end = found.get("eos_token_id")

@@ -1,7 +1,7 @@
-"""Keys and values with room behind them: a token that is decoded is written, and what was there is not copied.
+"""A KV cache with spare columns: decoding a token writes one column, and does not copy the others.
 
-Axes: b rows, h heads, p columns, t new ones, w a head's width. Imported when a cache is first made, for the library is
-slow to import.
+Axes: b rows, h heads, p columns, t new columns, w width of a head. This module is imported when the first cache is
+created, because importing transformers is slow.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 SPARE_COLUMNS = 64
-"""Columns that are made ready ahead."""
+"""Number of columns that are allocated in advance."""
 
 
 class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # the library is not typed
-    """transformers' layer of a dynamic cache, but for the copy of everything that it makes for every token."""
+    """transformers' `DynamicLayer`, without copying all keys and values for every token."""
 
     def __init__(self, buffers: list[Tensor] | None = None, columns: int = 0) -> None:
-        """`buffers`: keys and values [b, h, p or more, w], of which the first `columns` count."""
+        """`buffers`: keys and values [b, h, at least p, w], of which the first `columns` are used."""
         super().__init__()
         self.buffers = buffers
         if buffers is not None:
             self.lazy_initialization(*buffers)
-            self.keys, self.values = (whole[:, :, :columns] for whole in buffers)
+            self.keys, self.values = (buffer[:, :, :columns] for buffer in buffers)
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Put new ones [b, h, t, w] behind the others; all of them [b, h, p + t, w]."""
+        """Append keys and values [b, h, t, w]. Returns all of them, [b, h, p + t, w]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states, value_states
@@ -36,11 +36,11 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # the library is n
         p, t = self.keys.shape[2], key_states.shape[2]
         if self.buffers is None or self.buffers[0].shape[2] < p + t:
             self.buffers = [_allocate(old, old.shape[0], p + t) for old in (self.keys, self.values)]
-            for whole, old in zip(self.buffers, (self.keys, self.values), strict=True):
-                whole[:, :, :p] = old
-        for whole, new in zip(self.buffers, (key_states, value_states), strict=True):
-            whole[:, :, p : p + t] = new
-        self.keys, self.values = (whole[:, :, : p + t] for whole in self.buffers)
+            for buffer, old in zip(self.buffers, (self.keys, self.values), strict=True):
+                buffer[:, :, :p] = old
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, p : p + t] = new
+        self.keys, self.values = (buffer[:, :, : p + t] for buffer in self.buffers)
         return self.keys, self.values
 
 
@@ -50,9 +50,9 @@ def empty_cache() -> Cache:
 
 
 def select_rows(cache: Cache, rows: Tensor) -> Cache:
-    """A cache of its own of these rows [b'], some of them several times.
+    """A new cache of these rows [b'], which may repeat.
 
-    A single row that is repeated is copied when there is something to put behind it, and it is known how much.
+    If the cache has a single row, the repeated rows are a view of it. They are copied when columns are appended.
     """
     if not cache.layers:
         return empty_cache()
@@ -65,8 +65,8 @@ def select_rows(cache: Cache, rows: Tensor) -> Cache:
             )
             continue
         buffers = [_allocate(old, len(rows), p) for old in (layer.keys, layer.values)]
-        for whole, old in zip(buffers, (layer.keys, layer.values), strict=True):
-            torch.index_select(old, 0, rows, out=whole[:, :, :p])
+        for buffer, old in zip(buffers, (layer.keys, layer.values), strict=True):
+            torch.index_select(old, 0, rows, out=buffer[:, :, :p])
         layers.append(PreallocatedLayer(buffers, p))
     return Cache(layers=layers)
 

@@ -12,24 +12,24 @@ from torch import Tensor
 
 
 def rope_table(positions: int, r: int, device: torch.device) -> Tensor:
-    """Sines and cosines of rotary embeddings [positions, r], r / 2 of each, in float32 (Su et al. 2021)."""
-    speeds = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
-    angles = torch.arange(positions, device=device).float()[:, None] * speeds
+    """Sines and cosines of all positions, [positions, r], r / 2 of each, in float32."""
+    frequencies = 1.0 / 10000 ** (torch.arange(0, r, 2, device=device) / r)
+    angles = torch.arange(positions, device=device).float()[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 def apply_rope(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
-    """Rotary embeddings [b, t, h, d / h]: the first r dimensions of each head, neighbours as pairs."""
-    if torch.compiler.is_compiling():  # it writes that loop itself
+    """Rotate the first r dimensions of each head of x [b, t, h, d / h], in pairs of neighbouring dimensions."""
+    if torch.compiler.is_compiling():  # the compiler fuses these operations itself
         even, odd = x[..., 0:r:2], x[..., 1:r:2]
         pairs = torch.stack((even * cosines - odd * sines, odd * cosines + even * sines), dim=-1)
         return torch.cat([pairs.flatten(-2), x[..., r:]], dim=-1)
-    out: Tensor = _Rotate.apply(x, sines, cosines, r)
+    out: Tensor = _Rotation.apply(x, sines, cosines, r)
     return out
 
 
-class _Rotate(torch.autograd.Function):
-    """A rotation, whose gradient is rotated back: no part of it is kept, none is summed up from slices."""
+class _Rotation(torch.autograd.Function):
+    """A rotation whose backward pass is the inverse rotation: saves no activations and sums no slices."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
@@ -47,7 +47,7 @@ def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
     out = torch.empty_like(x)
     out[..., r:] = x[..., r:]
     if x.dtype == torch.float32 and x.is_contiguous() and x.shape[-1] % 2 == 0:
-        # As complex numbers: one kernel instead of four, which torch has in single and double precision only.
+        # As complex numbers: one kernel instead of four. torch has it only in single and double precision.
         torch.mul(_as_complex(x, r), torch.complex(cosines, sines), out=_as_complex(out, r))
         return out
     even, odd = x[..., 0:r:2], x[..., 1:r:2]
@@ -57,5 +57,5 @@ def _rotate(x: Tensor, sines: Tensor, cosines: Tensor, r: int) -> Tensor:
 
 
 def _as_complex(x: Tensor, r: int) -> Tensor:
-    """[b, t, h, r / 2]: the neighbouring pairs of the first r dimensions, without a copy."""
+    """A complex view [b, t, h, r / 2] of neighbouring pairs of the first r dimensions, without a copy."""
     return torch.view_as_complex(x[..., :r].view(*x.shape[:-1], r // 2, 2))

@@ -1,4 +1,4 @@
-"""Where a language model's weights and tokenizer are: a hub name, a folder, or a bundled one."""
+"""Finds and loads weights and tokenizers: from a hub name, a folder, or a bundled model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magma import PartError, find_local_folder, hub_has, hub_problem, is_folder, source_problems
+from magma import PartError, error_summary, find_local_folder, hub_has, hub_problem, is_folder, source_problems
 
 BUNDLED = "bundled:"
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -15,32 +15,37 @@ BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
 def bundled_names() -> list[str]:
-    """Names of the language models that come with this package."""
+    """Names of the language models in this package."""
     return sorted(path.parent.name for path in BUNDLED_FOLDER.glob("*/config.json"))
 
 
 def resolve_source(source: str) -> str:
-    """A bundled name as its folder; everything else is for transformers."""
+    """The folder of a bundled name; any other source unchanged."""
     return str(BUNDLED_FOLDER / source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else source
 
 
 def find_problems(weights: str | None, tokenizer: str | None, *files: tuple[str, ...]) -> list[str]:
-    """What keeps weights (a folder has one of each of `files`) and tokenizer from being had."""
-    return [*_problems("weights", weights, *files), *_problems("tokenizer", tokenizer, cached="tokenizer_config.json")]
+    """Why weights and tokenizer are not available. A folder of weights needs one of each of `files`."""
+    return [
+        *_find_source_problems("weights", weights, *files),
+        *_find_source_problems("tokenizer", tokenizer, cached="tokenizer_config.json"),
+    ]
 
 
-def _problems(what: str, source: str | None, *files: tuple[str, ...], cached: str = "config.json") -> list[str]:
+def _find_source_problems(
+    what: str, source: str | None, *files: tuple[str, ...], cached: str = "config.json"
+) -> list[str]:
     if source is None:
         return []
     if source.startswith(BUNDLED):
         known = bundled_names()
         found = source.removeprefix(BUNDLED) in known
-        return [] if found else [f"{what}: given {source!r}; bundled are {', '.join(known) or 'none'}"]
+        return [] if found else [f"{what}: given {source!r}; allowed bundled models: {', '.join(known) or 'none'}"]
     return [f"{what}: {problem}" for problem in source_problems(source, *files, cached=cached)]
 
 
 def has_safetensors(source: str) -> bool:
-    """Weights are read as safetensors, unless there are only some in torch's own format: here, else on the hub."""
+    """Whether to read safetensors: yes, unless the source only has files in torch's format."""
     where = resolve_source(source)
     has = find_local_folder if is_folder(where) or find_local_folder(where, *WEIGHT_FILES) else hub_has
     safe, other = WEIGHT_FILES
@@ -48,33 +53,30 @@ def has_safetensors(source: str) -> bool:
 
 
 def load_pretrained(what: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
-    """`load` a folder, or a hub name: from the cache, else from the hub."""
+    """Call `load` with a folder or a hub name; the cache is tried before the hub. Raises `PartError`."""
     where = resolve_source(source)
     if is_folder(where) and not Path(where).is_dir():
-        raise PartError(f"lm.{_problems(what, source)[0]}. {_allowed()}")
+        raise PartError(f"lm.{_find_source_problems(what, source)[0]}. {_describe_allowed()}")
     try:
         if Path(where).is_dir():
             return load(where, **options)
         try:
             return load(where, local_files_only=True, **options)
         except OSError:
-            if problem := hub_problem(where):  # transformers would ask for each file many times over
+            if problem := hub_problem(where):  # transformers would request each file many times
                 raise OSError(problem) from None
         return load(where, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise PartError(unreadable_message(what, source, error)) from error
 
 
-def error_summary(error: Exception) -> str:
-    """The first line of what an error says."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
 def unreadable_message(what: str, source: str, error: Exception) -> str:
-    """What to say of weights or a tokenizer that are no such thing."""
-    return f"lm.{what}: given {source!r}, which cannot be read: {error_summary(error).rstrip('.')}. {_allowed()}"
+    """The error message for weights or a tokenizer that cannot be read."""
+    return (
+        f"lm.{what}: given {source!r}, which cannot be read: {error_summary(error).rstrip('.')}. {_describe_allowed()}"
+    )
 
 
-def _allowed() -> str:
+def _describe_allowed() -> str:
     here = " or ".join(BUNDLED + name for name in bundled_names()) or "a bundled name"
     return f"Allowed: a hub name, a folder in transformers' format (config.json, *.safetensors), or {here}"

@@ -1,6 +1,7 @@
 """Prefixes: maps from the features of an encoder to the space of word embeddings.
 
-The paper uses a linear map; the pooled one is Frozen's, the non-linear ones were tried and found no better.
+The paper uses the linear map. The pooled map is from Frozen. The paper also tried the non-linear ones, and found them
+no better.
 """
 
 from collections.abc import Iterable

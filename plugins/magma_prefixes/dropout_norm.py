@@ -1,4 +1,4 @@
-"""What every prefix ends with."""
+"""The last layers of every prefix."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class DropoutNorm(nn.Sequential):
-    """Dropout, then LayerNorm, on what a prefix puts out."""
+    """Dropout, then optionally LayerNorm, on the output of a prefix."""
 
     def __init__(self, dim: int, dropout: float, layernorm: bool) -> None:
         super().__init__(nn.Dropout(dropout), nn.LayerNorm(dim) if layernorm else nn.Identity())

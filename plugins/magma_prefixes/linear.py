@@ -19,10 +19,12 @@ class Linear(Prefix):
     name = "linear"
 
     class Config(PartConfig):
-        """The paper trains with dropout 0.1 and LayerNorm."""
+        """Dropout and LayerNorm. The paper trains with dropout 0.1 and with LayerNorm."""
 
         dropout: float = Field(0.0, ge=0, lt=1)
+        """Dropout probability on the embeddings."""
         layernorm: bool = False
+        """Apply LayerNorm to the embeddings."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)
@@ -31,7 +33,7 @@ class Linear(Prefix):
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def num_embeddings(self, features: int) -> int:
-        """As many as there are features."""
+        """One embedding per feature."""
         return features
 
     def forward(self, features: Features) -> Features:

@@ -1,6 +1,6 @@
-"""The non-linear prefixes that the paper tried, and found no better than a linear map (section 3.1).
+"""An MLP on each feature. The paper tried non-linear prefixes, and found them no better than linear (section 3.1).
 
-The paper gives no sizes; these are the field's usual ones. Axes: b batch, n features, e encoder width, k prefix
+The paper gives no sizes; the defaults here are common ones. Axes: b batch, n features, e encoder width, k prefix
 length (= n), h hidden width, d language-model width.
 """
 
@@ -22,12 +22,16 @@ class Mlp(Prefix):
     name = "mlp"
 
     class Config(PartConfig):
-        """`hidden` is h, d where it is not given."""
+        """Sizes of the hidden layers, dropout and LayerNorm."""
 
         layers: int = Field(1, ge=1)
+        """Number of hidden layers."""
         hidden: int | None = Field(None, ge=1)
+        """Width of the hidden layers. Default: the width of the language model."""
         dropout: float = Field(0.0, ge=0, lt=1)
+        """Dropout probability on the embeddings."""
         layernorm: bool = False
+        """Apply LayerNorm to the embeddings."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)
@@ -41,7 +45,7 @@ class Mlp(Prefix):
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def num_embeddings(self, features: int) -> int:
-        """As many as there are features."""
+        """One embedding per feature."""
         return features
 
     def forward(self, features: Features) -> Features:

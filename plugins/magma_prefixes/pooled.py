@@ -17,17 +17,20 @@ from .dropout_norm import DropoutNorm
 class Pooled(Prefix):
     """One pooled feature becomes k embeddings, as in Frozen: linear to k * d, reshaped.
 
-    Several features are averaged first, the real ones alone.
+    Several features are averaged first; padding is excluded.
     """
 
     name = "pooled"
 
     class Config(PartConfig):
-        """`length` is k; Frozen and the paper's NF-ResNet use 2."""
+        """Number of embeddings, dropout and LayerNorm."""
 
         length: int = Field(2, ge=1)
+        """Number of embeddings per item; Frozen and the paper's NF-ResNet use 2."""
         dropout: float = Field(0.0, ge=0, lt=1)
+        """Dropout probability on the embeddings."""
         layernorm: bool = False
+        """Apply LayerNorm to the embeddings."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)
@@ -38,14 +41,14 @@ class Pooled(Prefix):
 
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, k, d]."""
-        pooled = _mean(features)
+        pooled = _mean_pool(features)
         return Features(self.finish(self.projection(pooled).unflatten(-1, (self.length, self.dim))))
 
 
-def _mean(features: Features) -> Tensor:
-    """[b, n, e] to [b, e], over the real features."""
+def _mean_pool(features: Features) -> Tensor:
+    """[b, n, e] to [b, e]: the mean of the features that are not padding."""
     if features.lengths is None:
         return features.values.mean(1)
-    real = torch.arange(features.values.shape[1], device=features.values.device) < features.lengths[:, None]
-    total = (features.values * real[..., None]).sum(1)
+    valid = torch.arange(features.values.shape[1], device=features.values.device) < features.lengths[:, None]
+    total = (features.values * valid[..., None]).sum(1)
     return total / features.lengths[:, None].to(total.dtype)

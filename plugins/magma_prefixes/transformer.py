@@ -1,6 +1,6 @@
 """A transformer encoder over the features, which the paper tried and found no better than a linear map (section 3.1).
 
-The paper gives no sizes; these are the field's usual ones. Axes: b batch, n features, e encoder width, k prefix
+The paper gives no sizes; the defaults here are common ones. Axes: b batch, n features, e encoder width, k prefix
 length (= n), d language-model width.
 """
 
@@ -16,21 +16,26 @@ from .dropout_norm import DropoutNorm
 
 
 class Transformer(Prefix):
-    """Features look at each other before each becomes one embedding: k = n.
+    """Self-attention over the features, before each becomes one embedding: k = n.
 
-    Linear from e to `width`, learned positions, a pre-norm transformer encoder over the real features, linear to d.
+    Linear from e to `width`, learned positions, a pre-norm transformer encoder with a padding mask, linear to d.
     """
 
     name = "transformer"
 
     class Config(PartConfig):
-        """`width` of the encoder, e where it is not given; its feed-forward is four times as wide."""
+        """Sizes of the transformer encoder, dropout and LayerNorm."""
 
         layers: int = Field(2, ge=1)
+        """Number of transformer layers."""
         heads: int = Field(8, ge=1)
+        """Attention heads per layer; their number must divide the width."""
         width: int | None = Field(None, ge=1)
+        """Width of the layers; their feed-forward is four times as wide. Default: the width of the features."""
         dropout: float = Field(0.0, ge=0, lt=1)
+        """Dropout probability on the embeddings."""
         layernorm: bool = False
+        """Apply LayerNorm to the embeddings."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)
@@ -48,7 +53,7 @@ class Transformer(Prefix):
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def num_embeddings(self, features: int) -> int:
-        """As many as there are features."""
+        """One embedding per feature."""
         return features
 
     def forward(self, features: Features) -> Features:

@@ -1,4 +1,4 @@
-"""The authors' checkpoint format, in and out: `magma import reference` and `magma export reference`."""
+"""Import and export of the authors' checkpoint format: `magma import reference`, `magma export reference`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def magma_commands(cli: Program) -> None:
-    """The two commands; torch is loaded when one of them runs."""
+    """Adds the two commands. torch is imported only when one of them runs."""
     cli.group("import", "Read models of other formats.").command("reference")(import_reference)
     cli.group("export").command("reference")(export_reference)
 
@@ -23,12 +23,15 @@ def magma_commands(cli: Program) -> None:
 def import_reference(
     file: Annotated[Path, typer.Argument(help="mp_rank_00_model_states.pt, or a state dict in .safetensors.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Hub name or folder; gpt2 where it can be had.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hub name or folder. Default: gpt2, if it is available.")
+    ] = None,
     image_size: Annotated[
-        int | None, typer.Option(min=32, help="Pixels of a side, for an encoder that is none of CLIP's.")
+        int | None,
+        typer.Option(min=32, help="Pixels per side, for an encoder with other sizes than OpenAI's CLIP ResNets."),
     ] = None,
 ) -> None:
-    """Make a MAGMA folder of a checkpoint of the authors' code; every size is found in the file."""
+    """Convert a checkpoint of the authors' code to a MAGMA folder. All sizes are read from the file."""
     from .convert import to_folder
 
     typer.echo("\n".join(to_folder(file, out, tokenizer, image_size)))
@@ -39,7 +42,7 @@ def export_reference(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
     out: Annotated[Path, typer.Option(help="File to write, .pt or .safetensors; it must not exist yet.")],
 ) -> None:
-    """Write a checkpoint as the authors' code reads it."""
+    """Write a checkpoint in the format of the authors' code."""
     from .convert import to_file
 
     typer.echo("\n".join(to_file(folder, out)))

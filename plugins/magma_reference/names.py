@@ -1,4 +1,4 @@
-"""What the authors' code calls each tensor, and which sizes the tensors of a checkpoint tell.
+"""Names of tensors in the authors' code, and model sizes from the tensors of a checkpoint.
 
 Axes: d language-model width, c positions of its context, r rotary dimension.
 """
@@ -24,7 +24,7 @@ CLIP_RESNETS: dict[tuple[tuple[int, ...], int], int] = {
 }
 """Image size of OpenAI's CLIP ResNets by their stages and width: RN50, RN101, RN50x4, RN50x16, RN50x64."""
 BUFFERS = ("bias", "masked_bias", "scale_attn", "sin", "cos")
-"""Tables that each attention of the authors' GPT-J holds; none of them is learned."""
+"""Buffers of each attention layer of the authors' GPT-J; they are not trained."""
 _ATTENTION = {None: "attn.attention", "sequential": "attn.attn_block.attention", "parallel": "attn.module.attention"}
 _MLP = {None: "mlp", "sequential": "mlp.0", "parallel": "mlp.module"}
 _ADAPTER = {
@@ -35,19 +35,19 @@ _ADAPTER = {
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """The adapters at one place of every block."""
+    """The adapters around one sublayer of every block."""
 
     use: str
-    """sequential, or parallel."""
+    """`"sequential"` or `"parallel"`."""
     downsample: int
     layernorm: bool
     learned: bool
-    """The scale is a parameter."""
+    """Whether the scale is a parameter."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """All that a model of the authors' code can differ in."""
+    """All sizes and options of a model of the authors' code."""
 
     layers: int
     dim: int
@@ -56,18 +56,18 @@ class Sizes:
     context: int
     vocab: int
     words: int
-    """Rows of the word embedding; the last is the image token's, the one before it end-of-text."""
+    """Rows of the word embedding; the last one is the image token, the one before it end-of-text."""
     stages: tuple[int, int, int, int]
     width: int
     image_size: int
     layernorm: bool
-    """Behind the image prefix."""
+    """Whether LayerNorm follows the image prefix."""
     guessed: bool = False
-    """Nothing tells the image size."""
+    """Whether `image_size` is a guess, because the file does not determine it."""
     adapters: Mapping[str, Bottleneck] = field(default_factory=dict)
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe of the model, its language model's weights left out."""
+        """The recipe of the model, without the weights of its language model."""
         words = {} if self.words == self.vocab else {"num_embeddings": self.words}
         return {
             "name": "reference",
@@ -113,15 +113,15 @@ class Sizes:
         return f"lm.transformer.h.{layer}.{_ATTENTION[adapter.use if adapter else None]}"
 
     def reference(self, name: str) -> str:
-        """What the authors' code calls a tensor of ours."""
-        for ours, reference_name in (
+        """The name in the authors' code of a tensor with this name in MAGMA."""
+        for magma_name, reference_name in (
             ("inputs.image.encoder.network.", "image_prefix.enc."),
             ("inputs.image.prefix.projection.", "image_prefix.proj."),
             ("inputs.image.prefix.finish.1.", "image_prefix.ln."),
             ("lm.model.", "lm."),
         ):
-            if name.startswith(ours):
-                name = reference_name + name.removeprefix(ours)
+            if name.startswith(magma_name):
+                name = reference_name + name.removeprefix(magma_name)
                 break
         found = re.fullmatch(r"(lm\.transformer\.h\.\d+)\.(attn|mlp)\.(.+)", name)
         if not found:
@@ -130,12 +130,12 @@ class Sizes:
         place = "attention" if short == "attn" else "mlp"
         adapter = self.adapters.get(place)
         if adapter and rest.startswith("adapter."):
-            return f"{block}.{_ADAPTER[place][adapter.use]}.{_in_adapter(adapter, rest)}"
+            return f"{block}.{_ADAPTER[place][adapter.use]}.{_adapter_tensor_name(adapter, rest)}"
         rest = rest.removeprefix("sublayer.").replace("fc_in.", "c_fc.").replace("fc_out.", "c_proj.")
         return f"{block}.{(_ATTENTION if short == 'attn' else _MLP)[adapter.use if adapter else None]}.{rest}"
 
     def tables(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The buffers of an attention, without the causal mask `bias`."""
+        """The buffers of an attention layer, without the causal mask `bias`."""
         frequencies = 1.0 / (10000 ** (torch.arange(0, self.rotary, 2) / self.rotary))
         angles = torch.arange(self.context)[:, None].float() * frequencies
         return {
@@ -146,8 +146,8 @@ class Sizes:
         }
 
 
-def _in_adapter(adapter: Bottleneck, rest: str) -> str:
-    """Our `adapter.down.weight` as a step of their nn.Sequential: an optional LayerNorm, linear, ReLU, linear."""
+def _adapter_tensor_name(adapter: Bottleneck, rest: str) -> str:
+    """`adapter.down.weight` as an entry of the authors' nn.Sequential: optional LayerNorm, linear, ReLU, linear."""
     _, step, *kind = rest.split(".")
     if step == "scale":
         return "adapter_scale"
@@ -156,8 +156,8 @@ def _in_adapter(adapter: Bottleneck, rest: str) -> str:
     return ".".join(["adapter", str(number), *kind])
 
 
-def alias(name: str) -> str | None:
-    """The second name under which the authors' state dict holds the same tensor."""
+def find_alias(name: str) -> str | None:
+    """The second name of the same tensor in the authors' state dict, if there is one."""
     if name == "lm.transformer.wte.weight":
         return "word_embedding.weight"
     if name.startswith("lm.transformer.h."):
@@ -169,25 +169,28 @@ def alias(name: str) -> str | None:
 
 
 def find_sizes(tensors: Mapping[str, Tensor], image_size: int | None = None) -> Sizes:
-    """Every size, read off the shapes and tables of a state dict. Raises `CheckpointError` for what is not there.
+    """All sizes, from the shapes and buffers of a state dict. Raises `CheckpointError` if a tensor is missing.
 
-    The convolutions do not tell the image size: it is that of OpenAI's tower of these stages and this width, else
-    `image_size`, else the largest square of at most 224 pixels that leaves half of the context to text.
+    The image size does not follow from the convolutions. It is `image_size` if given, else the size of OpenAI's encoder
+    with these stages and this width, else the largest square of at most 224 pixels that leaves half of the context
+    for text.
     """
 
     def shape(name: str, axes: int) -> tuple[int, ...]:
         if name not in tensors:
-            raise CheckpointError(f"this is no checkpoint of the authors' code: it has no tensor {name}")
+            raise CheckpointError(f"this is not a checkpoint of the authors' code: it has no tensor {name}")
         found = tuple(tensors[name].shape)
         if len(found) != axes or 0 in found:
-            raise CheckpointError(f"{name} is {list(found)}; allowed: {axes} axes, none of them empty")
+            raise CheckpointError(f"{name} has the shape {list(found)}; allowed: {axes} axes, none of them empty")
         return found
 
     words, dim = shape("lm.transformer.wte.weight", 2)
     vocab, _ = shape("lm.lm_head.weight", 2)
-    layers = _count(tensors, r"lm\.transformer\.h\.(\d+)\.")
+    layers = _count_layers(tensors, r"lm\.transformer\.h\.(\d+)\.")
     adapters = {
-        place: found for place in ("attention", "mlp") if (found := _adapter(tensors, place, dim, shape)) is not None
+        place: found
+        for place in ("attention", "mlp")
+        if (found := _find_adapter(tensors, place, dim, shape)) is not None
     }
     attention = adapters.get("attention")
     path = f"lm.transformer.h.0.{_ATTENTION[attention.use if attention else None]}"
@@ -195,11 +198,13 @@ def find_sizes(tensors: Mapping[str, Tensor], image_size: int | None = None) -> 
     shape(f"{path}.scale_attn", 0)
     per_head = round(float(tensors[f"{path}.scale_attn"].float()) ** 2)
     if per_head < 1 or dim % per_head:
-        raise CheckpointError(f"{path}.scale_attn tells heads of width {per_head}, which do not divide {dim}")
-    stages = tuple(_count(tensors, rf"image_prefix\.enc\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
+        raise CheckpointError(
+            f"{path}.scale_attn implies heads of width {per_head}, which does not divide the model's width, {dim}"
+        )
+    stages = tuple(_count_layers(tensors, rf"image_prefix\.enc\.layer{stage}\.(\d+)\.") for stage in (1, 2, 3, 4))
     width, *_ = shape("image_prefix.enc.layer1.0.conv1.weight", 4)
     if words < 3 or words > vocab:
-        raise CheckpointError(f"lm.transformer.wte.weight has {words} rows; allowed: 3 to {vocab}, as lm_head has")
+        raise CheckpointError(f"lm.transformer.wte.weight has {words} rows; allowed: 3 to {vocab}, the rows of lm_head")
     return Sizes(
         layers=layers,
         dim=dim,
@@ -222,16 +227,18 @@ def _guess_image_size(context: int) -> int:
     return 32 * side
 
 
-def _count(names: Iterable[str], pattern: str) -> int:
-    """How many numbers from 0 on the names have where the pattern says."""
+def _count_layers(names: Iterable[str], pattern: str) -> int:
+    """Number of layers: the names that match have the numbers from 0 on. Raises `CheckpointError` for gaps."""
     found = {int(match[1]) for name in names if (match := re.match(pattern, name)) and len(match[1]) < 6}
     if found != set(range(len(found))) or not found:
         where = pattern.replace("\\", "").replace("(d+)", "N")
-        raise CheckpointError(f"this is no checkpoint of the authors' code: its {where} are {sorted(found)[:8]}")
+        raise CheckpointError(
+            f"this is not a checkpoint of the authors' code: the numbers N in its names {where} are {sorted(found)[:8]}"
+        )
     return len(found)
 
 
-def _adapter(tensors: Mapping[str, Tensor], place: str, dim: int, shape: Any) -> Bottleneck | None:
+def _find_adapter(tensors: Mapping[str, Tensor], place: str, dim: int, shape: Any) -> Bottleneck | None:
     block = "lm.transformer.h.0."
     for use in ("sequential", "parallel"):
         path = block + _ADAPTER[place][use]
@@ -242,6 +249,8 @@ def _adapter(tensors: Mapping[str, Tensor], place: str, dim: int, shape: Any) ->
         down, _ = shape(f"{path}.adapter.{1 if layernorm else 0}.weight", 2)
         downsample = dim // down
         if downsample < 1 or dim // downsample != down:
-            raise CheckpointError(f"{path}: its bottleneck is {down} wide, which is no whole fraction of {dim}")
+            raise CheckpointError(
+                f"{path}: its bottleneck has the width {down}; allowed: {dim} divided by a whole number"
+            )
         return Bottleneck(use, downsample, layernorm, f"{path}.adapter_scale" in tensors)
     return None

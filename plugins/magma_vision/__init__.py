@@ -1,7 +1,7 @@
 """Image encoders: CLIP through open_clip, and the networks of timm.
 
-`image_file.py` opens images, `preprocessing.py` brings them to pixels of an encoder's size, `image_encoder.py` has what
-all image encoders share.
+`image_file.py` opens images, `preprocessing.py` converts, resizes and crops them, `image_encoder.py` is the base class
+of all image encoders.
 """
 
 from collections.abc import Iterable

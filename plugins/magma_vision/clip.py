@@ -1,4 +1,4 @@
-"""CLIP's vision towers through open_clip, as feature grids before their pooling (section 3.1 of the paper)."""
+"""CLIP's image encoders from open_clip, as feature grids before the pooling (section 3.1 of the paper)."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .timm_features import grid_builder
 
 
 class Clip(ImageEncoder):
-    """A tower of open_clip, without its pooling and projection.
+    """An image encoder of open_clip, without its pooling and projection.
 
-    ResNets give the grid of their last stage, [b, (s / 32)^2, 32 * width]. ViTs give the last block's patch tokens
-    without the class token, [b, (s / patch)^2, width], before the final LayerNorm: in CLIP that LayerNorm belongs to
-    the pooling. Towers that open_clip takes from timm give the grid before timm's pooling.
+    ResNets return the grid of their last stage, [b, (s / 32)^2, 32 * width]. ViTs return the patch tokens of the last
+    block without the class token, [b, (s / patch)^2, width], before the final LayerNorm, which belongs to the pooling
+    in CLIP. Networks that open_clip takes from timm return the grid before timm's pooling.
     """
 
     name = "clip"
@@ -45,35 +45,38 @@ class Clip(ImageEncoder):
     }
 
     class Config(ImageConfig):
-        """`model` as open_clip names it, or a size of one's own: `layers`, `width` and `image_size`."""
+        """Either a `model` of open_clip, or custom sizes: `layers`, `width` and `image_size`."""
 
         renamed_keys = MappingProxyType({"pretrained": "weights", "smaller": "allow_smaller"})
 
         model: str | None = None
-        """RN50x4, RN50x16, ViT-B-32, ..."""
+        """Name of an open_clip model, such as `"RN50x16"` or `"ViT-B-32"`. Otherwise give `layers`, `width` and
+        `image_size`."""
         weights: Weights | None = None
-        """A tag of open_clip ("openai"), or a file; random where it is not given."""
+        """Tag of open_clip's weights, such as `"openai"`, or a file. Default: random weights."""
         image_size: int | None = Field(None, ge=1)
-        """Pixels of a side; the model's own where it is not given."""
+        """Pixels per side. Default: the model's own size."""
         allow_smaller: bool = False
-        """Prepared images may be smaller: for a ResNet of which nobody knows what size it was trained with."""
+        """Allow prepared images that are smaller than `image_size`. It is for an imported ResNet whose training size is
+        unknown."""
         layers: int | tuple[int, int, int, int] | None = None
-        """Four stages of a ResNet, or the depth of a ViT."""
+        """Layers of the four stages of a ResNet, or the depth of a ViT."""
         width: int | None = Field(None, ge=2)
+        """Width of the network, with `layers`."""
         patch_size: int = Field(32, ge=1)
-        """Of a ViT."""
+        """Pixels per side of a ViT's patch."""
         head_width: int = Field(64, ge=1)
-        """Of a ViT."""
+        """Width of a ViT's attention head."""
 
         @model_validator(mode="after")
         def _one_size(self) -> Self:
-            own = self.layers is not None or self.width is not None
-            if own == (self.model is not None):
+            custom = self.layers is not None or self.width is not None
+            if custom == (self.model is not None):
                 raise ValueError("either `model` (an open_clip name) or `layers`, `width` and `image_size`")
-            if own and None in (self.layers, self.width, self.image_size):
+            if custom and None in (self.layers, self.width, self.image_size):
                 raise ValueError("`layers`, `width` and `image_size` together")
-            if own and self.weights is not None and not Path(self.weights).suffix:
-                raise ValueError("a file as `weights` for a size of one's own")
+            if custom and self.weights is not None and not Path(self.weights).suffix:
+                raise ValueError("a file as `weights` for custom sizes")
             return self
 
     config: Config
@@ -84,7 +87,7 @@ class Clip(ImageEncoder):
         size = config.image_size or vision.get("image_size", 224)
         vision["image_size"] = size
         quick = bool(settings.get("quick_gelu", False))
-        build: Callable[[], nn.Module] = partial(_build_tower, settings["embed_dim"], vision, quick)
+        build: Callable[[], nn.Module] = partial(_build_image_encoder, settings["embed_dim"], vision, quick)
         dry_run = None
         if vision.get("timm_model_name"):
             build, dry_run = grid_builder(build, size)
@@ -103,7 +106,7 @@ class Clip(ImageEncoder):
         return flatten_grid(network(x))
 
     def load_weights(self) -> None:
-        """The tower's share of a pretrained CLIP."""
+        """Load the image encoder of a pretrained CLIP, or draw random weights. Raises `PartError`."""
         source = self.config.weights
         if source is None:
             self.init_weights()
@@ -113,7 +116,7 @@ class Clip(ImageEncoder):
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """A weights file that is not there, a tag that open_clip does not know, or whose weights cannot be had."""
+        """Missing files, unknown tags of open_clip, and weights that are not available."""
         if config.weights is None or Path(config.weights).is_file():
             return []
         import open_clip
@@ -127,14 +130,14 @@ class Clip(ImageEncoder):
 
 
 def _model_config(config: Clip.Config) -> dict[str, Any]:
-    """open_clip's own configuration, or one of the size that is asked for."""
+    """open_clip's configuration of a model, or one with custom sizes. Raises `PartError`."""
     import open_clip
 
     if config.model is None:
         assert config.layers is not None
         assert config.width is not None
         resnet = isinstance(config.layers, tuple)
-        heads = config.width * 32 if resnet else config.head_width  # a ResNet's heads are those of its pooling
+        heads = config.width * 32 if resnet else config.head_width  # of a ResNet, only the pooling has heads
         if not resnet and config.width % heads:
             raise PartError(f"clip: width is {config.width}; allowed: a multiple of head_width ({heads})")
         vision = {"layers": config.layers, "width": config.width, "patch_size": config.patch_size, "head_width": heads}
@@ -144,33 +147,33 @@ def _model_config(config: Clip.Config) -> dict[str, Any]:
         names = open_clip.list_models()
         raise PartError(
             f'clip: open_clip has no model "{config.model}".{did_you_mean(config.model, names)} '
-            "Allowed: what open_clip.list_models() names"
+            "Allowed: a name from open_clip.list_models()"
         )
     if config.weights == "openai" and "quick_gelu" not in found:
         found["quick_gelu"] = True  # OpenAI's weights were trained with it; open_clip does the same
     return dict(found)
 
 
-def _build_tower(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
-    """open_clip's module, its pooling and projection taken out; of a tower of timm, timm's network."""
+def _build_image_encoder(embed_dim: int, vision: dict[str, Any], quick_gelu: bool) -> nn.Module:
+    """open_clip's image encoder without pooling and projection; timm's network if open_clip wraps one."""
     from open_clip.model import CLIPVisionCfg, _build_vision_tower
     from open_clip.modified_resnet import ModifiedResNet
     from open_clip.transformer import VisionTransformer
 
     known = {field.name for field in dataclasses.fields(CLIPVisionCfg)}
     vision = {key: value for key, value in vision.items() if key in known}
-    tower: nn.Module = _build_vision_tower(embed_dim, CLIPVisionCfg(**vision), quick_gelu)
-    if isinstance(tower, ModifiedResNet):
-        tower.attnpool = nn.Identity()
-    elif isinstance(tower, VisionTransformer):
-        tower.attn_pool, tower.proj, tower.ln_post = None, None, nn.Identity()
+    encoder: nn.Module = _build_vision_tower(embed_dim, CLIPVisionCfg(**vision), quick_gelu)
+    if isinstance(encoder, ModifiedResNet):
+        encoder.attnpool = nn.Identity()
+    elif isinstance(encoder, VisionTransformer):
+        encoder.attn_pool, encoder.proj, encoder.ln_post = None, None, nn.Identity()
     else:
-        tower = tower.get_submodule("trunk")
-    return tower
+        encoder = encoder.get_submodule("trunk")
+    return encoder
 
 
 def _vision_tensors(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The tower's tensors in the state dict of a CLIP or of a tower alone; pooling and projection left out."""
+    """The tensors of the image encoder, from its own state dict or that of a whole CLIP; no pooling, no projection."""
     if any(name.startswith("visual.") for name in state):
         state = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
     pooling = ("attnpool.", "attn_pool", "ln_post.", "proj", "head.", "trunk.head", "trunk.attn_pool", "trunk.fc_norm")
@@ -179,7 +182,7 @@ def _vision_tensors(state: dict[str, Tensor], network: nn.Module) -> dict[str, T
 
 
 def _download(model: str, tag: str) -> str:
-    """The file of a tag of open_clip, from its cache or the hub."""
+    """The weights file of a tag of open_clip, from its cache or the hub. Raises `PartError`."""
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)

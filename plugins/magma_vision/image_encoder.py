@@ -1,4 +1,7 @@
-"""Images as users hold them, to what an encoder reads. Axes: h height, w width, s the encoder's image size."""
+"""The base class of image encoders: preparation of images and loading of weights.
+
+Axes: h height, w width, s the encoder's image size, b batch, n features, e width.
+"""
 
 from __future__ import annotations
 
@@ -15,26 +18,36 @@ from PIL import Image, ImageColor
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
-from magma import CheckInputs, CheckpointError, Encoder, Features, InputError, PartConfig, PartError, read_tensors
+from magma import (
+    CheckInputs,
+    CheckpointError,
+    Encoder,
+    Features,
+    InputError,
+    PartConfig,
+    PartError,
+    error_summary,
+    read_tensors,
+)
 
 from .image_file import ALLOWED, open_image
 from .preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-"""What the bytes of an image begin with; WebP's are told by more than that."""
+"""First bytes of image files; WebP is recognised separately."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 class ImageConfig(PartConfig):
-    """The keys that every image encoder has."""
+    """Keys of every image encoder."""
 
     legacy_defaults = MappingProxyType({"preparation": "published"})
     preparation: Literal["displayed", "published"] = "displayed"
-    """Which pixels an image has: those that a viewer displays (turned as EXIF says, transparency over `background`,
-    greyscale of 16 or 32 bits scaled), or those that the published code reads, which does nothing of this."""
+    """`"displayed"`: the pixels that an image viewer shows (EXIF orientation, transparency over `background`, 16- and
+    32-bit greyscale scaled to 8 bits). `"published"`: the pixels as stored, as the authors' code reads them."""
     background: str = "white"
-    """What transparent pixels show: a colour as Pillow names it, such as "white" or "#808080"."""
+    """Colour that transparent pixels are placed over, as Pillow names it: `"white"`, `"#808080"`."""
 
     @field_validator("background")
     @classmethod
@@ -50,29 +63,29 @@ class ImageConfig(PartConfig):
     @model_validator(mode="after")
     def _background_is_used(self) -> Self:
         if self.preparation == "published" and self.background != "white":
-            raise ValueError('`background` with preparation = "displayed": "published" drops transparency')
+            raise ValueError('`background` only with preparation = "displayed", because "published" drops transparency')
         return self
 
 
 def flatten_grid(grid: Tensor) -> Tensor:
-    """A grid [b, e, h, w] row by row, or tokens [b, n, e] as they are: [b, n, e]."""
+    """A grid [b, e, h, w] to features [b, n, e], row by row; tokens [b, n, e] are returned unchanged."""
     return grid.flatten(2).transpose(1, 2) if grid.ndim == 4 else grid
 
 
 class ImageEncoder(Encoder):
-    """What image encoders share: preparation as the published code does it, and reading sizes off the network.
+    """Base class of image encoders: prepares images as the published code does, and gets sizes from a dry run.
 
-    The shorter side is resized (bicubic) to the image size, the centre is cut out, pixels go to 0..1 and are
-    normalised by a mean and a standard deviation per channel.
+    The shorter side is resized (bicubic) to the image size, and the centre is cropped. Pixels are scaled to 0..1 and
+    normalised by mean and standard deviation per channel.
     """
 
     modality = "image"
     config: ImageConfig
     image_size: int
     allow_smaller = False
-    """Prepared tensors may be smaller than `image_size`, where the network takes them."""
+    """Whether prepared tensors may be smaller than `image_size`."""
     check_config: ClassVar[Mapping[str, Any]]
-    """The fields of a small one, for its `check_inputs`."""
+    """Config of a small encoder for the conformance checks."""
     mean: Sequence[float]
     std: Sequence[float]
 
@@ -83,9 +96,9 @@ class ImageEncoder(Encoder):
         image_size: int,
         dry_run: tuple[nn.Module, Tensor] | None = None,
     ) -> None:
-        """`build` makes the network. It stays on meta, where its output's shape is read, until it gets weights.
+        """`build` creates the network. It stays on the meta device until weights are loaded.
 
-        `dry_run` is such a network and its features [1, n, e], where they are known.
+        `dry_run` is a network on the meta device and its features [1, n, e], if the caller has them already.
         """
         super().__init__(config)
         self.image_size = image_size
@@ -99,12 +112,14 @@ class ImageEncoder(Encoder):
             try:
                 self.length, self.dim = self._grid(self.network, image_size, image_size)
             except (RuntimeError, AssertionError) as error:
-                raise PartError(f"image_size: given {image_size}, which this network cannot take: {error}") from error
+                raise PartError(
+                    f"image_size: given {image_size}, which this network does not support: {error}"
+                ) from error
         self._lengths = {(image_size, image_size): self.length}
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """The encoder's own small configuration, with images of any shape."""
+        """A small configuration of the encoder, and images of several shapes."""
         colours = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
         photo, drawing = (colours // 29 % 256).astype(np.uint8), (colours[..., 0] // 7 % 256).astype(np.uint8)
         written = folder / "photo.png"
@@ -115,14 +130,14 @@ class ImageEncoder(Encoder):
         return CheckInputs(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
 
     def _grid(self, network: nn.Module, height: int, width: int) -> tuple[int, int]:
-        """n and e of an image of this size, by a network on meta."""
+        """n and e for an image of this size, from a network on the meta device."""
         with torch.device("meta"), torch.no_grad():
             _, n, e = self.features(network.eval(), torch.empty(1, 3, height, width)).shape
         network.train()
         return n, e
 
     def _length(self, height: int, width: int) -> int | None:
-        """n of a prepared image; None where the network cannot take it, or it is larger than `image_size`."""
+        """n of a prepared image; None if the network does not support its size, or it exceeds `image_size`."""
         if (height, width) not in self._lengths and not self.allow_smaller:
             return None
         if (height, width) not in self._lengths:
@@ -136,16 +151,16 @@ class ImageEncoder(Encoder):
         return length if 0 < length <= self.length else None
 
     def init_weights(self) -> None:
-        """Random ones, as the network's library draws them."""
+        """Draw random weights, as the network's library does."""
         self.network = self._build().train(self.training)
 
     def load_state(self, state: dict[str, Tensor], where: str) -> None:
-        """Take a state dict's tensors as they are: every one of the network, each of its shape; more is an error."""
+        """Load a state dict. Raises `PartError` for missing and unexpected tensors and wrong shapes."""
         wanted = self.network.state_dict()
         problems = [f"{name} is missing" for name in sorted(wanted.keys() - state.keys())]
         problems += [f"{name} is not part of this network" for name in sorted(state.keys() - wanted.keys())]
         problems += [
-            f"{name} is {list(state[name].shape)}, the network's is {list(wanted[name].shape)}"
+            f"{name} has the shape {list(state[name].shape)}, in the network {list(wanted[name].shape)}"
             for name in sorted(wanted.keys() & state.keys())
             if wanted[name].shape != state[name].shape
         ]
@@ -153,23 +168,23 @@ class ImageEncoder(Encoder):
             shown = "\n".join(f"  - {problem}" for problem in problems[:8])
             raise PartError(f"{where}: {len(problems)} tensors do not fit the network:\n{shown}")
         self.network.load_state_dict(state, assign=True)
-        if any(buffer.is_meta for buffer in self.network.buffers()):  # tables that no file holds
+        if any(buffer.is_meta for buffer in self.network.buffers()):  # buffers that are not in the file
             self.init_weights()
             self.network.load_state_dict(state)
 
     @staticmethod
     @abstractmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
-        """[b, 3, s, s] to [b, n, e]."""
+        """Images [b, 3, s, s] to features [b, n, e]."""
 
     def forward(self, x: Tensor) -> Features:
-        """[b, 3, s, s] to features [b, n, e], row by row."""
-        if x.is_cuda:  # tensor cores read channels last; on CPUs small networks gain by it and large ones lose
+        """Images [b, 3, s, s] to features [b, n, e], row by row."""
+        if x.is_cuda:  # faster with tensor cores; on a CPU, large networks get slower
             x = x.contiguous(memory_format=torch.channels_last)
         return Features(self.features(self.network, x))
 
     def accepts(self, raw: Any) -> bool:
-        """A PIL image, a path with an image's suffix, an image file's bytes, an array or tensor of an image's shape."""
+        """True for a PIL image, an image's path or bytes, and an array or tensor with the shape of an image."""
         if isinstance(raw, Image.Image):
             return True
         if isinstance(raw, Path):
@@ -181,7 +196,7 @@ class ImageEncoder(Encoder):
         return isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[0] == 3
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """To [3, s, s] float32. `rng` is not used: the paper augments nothing."""
+        """An image to [3, s, s] float32. Raises `InputError`. `rng` is unused: the paper has no augmentation."""
         size = self.image_size
         if isinstance(raw, Tensor) and raw.is_floating_point():
             fits = raw.shape == (3, size, size) or (
@@ -208,22 +223,24 @@ class ImageEncoder(Encoder):
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
     def num_features(self, prepared: Tensor) -> int:
-        """n of this image."""
+        """Number of features of this image."""
         return self._length(*prepared.shape[1:]) or self.length
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
-        """[b, 3, h, w], all of one size."""
+        """Images of one size to [b, 3, h, w]. Raises `InputError` for several sizes."""
         if len(sizes := {tuple(item.shape) for item in items}) > 1:
-            raise InputError(f"prepared images of several sizes in one batch: {', '.join(map(str, sorted(sizes)))}")
+            raise InputError(
+                f"prepared images of several sizes in a batch: {', '.join(map(str, sorted(sizes)))}; allowed: one"
+            )
         return torch.stack(list(items))
 
     def dummy_item(self) -> Tensor:
-        """[3, s, s] of zeros: the mean colour."""
+        """An image [3, s, s] of zeros, which is the mean colour."""
         return torch.zeros(3, self.image_size, self.image_size)
 
 
 def read_state(path: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a torch file; never code."""
+    """The tensors of a .safetensors or torch file; executes no code from it. Raises `PartError`."""
     try:
         found, _ = read_tensors(path, "state_dict")
     except CheckpointError as error:
@@ -232,6 +249,5 @@ def read_state(path: str) -> dict[str, Tensor]:
 
 
 def describe_failed_download(weights: str, error: Exception) -> str:
-    """What to say of weights that a library could not download, with the first line of its reason."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return f"{weights} cannot be downloaded: {reason.rstrip('.')}. A file of them is allowed too"
+    """The error message for weights that a library could not download."""
+    return f"{weights} cannot be downloaded: {error_summary(error).rstrip('.')}. Allowed, too: a file of them"

@@ -1,4 +1,4 @@
-"""An image as users hold it, opened and decoded."""
+"""Opens and decodes images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALLOWED = (
 
 
 def open_image(raw: Any, size: int) -> Image.Image:
-    """A decoded image. Raises `InputError`."""
+    """Open and decode an image of any allowed type. Raises `InputError`."""
     if isinstance(raw, Image.Image):
         image = decode_image(raw, "the opened image")
     elif isinstance(raw, bytes | bytearray):
@@ -43,16 +43,18 @@ def open_image(raw: Any, size: int) -> Image.Image:
 
 
 def decode_image(source: Any, name: str) -> Image.Image:
-    """A file, or an image that was opened and maybe not yet read. Pillow refuses more than 178,956,970 pixels."""
+    """Decode a file, or an image that is open. Pillow refuses more than 178,956,970 pixels. Raises `InputError`."""
     try:
         if isinstance(source, Image.Image):
             source.load()
             return source
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, and about half as many pixels: both are read
+            warnings.simplefilter(
+                "ignore"
+            )  # about metadata, and from half of the maximum number of pixels on; such images are valid
             with Image.open(source) as image:
                 image.load()
-    except Exception as error:  # Pillow's decoders raise whatever they meet
-        reason = "its format is not known" if isinstance(error, UnidentifiedImageError) else error
+    except Exception as error:  # Pillow's decoders raise many kinds
+        reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{name} cannot be read as an image: {reason}") from error
     return image

@@ -1,4 +1,4 @@
-"""Normalizer-free ResNets through timm, pooled: the encoder of Frozen (Tsimpoukelli et al. 2021)."""
+"""Normalizer-free ResNets of timm with pooling: the encoder of Frozen (Tsimpoukelli et al. 2021)."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class NFResNet(ImageEncoder):
-    """nf_resnet50 and its relatives of timm, averaged over the grid: [b, 1, e]. From scratch without `weights`."""
+    """nf_resnet50 or another one of timm, with average pooling: [b, 1, e]. Without `weights` it is random."""
 
     name = "nfresnet"
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     check_config: ClassVar[Mapping[str, Any]] = {"layers": (1, 1, 1, 1), "width": 8, "image_size": 64}
 
     class Config(ImageConfig):
-        """`model` as timm names it; `layers` and `width` change its size."""
+        """A `model` of timm, optionally with custom sizes."""
 
         renamed_keys = MappingProxyType({"pretrained": "weights"})
 
         model: str = "nf_resnet50"
+        """Name of a timm model of this family."""
         weights: bool | Weights = False
-        """timm's weights, or a file."""
+        """`true` for timm's weights, or a file. Default: random weights."""
         image_size: int = Field(224, ge=32)
-        """Pixels of a side."""
+        """Pixels per side."""
         layers: tuple[int, int, int, int] | None = None
+        """Layers of the four stages, together with `width`."""
         width: int | None = Field(None, ge=8)
         """Channels of the stem; the stages have 4, 8, 16 and 32 times as many."""
 
@@ -43,7 +45,7 @@ class NFResNet(ImageEncoder):
             if (self.layers is None) != (self.width is None):
                 raise ValueError("`layers` and `width` together")
             if self.layers is not None and self.weights is True:
-                raise ValueError("a file as `weights` for a size of one's own")
+                raise ValueError("a file as `weights` for custom sizes")
             return self
 
     config: Config
@@ -60,12 +62,12 @@ class NFResNet(ImageEncoder):
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
-        """[b, 3, s, s] to [b, 1, e]."""
+        """Images [b, 3, s, s] to features [b, 1, e]."""
         pooled: Tensor = network(x)
         return pooled[:, None]
 
     def load_weights(self) -> None:
-        """timm's weights, or a file's."""
+        """Load timm's weights or those of a file, or draw random ones. Raises `PartError`."""
         if self.config.weights is False:
             self.init_weights()
             return
@@ -75,5 +77,5 @@ class NFResNet(ImageEncoder):
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Weights that are not there."""
+        """Missing files, and weights that are not available."""
         return find_timm_problems(config.model, config.weights)

@@ -1,7 +1,8 @@
-"""Opened images to 8-bit RGB, and the square in their middle at an encoder's size.
+"""Converts images to 8-bit RGB, resizes and crops them.
 
-`to_displayed_rgb` gives what an image viewer shows, `convert_mode` what the published code reads: Pillow's conversion
-of the pixels as they are stored. Both give the same for opaque images with 8 bits a channel and no EXIF orientation.
+`to_displayed_rgb` returns the pixels that an image viewer shows. `convert_mode` returns those that the published code
+reads: Pillow's conversion of the stored pixels. The two are the same for opaque images with 8 bits per channel and no
+EXIF orientation.
 """
 
 from __future__ import annotations
@@ -24,20 +25,20 @@ EXIF_TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF's orientations, and what brings each upright."""
+"""EXIF orientation to the operation that corrects it."""
 MAX_RESIZED_PIXELS = 2**24
-"""Pixels of a whole resized image (64 MiB). Only the middle of a larger one is resized."""
+"""Maximum size of a resized image (64 MiB). Of a larger one, only the centre is resized."""
 
 
 def to_displayed_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Upright, over a background, and scaled to 8 bits. Raises `InputError` for values with no known range."""
-    turn = _exif_transpose(image)
+    """Correct the orientation, blend with the background, scale to 8 bits. Raises `InputError`."""
+    transpose = _exif_transpose(image)
     image = _blend_with_background(_scale_to_8_bits(image), background)
-    return image if turn is None else image.transpose(turn)
+    return image if transpose is None else image.transpose(transpose)
 
 
 def convert_mode(image: Image.Image, mode: str = "RGB") -> Image.Image:
-    """Pillow's conversion, with an `InputError` where it has none."""
+    """Pillow's conversion to another mode. Raises `InputError` if Pillow cannot convert the image."""
     try:
         return image.convert(mode)
     except ValueError as error:
@@ -45,73 +46,77 @@ def convert_mode(image: Image.Image, mode: str = "RGB") -> Image.Image:
 
 
 def _exif_transpose(image: Image.Image) -> Image.Transpose | None:
-    with warnings.catch_warnings(), suppress(Exception):  # damaged EXIF raises many kinds; the pixels stay as they are
+    with warnings.catch_warnings(), suppress(Exception):  # damaged EXIF raises many kinds, and is ignored
         warnings.simplefilter("ignore")
         return EXIF_TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return None
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Greyscale with 16 or 32 bits, or of floats, to 8 bits; other images as they are."""
+    """Scale greyscale with 16 or 32 bits, or of floats, to 8 bits; return other images unchanged."""
     sixteen = image.mode.startswith("I;16")
     if not sixteen and image.mode not in ("I", "F"):
         return image
     values = np.asarray(image)
     if not np.isfinite(values).all():
         raise InputError("given a float image with NaN or infinity; allowed: 0 to 1")
-    lowest, highest = values.min(), values.max()
+    minimum, maximum = values.min(), values.max()
     if image.mode == "F":
-        whole, allowed = 1, "0 to 1"
-    elif sixteen or image.format in ("PNG", "PPM"):  # Pillow has opened 16 bits of these as mode I
-        whole, allowed = 65535, "0 to 65535"
+        full_scale, allowed = 1, "0 to 1"
+    elif sixteen or image.format in ("PNG", "PPM"):  # Pillow opens 16 bits of these formats as mode I
+        full_scale, allowed = 65535, "0 to 65535"
     else:
-        whole, allowed = 255 if highest <= 255 else 65535, "0 to 255, or 0 to 65535"
-    if lowest < 0 or highest > whole:
+        full_scale, allowed = 255 if maximum <= 255 else 65535, "0 to 255, or 0 to 65535"
+    if minimum < 0 or maximum > full_scale:
         kind = "a float image" if image.mode == "F" else "a greyscale image"
-        raise InputError(f"given {kind} with values from {lowest:g} to {highest:g}; allowed: {allowed}")
-    grey = Image.fromarray(np.rint(values.astype(np.float32) * (255 / whole)).astype(np.uint8))
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):  # the value that is transparent, before scaling
-        grey = Image.merge("LA", (grey, Image.fromarray((values != clear).astype(np.uint8) * 255)))
+        raise InputError(f"given {kind} with values from {minimum:g} to {maximum:g}; allowed: {allowed}")
+    grey = Image.fromarray(np.rint(values.astype(np.float32) * (255 / full_scale)).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # the transparent value, before scaling
+        grey = Image.merge("LA", (grey, Image.fromarray((values != transparent).astype(np.uint8) * 255)))
     return grey
 
 
 def _blend_with_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """To RGB; what is transparent shows the background."""
+    """Convert to RGB; transparent pixels get the colour of the background."""
     if not image.has_transparency_data:
         return convert_mode(image)
-    if image.mode == "La":  # multiplied by alpha
+    if image.mode == "La":  # premultiplied alpha
         image = convert_mode(image, "LA")
-    paper = Image.new("RGBA", image.size, background)
-    return Image.alpha_composite(paper, convert_mode(image, "RGBA")).convert("RGB")
+    canvas = Image.new("RGBA", image.size, background)
+    return Image.alpha_composite(canvas, convert_mode(image, "RGBA")).convert("RGB")
 
 
 def resize_and_crop(image: Image.Image, size: int) -> Image.Image:
-    """The shorter side to `size`, bicubic, and the middle cut out: torchvision's `Resize` and `CenterCrop`.
+    """Resize the shorter side to `size` (bicubic) and crop the centre: torchvision's `Resize` and `CenterCrop`.
 
-    A long, thin image is cut first, which bounds the memory; its pixels may differ from torchvision's by one level.
+    A long, thin image is cropped first to limit the memory; its pixels may differ from torchvision's by one level.
     """
     scale = size / min(image.size)
-    # torchvision's rule: the longer side is cut, not rounded
+    # as in torchvision, the longer side is rounded down
     width, height = (int(side * scale) if side != min(image.size) else size for side in image.size)
     left, top = round((width - size) / 2), round((height - size) / 2)
     if width * height > MAX_RESIZED_PIXELS:
-        return _resize_middle(image, size, (width, height), (left, top))
+        return _resize_centre(image, size, (width, height), (left, top))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     return image.crop((left, top, left + size, top + size))
 
 
-def _resize_middle(image: Image.Image, size: int, whole: tuple[int, int], corner: tuple[int, int]) -> Image.Image:
-    """The square at `corner` of the image resized to `whole`, without the rest of it."""
+def _resize_centre(
+    image: Image.Image, size: int, resized_size: tuple[int, int], corner: tuple[int, int]
+) -> Image.Image:
+    """The square at `corner` of the image resized to `resized_size`, without computing the rest."""
     box, window = [], []
-    for side, resized, first in zip(image.size, whole, corner, strict=True):
+    for side, resized, offset in zip(image.size, resized_size, corner, strict=True):
         step = side / resized
-        begin, end = first * step, (first + size) * step
-        reach = math.ceil(2 * max(step, 1)) + 1  # of the bicubic filter, in pixels of the image
-        low, high = max(0, math.floor(begin) - reach), min(side, math.ceil(end) + reach)
+        begin, end = offset * step, (offset + size) * step
+        support = math.ceil(2 * max(step, 1)) + 1  # of the bicubic filter, in pixels of the original image
+        low, high = max(0, math.floor(begin) - support), min(side, math.ceil(end) + support)
         window.append((low, high))
-        box.append((begin - low, min(end, side) - low))  # Pillow holds them as float32: small numbers are exact
+        box.append(
+            (begin - low, min(end, side) - low)
+        )  # Pillow stores them as float32, in which small numbers are exact
     (left, right), (top, bottom) = window
     (x0, x1), (y0, y1) = box
     middle = image.crop((left, top, right, bottom))

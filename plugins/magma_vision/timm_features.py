@@ -1,4 +1,4 @@
-"""The networks of timm as feature grids before their pooling."""
+"""Networks of timm, as feature grids before the pooling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .image_encoder import ImageConfig, ImageEncoder, describe_failed_download, 
 
 
 class FeatureGrid(nn.Module):
-    """A timm network's features before its pooling, as its `forward_features` gives them."""
+    """The features of a timm network before its pooling, from its `forward_features`."""
 
     def __init__(self, trunk: Any) -> None:
         super().__init__()
@@ -26,9 +26,9 @@ class FeatureGrid(nn.Module):
         self.trunk = trunk
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, 3, s, s] to a grid [b, e, h, w], or to tokens [b, n, e] without the leading ones that are no patches.
+        """Images [b, 3, s, s] to a grid [b, e, h, w], or to patch tokens [b, n, e] without leading special tokens.
 
-        Raises `TypeError` for a network that does not say where the patches are in what it returns.
+        Raises `TypeError` if the network does not have `num_prefix_tokens`, so that patches are unknown.
         """
         out = self.trunk.forward_features(x)
         prefix: int | None = getattr(self.trunk, "num_prefix_tokens", None)
@@ -36,25 +36,27 @@ class FeatureGrid(nn.Module):
             return out.permute(0, 3, 1, 2) if getattr(self.trunk, "output_fmt", "NCHW") == "NHWC" else out
         if isinstance(out, Tensor) and out.ndim == 3 and prefix is not None:
             return out[:, prefix:]
-        raise TypeError("forward_features returns neither a grid nor tokens with a known number of leading ones")
+        raise TypeError(
+            "forward_features returns neither a grid nor tokens with a known number of leading special tokens"
+        )
 
 
 class LastFeatureGrid(nn.Module):
-    """The last of a timm network's intermediate grids, and nothing of the network that comes after it.
+    """The last intermediate grid of a timm network, which is pruned after it.
 
-    For networks whose pooling cannot be switched off, or whose `forward_features` returns several grids, the class
-    token, or tokens without saying which ones are patches.
+    It is for networks whose pooling cannot be disabled, or whose `forward_features` returns several grids, the class
+    token, or tokens without the number of special tokens.
     """
 
-    def __init__(self, trunk: Any, **form: Any) -> None:
+    def __init__(self, trunk: Any, **options: Any) -> None:
         super().__init__()
         trunk.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
         self.trunk = trunk.requires_grad_(True)  # timm freezes what only a classifier uses
-        self.form = form
+        self.options = options
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, 3, s, s] to a grid [b, e, h, w] or to tokens [b, n, e]."""
-        grid: Tensor = self.trunk.forward_intermediates(x, indices=1, intermediates_only=True, **self.form)[-1]
+        """Images [b, 3, s, s] to a grid [b, e, h, w] or to tokens [b, n, e]."""
+        grid: Tensor = self.trunk.forward_intermediates(x, indices=1, intermediates_only=True, **self.options)[-1]
         return grid
 
 
@@ -66,18 +68,18 @@ GRID_VARIANTS: Sequence[Callable[[nn.Module], nn.Module]] = (
         for norm in (True, False)
     ),
 )
-"""Ways to ask a timm network for its grid, the preferred one first: normalised, where it has a last norm."""
+"""Ways to get the grid of a timm network, in order of preference; with the final norm if possible."""
 
 
 def grid_builder(trunk: Callable[[], nn.Module], size: int) -> tuple[Callable[[], nn.Module], tuple[nn.Module, Tensor]]:
-    """What builds the grid of the network that `trunk` builds, in the first form that works in a dry run on meta.
+    """A function that builds a network with the first of `GRID_VARIANTS` that works in a dry run on the meta device.
 
-    Also the network of the dry run and its features [1, n, e]. Raises `PartError` with the network's own reasons where
-    no form works for images of `size` pixels.
+    Also returns the network of the dry run and its features [1, n, e]. Raises `PartError` with all reasons if no
+    variant works for images of `size` pixels.
     """
     reasons = []
-    for form in GRID_VARIANTS:
-        build = partial(_build_grid, form, trunk)
+    for variant in GRID_VARIANTS:
+        build = partial(_build_grid, variant, trunk)
         try:
             with torch.device("meta"), torch.no_grad():
                 network = build().eval()
@@ -87,29 +89,30 @@ def grid_builder(trunk: Callable[[], nn.Module], size: int) -> tuple[Callable[[]
         else:
             return build, (network.train(), features)
     shown = "; ".join(dict.fromkeys(reasons))
-    raise PartError(f"image_size: given {size}, for which this network gives no feature grid: {shown}")
+    raise PartError(f"image_size: given {size}, for which this network has no feature grid: {shown}")
 
 
-def _build_grid(form: Callable[[nn.Module], nn.Module], trunk: Callable[[], nn.Module]) -> nn.Module:
-    return form(trunk())
+def _build_grid(variant: Callable[[nn.Module], nn.Module], trunk: Callable[[], nn.Module]) -> nn.Module:
+    return variant(trunk())
 
 
 class Timm(ImageEncoder):
-    """A network of timm: the last grid before its pooling row by row, or its patch tokens in order, [b, n, e]."""
+    """A network of timm: the last grid before the pooling, row by row, or the patch tokens in order, [b, n, e]."""
 
     name = "timm"
     check_config: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
 
     class Config(ImageConfig):
-        """`model` as timm names it, with the tag of its weights where there are several."""
+        """A `model` of timm, its weights and its image size."""
 
         renamed_keys = MappingProxyType({"pretrained": "weights"})
 
         model: str
+        """Name of a timm model, with the tag of its weights if there are several."""
         weights: bool | Weights = False
-        """timm's weights, or a file."""
+        """`true` for timm's weights, or a file. Default: random weights."""
         image_size: int | None = Field(None, ge=1)
-        """Pixels of a side; the model's own where it is not given."""
+        """Pixels per side. Default: the model's own size."""
 
     config: Config
 
@@ -117,24 +120,24 @@ class Timm(ImageEncoder):
         import timm
 
         check_model_name(self.name, config.model)
-        own = timm.get_pretrained_cfg(config.model)
-        assert own is not None
-        self.mean, self.std = own.mean, own.std
+        pretrained = timm.get_pretrained_cfg(config.model)
+        assert pretrained is not None
+        self.mean, self.std = pretrained.mean, pretrained.std
         size: dict[str, Any] = {}
-        if config.image_size is not None and own.fixed_input_size:
+        if config.image_size is not None and pretrained.fixed_input_size:
             size = {"img_size": config.image_size}
-        pixels = config.image_size or own.input_size[-1]
+        pixels = config.image_size or pretrained.input_size[-1]
         trunk = partial(timm.create_model, config.model, num_classes=0, **size)
         build, dry_run = grid_builder(trunk, pixels)
         super().__init__(config, build, pixels, dry_run)
 
     @staticmethod
     def features(network: nn.Module, x: Tensor) -> Tensor:
-        """[b, 3, s, s] to [b, n, e]."""
+        """Images [b, 3, s, s] to features [b, n, e]."""
         return flatten_grid(network(x))
 
     def load_weights(self) -> None:
-        """timm's weights, or a file's."""
+        """Load timm's weights or those of a file, or draw random ones. Raises `PartError`."""
         if self.config.weights is False:
             self.init_weights()
             return
@@ -151,33 +154,33 @@ class Timm(ImageEncoder):
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Weights that are not there."""
+        """Missing files, and weights that are not available."""
         return find_timm_problems(config.model, config.weights)
 
 
 def _tensor_names(model: str) -> set[str]:
-    """The tensors of the whole network, classifier included."""
+    """Names of the tensors of the whole network, including the classifier."""
     import timm
 
     with torch.device("meta"):
         return set(timm.create_model(model).state_dict())
 
 
-# For every encoder that timm builds
+# Shared with other encoders of timm
 
 
 def check_model_name(part: str, model: str, names: list[str] | None = None) -> None:
-    """Raise `PartError` for a name that timm does not know (or that is none of `names`)."""
+    """Raise `PartError` for a name that is unknown to timm (or not in `names`)."""
     import timm
 
     known = names or timm.list_models()
     if model.split(".")[0] not in known or (model not in known and model not in timm.list_pretrained()):
-        shown = ", ".join(names) if names else "what timm.list_models() names"
+        shown = ", ".join(names) if names else "a name from timm.list_models()"
         raise PartError(f'{part} model: given "{model}".{did_you_mean(model, known)} Allowed: {shown}')
 
 
 def load_timm_state(part: str, model: str, source: str | bool) -> dict[str, Tensor]:
-    """timm's pretrained tensors of a model, or those of a file."""
+    """The pretrained tensors of a model of timm, or those of a file. Raises `PartError`."""
     if isinstance(source, str):
         return read_state(source)
     import timm
@@ -190,7 +193,7 @@ def load_timm_state(part: str, model: str, source: str | bool) -> dict[str, Tens
 
 
 def find_timm_problems(model: str, source: str | bool) -> list[str]:
-    """Weights that are not there, neither on disk nor on the hub."""
+    """Missing files, and weights that are not available from the hub."""
     if isinstance(source, str):
         return [] if Path(source).is_file() else [f"weights: given {source!r}; allowed: true, false or a file"]
     if not source:

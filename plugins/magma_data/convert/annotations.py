@@ -1,4 +1,4 @@
-"""Annotations of published data sets to records: captions, questions and statements about images."""
+"""Converts annotations of published data sets to records: captions, questions and statements about images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .shards import DroppedRow, Item, Record
 
 @dataclass(frozen=True)
 class SizedItems:
-    """Rows that are read as they are used, with how many there are, for a progress bar."""
+    """Lazily read rows with their number, for a progress bar."""
 
     rows: Iterable[Item]
     count: int
@@ -31,7 +31,7 @@ class SizedItems:
 
 
 def clean_text(text: Any) -> str:
-    """Stripped and in Unicode's composed form (NFC), otherwise as published; "" for what is no text."""
+    """The text, stripped and in Unicode's composed form (NFC); "" if it is not a valid string."""
     if not isinstance(text, str):
         return ""
     try:
@@ -42,7 +42,7 @@ def clean_text(text: Any) -> str:
 
 
 def caption_items(identity: str, picture: ImageSource, texts: Iterable[Any], **extra: Any) -> Iterator[Item]:
-    """An image with its captions; a field of `extra` that is None is none."""
+    """An image with its captions; fields of `extra` that are None are omitted."""
     given = list(texts)
     captions = [caption for text in given if (caption := clean_text(text))]
     if not captions:
@@ -68,11 +68,11 @@ def _without_none(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 ImageEntry = tuple[str, ImageSource, dict[str, Any]]
-"""An image's id, where it is, and a question or statement about it."""
+"""The id of an image, its source, and a question or statement about it."""
 
 
 def group_by_image(key: str, text: str, rows: Iterable[ImageEntry | DroppedRow]) -> list[Item]:
-    """Questions or statements (`key`), image by image in the order of their first; `text` is the field that says it."""
+    """One record per image, with its list of questions or statements (`key`); empty ones (field `text`) are dropped."""
     items: list[Item] = []
     images: dict[str, Record] = {}
     for row in rows:
@@ -90,24 +90,24 @@ def group_by_image(key: str, text: str, rows: Iterable[ImageEntry | DroppedRow])
 
 
 def image_in(folders: Iterable[Path], *names: str) -> LocalImage:
-    """The first of these files that is in one of these folders."""
+    """The first existing file with one of these names in these folders."""
     return LocalImage(tuple(os.path.join(folder, name) for folder in folders for name in names))  # noqa: PTH118 - millions
 
 
 def load_json(path: Path) -> Any:
-    """A whole file."""
+    """The content of a JSON file. Raises `InputError`."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: no JSON: {error}; perhaps it was not fetched to its end") from error
+        raise InputError(f"{path}: not JSON: {error}; perhaps the download was incomplete") from error
 
 
 def load_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """A JSONL file, line by line."""
+    """The objects of a JSONL file. Raises `InputError`."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     yield json.loads(line)
                 except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path} line {number}: no JSON: {error}") from error
+                    raise InputError(f"{path} line {number}: not JSON: {error}") from error

@@ -1,7 +1,7 @@
-"""What a data set is made of as its owners publish it, and how its files are found below a folder.
+"""Base class of published data sets: finds their official files and converts them to records.
 
-A data set is a class: `required_files` lists its official files, `read` turns a split of them into records. Its
-files may be anywhere below the folders that are given; all that are missing are named at once.
+A data set is a class. `required_files` lists its official files, `read` converts a split to records. The files may be
+at any depth of the given folders. An error lists all missing files.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from magma import InputError
 from .required_files import FileIndex, RequiredFile, SplitFiles
 from .shards import Item, SampleKind
 
-_NUMBERED = re.compile(r"(.*?-)(\d+)(-of-)(\d+)(\D.*)")
+_PART_FILE = re.compile(r"(.*?-)(\d+)(-of-)(\d+)(\D.*)")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a person may choose; None where nothing was said."""
+    """The options of `magma data convert`; None if not given."""
 
     splits: tuple[str, ...] = ()
     layouts: tuple[str, ...] = ()
@@ -37,64 +37,65 @@ class Options:
 
 
 class OfficialSet(ABC):
-    """One data set as it is published. Subclasses are all there is to know about it."""
+    """Base class of data sets, as published by their owners."""
 
     name: ClassVar[str]
     kind: ClassVar[SampleKind]
     home: ClassVar[str]
-    """Its page."""
+    """URL of its web page."""
     required_files: ClassVar[tuple[RequiredFile, ...]]
     optional: ClassVar[frozenset[str]] = frozenset()
-    """Splits that are converted where their files are there; of the others, all files have to be."""
-    combines: ClassVar[bool] = False
-    """Are its layouts parts of one set, of which several are taken together?"""
-    takes: ClassVar[frozenset[str]] = frozenset()
-    """The fields of `Options` that it has a use for, beside splits, layouts and partial."""
+    """Splits that are skipped if they have no files. All files of other splits are required."""
+    combines_layouts: ClassVar[bool] = False
+    """Whether its layouts are parts of one data set, and several are converted together."""
+    supported_options: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `Options` that it supports, besides splits, layouts and partial."""
 
     @abstractmethod
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """The records of a split, and what is left out of it already, always in the same order."""
+        """The records and dropped rows of a split, always in the same order."""
 
     def items(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """What `read` gives; a file that is laid out otherwise than published is an `InputError`."""
+        """The items of `read`. Raises `InputError` if a file does not have the published format."""
         return _CheckedItems(f"{self.name} {split}", lambda: self.read(split, found, options))
 
-    def find(self, tree: FileIndex, options: Options) -> SplitFiles:
-        """All files of the splits; `InputError` with everything that is missing."""
-        self._check(options)
-        layouts = self._layouts(tree, options)
-        mine = [one for one in self.required_files if one.layout in ("", *layouts)]
-        known = {one: tree.find(one) for one in mine}
-        there = {one.split for one, paths in known.items() if paths and not one.is_folder}
+    def find(self, index: FileIndex, options: Options) -> SplitFiles:
+        """Find all files of the splits. Raises `InputError` with all missing files."""
+        self._check_options(options)
+        layouts = self._find_layouts(index, options)
+        required = [one for one in self.required_files if one.layout in ("", *layouts)]
+        found = {one: index.find(one) for one in required}
+        available = {one.split for one, paths in found.items() if paths and not one.is_folder}
         known_splits = self.splits(layouts, options)
-        usual = [split for split in known_splits if split not in self.optional or split in there]
-        splits = [split for split in known_splits if split in (options.splits or usual)]
-        pairs = {(one.layout, one.split) for one, paths in known.items() if paths and not one.is_folder}
+        default = [split for split in known_splits if split not in self.optional or split in available]
+        splits = [split for split in known_splits if split in (options.splits or default)]
+        pairs = {(one.layout, one.split) for one, paths in found.items() if paths and not one.is_folder}
         chosen = {
             one: paths
-            for one, paths in known.items()
-            if one.split in splits and (not self.combines or (one.layout, one.split) in pairs or one.split not in there)
+            for one, paths in found.items()
+            if one.split in splits
+            and (not self.combines_layouts or (one.layout, one.split) in pairs or one.split not in available)
         }
         problems = [f"{one}: from {one.origin}" for one, paths in chosen.items() if not paths]
         for one, paths in chosen.items():
             problems += self._find_ambiguous(one, paths, options)
         if problems:
-            self._raise_missing(tree, problems, splits, there)
+            self._raise_missing(index, problems, splits, available)
         return SplitFiles(chosen, splits, layouts)
 
     def splits(self, layouts: Iterable[str], options: Options) -> list[str]:
-        """Those of some layouts, in order."""
+        """The splits of some layouts, in order."""
         return list(dict.fromkeys(one.split for one in self.required_files if one.layout in ("", *layouts)))
 
     @classmethod
     def layouts(cls) -> list[str]:
-        """All of them; none where there is only one."""
+        """All layouts; empty if there is only one."""
         return list(dict.fromkeys(one.layout for one in cls.required_files if one.layout))
 
-    def _check(self, options: Options) -> None:
+    def _check_options(self, options: Options) -> None:
         for key in ("min_similarity", "language", "restval"):
-            if getattr(options, key) is not None and key not in self.takes:
-                raise InputError(f"--{key.replace('_', '-')}: {self.name} has no use for it")
+            if getattr(options, key) is not None and key not in self.supported_options:
+                raise InputError(f"--{key.replace('_', '-')}: {self.name} does not support this option")
         allowed = self.layouts()
         for layout in options.layouts:
             if layout not in allowed:
@@ -104,61 +105,63 @@ class OfficialSet(ABC):
             if split not in splits:
                 raise InputError(f"--split: given {split!r}; allowed for {self.name}: {', '.join(splits)}")
 
-    def _layouts(self, tree: FileIndex, options: Options) -> list[str]:
-        if options.layouts and not self.combines and len(options.layouts) > 1:
-            raise InputError(f"--layout: {self.name} is read in one layout at a time")
+    def _find_layouts(self, index: FileIndex, options: Options) -> list[str]:
+        if options.layouts and not self.combines_layouts and len(options.layouts) > 1:
+            raise InputError(f"--layout: {self.name} can only be converted from one layout at a time")
         if options.layouts or not self.layouts():
             return list(options.layouts)
-        there = [one.layout for one in self.required_files if one.layout and not one.is_folder and tree.find(one)]
-        found = list(dict.fromkeys(there))
+        available = [one.layout for one in self.required_files if one.layout and not one.is_folder and index.find(one)]
+        found = list(dict.fromkeys(available))
         if not found:
             lines = [f"{one} ({one.layout}): from {one.origin}" for one in self.required_files if one.layout]
             self._raise_missing(
-                tree, [*lines, f"one of these layouts is enough: {', '.join(self.layouts())}"], [], set()
+                index, [*lines, f"one of these layouts is enough: {', '.join(self.layouts())}"], [], set()
             )
-        if len(found) > 1 and not self.combines:
-            raise InputError(f"--layout: {self.name} is there as {' and as '.join(found)}; choose one")
+        if len(found) > 1 and not self.combines_layouts:
+            raise InputError(f"--layout: files of several layouts were found: {' and '.join(found)}; choose one")
         return found
 
     @staticmethod
     def _find_ambiguous(one: RequiredFile, paths: list[Path], options: Options) -> list[str]:
-        """A file that is there twice, or of which a numbered part is missing."""
+        """Problems of a file that was found twice, or whose numbered parts are incomplete."""
         if one.is_folder or one.pattern or len(paths) == 0:
             return []
         names = [path.name for path in paths]
         if twice := [str(path) for path in paths if names.count(path.name) > 1]:
-            return [f"{one}: there more than once, give a narrower folder: {', '.join(twice)}"]
+            return [f"{one}: found more than once; allowed: folders with one of them: {', '.join(twice)}"]
         if "*" not in str(one) and "?" not in str(one):
             return []
-        numbered = [parts for name in names if (parts := _NUMBERED.fullmatch(name))]
+        numbered = [parts for name in names if (parts := _PART_FILE.fullmatch(name))]
         if not numbered or options.partial:
             return []
         front, _, middle, count, end = numbered[0].groups()
-        whole = [f"{front}{i:0{len(count)}}{middle}{count}{end}" for i in range(int(count))]
-        return [f"{n}: from {one.origin} (--partial does without)" for n in whole if n not in names]
+        expected = [f"{front}{i:0{len(count)}}{middle}{count}{end}" for i in range(int(count))]
+        return [f"{n}: from {one.origin} (--partial allows missing parts)" for n in expected if n not in names]
 
-    def _raise_missing(self, tree: FileIndex, problems: list[str], splits: list[str], there: set[str]) -> None:
-        where = ", ".join(map(str, tree.sources))
+    def _raise_missing(self, index: FileIndex, problems: list[str], splits: list[str], available: set[str]) -> None:
+        where = ", ".join(map(str, index.sources))
         lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(problems))
-        whole = [s for s in splits if s in there]
-        hint = f"\n--split takes some splits alone; there are files of: {', '.join(whole)}" if whole else ""
-        raise InputError(f"{self.name}: not all of its files are below {where}:{lines}{hint}\n{self.home}")
+        splits_with_files = [s for s in splits if s in available]
+        hint = ""
+        if splits_with_files:
+            hint = f"\n--split converts only some splits; there are files of: {', '.join(splits_with_files)}"
+        raise InputError(f"{self.name}: files are missing below {where}:{lines}{hint}\n{self.home}")
 
 
 class _CheckedItems:
-    """Items, how many they are about, and a user's error where a field is missing."""
+    """Items with their approximate number. Turns exceptions of a wrong file format into `InputError`."""
 
     def __init__(self, where: str, make: Callable[[], Iterable[Item]]) -> None:
         self.where = where
         with self._explain_errors():
-            self.made = make()
+            self.items = make()
 
     def __length_hint__(self) -> int:
-        return length_hint(self.made)
+        return length_hint(self.items)
 
     def __iter__(self) -> Iterator[Item]:
         with self._explain_errors():
-            yield from self.made
+            yield from self.items
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -166,5 +169,5 @@ class _CheckedItems:
             yield
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{self.where}: a file is not laid out as it was published: {type(error).__name__}: {error}"
+                f"{self.where}: a file does not have the published format: {type(error).__name__}: {error}"
             ) from error

@@ -1,4 +1,4 @@
-"""Data sets of images with captions, as their owners publish them: annotations in JSON, images in folders."""
+"""Published data sets of images with captions: annotations in JSON, images in folders."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NARRATIVES = "https://google.github.io/localized-narratives"
 
 
 class CocoCaptions(OfficialSet):
-    """COCO's five captions an image: the official splits of 2014 or 2017, or Karpathy's."""
+    """COCO captions, five per image: the official splits of 2014 or 2017, or Karpathy's."""
 
     name = "coco_captions"
     kind = "captions"
     home = "https://cocodataset.org"
-    takes = frozenset({"restval"})
+    supported_options = frozenset({"restval"})
     required_files = (
         *(
             one
@@ -52,26 +52,26 @@ class CocoCaptions(OfficialSet):
     )
 
     def splits(self, layouts: Iterable[str], options: Options) -> list[str]:
-        """Karpathy's fourth part is a split of its own only where it is asked for."""
+        """The splits, with Karpathy's `restval` only if the option asks for it."""
         return [s for s in super().splits(layouts, options) if s != "restval" or options.restval == "restval"]
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """Image by image, in the order of the annotation file."""
+        """One record per image, in the order of the annotation file."""
         (layout,) = found.layouts
         if layout == "karpathy":
-            return self._karpathy(split, found, options.restval or "train")
+            return self._read_karpathy(split, found, options.restval or "train")
         loaded = load_json(found.one(f"captions_{split}{layout}.json"))
-        captions = _by_image(loaded["annotations"])
+        captions = _captions_by_image(loaded["annotations"])
         folders = found.all(f"{split}{layout}/")
-        return _chain(
+        return _flatten(
             caption_items(str(i["id"]), image_in(folders, i["file_name"]), captions[i["id"]]) for i in loaded["images"]
         )
 
     @staticmethod
-    def _karpathy(split: str, found: SplitFiles, restval: str) -> Iterable[Item]:
+    def _read_karpathy(split: str, found: SplitFiles, restval: str) -> Iterable[Item]:
         parts = {split, "restval"} if split == restval == "train" else {split}
         folders = {name: found.all(f"{name}/") for name in ("train2014", "val2014")}
-        return _chain(
+        return _flatten(
             caption_items(
                 str(image["cocoid"]),
                 image_in(folders[image["filepath"]], image["filename"]),
@@ -83,7 +83,7 @@ class CocoCaptions(OfficialSet):
 
 
 class Nocaps(OfficialSet):
-    """nocaps: ten captions an image of Open Images, each image in, near or out of COCO's domain."""
+    """nocaps: ten captions per image of Open Images; each image is in, near or out of COCO's domain."""
 
     name = "nocaps"
     kind = "captions"
@@ -101,21 +101,21 @@ class Nocaps(OfficialSet):
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """The test split has no captions: they are kept from the public."""
+        """One record per image. The captions of the test split are not published."""
         name = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}[split]
         loaded = load_json(found.one(name))
         places = {i["id"]: image_in(found.all("images/", split), i["file_name"]) for i in loaded["images"]}
         if split == "test":
             return [Record(str(identity), place, {"captions": []}) for identity, place in places.items()]
-        captions = _by_image(loaded["annotations"])
-        return _chain(
+        captions = _captions_by_image(loaded["annotations"])
+        return _flatten(
             caption_items(str(i["id"]), places[i["id"]], captions[i["id"]], domain=i.get("domain"))
             for i in loaded["images"]
         )
 
 
 class VisualGenome(OfficialSet):
-    """Visual Genome: the phrases that describe an image's regions are its captions."""
+    """Visual Genome: the captions of an image are the descriptions of its regions."""
 
     name = "visual_genome"
     kind = "captions"
@@ -128,14 +128,16 @@ class VisualGenome(OfficialSet):
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """An image's URL says which of the two folders holds it."""
-        homes = {image["image_id"]: image["url"].split("/")[-2] for image in load_json(found.one("image_data.json"))}
+        """One record per image. The URL of an image says in which of the two folders it is."""
+        folder_names = {
+            image["image_id"]: image["url"].split("/")[-2] for image in load_json(found.one("image_data.json"))
+        }
         folders = {name: found.all(f"{name}/") for name in ("VG_100K", "VG_100K_2")}
-        either = [*chain(*folders.values())]
-        return _chain(
+        all_folders = [*chain(*folders.values())]
+        return _flatten(
             caption_items(
                 str(image["id"]),
-                image_in(folders.get(homes.get(image["id"], ""), either), f"{image['id']}.jpg"),
+                image_in(folders.get(folder_names.get(image["id"], ""), all_folders), f"{image['id']}.jpg"),
                 [region["phrase"] for region in image["regions"]],
             )
             for image in load_json(found.one("region_descriptions.json"))
@@ -143,7 +145,7 @@ class VisualGenome(OfficialSet):
 
 
 class HatefulMemes(OfficialSet):
-    """Hateful Memes: the text on a meme is its caption; whether it is hateful (1) or not (0) stays as `label`."""
+    """Hateful Memes: the caption is the text on the meme; `label` is 1 if it is hateful, else 0."""
 
     name = "hateful_memes"
     kind = "captions"
@@ -160,10 +162,10 @@ class HatefulMemes(OfficialSet):
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """`img` is a path such as `img/42953.png`."""
+        """One record per line; `img` is a path such as `img/42953.png`."""
         name = {"train": "train.jsonl", "val": "dev.jsonl", "test": "test.jsonl"}[split]
         folders = [folder.parent for folder in found.all("img/", split)]
-        return _chain(
+        return _flatten(
             caption_items(str(row["id"]), image_in(folders, row["img"]), [row["text"]], label=row.get("label"))
             for row in load_lines(found.one(name))
         )
@@ -192,12 +194,12 @@ _NARRATIVE_PARTS = {
 
 
 class LocalizedNarratives(OfficialSet):
-    """Localized Narratives: what annotators said of images of COCO, Flickr30k, ADE20k and Open Images."""
+    """Localized Narratives: spoken descriptions of images of COCO, Flickr30k, ADE20k and Open Images."""
 
     name = "localized_narratives"
     kind = "captions"
     home = _NARRATIVES
-    combines = True
+    combines_layouts = True
     optional = frozenset({"train", "val", "test"})
     required_files = tuple(
         one
@@ -216,12 +218,12 @@ class LocalizedNarratives(OfficialSet):
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """Part by part; an image that several annotators spoke of has several captions."""
-        said: dict[str, dict[str, list[str]]] = {}
+        """One record per image, part by part; an image with several annotators has several captions."""
+        captions_by_part: dict[str, dict[str, list[str]]] = {}
         for one, paths in found.paths.items():
             if one.split == split and not one.is_folder:
-                captions = said.setdefault(one.layout, defaultdict(list))
-                for row in chain.from_iterable(map(load_lines, paths)):  # lines are long: mouse traces
+                captions = captions_by_part.setdefault(one.layout, defaultdict(list))
+                for row in chain.from_iterable(map(load_lines, paths)):  # long lines: they contain mouse traces
                     captions[str(row["image_id"])].append(row["caption"])
         places = {
             one.layout: _ImageFolders(one, paths)
@@ -230,38 +232,40 @@ class LocalizedNarratives(OfficialSet):
         }
         rows = (
             caption_items(image, places[part].of(image), captions)
-            for part, images in said.items()
+            for part, images in captions_by_part.items()
             for image, captions in images.items()
         )
-        return SizedItems(chain.from_iterable(rows), sum(map(len, said.values())))
+        return SizedItems(chain.from_iterable(rows), sum(map(len, captions_by_part.values())))
 
 
 class _ImageFolders:
-    """Where the images of a part of Localized Narratives are."""
+    """The folders with the images of a part of Localized Narratives."""
 
     def __init__(self, one: RequiredFile, folders: list[Path]) -> None:
         self.part, self.folders = one.layout, folders
         self.by_name: dict[str, Path] = {}
-        if self.part == "ade20k":  # the full set sorts its images into a tree of scenes
+        if self.part == "ade20k":  # in the full data set, the folders of images are scenes
             self.by_name = {path.name: path.parent for folder in folders for path in folder.rglob("*.jpg")}
 
     def of(self, image: str) -> Any:
-        """The picture of an image id."""
+        """The source of the image with this id."""
         name = f"{int(image):012d}.jpg" if self.part == "coco" else f"{image.removesuffix('.jpg')}.jpg"
         if self.part == "ade20k":
             return image_in([self.by_name.get(name, self.folders[0])], name)
-        nested = [folder for folder in self.folders if folder.name == f"train_{image[0]}"]  # as Open Images is packed
+        nested = [
+            folder for folder in self.folders if folder.name == f"train_{image[0]}"
+        ]  # the archives of Open Images
         plain = [folder for folder in self.folders if not folder.name.startswith("train_")]
         return image_in([*nested, *plain], name)
 
 
-def _by_image(annotations: Iterable[Any]) -> dict[Any, list[Any]]:
-    """COCO's annotations: the captions of each image id."""
+def _captions_by_image(annotations: Iterable[Any]) -> dict[Any, list[Any]]:
+    """Image id to captions, from COCO's annotations."""
     captions: dict[Any, list[Any]] = defaultdict(list)
     for one in annotations:
         captions[one["image_id"]].append(one["caption"])
     return captions
 
 
-def _chain(items: Iterable[Iterator[Item]]) -> list[Item]:
+def _flatten(items: Iterable[Iterator[Item]]) -> list[Item]:
     return list(chain.from_iterable(items))

@@ -1,4 +1,4 @@
-"""Folders of shards, looked at again: is everything as the index says, and what does it look like?"""
+"""`magma data check`: verifies a folder of shards against its index."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .shards import LISTS
 
 @dataclass(frozen=True)
 class _Job:
-    """A shard to be checked by some process."""
+    """A shard to be checked; sent to a worker process."""
 
     folder: str
     split: str
@@ -30,7 +30,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _ShardResult:
-    """What a shard was found to be; first and last key are None where it has none."""
+    """The problems of a shard, and its first and last key (None without samples)."""
 
     file: str
     problems: list[str]
@@ -39,7 +39,7 @@ class _ShardResult:
 
 
 def check(folder: Path, workers: int = 1, on_progress: Callable[[int, int], None] = no_progress) -> list[str]:
-    """Everything that is wrong with a folder, each with shard and key."""
+    """All problems of a folder, each with shard and key."""
     index = read_index(folder)
     entries = [(split, entry) for split, split_entry in index.splits.items() for entry in split_entry.shards]
     jobs = (_Job(str(folder), split, index.kind, entry) for split, entry in entries)
@@ -52,46 +52,48 @@ def check(folder: Path, workers: int = 1, on_progress: Callable[[int, int], None
         for key in ("samples", "rows"):
             given, summed = getattr(split_entry, key), sum(getattr(entry, key) for entry in split_entry.shards)
             if given != summed:
-                problems.append(f"{INDEX}: {split} has {given} {key}, its shards {summed}")
+                problems.append(f"{INDEX}: {split} has {given} {key}, but its shards have {summed}")
         last = ""
         for entry in split_entry.shards:
             result = results[entry.file]
             problems += [f"{entry.file}: {problem}" for problem in result.problems]
             if result.first is not None and result.first <= last:
-                problems.append(f"{entry.file} {result.first}: the key does not follow {last}: it is there twice")
+                problems.append(f"{entry.file} {result.first}: the key is not after {last}: it exists twice")
             last = result.last or last
-    stray = sorted({path.name for path in folder.glob("*.tar")} - {entry.file for _, entry in entries})
-    return problems + [f"{name}: not in {INDEX}" for name in stray]
+    unlisted = sorted({path.name for path in folder.glob("*.tar")} - {entry.file for _, entry in entries})
+    return problems + [f"{name}: not listed in {INDEX}" for name in unlisted]
 
 
 def _check_shard(job: _Job) -> _ShardResult:
     path, entry = Path(job.folder) / job.entry.file, job.entry
     if not path.is_file():
-        return _ShardResult(entry.file, ["there is no such file"])
+        return _ShardResult(entry.file, ["the file is missing"])
     problems = []
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != entry.sha256:
-        problems.append(f"sha256 is {digest}, not {entry.sha256} as the index says")
+        problems.append(f"its sha256 is {digest}; in the index: {entry.sha256}")
     keys: list[str] = []
     rows = 0
     try:
         for key, files in read_samples(path):
             if keys and key <= keys[-1]:
-                problems.append(f"{key}: does not follow {keys[-1]}")
+                problems.append(f"{key}: not after {keys[-1]}")
             if not key.startswith(f"{job.split}-"):
-                problems.append(f"{key}: a key of {job.split} begins with {job.split}-")
+                problems.append(f"{key}: keys of {job.split} have to begin with {job.split}-")
             keys.append(key)
             found = list(_find_problems(files, job.kind))
-            problems += [f"{key}: {fault}" for fault in found]
+            problems += [f"{key}: {problem}" for problem in found]
             if not found:
                 fields = json.loads(files["json"])
                 rows += len(fields[LISTS[job.kind]]) if job.kind in LISTS else 1
     except tarfile.TarError as error:
-        problems.append(f"no tar that can be read to its end: {error}")
-    # A broken sample has its own line, and no rows that could be counted.
+        problems.append(f"the tar cannot be read to its end: {error}")
+    # A broken sample is reported above; its rows cannot be counted.
     counts = {"samples": len(keys), **({} if problems else {"rows": rows})}
-    problems += [f"{n} {key}, not {getattr(entry, key)}" for key, n in counts.items() if n != getattr(entry, key)]
+    problems += [
+        f"{n} {key}; in the index: {getattr(entry, key)}" for key, n in counts.items() if n != getattr(entry, key)
+    ]
     return _ShardResult(entry.file, problems, *((keys[0], keys[-1]) if keys else ()))
 
 
@@ -107,7 +109,7 @@ def _find_problems(files: dict[str, bytes], kind: str) -> Iterator[str]:
         except ImageError as reason:
             yield f"{ending}: {reason}"
     if "json" not in files:
-        yield "no json"
+        yield "json is missing"
         return
     try:
         SAMPLE_TYPES[kind].model_validate_json(files["json"])

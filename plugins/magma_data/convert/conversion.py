@@ -1,26 +1,23 @@
-"""A whole data set to a folder of shards; a conversion that was killed resumes at the last complete shard.
+"""Converts a data set to a folder of shards. A killed conversion resumes after the last complete shard.
 
-The folder's `index.json` is written last: a folder that has one is complete.
+`index.json` is written last, so a folder with this file is complete.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
 from typing import Any
 
-from magma import InputError
+from magma import InputError, atomic_write, folder_lock
 
-from .atomic_files import open_atomically, read_json, write_json
+from .json_files import read_json, write_json
 from .parallel import parallel_map
-from .shards import DONE, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
+from .shards import NOTE_SUFFIX, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
 
 FORMAT = 1
 INDEX, REPORT, DROPPED, OPTIONS = "index.json", "report.json", "dropped.jsonl", "options.json"
@@ -28,57 +25,59 @@ INDEX, REPORT, DROPPED, OPTIONS = "index.json", "report.json", "dropped.jsonl", 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A data set on its way into a folder."""
+    """A data set to convert, with all settings."""
 
     name: str
     kind: SampleKind
     splits: Mapping[str, Callable[[], Iterable[Item]]]
     settings: ShardSettings = field(default_factory=ShardSettings)
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What changes the result: a folder goes on with the same ones alone."""
+    """All options that affect the result. A conversion can only be resumed with the same options."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a split is."""
+    """Progress of a split."""
 
     split: str
     read: int
-    """Images, those among them that are left out."""
+    """Images so far, including dropped ones."""
     total: int
-    """0 where nobody knows."""
+    """Number of images; 0 if unknown."""
     shards: int
 
 
 def no_progress(*_: object) -> None:
-    """Nobody wants to know how far it is."""
+    """The default callback, which ignores progress."""
 
 
 def convert(
     conversion: Conversion, out: Path, workers: int = 1, on_progress: Callable[[Progress], None] = no_progress
 ) -> tuple[dict[str, Any], bool]:
-    """Write the folder, or go on with it; the report, and whether the folder was complete before."""
-    out.mkdir(parents=True, exist_ok=True)
-    with _lock_folder(out):
+    """Write the folder, or resume it. Returns the report, and whether the folder was already complete.
+
+    Raises `InputError` for other options than before, and if the folder is locked by another process.
+    """
+    with folder_lock(out):
         _check_options(conversion, out)
         if (out / INDEX).is_file():
             _delete_notes(out)
             return read_json(out / REPORT), True
-        for left in out.glob(".*.partial"):
-            left.unlink()
+        for partial in out.glob(".*.partial"):
+            partial.unlink()
         try:
             shard_names = {
                 split: _write_split(conversion, split, out, workers, on_progress) for split in conversion.splits
             }
             return _finish(conversion, out, shard_names), False
-        except OSError as error:  # a disk that is full, a file that was taken away
-            raise InputError(f"{out}: {error}; the same command goes on, once that is put right") from error
+        except OSError as error:  # such as a full disk or a deleted file
+            raise InputError(f"{out}: {error}; correct this, then resume with the same command") from error
 
 
 def _write_split(
     conversion: Conversion, split: str, out: Path, workers: int, on_progress: Callable[[Progress], None]
 ) -> list[str]:
-    """Write what is not there yet; the names of the split's shards in order."""
+    """Write the missing shards of a split. Returns the names of all its shards, in order."""
     items = conversion.splits[split]()
     total = length_hint(items)
     shard_names: list[str] = []
@@ -90,7 +89,7 @@ def _write_split(
         shards += 1
         on_progress(Progress(split, read, total, shards))
 
-    def missing() -> Iterator[Shard]:
+    def missing_shards() -> Iterator[Shard]:
         for shard in make_shards(split, items, out, conversion.settings):
             shard_names.append(shard.stem)
             if _read_note(out, shard.stem) is None:
@@ -98,32 +97,13 @@ def _write_split(
             else:
                 count(sum(isinstance(item, Record) for item in shard.items))
 
-    for images in parallel_map(write_shard, missing(), workers):
+    for images in parallel_map(write_shard, missing_shards(), workers):
         count(images)
     return shard_names
 
 
-@contextmanager
-def _lock_folder(out: Path) -> Iterator[None]:
-    """One process at a time writes to a folder."""
-    path = out / ".lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{out} is being written by another process: wait for it, or end it first") from error
-        except OSError as error:
-            logging.getLogger(__name__).warning(
-                "%s cannot be locked: %s; do not start a second conversion into %s", path, error.strerror, out
-            )
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
 def _check_options(conversion: Conversion, out: Path) -> None:
-    """Refuse a folder that was begun otherwise, or that holds something else."""
+    """Raise `InputError` if the folder has other options or other files."""
     given = {
         "format": FORMAT,
         "name": conversion.name,
@@ -134,59 +114,75 @@ def _check_options(conversion: Conversion, out: Path) -> None:
     path = out / OPTIONS
     if not path.is_file():
         if others := sorted(found.name for found in out.iterdir() if not found.name.startswith(".")):
-            raise InputError(f"--out: {out} holds {others[0]!r} and no {OPTIONS}; allowed: a new or empty folder")
+            raise InputError(f"--out: {out} contains {others[0]!r} but no {OPTIONS}; allowed: a new or empty folder")
         write_json(path, given)
         return
-    begun = read_json(path)
-    if different := [key for key in {**begun, **given} if begun.get(key) != given.get(key)]:
-        lines = [f"\n  - {key}: {_short(begun.get(key))} there, {_short(given.get(key))} given" for key in different]
+    previous = read_json(path)
+    if different := [key for key in {**previous, **given} if previous.get(key) != given.get(key)]:
+        lines = [
+            f"\n  - {key}: {_shorten(previous.get(key))} before, {_shorten(given.get(key))} now" for key in different
+        ]
         raise InputError(
-            f"--out: {out} was begun with other options; allowed: the same ones, or another folder{''.join(lines)}"
+            f"--out: {out} was started with other options; allowed: the same options, or another folder{''.join(lines)}"
         )
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Dropped rows, report, and at last the index; then the notes go."""
+    """Write dropped rows, the report and, last, the index; then delete the notes of the shards."""
     index: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "kind": conversion.kind, "splits": {}}
     report: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "splits": {}}
-    with open_atomically(out / DROPPED) as lines:
-        for split, names in shard_names.items():
-            shards, dropped, trimmed = [], Counter[str](), Counter[str]()
-            for name in names:
-                note = _read_note(out, name)
-                assert note is not None, name
-                if note["shard"]["samples"]:
-                    shards.append(note["shard"])
-                for counted, entries in ((dropped, note["dropped"]), (trimmed, note["trimmed"])):
-                    counted.update(reason for _, reason in entries)
-                    entries_as_json = [{"split": split, "id": row, "reason": reason} for row, reason in entries]
-                    lines.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in entries_as_json)
-            samples, rows = (sum(shard[key] for shard in shards) for key in ("samples", "rows"))
-            index["splits"][split] = {"samples": samples, "rows": rows, "shards": shards}
-            report["splits"][split] = {
-                "read": rows + dropped.total(),
-                "written": rows,
-                "dropped": dict(sorted(dropped.items(), key=lambda one: (-one[1], one[0]))),
-                "trimmed": dict(sorted(trimmed.items())),
-            }
-        if not any(split["samples"] for split in index["splits"].values()):
-            _delete_notes(out)
-            left_out = {name: split["dropped"] for name, split in report["splits"].items()}
-            raise InputError(f"{conversion.name}: no sample is left to be written; left out: {_short(left_out)}")
+    for split, names in shard_names.items():
+        shards, dropped, trimmed = [], Counter[str](), Counter[str]()
+        for note in _read_notes(out, names):
+            if note["shard"]["samples"]:
+                shards.append(note["shard"])
+            for counts, entries in ((dropped, note["dropped"]), (trimmed, note["trimmed"])):
+                counts.update(reason for _, reason in entries)
+        samples, rows = (sum(shard[key] for shard in shards) for key in ("samples", "rows"))
+        index["splits"][split] = {"samples": samples, "rows": rows, "shards": shards}
+        report["splits"][split] = {
+            "read": rows + dropped.total(),
+            "written": rows,
+            "dropped": dict(sorted(dropped.items(), key=lambda one: (-one[1], one[0]))),
+            "trimmed": dict(sorted(trimmed.items())),
+        }
+    if not any(split["samples"] for split in index["splits"].values()):
+        _delete_notes(out)
+        dropped_rows = {name: split["dropped"] for name, split in report["splits"].items()}
+        raise InputError(f"{conversion.name}: all samples were dropped: {_shorten(dropped_rows)}")
+    atomic_write(out / DROPPED, lambda partial: _write_dropped(partial, out, shard_names))
     write_json(out / REPORT, report)
     write_json(out / INDEX, index)
     _delete_notes(out)
     return report
 
 
+def _write_dropped(path: Path, out: Path, shard_names: Mapping[str, list[str]]) -> None:
+    """Write one line for each dropped row: split, id and reason."""
+    with path.open("w", encoding="utf-8") as lines:
+        for split, names in shard_names.items():
+            for note in _read_notes(out, names):
+                for row, reason in (*note["dropped"], *note["trimmed"]):
+                    line = {"split": split, "id": row, "reason": reason}
+                    lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _read_notes(out: Path, names: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The notes of complete shards."""
+    for name in names:
+        note = _read_note(out, name)
+        assert note is not None, name
+        yield note
+
+
 def _read_note(out: Path, stem: str) -> dict[str, Any] | None:
-    """What is known of a complete shard; None where it has to be written."""
-    path = out / f"{stem}{DONE}"
+    """The note of a complete shard; None if the shard has to be written."""
+    path = out / f"{stem}{NOTE_SUFFIX}"
     if not path.is_file():
         return None
     note = read_json(path)
@@ -196,5 +192,5 @@ def _read_note(out: Path, stem: str) -> dict[str, Any] | None:
 
 
 def _delete_notes(out: Path) -> None:
-    for note in out.glob(f"*{DONE}"):
+    for note in out.glob(f"*{NOTE_SUFFIX}"):
         note.unlink()

@@ -1,6 +1,6 @@
-"""Images as data sets hold them: where their bytes lie, how they are got, and whether they are worth keeping.
+"""Reads, downloads and checks the images of data sets.
 
-Bytes are never encoded anew: what a data set published is what a shard holds.
+Images are never re-encoded: a shard contains the published bytes.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from dataclasses import dataclass
 from itertools import islice
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
-"""Pillow's names of the formats that are kept, with the ending that each gets. MPO is a JPEG with a second view."""
+"""Pillow's name of each allowed format to its suffix. MPO is a JPEG with a second view."""
 MAX_BYTES = 64 * 2**20
-"""A larger answer to a request is no photograph."""
+"""Maximum size of a download."""
 NO_CONNECTION = "no connection"
 
 
 class ImageError(Exception):
-    """Why an image is left out; the message is the reason that is counted."""
+    """An image is dropped. The message is the reason in the report."""
 
 
 class ImageSource(ABC):
-    """Where an image's bytes lie: light, and sent to other processes."""
+    """Where to read an image from. Small, because it is sent to other processes."""
 
     __slots__ = ()
 
     @abstractmethod
     def read(self, timeout: float) -> bytes:
-        """The bytes; `Unreadable` where there are none. `timeout` in seconds is for those that come from afar."""
+        """The bytes of the image. Raises `ImageError`. `timeout`, in seconds, is for downloads."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalImage(ImageSource):
-    """The first of these files that exists: archives of one set unpack into different folders."""
+    """The first existing file of several paths: archives of a data set may unpack into different folders."""
 
     paths: tuple[str, ...]
 
@@ -61,7 +61,7 @@ class LocalImage(ImageSource):
 
 @dataclass(frozen=True, slots=True)
 class TarImage(ImageSource):
-    """A stretch of a tar that is not compressed."""
+    """A member of an uncompressed tar."""
 
     tar: str
     offset: int
@@ -75,7 +75,7 @@ class TarImage(ImageSource):
 
 @dataclass(frozen=True, slots=True)
 class WebImage(ImageSource):
-    """An image of the web: http, https, or file."""
+    """An image at a URL: http, https or file."""
 
     url: str
 
@@ -102,7 +102,7 @@ class WebImage(ImageSource):
 
 
 def _download(url: str, timeout: float) -> bytes:
-    """The whole answer within `timeout`, however slowly a server drips."""
+    """The body of the response. `timeout` limits the total time, not only each read."""
     quoted = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
     request = urllib.request.Request(quoted, headers={"User-Agent": "Mozilla/5.0 (compatible; magma-multimodal)"})
     deadline = time.monotonic() + timeout
@@ -114,26 +114,26 @@ def _download(url: str, timeout: float) -> bytes:
                 raise ImageError("too many bytes")
             if time.monotonic() > deadline:
                 raise TimeoutError
-        if response.length:  # the server promised more
+        if response.length:  # fewer bytes than announced
             raise ImageError("broken connection")
     return bytes(found)
 
 
 def read_images(pictures: Iterable[ImageSource], timeout: float, threads: int) -> Iterator[bytes | ImageError]:
-    """Bytes in the pictures' order; those of the web by threads, a few more ahead than there are threads."""
-    waiting = iter(pictures)
-    ahead: deque[Future[bytes | ImageError] | ImageSource] = deque()
+    """The bytes of the pictures, in order. Images on the web are downloaded in advance by threads."""
+    remaining = iter(pictures)
+    pending: deque[Future[bytes | ImageError] | ImageSource] = deque()
     with ThreadPoolExecutor(threads) as pool:
 
         def start(picture: ImageSource) -> Future[bytes | ImageError] | ImageSource:
             return pool.submit(_try_read, picture, timeout) if isinstance(picture, WebImage) else picture
 
         try:
-            ahead.extend(start(picture) for picture in islice(waiting, 2 * threads))
-            while ahead:
-                first = ahead.popleft()
+            pending.extend(start(picture) for picture in islice(remaining, 2 * threads))
+            while pending:
+                first = pending.popleft()
                 yield _try_read(first, timeout) if isinstance(first, ImageSource) else first.result()
-                ahead.extend(start(picture) for picture in islice(waiting, 1))
+                pending.extend(start(picture) for picture in islice(remaining, 1))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -146,20 +146,20 @@ def _try_read(picture: ImageSource, timeout: float) -> bytes | ImageError:
 
 
 def check_image(data: bytes, min_size: int = 0) -> str:
-    """The ending for these bytes; `Unreadable` where Pillow cannot decode them or a side is below `min_size` pixels."""
+    """The suffix for these bytes. Raises `ImageError` if Pillow cannot decode them or a side is below `min_size`."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
         raise ImageError("empty file")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata of photographs that decode all the same
+        warnings.simplefilter("ignore")  # about metadata of valid images
         try:
             with Image.open(io.BytesIO(data)) as image:
                 kind, smallest = image.format, min(image.size)
                 if kind not in FORMATS:
                     raise ImageError(f"format {kind}")
                 image.verify()
-            with Image.open(io.BytesIO(data)) as image:  # a verified image cannot be decoded any more
+            with Image.open(io.BytesIO(data)) as image:  # an image cannot be decoded after verify()
                 image.load()
         except UnidentifiedImageError as error:
             raise ImageError("no image") from error

@@ -1,4 +1,4 @@
-"""What img2dataset writes: 00000.tar or 00000/, 00000.parquet, 00000_stats.json."""
+"""Reads the output of img2dataset: 00000.tar or 00000/, 00000.parquet, 00000_stats.json."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _SHARD = r"\d{5,}(?:_stats\.json|\.tar)"
 
 
 def required_img2dataset_files(split: str) -> RequiredFile:
-    """What img2dataset leaves of a split; that of validation lies below a folder that says so."""
+    """The files of img2dataset for a split; those of validation are below a folder with such a name."""
     if split == "val":
         return required_file(
             "val/00000_stats.json", split, _IMG2DATASET, "img2dataset", rf"(?:.*/)?{_VAL}/(?:.*/)?{_SHARD}"
@@ -39,7 +39,7 @@ def required_img2dataset_files(split: str) -> RequiredFile:
 
 
 def img2dataset(paths: Iterable[Path], options: Options) -> Iterable[Item]:
-    """Shard by shard; what it could not fetch is left out with the reason that it gives."""
+    """All samples, shard by shard. Failed downloads are dropped with the reason of img2dataset."""
     folders: dict[Path, list[str]] = {}
     for path in paths:
         folders.setdefault(path.parent, []).append(path.name)
@@ -47,17 +47,17 @@ def img2dataset(paths: Iterable[Path], options: Options) -> Iterable[Item]:
     count = 0
     for folder, names in sorted(folders.items()):
         stats = sorted(name for name in names if name.endswith("_stats.json"))
-        # A shard without figures is one that img2dataset was killed in, unless someone deleted them all.
+        # A shard without statistics is incomplete, unless all statistics were deleted.
         bases += [folder / name.split("_")[0].removesuffix(".tar") for name in (stats or sorted(names))]
         count += sum(load_json(folder / name).get("successes", 0) for name in stats)
-    return SizedItems(chain.from_iterable(_shard(base, options) for base in bases), count)
+    return SizedItems(chain.from_iterable(_read_shard(base, options) for base in bases), count)
 
 
-def _shard(base: Path, options: Options) -> Iterator[Item]:
-    """The samples of one shard, and the rows that have none."""
+def _read_shard(base: Path, options: Options) -> Iterator[Item]:
+    """The samples of one shard, and its failed rows."""
     tar = base.with_name(f"{base.name}.tar")
     if not tar.is_file() and not base.is_dir():
-        raise InputError(f"{base}: neither {tar.name} nor a folder {base.name}/; allowed: {_IMG2DATASET}")
+        raise InputError(f"{base}: there is neither {tar.name} nor a folder {base.name}/; allowed: {_IMG2DATASET}")
     table = base.with_name(f"{base.name}.parquet")
     known: dict[str, dict[str, Any]] = {}
     if table.is_file():
@@ -81,20 +81,20 @@ Sample = tuple[str, ImageSource | None, dict[str, Any]]
 
 
 def _read_checked(path: Path) -> Iterator[Sample]:
-    """The samples of a tar or a folder. Raises `InputError` where they are not as many as img2dataset counted."""
-    samples = list(_in_tar(path) if path.suffix == ".tar" else _in_folder(path))
+    """The samples of a tar or a folder. Raises `InputError` if their number differs from img2dataset's statistics."""
+    samples = list(_read_tar(path) if path.suffix == ".tar" else _read_folder(path))
     stats = path.with_name(f"{path.stem}_stats.json")
     written = load_json(stats).get("successes") if stats.is_file() else None
     if isinstance(written, int) and written != len(samples):
         raise InputError(
-            f"{path}: {len(samples)} samples, but {stats.name} counts {written} successes; allowed: the shard as "
-            "img2dataset wrote it, with its own figures: fetch it again, or correct them"
+            f"{path}: {len(samples)} samples, but {stats.name} has {written} successes; allowed: a shard with its "
+            "original statistics: download it again, or correct them"
         )
     yield from samples
 
 
-def _in_tar(path: Path) -> Iterator[Sample]:
-    """Every sample, wherever in the shard its members are; only the small ones are read."""
+def _read_tar(path: Path) -> Iterator[Sample]:
+    """Every sample of a tar, whose members need not be adjacent. Only small members are read."""
     samples: dict[str, dict[str, ImageSource | bytes]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -102,7 +102,7 @@ def _in_tar(path: Path) -> Iterator[Sample]:
                 key, ending = split_member(member.name)
                 sample = samples.setdefault(key, {})
                 if ending in sample:
-                    raise InputError(f"{path}: two members are called {member.name}; allowed: one of each name")
+                    raise InputError(f"{path}: two members have the name {member.name}; allowed: one of each name")
                 kind = ending.rpartition(".")[2]
                 if kind in ("json", "txt"):
                     opened = tar.extractfile(member)
@@ -111,13 +111,13 @@ def _in_tar(path: Path) -> Iterator[Sample]:
                 elif kind in _ENDINGS:
                     sample[ending] = TarImage(str(path), member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise InputError(f"{path}: {error}; perhaps img2dataset was ended while it wrote it") from error
+        raise InputError(f"{path}: {error}; perhaps img2dataset was interrupted") from error
     for key, sample in samples.items():
         yield _make_sample(str(path), key, sample)
 
 
-def _in_folder(folder: Path) -> Iterator[Sample]:
-    """The same from the files of a folder."""
+def _read_folder(folder: Path) -> Iterator[Sample]:
+    """Every sample of a folder."""
     names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"\d+\.\w+", name))  # noqa: PTH208 - names only
     for key, group in groupby(names, lambda name: name.partition(".")[0]):
         sample: dict[str, ImageSource | bytes] = {}
@@ -131,7 +131,7 @@ def _in_folder(folder: Path) -> Iterator[Sample]:
 
 
 def _make_sample(where: str, key: str, members: Mapping[str, ImageSource | bytes]) -> Sample:
-    """A sample of its members by their endings."""
+    """A sample from its members, which are given by suffix."""
     picture, fields = None, dict[str, Any]()
     for ending, member in members.items():
         if isinstance(member, bytes):
@@ -144,11 +144,11 @@ def _make_sample(where: str, key: str, members: Mapping[str, ImageSource | bytes
 
 
 def _add_text(fields: dict[str, Any], where: str, ending: str, data: bytes) -> None:
-    """Add what a JSON or a text file says; the text stands for the caption where the JSON has none."""
+    """Add the fields of a JSON file, or a text file as `text`, which is the caption if the JSON has none."""
     if ending == "txt":
         fields.setdefault("text", data.decode("utf-8-sig", errors="replace"))
         return
     try:
         fields.update(json.loads(data))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: no JSON: {error}") from error
+        raise InputError(f"{where}: not JSON: {error}") from error

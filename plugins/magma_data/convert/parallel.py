@@ -1,4 +1,4 @@
-"""Work shared among processes that end with their parent."""
+"""A parallel map over processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 
-def parallel_map(work: Callable[[In], Out], given: Iterator[In], workers: int) -> Iterator[Out]:
-    """`work` over everything given, by processes, in the order in which it is done; few jobs are held at a time."""
+def parallel_map(work: Callable[[In], Out], jobs: Iterator[In], workers: int) -> Iterator[Out]:
+    """Results of `work` for each job, in order of completion. At most two jobs per worker are pending."""
     if workers == 1:
-        yield from map(work, given)
+        yield from map(work, jobs)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["webdataset"])  # it loads torch: once, not in every process
+    context.set_forkserver_preload(["webdataset"])  # it imports torch: once, instead of in every process
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
         try:
-            running: set[Future[Out]] = {pool.submit(work, one) for one in islice(given, 2 * workers)}
+            running: set[Future[Out]] = {pool.submit(work, job) for job in islice(jobs, 2 * workers)}
             while running:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
-                    running |= {pool.submit(work, one) for one in islice(given, 1)}
+                    running |= {pool.submit(work, job) for job in islice(jobs, 1)}
         except BrokenProcessPool as error:
             raise InputError(
-                "a worker was killed, perhaps for want of memory; the same command goes on, with fewer --workers if so"
+                "a worker process was killed, perhaps because of low memory; resume with the same "
+                "command, if necessary with fewer --workers"
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def _end_with_parent() -> None:
-    """A worker outlives no conversion that is killed, and ends without a word at Ctrl-C."""
+    """End this worker when its parent ends, and without a traceback on Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Data sets that ask about images, or state something of them, as their owners publish them."""
+"""Published data sets of questions or statements about images."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _SNLI_VE = "https://github.com/necla-ml/SNLI-VE"
 
 
 class _CocoQuestions(OfficialSet):
-    """Questions in one file, answers in another, images of COCO in folders of 2014 and 2015."""
+    """Questions in one file, answers in another, images of COCO in folders of 2014 or 2015."""
 
     kind = "vqa"
-    asks = "OpenEnded_mscoco_{}_questions.json"
-    answers = "mscoco_{}_annotations.json"
+    questions_file = "OpenEnded_mscoco_{}_questions.json"
+    annotations_file = "mscoco_{}_annotations.json"
     parts: ClassVar[dict[str, str]] = {"train": "train2014", "val": "val2014"}
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """Image by image, in the order in which the questions first ask about them."""
+        """One record per image, in the order of the questions."""
         part = self.parts[split]
         known, names = None, {}
-        if annotations := found.all(self.answers.format(part)):
+        if annotations := found.all(self.annotations_file.format(part)):
             loaded = load_json(annotations[0])
             known = {one["question_id"]: one for one in loaded["annotations"]}
             names = loaded.get("question_types", {})  # OK-VQA's ten topics
-        folder = part.replace("test-dev", "test")  # the images of test-dev are some of those of test
+        folder = part.replace("test-dev", "test")  # test-dev is a subset of test
         folders = found.all(f"{folder}/", split)
-        questions = load_json(found.one(self.asks.format(part)))["questions"]
+        questions = load_json(found.one(self.questions_file.format(part)))["questions"]
 
         def rows() -> Iterator[ImageEntry | DroppedRow]:
             for one in questions:
@@ -60,12 +60,12 @@ class _CocoQuestions(OfficialSet):
 
 
 class Vqa2(_CocoQuestions):
-    """VQA 2.0: ten answers a question."""
+    """VQA 2.0: ten answers per question."""
 
     name = "vqa2"
     home = _VQA
-    asks = "v2_OpenEnded_mscoco_{}_questions.json"
-    answers = "v2_mscoco_{}_annotations.json"
+    questions_file = "v2_OpenEnded_mscoco_{}_questions.json"
+    annotations_file = "v2_mscoco_{}_annotations.json"
     parts: ClassVar = {"train": "train2014", "val": "val2014", "test": "test2015", "testdev": "test-dev2015"}
     optional = frozenset({"test", "testdev"})
     required_files = (
@@ -87,7 +87,7 @@ class Vqa2(_CocoQuestions):
 
 
 class OkVqa(_CocoQuestions):
-    """OK-VQA: questions that need knowledge beyond the image; `group` is a question's topic."""
+    """OK-VQA: questions that need external knowledge; `group` is the topic of the question."""
 
     name = "okvqa"
     home = _OKVQA
@@ -105,7 +105,7 @@ class OkVqa(_CocoQuestions):
 
 
 class Gqa(OfficialSet):
-    """GQA, the balanced questions: one answer each; `group` is what the set's own groups call it."""
+    """GQA, balanced questions: one answer per question; `group` is the global group in the annotations."""
 
     name = "gqa"
     kind = "vqa"
@@ -121,7 +121,7 @@ class Gqa(OfficialSet):
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """The test split has no answers: they are kept from the public."""
+        """One record per image. The answers of the test split are not published."""
         folders = found.all("images/", split)
 
         def rows() -> Iterator[ImageEntry]:
@@ -141,7 +141,7 @@ class Gqa(OfficialSet):
 
 
 class VizWiz(OfficialSet):
-    """VizWiz: one question an image, of people who are blind; ten answers, some of them "unanswerable"."""
+    """VizWiz: one question per image, by blind people; ten answers, some of them "unanswerable"."""
 
     name = "vizwiz"
     kind = "vqa"
@@ -157,7 +157,7 @@ class VizWiz(OfficialSet):
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """An image's name is its question's id, as in what VizWiz' server takes."""
+        """One record per image. The id of a question is the name of its image, as on the server of VizWiz."""
         folders = found.all(f"{split}/", split)
 
         def rows() -> Iterator[ImageEntry]:
@@ -175,7 +175,7 @@ class VizWiz(OfficialSet):
 
 
 class SnliVe(OfficialSet):
-    """SNLI-VE: does an image of Flickr30k entail a statement, contradict it, or neither?"""
+    """SNLI-VE: whether an image of Flickr30k entails or contradicts a statement, or neither."""
 
     name = "snli_ve"
     kind = "labelled"
@@ -190,7 +190,7 @@ class SnliVe(OfficialSet):
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """Statements on which the annotators did not agree have the label "-" and are left out."""
+        """One record per image. Statements without a gold label ("-", no agreement of annotators) are dropped."""
         folders = found.all("flickr30k-images/", split)
 
         def rows() -> Iterator[ImageEntry | DroppedRow]:

@@ -21,7 +21,7 @@ SETS: dict[str, type[OfficialSet]] = {
 
 
 def find_set(name: str) -> type[OfficialSet]:
-    """The set of this name."""
+    """The data set with this name. Raises `InputError`."""
     if name not in SETS:
-        raise InputError(f'no data set is called "{name}".{did_you_mean(name, SETS)} Known: {", ".join(SETS)}')
+        raise InputError(f'unknown data set "{name}".{did_you_mean(name, SETS)} Allowed: {", ".join(SETS)}')
     return SETS[name]

@@ -1,4 +1,4 @@
-"""What a folder of shards must look like: its index, and the JSON of each sample."""
+"""The format of a folder of shards: its index, and the JSON of each sample."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _StrictModel(BaseModel):
 
 
 class _OpenModel(BaseModel):
-    """Sets add fields of their own."""
+    """Base of samples: data sets may add fields."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -56,14 +56,14 @@ class Index(_StrictModel):
 
 
 class CaptionSample(_OpenModel):
-    """The JSON of a sample of captions; there may be none in a split whose captions are kept from the public."""
+    """The JSON of a sample of captions; the list is empty if the captions are not published."""
 
     id: str
     captions: list[str]
 
 
 class VqaQuestion(_OpenModel):
-    """A question of a sample of `vqa`."""
+    """A question in a `VqaSample`."""
 
     id: str
     question: str
@@ -71,14 +71,14 @@ class VqaQuestion(_OpenModel):
 
 
 class VqaSample(_OpenModel):
-    """The JSON of a sample of `vqa`."""
+    """The JSON of a sample of questions."""
 
     id: str
     questions: list[VqaQuestion]
 
 
 class LabelledStatement(_OpenModel):
-    """A statement of a labelled sample."""
+    """A statement in a `LabelledSample`."""
 
     id: str
     text: str
@@ -86,7 +86,7 @@ class LabelledStatement(_OpenModel):
 
 
 class LabelledSample(_OpenModel):
-    """The JSON of a labelled sample."""
+    """The JSON of a sample of labelled statements."""
 
     id: str
     statements: list[LabelledStatement]
@@ -96,12 +96,12 @@ SAMPLE_TYPES: dict[str, type[_OpenModel]] = {"captions": CaptionSample, "vqa": V
 
 
 def read_index(folder: Path) -> Index:
-    """What a folder says that it holds."""
+    """The index of a folder. Raises `InputError` if it is missing or invalid."""
     path = folder / INDEX
     if not path.is_file():
         raise InputError(
-            f"{folder} has no {INDEX}; allowed: a folder that `magma data convert` has finished, and one that it has "
-            "not goes on with the same command"
+            f"{folder} has no {INDEX}; allowed: a folder that `magma data convert` completed. The same command resumes "
+            "an unfinished conversion"
         )
     try:
         return Index.model_validate_json(path.read_bytes())
@@ -110,7 +110,7 @@ def read_index(folder: Path) -> Index:
 
 
 def format_errors(error: ValidationError) -> str:
-    """All mistakes that pydantic found, in one line."""
+    """All errors of pydantic, in one line."""
     return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
 
 

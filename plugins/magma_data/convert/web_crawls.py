@@ -1,4 +1,4 @@
-"""Data sets whose images lie on the web: lists of captions and URLs, or what img2dataset fetched of such lists."""
+"""Published data sets of web images: lists of captions and URLs, or their download by img2dataset."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _MIME = ("image/jpeg", "image/png", "image/webp", "image/gif")
 
 
 class _UrlList(OfficialSet):
-    """Captions and URLs in two columns without a head."""
+    """Captions and URLs in two columns, without a header."""
 
     kind = "captions"
     columns: ClassVar[tuple[str, str]]
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """Line by line, or shard by shard of img2dataset."""
+        """One record per line, or per sample of img2dataset."""
         paths = [path for one, paths in found.paths.items() if one.split == split for path in paths]
         if found.layouts == ["img2dataset"]:
             return img2dataset(paths, options)
-        return SizedItems(self._lines(paths[0]), _count_lines(paths[0]))
+        return SizedItems(self._read_lines(paths[0]), _count_lines(paths[0]))
 
-    def _lines(self, path: Path) -> Iterator[Item]:
+    def _read_lines(self, path: Path) -> Iterator[Item]:
         with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 cells = line.rstrip("\r\n").split("\t")
-                if number == 1 and sorted(cells) == ["caption", "url"]:  # written by hand, for img2dataset
+                if number == 1 and sorted(cells) == ["caption", "url"]:  # a header, added for img2dataset
                     continue
                 if len(cells) != 2:
                     yield DroppedRow(str(number), "not two columns")
@@ -51,7 +51,7 @@ class _UrlList(OfficialSet):
 
 
 class Cc3m(_UrlList):
-    """Conceptual Captions: 3.3 M images of the web with a cleaned alt text."""
+    """Conceptual Captions: 3.3 M web images with a cleaned alt text."""
 
     name = "cc3m"
     home = "https://ai.google.com/research/ConceptualCaptions/download"
@@ -70,7 +70,7 @@ class Cc3m(_UrlList):
 
 
 class Cc12m(_UrlList):
-    """Conceptual 12M: 12 M images of the web with their alt text."""
+    """Conceptual 12M: 12 M web images with their alt text."""
 
     name = "cc12m"
     home = "https://github.com/google-research-datasets/conceptual-12m"
@@ -79,29 +79,29 @@ class Cc12m(_UrlList):
 
 
 class Laion(OfficialSet):
-    """LAION: images of the web with their alt text and its CLIP similarity to the image."""
+    """LAION: web images with their alt text and its CLIP similarity to the image."""
 
     name = "laion"
     kind = "captions"
     home = "https://laion.ai/blog/laion-400-open-dataset"
-    takes = frozenset({"min_similarity"})
+    supported_options = frozenset({"min_similarity"})
     required_files = (
         required_img2dataset_files("train"),
         required_file("*.parquet", "train", home, "parquet", r"(?:.*/)?(?!\d{5,}\.parquet$)[^/]*\.parquet"),
     )
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """Shard by shard of img2dataset, or row by row of the published lists, whose images are fetched."""
+        """One record per sample of img2dataset, or per row of the published lists, whose images are downloaded."""
         paths = found.files()
         if found.layouts == ["img2dataset"]:
             return img2dataset(paths, options)
         import pyarrow.parquet
 
         count = sum(pyarrow.parquet.ParquetFile(path).metadata.num_rows for path in paths)
-        return SizedItems(chain.from_iterable(self._rows(path, options) for path in paths), count)
+        return SizedItems(chain.from_iterable(self._read_rows(path, options) for path in paths), count)
 
     @staticmethod
-    def _rows(path: Path, options: Options) -> Iterator[Item]:
+    def _read_rows(path: Path, options: Options) -> Iterator[Item]:
         for number, row in enumerate(read_parquet(path, ("url", "text", "caption", "similarity", *SIZE_COLUMNS))):
             url, text = row["url"], row["text"] if "text" in row else row["caption"]
             identity = f"{path.name}:{number}"
@@ -114,12 +114,12 @@ class Laion(OfficialSet):
 
 
 class Wit(OfficialSet):
-    """WIT: images of Wikipedia; the caption beside the image, else its alt text, else its description on Commons."""
+    """WIT: images of Wikipedia, with the caption, else the alt text, else the description on Commons."""
 
     name = "wit"
     kind = "captions"
     home = "https://github.com/google-research-datasets/wit/blob/main/DATA.md"
-    takes = frozenset({"language"})
+    supported_options = frozenset({"language"})
     optional = frozenset({"val", "test"})
     required_files = (
         required_file("wit_v1.train.all-?????-of-?????.tsv.gz|wit_v1.train.all-1percent_sample.tsv.gz", "train", home),
@@ -129,21 +129,21 @@ class Wit(OfficialSet):
     texts = ("caption_reference_description", "caption_alt_text_description", "caption_attribution_description")
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
-        """A row is an image on a page; rows of other languages are not part of what is converted."""
+        """One record per row, an image on a page; rows of other languages are skipped."""
         paths = [path for one, paths in found.paths.items() if one.split == split for path in paths]
-        return chain.from_iterable(self._rows(path, options) for path in paths)
+        return chain.from_iterable(self._read_rows(path, options) for path in paths)
 
-    def _rows(self, path: Path, options: Options) -> Iterator[Item]:
-        csv.field_size_limit(2**31 - 1)  # whole sections of articles
+    def _read_rows(self, path: Path, options: Options) -> Iterator[Item]:
+        csv.field_size_limit(2**31 - 1)  # cells may contain sections of articles
         with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
             try:
                 for number, row in enumerate(csv.DictReader(lines, delimiter="\t"), 1):
                     if row["language"] == (options.language or "en"):
-                        yield from self._row(f"{path.name.removesuffix('.tsv.gz')}:{number}", row, options)
+                        yield from self._convert_row(f"{path.name.removesuffix('.tsv.gz')}:{number}", row, options)
             except (EOFError, gzip.BadGzipFile, csv.Error) as error:
-                raise InputError(f"{path}: {error}; perhaps it was not fetched to its end") from error
+                raise InputError(f"{path}: {error}; perhaps the download was incomplete") from error
 
-    def _row(self, identity: str, row: Mapping[str, Any], options: Options) -> Iterator[Item]:
+    def _convert_row(self, identity: str, row: Mapping[str, Any], options: Options) -> Iterator[Item]:
         mime = row["mime_type"]
         svg = f"format {mime}" if mime and mime not in _MIME else ""
         if reason := svg or find_reason_to_drop(row, options, identity):

@@ -1,4 +1,4 @@
-"""Rows of lists of web images: filters, and parquet files."""
+"""Rows of lists of web images: filters, and reading parquet files."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SIZE_COLUMNS = ("original_width", "original_height", "width", "height")
 
 
 def find_reason_to_drop(row: Mapping[str, Any], options: Options, where: str) -> str:
-    """Why a row is left out, unseen."""
+    """Why a row is dropped before its image is read; "" if it is not. Raises `InputError`."""
     if options.min_similarity is not None:
         if "similarity" not in row:
             raise InputError(
-                f"{where} are {', '.join(row)}: --min-similarity needs similarity, which img2dataset keeps with "
+                f"{where} are {', '.join(row)}; --min-similarity needs `similarity`, which img2dataset keeps with "
                 "--save_additional_columns '[\"similarity\"]'"
             )
         similarity = to_number(row, "similarity")
@@ -33,7 +33,7 @@ def find_reason_to_drop(row: Mapping[str, Any], options: Options, where: str) ->
 
 
 def to_number(row: Mapping[str, Any], key: str) -> float | None:
-    """A figure; JSON and tables have several ways of saying that there is none."""
+    """The number in a field; None if it is missing, not a number, or not finite."""
     try:
         value = float(row[key])
     except (KeyError, TypeError, ValueError):
@@ -42,7 +42,7 @@ def to_number(row: Mapping[str, Any], key: str) -> float | None:
 
 
 def read_parquet(path: Path, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """Rows, a few thousand at a time, with the columns of these names in any case; names in lower case."""
+    """Rows with only the wanted columns, whose names are compared and returned in lower case. Raises `InputError`."""
     import pyarrow
     import pyarrow.parquet
 
@@ -53,4 +53,4 @@ def read_parquet(path: Path, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]
             for row in batch.to_pylist():
                 yield {name.lower(): value for name, value in row.items()}
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path}: no parquet file, or a damaged one: {error}") from error
+        raise InputError(f"{path}: not a parquet file, or a damaged one: {error}") from error

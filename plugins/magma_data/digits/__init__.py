@@ -1,1 +1,1 @@
-"""Small real data sets for quick runs: written digits (scikit-learn), spoken digits (FSDD), and pairs of the two."""
+"""Small real data sets for quick runs: handwritten digits (scikit-learn), spoken digits (FSDD), and pairs of both."""

@@ -1,4 +1,4 @@
-"""A handwritten and a spoken digit: are they the same number?"""
+"""Pairs of a handwritten and a spoken digit, with the question whether they are the same number."""
 
 from __future__ import annotations
 
@@ -23,58 +23,63 @@ from magma import (
     Text,
 )
 
-from ..formats.order import positions
+from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
 from .spoken import SpokenDigit, example_recordings, exclude_copies, find_problems, load_recordings
-from .written import images
+from .written import load_images
 
 PROMPT = "Q: Are they the same number? A:"
 
 
 def held_out_pair(written: int, spoken: int) -> bool:
-    """Is this pair of different numbers left out of training? A fifth of them is."""
+    """Whether this pair of different numbers is never in training. This is a fifth of all pairs."""
     return written != spoken and (written + 2 * spoken) % 5 == 4
 
 
 class _Config(PartConfig):
-    """Where the recordings are, and the inputs that see and hear."""
+    """Keys of the data source and of the task."""
 
     path: LocalPath = "fsdd"
+    """Folder of the Free Spoken Digit Dataset's recordings."""
     image: str = "image"
+    """Name of the model's input that gets the images."""
     audio: str = "audio"
+    """Name of the model's input that gets the recordings."""
     prompt: str = PROMPT
+    """The question after image and recording."""
 
 
 class _SplitItems:
-    """Images and recordings of a split, by number."""
+    """Images and recordings of a split, indexed by number."""
 
     def __init__(self, path: str, split: Split) -> None:
-        self.pixels, labels = images(split)
+        self.pixels, labels = load_images(split)
         self.recordings = load_recordings(Path(path), split)
         self.images: list[list[int]] = [[] for _ in range(10)]
         for i, label in enumerate(labels):
             self.images[label].append(i)
 
-    def draw(self, spoken: int, same: bool, seen_only: bool, draw: random.Random) -> tuple[int, int]:
-        """An image of the spoken number or of another one: its number, and which it is."""
-        others = [n for n in range(10) if n != spoken and not (seen_only and held_out_pair(n, spoken))]
+    def draw(self, spoken: int, same: bool, training_only: bool, draw: random.Random) -> tuple[int, int]:
+        """Draw an image of the spoken number (`same`) or of another one. Returns its number and its index."""
+        others = [n for n in range(10) if n != spoken and not (training_only and held_out_pair(n, spoken))]
         written = spoken if same else draw.choice(others)
         return written, draw.choice(self.images[written])
 
 
 class SameNumber(DataSource):
-    """A written digit, a spoken one, and whether they are the same number: half of them are.
+    """A handwritten digit, a spoken digit, and whether they are the same number, as in half of the examples.
 
-    In training a fifth of the pairs of different numbers never meets (`unseen`).
+    A fifth of the pairs of different numbers is never in training (`held_out_pair`).
     """
 
     name = "same_number"
 
     class Config(_Config):
-        """`split` of the images, and of the recordings."""
+        """Keys of the data source."""
 
         split: Split = "train"
+        """Split of the images and of the recordings."""
 
     config: Config
 
@@ -84,37 +89,38 @@ class SameNumber(DataSource):
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """Eight recordings of noise."""
+        """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Recordings that are not there."""
+        """Missing recordings."""
         return find_problems(config.path)
 
     def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
-        """Every recording once a pass, in an order of its own, with an image drawn anew."""
+        """One epoch: every recording once with a random image; the training split is shuffled in each epoch."""
         state = state or {"epoch": 0, "position": 0}
         epoch, split = state["epoch"], self.config.split
         pairs = _SplitItems(self.config.path, split)
         order = list(range(len(pairs.recordings)))
         if split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(order)
-        for position, after in positions(state, len(order)):
+        for position, after in iter_positions(state, len(order)):
             recording = pairs.recordings[order[position]]
             draw = random.Random(f"{self.seed} {epoch} {recording.path.name}")
             same = draw.random() < 0.5
             _, i = pairs.draw(recording.digit, same, split == "train", draw)
             media = [Media(self.config.image, pairs.pixels[i]), Media(self.config.audio, recording.path)]
-            said = Text(" yes" if same else " no", target=True)
+            answer = Text(" yes" if same else " no", target=True)
             name = f"{recording.path.name} and image {i}"
-            yield Example([*media, Text(self.config.prompt), said], name), after
+            yield Example([*media, Text(self.config.prompt), answer], name), after
 
 
 class SameNumberTask(Task):
-    """Are a held-out image and a held-out recording the same number? Each recording is asked with one that is.
+    """Whether a held-out image and a held-out recording are the same number.
 
-    And with one that is not, so that who sees and hears nothing is right in half of them.
+    Each recording is asked about twice: with an image of the same number, and with one of another number. The accuracy
+    of a guess is therefore one half.
     """
 
     name = "same_number"
@@ -123,9 +129,10 @@ class SameNumberTask(Task):
     stop = ("\n", "Q:")
 
     class Config(_Config):
-        """`limit` asks about that many recordings, evenly over speakers and digits."""
+        """Keys of the task."""
 
         limit: int | None = Field(None, ge=1)
+        """Number of recordings that are asked about, distributed evenly over speakers and digits."""
 
     config: Config
 
@@ -134,31 +141,31 @@ class SameNumberTask(Task):
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """Eight recordings of noise."""
+        """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Recordings that are not there."""
+        """Missing recordings."""
         return find_problems(config.path)
 
     def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """Two questions a recording, each behind `shots` answered ones of the training split."""
+        """Two questions per recording, each after `shots` few-shot examples of the training split."""
         config = self.config
-        pairs, shown = (
+        pairs, shot_pairs = (
             _SplitItems(config.path, check_split(split)),
             _SplitItems(config.path, "train"),
         )
-        asked = list(range(len(pairs.recordings)))
+        indices = list(range(len(pairs.recordings)))
         if config.limit is not None:
-            asked = [asked[i * len(asked) // config.limit] for i in range(min(config.limit, len(asked)))]
-        for j in asked:
+            indices = [indices[i * len(indices) // config.limit] for i in range(min(config.limit, len(indices)))]
+        for j in indices:
             for same in (True, False):
                 one = pairs.recordings[j]
-                before, written, i = self._draw_shots(pairs, shown, one, same, f"{seed} {shots} {j} {same}", shots)
+                before, written, i = self._draw_shots(pairs, shot_pairs, one, same, f"{seed} {shots} {j} {same}", shots)
                 segments: list[Media | str] = []
                 for other, k, yes in before:
-                    segments += [Media(config.image, shown.pixels[k]), Media(config.audio, other.path)]
+                    segments += [Media(config.image, shot_pairs.pixels[k]), Media(config.audio, other.path)]
                     segments.append(f"{config.prompt} {'yes' if yes else 'no'}\n")
                 segments += [Media(config.image, pairs.pixels[i]), Media(config.audio, one.path), config.prompt]
                 extra = {"image": i, "written": written, "spoken": one.digit}
@@ -168,22 +175,22 @@ class SameNumberTask(Task):
 
     @staticmethod
     def _draw_shots(
-        pairs: _SplitItems, shown: _SplitItems, one: SpokenDigit, same: bool, seed: str, shots: int
+        pairs: _SplitItems, shot_pairs: _SplitItems, one: SpokenDigit, same: bool, seed: str, shots: int
     ) -> tuple[list[tuple[SpokenDigit, int, bool]], int, int]:
-        """What is shown (recording, image, the same number?), then number and image of the question.
+        """The few-shot examples (recording, image, same number), then number and image of the question.
 
-        All are drawn again while the image is among the shown ones; the recording never is.
+        All are drawn again if the image of the question is among the few-shot examples; the recording never is.
         """
-        others = exclude_copies(one, shown.recordings, shots)
+        others = exclude_copies(one, shot_pairs.recordings, shots)
         for number in itertools.count():
             draw = random.Random(f"{seed} {number}" if number else seed)
             before = []
             for other in draw.sample(others, shots):
                 yes = draw.random() < 0.5
-                before.append((other, shown.draw(other.digit, yes, True, draw)[1], yes))
+                before.append((other, shot_pairs.draw(other.digit, yes, True, draw)[1], yes))
             written, i = pairs.draw(one.digit, same, False, draw)
             own = content_hash(pairs.pixels[i]) if shots else ""
-            if not any(content_hash(shown.pixels[k]) == own for _, k, _ in before):
+            if not any(content_hash(shot_pairs.pixels[k]) == own for _, k, _ in before):
                 return before, written, i
         raise AssertionError
 
@@ -191,7 +198,7 @@ class SameNumberTask(Task):
         return {"accuracy": "exact match of yes or no"}
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy`, and `accuracy_unseen` over the pairs of numbers that training leaves out."""
+        """`accuracy`, and `accuracy_unseen` over the pairs of numbers that are never in training."""
         hits = {"accuracy": [_first_yes_or_no(p.text) == p.question.answer for p in predictions]}
         numbers = [(p.question.extra["written"], p.question.extra["spoken"]) for p in predictions]
         hits["accuracy_unseen"] = [
@@ -201,6 +208,6 @@ class SameNumberTask(Task):
 
 
 def _first_yes_or_no(text: str) -> str:
-    """The first yes or no of a text; "" without one."""
+    """The first "yes" or "no" in a text; "" if there is none."""
     words = (word.strip(".,!?:;\"'").lower() for word in text.split())
     return next((word for word in words if word in ("yes", "no")), "")

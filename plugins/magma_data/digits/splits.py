@@ -1,4 +1,4 @@
-"""The splits that the digits have."""
+"""Splits of the digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Split = Literal["train", "test"]
 
 
 def check_split(split: str) -> Split:
-    """The split as given. Raises `InputError` for one that does not exist."""
+    """Return the split. Raises `InputError` if it does not exist."""
     if split not in get_args(Split):
         raise InputError(f"split: given {split!r}; allowed: {', '.join(get_args(Split))}")
     return cast(Split, split)

@@ -1,4 +1,4 @@
-"""The Free Spoken Digit Dataset: recordings `{digit}_{speaker}_{take}.wav`, 8 kHz, takes 0 to 4 held out."""
+"""The Free Spoken Digit Dataset: recordings `{digit}_{speaker}_{take}.wav`, 8 kHz; takes 0 to 4 are the test split."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from magma import (
     Text,
 )
 
-from ..formats.order import positions
+from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "Q: Which number is this? A:"
 HELD_OUT = 5
-"""Takes below this one are the set's own test split."""
-_NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
+"""Takes below this number are the official test split."""
+_FILE_NAME = re.compile(r"(\d)_(\w+)_(\d+)\.wav")
 
 
 @dataclass(frozen=True)
 class SpokenDigit:
-    """One spoken digit."""
+    """A recording of a spoken digit."""
 
     path: Path
     digit: int
@@ -51,41 +51,41 @@ class SpokenDigit:
 
 @functools.cache
 def load_recordings(folder: Path, split: Split) -> tuple[SpokenDigit, ...]:
-    """Those of a split, in order of name."""
+    """The recordings of a split, sorted by name."""
     found = []
     for path in sorted(folder.glob("*.wav")):
-        parts = _NAME.fullmatch(path.name)
+        parts = _FILE_NAME.fullmatch(path.name)
         if parts and (int(parts[3]) < HELD_OUT) == (split == "test"):
             found.append(SpokenDigit(path, int(parts[1]), parts[2]))
     return tuple(found)
 
 
-def exclude_copies(one: SpokenDigit, shown: Sequence[SpokenDigit], shots: int) -> Sequence[SpokenDigit]:
-    """Those that are no copy of this one. Raises `InputError` where they are fewer than `shots`."""
+def exclude_copies(one: SpokenDigit, candidates: Sequence[SpokenDigit], shots: int) -> Sequence[SpokenDigit]:
+    """The candidates that differ from this recording. Raises `InputError` if they are fewer than `shots`."""
     if not shots:
         return ()
     own = content_hash(one.path)
-    others = [other for other in shown if content_hash(other.path) != own]
+    others = [other for other in candidates if content_hash(other.path) != own]
     if len(others) < shots:
         raise InputError(
-            f"{shots} shots: {len(others)} recordings of the training split are no copy of {one.path.name}; "
-            "allowed: at most that number"
+            f"{shots} shots: the training split has {len(others)} recordings that differ from {one.path.name}; "
+            "allowed: at most that number of shots"
         )
     return others
 
 
 def find_problems(path: str) -> list[str]:
-    """What is said where a folder lacks the recordings of a split."""
+    """A problem if a folder does not have recordings of both splits."""
     if load_recordings(Path(path), "train") and load_recordings(Path(path), "test"):
         return []
     return [
-        f"path: given {path!r}, which has no recordings named digit_speaker_take.wav for both splits; get them from "
-        "https://github.com/Jakobovski/free-spoken-digit-dataset, and set this path or MAGMA_DATA"
+        f"path: given {path!r}, which has no recordings named digit_speaker_take.wav for both splits; download them "
+        "from https://github.com/Jakobovski/free-spoken-digit-dataset, and set this path or MAGMA_DATA"
     ]
 
 
 def example_recordings(folder: Path) -> CheckInputs:
-    """A recording of two digits by two speakers in each split."""
+    """Write recordings of two digits by two speakers in each split, for the conformance checks."""
     import soundfile
 
     draw = np.random.default_rng(0)
@@ -95,24 +95,30 @@ def example_recordings(folder: Path) -> CheckInputs:
 
 
 class SpokenDigits(DataSource):
-    """A recording and the digit's name."""
+    """A recording of a digit, with its name."""
 
     name = "spoken_digits"
 
     class Config(PartConfig):
-        """`texts` are pairs of what is shown and what is said, {} the digit's name; each example draws one."""
+        """Keys of the data source."""
 
         path: LocalPath = "fsdd"
+        """Folder of the Free Spoken Digit Dataset's recordings."""
         split: Split = "train"
+        """Split of the recordings."""
         input: str = "audio"
+        """Name of the model's input that gets the media."""
         texts: tuple[tuple[str, str], ...] = Field(((PROMPT, " {}"),), min_length=1)
+        """Pairs of prompt and target, of which each example draws one; `{}` is the digit's name."""
 
         @field_validator("texts")
         @classmethod
         def _names_the_digit(cls, texts: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-            for _, said in texts:
-                if said.count("{}") != 1:
-                    raise ValueError(f"texts whose second part has one {{}} where the digit's name goes, not {said!r}")
+            for _, target in texts:
+                if target.count("{}") != 1:
+                    raise ValueError(
+                        f"texts whose second part contains {{}} once, for the digit's name, not {target!r}"
+                    )
             return texts
 
     config: Config
@@ -123,33 +129,33 @@ class SpokenDigits(DataSource):
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """Eight recordings of noise."""
+        """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Recordings that are not there."""
+        """Missing recordings."""
         return find_problems(config.path)
 
     def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
-        """One pass; the training split in an order of its own each time."""
+        """One epoch; the training split is shuffled in each epoch."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
-        known = list(load_recordings(Path(self.config.path), self.config.split))
+        recordings = list(load_recordings(Path(self.config.path), self.config.split))
         if self.config.split == "train":
-            random.Random(f"{self.seed} {epoch}").shuffle(known)
-        for position, after in positions(state, len(known)):
-            yield self._example(known[position], epoch), after
+            random.Random(f"{self.seed} {epoch}").shuffle(recordings)
+        for position, after in iter_positions(state, len(recordings)):
+            yield self._make_example(recordings[position], epoch), after
 
-    def _example(self, one: SpokenDigit, epoch: int) -> Example:
+    def _make_example(self, one: SpokenDigit, epoch: int) -> Example:
         draw = random.Random(f"{self.seed} {epoch} {one.path.name}")
-        shown, said = draw.choice(self.config.texts)
+        prompt, target = draw.choice(self.config.texts)
         medium = Media(self.config.input, one.path)
-        return Example([medium, Text(shown), Text(said.format(WORDS[one.digit]), target=True)], one.path.name)
+        return Example([medium, Text(prompt), Text(target.format(WORDS[one.digit]), target=True)], one.path.name)
 
 
 class SpokenDigitsTask(Task):
-    """Which digit is spoken in a held-out recording; the first number word of the answer counts."""
+    """Which digit is spoken in a held-out recording. The first number word of the answer is compared."""
 
     name = "spoken_digits"
     primary_metric = "accuracy"
@@ -157,12 +163,16 @@ class SpokenDigitsTask(Task):
     stop = ("\n", "Q:")
 
     class Config(PartConfig):
-        """`limit` asks that many questions, evenly over speakers and digits."""
+        """Keys of the task."""
 
         path: LocalPath = "fsdd"
+        """Folder of the Free Spoken Digit Dataset's recordings."""
         input: str = "audio"
+        """Name of the model's input that gets the media."""
         prompt: str = PROMPT
+        """The prompt after the medium."""
         limit: int | None = Field(None, ge=1)
+        """Number of questions, distributed evenly over speakers and digits."""
 
     config: Config
 
@@ -171,25 +181,25 @@ class SpokenDigitsTask(Task):
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """Eight recordings of noise."""
+        """A configuration with eight recordings of noise."""
         return example_recordings(folder)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
-        """Recordings that are not there."""
+        """Missing recordings."""
         return find_problems(config.path)
 
     def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """Every recording of a split behind `shots` others of the training split, with their answers."""
+        """One question per recording of the split, after `shots` few-shot examples of the training split."""
         folder = Path(self.config.path)
-        asked = list(load_recordings(folder, check_split(split)))
-        if self.config.limit is not None and self.config.limit < len(asked):
-            asked = [asked[i * len(asked) // self.config.limit] for i in range(self.config.limit)]
-        shown = load_recordings(folder, "train")
+        recordings = list(load_recordings(folder, check_split(split)))
+        if self.config.limit is not None and self.config.limit < len(recordings):
+            recordings = [recordings[i * len(recordings) // self.config.limit] for i in range(self.config.limit)]
+        candidates = load_recordings(folder, "train")
         draw = random.Random(f"{seed} {shots}")
-        for one in asked:
+        for one in recordings:
             segments: list[Media | str] = []
-            for other in draw.sample(exclude_copies(one, shown, shots), shots):
+            for other in draw.sample(exclude_copies(one, candidates, shots), shots):
                 segments += [Media(self.config.input, other.path), f"{self.config.prompt} {WORDS[other.digit]}\n"]
             segments += [Media(self.config.input, one.path), self.config.prompt]
             yield Question(
@@ -197,7 +207,7 @@ class SpokenDigitsTask(Task):
             )
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy`, and `accuracy_<speaker>`."""
+        """`accuracy`, and `accuracy_<speaker>` for each speaker."""
         hits: dict[str, list[bool]] = defaultdict(list)
         for prediction in predictions:
             right = first_number_word(prediction.text) == prediction.question.answer
@@ -210,6 +220,6 @@ class SpokenDigitsTask(Task):
 
 
 def first_number_word(text: str) -> str:
-    """The first number word of a text; "" without one."""
+    """The first number word in a text; "" if there is none."""
     words = (word.strip(".,!?:;\"'").lower() for word in text.split())
     return next((word for word in words if word in WORDS), "")

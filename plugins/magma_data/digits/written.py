@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 
 from magma import DataSource, Example, Media, PartConfig, Prediction, Question, SourceState, Task, Text
 
-from ..formats.order import positions
+from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
 
@@ -42,19 +42,19 @@ QUESTIONS: dict[str, str] = {
     "larger": LARGER,
 }
 CAPTION_FIRST = ("caption", "parity_two_step", "next_two_step")
-"""Groups that begin with a caption."""
+"""Groups in which the model first writes a caption."""
 
 
 def _load_sklearn_digits() -> NDArray[np.float64]:
     """scikit-learn's digits [n, 65]: 64 values of 0 to 16, and the label.
 
-    Its file is read without importing it, which takes seconds at every start.
+    The file is read without importing scikit-learn, which takes seconds.
     """
     package = importlib.util.find_spec("sklearn")
     assert package is not None, "scikit-learn is a dependency"
     assert package.submodule_search_locations is not None
     file = Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
-    if not file.is_file():  # another version's place
+    if not file.is_file():  # another version of scikit-learn
         from sklearn.datasets import load_digits
 
         digits = load_digits()
@@ -63,50 +63,54 @@ def _load_sklearn_digits() -> NDArray[np.float64]:
 
 
 @functools.cache
-def images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images [n, 8, 8] of 0 to 255, and labels [n]. Every fifth image of each digit, shuffled once, is held out."""
+def load_images(split: Split) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images [n, 8, 8], 0 to 255, and labels [n]. After a fixed shuffle every fifth image of each digit is held out."""
     rows = _load_sklearn_digits()
     labels = rows[:, 64].astype(np.int64)
     pixels = (rows[:, :64].reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     order = np.random.default_rng(0).permutation(len(pixels))
-    seen: dict[int, int] = {}
+    counts: dict[int, int] = {}
     chosen = []
     for i in order:
         label = int(labels[i])
-        seen[label] = seen.get(label, 0) + 1
-        if (seen[label] % 5 == 0) == (split == "test"):
+        counts[label] = counts.get(label, 0) + 1
+        if (counts[label] % 5 == 0) == (split == "test"):
             chosen.append(int(i))
     return pixels[chosen], labels[chosen]
 
 
 def fill_template(template: str, word: str) -> str:
-    """The digit's name in its place: {} "eight", {a} "an eight"."""
+    """Insert the digit's name into a template: {} becomes "eight", {a} becomes "an eight"."""
     return template.format(word, a=f"{'an' if word == 'eight' else 'a'} {word}")
 
 
 class Digits(DataSource):
-    """An image and something said about it: a caption, or a question with the digit's name as its answer."""
+    """An image of a digit with a caption, or with a question and its answer."""
 
     name = "digits"
 
     class Config(PartConfig):
-        """`question_fraction` is the share of examples that are question-answer pairs."""
+        """Keys of the data source."""
 
         renamed_keys = MappingProxyType({"pairs": "question_pairs", "questions": "question_fraction"})
 
         split: Split = "train"
+        """`"train"`, or the 355 held-out images: `"test"`."""
         input: str = "image"
+        """Name of the model's input that gets the media."""
         captions: tuple[str, ...] = Field(("A picture of {a}.",), min_length=1)
-        """Templates: {} is the digit's name, {a} the same with its article."""
+        """Templates of captions. `{}` is the digit's name, `{a}` the name with its article."""
         question_pairs: tuple[tuple[str, str], ...] = ()
+        """Questions and answers; `{}` is the digit's name."""
         question_fraction: float = Field(0.0, ge=0, le=1)
+        """Fraction of examples that are a question with its answer; the others are captions."""
 
         @field_validator("captions")
         @classmethod
         def _names_the_digit(cls, captions: tuple[str, ...]) -> tuple[str, ...]:
             for caption in captions:
                 if caption.count("{}") + caption.count("{a}") != 1:
-                    raise ValueError(f"captions with one {{}} or {{a}} where the digit's name goes, not {caption!r}")
+                    raise ValueError(f"captions that contain {{}} or {{a}} once, for the digit's name, not {caption!r}")
             return captions
 
     config: Config
@@ -116,19 +120,19 @@ class Digits(DataSource):
         self.seed = seed
 
     def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
-        """One pass in an order of its own; the held-out split stands in a fixed order with fixed texts."""
+        """One epoch. The training split is shuffled; the held-out split has a fixed order."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
-        pixels, labels = images(self.config.split)
+        pixels, labels = load_images(self.config.split)
         order = list(range(len(labels)))
         if self.config.split == "train":
             random.Random(f"{self.seed} {epoch}").shuffle(order)
-        for position, after in positions(state, len(order)):
+        for position, after in iter_positions(state, len(order)):
             i = order[position]
             draw = random.Random(f"{self.seed} {epoch} {i}")
-            yield self._example(i, pixels[i], WORDS[labels[i]], draw), after
+            yield self._make_example(i, pixels[i], WORDS[labels[i]], draw), after
 
-    def _example(self, i: int, pixels: NDArray[np.uint8], word: str, draw: random.Random) -> Example:
+    def _make_example(self, i: int, pixels: NDArray[np.uint8], word: str, draw: random.Random) -> Example:
         medium = Media(self.config.input, pixels)
         name = f"digits {self.config.split} {i}"
         if self.config.question_pairs and draw.random() < self.config.question_fraction:
@@ -138,9 +142,9 @@ class Digits(DataSource):
 
 
 class DigitsTask(Task):
-    """Names held-out digits, and asks what only the language model knows about the number it sees.
+    """Captions of held-out digits, and questions about the number that need knowledge of the language model.
 
-    Accuracy: the first word of the greedy answer that could be one (a number, odd or even) equals the right one.
+    Accuracy: the first word of the greedy answer that is a number, "odd" or "even", is the right one.
     """
 
     name = "digits"
@@ -149,15 +153,18 @@ class DigitsTask(Task):
     stop = ("\n", "Q:")
 
     class Config(PartConfig):
-        """`limit` takes the first images of the split alone; `groups` is what is asked of each."""
+        """Keys of the task."""
 
         input: str = "image"
+        """Name of the model's input that gets the media."""
         prompt: str = CAPTION_PROMPT
+        """The prompt after the medium."""
         limit: int | None = Field(None, ge=1)
+        """Use only the first images."""
         groups: tuple[Group, ...] = Field(
             ("caption", "parity_one_step", "parity_two_step", "next_one_step", "next_two_step"), min_length=1
         )
-        """In two steps a question stands behind the model's own caption (figure 6); `larger` is asked of two images."""
+        """What is asked. In two steps, the question follows the model's own caption; `larger` shows two images."""
 
     config: Config
 
@@ -165,60 +172,64 @@ class DigitsTask(Task):
         super().__init__(config, seed)
 
     def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        """Group by group, image by image. Shots are training images of which the same was asked and answered."""
-        held = images(check_split(split))
-        shown = images("train")
-        count = min(len(held[1]), self.config.limit or len(held[1]))
-        media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (held, shown)]
+        """One question per group and image. Few-shot examples are training images with the same question."""
+        questioned = load_images(check_split(split))
+        candidates = load_images("train")
+        count = min(len(questioned[1]), self.config.limit or len(questioned[1]))
+        media = [[Media(self.config.input, pixels) for pixels in part[0]] for part in (questioned, candidates)]
         for group in self.config.groups:
             for i in range(count):
-                before, asked = self._draw_shots(group, i, (held, shown), f"{seed} {shots} {group} {i}", shots)
+                before, question_images = self._draw_shots(
+                    group, i, (questioned, candidates), f"{seed} {shots} {group} {i}", shots
+                )
                 segments: list[Media | str] = []
                 used, lengths = [], []
-                for known, said in before:
+                for shot_images, answer in before:
                     question = (
-                        f"{self.config.prompt} {said}." if group in CAPTION_FIRST else f"{QUESTIONS[group]} {said}"
+                        f"{self.config.prompt} {answer}." if group in CAPTION_FIRST else f"{QUESTIONS[group]} {answer}"
                     )
-                    segments += [*(media[1][j] for j in known), f"{question}\n"]
-                    used += [f"train/{j}" for j in known]
-                    lengths.append(len(known) + 1)
-                segments += [media[0][j] for j in asked]
+                    segments += [*(media[1][j] for j in shot_images), f"{question}\n"]
+                    used += [f"train/{j}" for j in shot_images]
+                    lengths.append(len(shot_images) + 1)
+                segments += [media[0][j] for j in question_images]
                 segments.append(self.config.prompt if group in CAPTION_FIRST else QUESTIONS[group])
                 yield Question(
                     id=f"{group}/{i}",
                     segments=segments,
-                    answer=_answer(group, [int(held[1][j]) for j in asked]),
+                    answer=_right_answer(group, [int(questioned[1][j]) for j in question_images]),
                     group=group,
                     shots=used,
                     shot_lengths=lengths,
-                    extra={"image": i, "label": int(held[1][i])},
+                    extra={"image": i, "label": int(questioned[1][i])},
                 )
 
     def _draw_shots(
         self, group: Group, i: int, parts: Sequence[Images], seed: str, shots: int
     ) -> tuple[list[tuple[list[int], str]], list[int]]:
-        """What is shown, and the images that are asked about; drawn again while an image is among both."""
+        """The few-shot examples and the images of the question; drawn again until no image is in both."""
         (asked_pixels, asked_labels), (pixels, labels) = parts
         for number in itertools.count():
             draw = random.Random(f"{seed} {number}" if number else seed)
             before = [self._choose_images(group, draw.randrange(len(labels)), labels, draw) for _ in range(shots)]
-            asked, _ = self._choose_images(group, i, asked_labels, draw)
-            own = {content_hash(asked_pixels[j]) for j in asked} if shots else set()
-            if not any(content_hash(pixels[j]) in own for known, _ in before for j in known):
-                return before, asked
+            question_images, _ = self._choose_images(group, i, asked_labels, draw)
+            own = {content_hash(asked_pixels[j]) for j in question_images} if shots else set()
+            if not any(content_hash(pixels[j]) in own for shot_images, _ in before for j in shot_images):
+                return before, question_images
         raise AssertionError
 
     @staticmethod
     def _choose_images(group: Group, i: int, labels: NDArray[np.int64], draw: random.Random) -> tuple[list[int], str]:
-        """The images that a question is about, and what a shot says of them."""
-        asked = [i]
+        """The images of a question, and its answer as in a few-shot example."""
+        question_images = [i]
         if group == "larger":
-            asked.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
-        numbers = [int(labels[j]) for j in asked]
-        return asked, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _answer(group, numbers)
+            question_images.append(draw.choice([j for j in range(len(labels)) if labels[j] != labels[i]]))
+        numbers = [int(labels[j]) for j in question_images]
+        return question_images, fill_template("{a}", WORDS[numbers[0]]) if group in CAPTION_FIRST else _right_answer(
+            group, numbers
+        )
 
     def follow_up(self, prediction: Prediction) -> Question | None:
-        """After the caption of a two-step question: the question itself, behind what the model said."""
+        """The second step of a two-step question: the question, after the caption that the model wrote."""
         question = prediction.question
         if question.group not in QUESTIONS or question.group not in CAPTION_FIRST or "caption" in question.extra:
             return None
@@ -229,7 +240,7 @@ class DigitsTask(Task):
         )
 
     def score_one(self, prediction: Prediction) -> tuple[str, float]:
-        """The word that counts, and 1 or 0."""
+        """The word that is compared, and 1 or 0."""
         word = first_answer_word(prediction)
         return word, float(word == prediction.question.answer)
 
@@ -245,14 +256,14 @@ class DigitsTask(Task):
         return {f"{group}_accuracy": "exact match of a word" for group in groups}
 
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
-        """`samples.png`: 24 held-out images, what the model said, right or wrong."""
+        """`samples.png`: 24 held-out images with the captions of the model."""
         import matplotlib
 
         matplotlib.use("agg")
         from matplotlib import pyplot as plt
 
         captions = [p for p in predictions if p.question.group == "caption" and not p.baseline][:24]
-        pixels, _ = images("test")
+        pixels, _ = load_images("test")
         figure, axes = plt.subplots(4, 6, figsize=(12, 10))
         for ax in axes.flat:
             ax.axis("off")
@@ -273,14 +284,14 @@ class DigitsTask(Task):
         return [path]
 
 
-def _answer(group: Group, numbers: Sequence[int]) -> str:
+def _right_answer(group: Group, numbers: Sequence[int]) -> str:
     if group.startswith("parity"):
         return "odd" if numbers[0] % 2 else "even"
     return WORDS[numbers[0] + 1 if group.startswith("next") else max(numbers)]
 
 
 def first_answer_word(prediction: Prediction) -> str:
-    """The first word of an answer that could be one; "" without any."""
-    known = {"odd", "even"} if prediction.question.answer in ("odd", "even") else set(WORDS)
+    """The first word of an answer that is a possible answer; "" if there is none."""
+    possible = {"odd", "even"} if prediction.question.answer in ("odd", "even") else set(WORDS)
     words = (word.strip(".,!?:;\"'").lower() for word in prediction.text.split())
-    return next((word for word in words if word in known), "")
+    return next((word for word in words if word in possible), "")

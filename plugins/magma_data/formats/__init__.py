@@ -1,14 +1,15 @@
-"""How rows lie on disk or at URLs: one file per format, and the order in which a pass reads them.
+"""Reads rows from files and URLs: one module per file format.
 
-`find(path, split)` says which files there are, `open_rows(path, split)` reads them: see `order.Rows` for the result.
+`find(path, split)` finds the files, `open_rows(path, split)` reads them. The result is an `order.Rows`, which also
+determines the order of rows in an epoch.
 """
 
 from .discovery import IMAGES, FileFormat, FoundFiles, find, is_hidden, is_url
-from .reader import BUFFER, open_rows
+from .reader import DEFAULT_BUFFER, open_rows
 from .tar import iter_members, split_member
 
 __all__ = [
-    "BUFFER",
+    "DEFAULT_BUFFER",
     "IMAGES",
     "FileFormat",
     "FoundFiles",

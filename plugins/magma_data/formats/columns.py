@@ -1,4 +1,4 @@
-"""Which column of the data holds which field, and which folder holds the media: keys that all rows have in common."""
+"""The keys `columns`, `input` and `media` of data sources and tasks: which column has which field."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pydantic import Field, model_validator
 from magma import InputError, LocalPath, PartConfig, did_you_mean
 
 MEDIUM = "image"
-"""The field of a row that holds its medium, by default."""
-_MANY = 20
-"""At most this many columns are listed in an error."""
+"""Default name of the field that has the medium of a row."""
+_MAX_LISTED = 20
+"""Maximum number of columns that an error message lists."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Field to column, where the two have different names."""
+    """Map of fields to columns, for those with different names."""
 
     given: Mapping[str, str] = field(default_factory=dict)
     input: str = MEDIUM
-    """The model's input that gets the medium: a column with this name holds it, too."""
+    """Name of the model's input. A column with this name is taken as the medium, too."""
     media: Path | None = None
-    """The folder that paths of media are relative to; None: that of the rows."""
+    """Folder that the paths of media are relative to; None: the folder of the rows."""
 
     def of(self, name: str) -> str:
         """The column of a field."""
@@ -33,73 +33,78 @@ class Columns:
 
     @property
     def medium(self) -> str | None:
-        """The column that was given for the medium."""
+        """The column of the medium, if `columns` names it."""
         return self.given.get(MEDIUM)
 
     def check_given(self, where: str, known: Collection[str]) -> str | None:
-        """The column that was given for the medium. Raises `InputError` where it is not among the `known` ones."""
+        """The column of the medium, if `columns` names it. Raises `InputError` if it is not a `known` column."""
         if self.medium is not None and self.medium not in known:
             raise InputError(f"{where}: columns: given {self.medium!r}; allowed: {list_columns(known)}")
         return self.medium
 
     def implied_by_input(self, known: Collection[str]) -> str | None:
-        """A column with the input's name; that of the default name is for the layout to find."""
+        """A column with the name of the input, except for the default name, which each format handles."""
         return self.input if self.input != MEDIUM and self.input in known else None
 
 
 DEFAULT_COLUMNS = Columns()
-"""Every column is called as its field."""
+"""All columns have the names of their fields."""
 
 
 def list_columns(columns: Iterable[str]) -> str:
-    """Columns as an error lists them."""
+    """Columns as text for an error message."""
     names = list(columns)
-    return ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "") if names else "nothing"
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "") if names else "nothing"
 
 
 class ColumnsConfig(PartConfig):
-    """Rows whose columns may have any name."""
+    """Keys of rows whose columns can be renamed."""
 
     names: ClassVar[tuple[str, ...]] = ()
-    """Fields that `columns` may rename."""
+    """Fields that `columns` may contain."""
     aliases: ClassVar[Mapping[str, str]] = {}
-    """Other words for some of them."""
+    """Other names of fields."""
     columns: dict[str, str] = Field({})
-    """Field to the column of the data that holds it, where that has another name; in a tar the ending of a member."""
+    """Field to column, for columns with other names, as in `{ caption = "text" }`. In a tar, the column is the suffix
+    of a member."""
 
     def resolve_columns(self) -> Columns:
-        """What rows need to know of it."""
-        known = self._known()
+        """The mapping of fields to columns that rows use."""
+        known = self._allowed_keys()
         return Columns({known[name]: column for name, column in self.columns.items()})
 
     def missing(self) -> list[str]:
-        """Folders of this config that are not there."""
+        """Problems with folders of this config that do not exist."""
         return []
 
-    def _known(self) -> dict[str, str]:
-        """What `columns` may have as its keys, to the field that each means."""
+    def _allowed_keys(self) -> dict[str, str]:
+        """Allowed keys of `columns`, with the field of each."""
         return {name: name for name in self.names} | dict(self.aliases)
 
     @model_validator(mode="after")
     def _fields_are_known(self) -> Self:
-        known = self._known()
-        meant: dict[str, str] = {}
+        known = self._allowed_keys()
+        key_of_field: dict[str, str] = {}
         for name in self.columns:
             if name not in known:
-                raise ValueError(f"columns of {', '.join(known)}, not of {name!r}.{did_you_mean(name, known)}")
-            if known[name] in meant:
-                raise ValueError(f"one column for {meant[known[name]]} or {name}, which mean the same field")
-            meant[known[name]] = name
+                raise ValueError(
+                    f"columns for the fields {', '.join(known)}, not for {name!r}.{did_you_mean(name, known)}"
+                )
+            if known[name] in key_of_field:
+                raise ValueError(
+                    f"a column for {key_of_field[known[name]]} or {name}, not for both: they are the same field"
+                )
+            key_of_field[known[name]] = name
         return self
 
 
 class MediaConfig(ColumnsConfig):
-    """The same with a medium in each row."""
+    """Keys of rows with a medium."""
 
     input: str = MEDIUM
-    """The model's input that sees or hears the media."""
+    """Name of the model's input that gets the media."""
     media: LocalPath | None = None
-    """The folder that paths in rows are relative to; by default that of the rows."""
+    """Folder that the paths in rows are relative to. Default: the folder of the rows."""
 
     def resolve_columns(self) -> Columns:
         return replace(super().resolve_columns(), input=self.input, media=Path(self.media) if self.media else None)
@@ -108,9 +113,9 @@ class MediaConfig(ColumnsConfig):
         if self.media is None or Path(self.media).is_dir():
             return []
         return [
-            f"media: given {self.media!r}, which is no folder beside the recipe, in $MAGMA_DATA or in the working "
-            "folder; allowed: the folder that the paths in the rows are relative to"
+            f"media: given {self.media!r}, which is not a folder beside the recipe, in $MAGMA_DATA or in the working "
+            "directory; allowed: the folder that the paths in the rows are relative to"
         ]
 
-    def _known(self) -> dict[str, str]:
-        return {self.input: MEDIUM, MEDIUM: MEDIUM} | super()._known()
+    def _allowed_keys(self) -> dict[str, str]:
+        return {self.input: MEDIUM, MEDIUM: MEDIUM} | super()._allowed_keys()

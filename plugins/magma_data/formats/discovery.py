@@ -1,4 +1,4 @@
-"""What a path holds: layouts, their files, and the splits that these are of."""
+"""Finds the files of a split below a path, in any of the supported formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE_DATA = "image_data"
 INDEX, DROPPED = "index.json", "dropped.jsonl"
 FileFormat = Literal["jsonl", "tar", "datasets", "parquet", "csv", "json", "authors", "lines", "documents"]
 IMAGES: tuple[FileFormat, ...] = ("datasets", "jsonl", "tar", "parquet", "csv", "json")
-"""Where every source of images with texts looks, in this order; the first layout that is there is read."""
+"""Formats of images with texts, in order of preference; the first one that is found is read."""
 _SUFFIXES: Mapping[str, FileFormat] = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -45,31 +45,31 @@ _PATTERNS: Mapping[FileFormat, str] = {
 _METADATA_FILES = re.compile(
     r"(index|options|report|dataset_dict|dataset_infos?|state|config|.*_stats)\.json", re.IGNORECASE
 )
-"""Files that describe a data set, and hold no rows."""
+"""Files with metadata of a data set, without rows."""
 _SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "testdev", "eval"})
-"""Usual names of splits: a folder with files of these names holds a data set."""
-_NUMBER = re.compile(r"(?:^|[-_])\d+([-_]of[-_]\d+(-[0-9a-f]{16})?)?$")
-"""What follows the split in the name of a shard; the Hub adds a hash."""
-_NUMBERED = re.compile(r"(.*?)(\d+)([-_]of[-_])(\d+)(?:-[0-9a-f]{16})?(\..*)")
-_MANY = 8
-"""The most names that an error lists."""
+"""Usual names of splits. A folder with files of these names is a data set."""
+_SHARD_SUFFIX = re.compile(r"(?:^|[-_])\d+([-_]of[-_]\d+(-[0-9a-f]{16})?)?$")
+"""The suffix of the split in the name of a shard; the Hub adds a hash."""
+_NUMBERED_SHARD = re.compile(r"(.*?)(\d+)([-_]of[-_])(\d+)(?:-[0-9a-f]{16})?(\..*)")
+_MAX_LISTED = 8
+"""Maximum number of names that an error message lists."""
 
 
 # Names
 
 
 def is_remote(path: str) -> bool:
-    """Is it a url or a command (`pipe:`), which the webdataset library opens?"""
+    """Whether it is a URL or a command (`pipe:`), which the webdataset library opens."""
     return "://" in path or path.startswith("pipe:")
 
 
 def is_url(path: str) -> bool:
-    """Is it remote, or a pattern in braces that stands for several files? What exists is no pattern."""
+    """Whether it is remote, or a pattern in braces for several files. An existing path is not a pattern."""
     return is_remote(path) or (bool(re.search(r"\{.*\}", path)) and not Path(path).exists())
 
 
 def is_hidden(inside: PurePath) -> bool:
-    """Does a path inside a folder or an archive belong to the system that packed it, as `._0.jpg` does?"""
+    """Whether a path inside a folder or an archive is a hidden or system file, such as `._0.jpg`."""
     return any(
         (part.startswith(".") and part not in (".", "..")) or part.lower() in ("__macosx", "thumbs.db", "desktop.ini")
         for part in inside.parts
@@ -77,75 +77,75 @@ def is_hidden(inside: PurePath) -> bool:
 
 
 def split_suffix(name: str) -> tuple[str, str]:
-    """("train", ".jsonl") of "train.JSONL.gz": what decides how a file is read, in lower case."""
+    """("train", ".jsonl") for "train.JSONL.gz": the suffix, in lower case, determines the format."""
     stem, dot, suffix = name.rpartition(".")
     if dot and f".{suffix}".lower() in COMPRESSIONS and "." in stem:
         stem, dot, suffix = stem.rpartition(".")
     return (stem, f".{suffix}".lower()) if stem else (name, "")
 
 
-# What is there
+# Search
 
 
 @dataclass(frozen=True)
 class FoundFiles:
-    """The files of one layout."""
+    """Files and their format."""
 
     file_format: FileFormat
     files: Sequence[str]
 
 
 def find(path: str, split: str | None, file_formats: Sequence[FileFormat] = IMAGES) -> FoundFiles | list[str]:
-    """The files of a split, or of all; otherwise what is wrong, as lines of `Part.problems`."""
+    """The files of a split, or all files; or problems, as in `Part.problems`."""
     if is_url(path):
         return _find_by_pattern(path, split, file_formats)
     place = Path(path)
     if place.is_file():
-        file_format = _format_of(place.name, file_formats)
+        file_format = _find_format(place.name, file_formats)
         return (
             FoundFiles(file_format, [path])
             if file_format
-            else [f"path: {path}: {_unknown_suffixes({split_suffix(place.name)[1]})}"]
+            else [f"path: {path}: {_describe_unknown_suffixes({split_suffix(place.name)[1]})}"]
         )
-    known: dict[str, None] = {}
+    known_splits: dict[str, None] = {}
     search = _Search(place)
     for file_format, splits in search.file_formats(file_formats):
         if split is None and splits:
             return _check_complete(file_format, [file for files in splits.values() for file in files])
-        if split is not None and (files := _files_of_split(file_format, splits, split)):
+        if split is not None and (files := _select_split(file_format, splits, split)):
             return _check_complete(file_format, files)
-        known |= dict.fromkeys(splits)
-    if not known:
+        known_splits |= dict.fromkeys(splits)
+    if not known_splits:
         return [search.describe_nothing_found(file_formats)]
-    names = [name for name in known if name]
-    allowed = _list_names(names) or "`split = false`, which reads all"
+    names = [name for name in known_splits if name]
+    allowed = _list_names(names) or "`split = false`, which reads all rows"
     return [f"split: given {split!r}, which {path} does not have; allowed: {allowed}"]
 
 
 def _find_by_pattern(path: str, split: str | None, known: Sequence[FileFormat]) -> FoundFiles | list[str]:
-    """Tar shards behind urls, or files of any layout."""
+    """Tar shards at URLs, or local files of any format, by a pattern."""
     from webdataset.shardlists import expand_urls
 
     if split is not None:
-        return [f"split: given {split!r}, but a url names its shards itself; allowed: `split = false`"]
+        return [f"split: given {split!r}, but a URL already selects its shards; allowed: `split = false`"]
     files = [str(one) for one in expand_urls(path)]
     if not is_remote(path):
-        file_formats = {_format_of(Path(file).name, known) for file in files}
+        file_formats = {_find_format(Path(file).name, known) for file in files}
         (file_format,) = file_formats if len(file_formats) == 1 else (None,)
         if file_format is None:
-            return [f"path: {path}: {_unknown_suffixes({split_suffix(Path(file).name)[1] for file in files})}"]
+            return [f"path: {path}: {_describe_unknown_suffixes({split_suffix(Path(file).name)[1] for file in files})}"]
         return _check_existing(FoundFiles(file_format, files))
     suffix = split_suffix(PurePosixPath(path).name)[1]
     if path.startswith("hf://") and _SUFFIXES.get(suffix) != "tar":
         return [
-            f"path: given {path}, but only tar shards are read from urls; allowed: a folder on this machine, as "
-            "`hf download --repo-type dataset NAME --local-dir FOLDER` makes it"
+            f"path: given {path}, but only tar shards can be read from URLs; allowed: a local folder, which "
+            "`hf download --repo-type dataset NAME --local-dir FOLDER` creates"
         ]
     return FoundFiles("tar", files)
 
 
-def _format_of(name: str, file_formats: Sequence[FileFormat]) -> FileFormat | None:
-    """How a file is read, by its suffix."""
+def _find_format(name: str, file_formats: Sequence[FileFormat]) -> FileFormat | None:
+    """The format of a file, by its suffix."""
     text = file_formats[0] if file_formats[0] in ("lines", "documents") else None
     suffix = split_suffix(name)[1]
     if not suffix:
@@ -154,16 +154,16 @@ def _format_of(name: str, file_formats: Sequence[FileFormat]) -> FileFormat | No
     return text if file_format in (None, "lines") else file_format
 
 
-def _unknown_suffixes(suffixes: set[str]) -> str:
+def _describe_unknown_suffixes(suffixes: set[str]) -> str:
     shown = ", ".join(sorted(suffix or "no suffix" for suffix in suffixes))
     return (
-        f"files with {shown} are not read; allowed: {', '.join(_SUFFIXES)}, all of one kind, "
-        f"and compressed text or tar ({', '.join(COMPRESSIONS)})"
+        f"files with {shown} are not supported; allowed: {', '.join(_SUFFIXES)}, all of one format; "
+        f"text and tar may be compressed ({', '.join(COMPRESSIONS)})"
     )
 
 
-def _files_of_split(file_format: FileFormat, splits: Mapping[str, list[str]], split: str) -> list[str]:
-    """The split's files. A whole file name is a split too, and comes first where lines are rows."""
+def _select_split(file_format: FileFormat, splits: Mapping[str, list[str]], split: str) -> list[str]:
+    """The files of a split. The complete name of a file is also a split, with priority if lines are rows."""
     exact = [file for files in splits.values() for file in files if split_suffix(Path(file).name)[0] == split]
     if exact and (file_format in ("jsonl", "lines") or split not in splits):
         return exact
@@ -171,39 +171,39 @@ def _files_of_split(file_format: FileFormat, splits: Mapping[str, list[str]], sp
 
 
 def _check_complete(file_format: FileFormat, files: list[str]) -> FoundFiles | list[str]:
-    """These files, unless some are missing: listed ones, or ones that the names of others count (`-00001-of-00004`)."""
+    """The files, or problems: missing files, and missing or duplicate numbered shards (`-00001-of-00004`)."""
     numbered: dict[tuple[str, ...], dict[int, list[str]]] = {}
     for file in files:
-        if parts := _NUMBERED.fullmatch(Path(file).name):
+        if parts := _NUMBERED_SHARD.fullmatch(Path(file).name):
             front, number, middle, count, end = parts.groups()
             key = (str(Path(file).parent / front), middle, count, end, f"{len(number)}")
             numbered.setdefault(key, {}).setdefault(int(number), []).append(file)
-    for (front, middle, count, end, width), there in numbered.items():
-        duplicate = next((same for same in there.values() if len(same) > 1), None)
+    for (front, middle, count, end, width), by_number in numbered.items():
+        duplicate = next((same for same in by_number.values() if len(same) > 1), None)
         if duplicate:
             return [f"path: {' and '.join(duplicate)} are the same shard; allowed: one of them"]
-        first = 0 if 0 in there or int(count) not in there else 1
-        missing = [i for i in range(first, first + int(count)) if i not in there]
+        first = 0 if 0 in by_number or int(count) not in by_number else 1
+        missing = [i for i in range(first, first + int(count)) if i not in by_number]
         if missing:
             more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
-            ends = "..".join(f"{i:0{width}}" for i in (min(there), max(there)))
+            ends = "..".join(f"{i:0{width}}" for i in (min(by_number), max(by_number)))
             return [
-                f"path: {front}{missing[0]:0{width}}{middle}{count}{end} is missing{more}: {len(there)} of {count} "
-                f"shards are there; allowed: all, or a path that names some of them "
+                f"path: {front}{missing[0]:0{width}}{middle}{count}{end} is missing{more}: {len(by_number)} of {count} "
+                f"shards exist; allowed: all shards, or a path that selects some of them "
                 f"(`{front}{{{ends}}}{middle}{count}{end}`)"
             ]
     return _check_existing(FoundFiles(file_format, files))
 
 
 def _check_existing(found: FoundFiles) -> FoundFiles | list[str]:
-    """What is found, unless files that it names are missing."""
+    """The files, or a problem if one does not exist."""
     missing = [file for file in found.files if not is_remote(file) and not Path(file).exists()]
     more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
     return [f"path: {missing[0]} is missing{more}"] if missing else found
 
 
 def _list_names(names: Sequence[str]) -> str:
-    return ", ".join(names[:_MANY]) + (", ..." if len(names) > _MANY else "")
+    return ", ".join(names[:_MAX_LISTED]) + (", ..." if len(names) > _MAX_LISTED else "")
 
 
 # Folders
@@ -212,7 +212,7 @@ Splits = dict[str, list[str]]
 
 
 class _Folder:
-    """The files of one folder, by layout and split; one listing."""
+    """The files of one folder, by format and split."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -237,8 +237,8 @@ class _Folder:
                 self.others[suffix] += 1
             elif not _METADATA_FILES.fullmatch(name) and not (name == DROPPED and INDEX in all_names):
                 if Path(name).suffix.lower() in COMPRESSIONS and Path(name).stem in all_names:
-                    continue  # beside the same file, not compressed
-                split = _NUMBER.sub("", stem)
+                    continue  # the same file exists uncompressed
+                split = _SHARD_SUFFIX.sub("", stem)
                 self.splits.setdefault(file_format, {}).setdefault(split, []).append(str(path / name))
 
     def __getitem__(self, file_format: FileFormat) -> Splits:
@@ -256,7 +256,7 @@ class _Folder:
 
 
 class _Search:
-    """Where rows are looked for: in the folder, in a folder for each split, and in the same way in `data/`."""
+    """Searches for rows in a folder, in its subfolders (one per split), and likewise in its `data/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -264,8 +264,12 @@ class _Search:
         self.others: Counter[str] = Counter()
 
     def file_formats(self, file_formats: Sequence[FileFormat]) -> Iterator[tuple[FileFormat, Splits]]:
-        """Each layout with the splits that it has in a place."""
-        for place in (self.path, self.path / "data", self.path / "default"):  # the last one as the Hub converts
+        """Each format with its splits, folder by folder."""
+        for place in (
+            self.path,
+            self.path / "data",
+            self.path / "default",
+        ):  # `default` is the name in conversions by the Hub
             if not place.is_dir():
                 continue
             folder = _Folder(place)
@@ -278,7 +282,7 @@ class _Search:
                     yield file_format, self._by_folder(file_format, nested)
 
     def _by_folder(self, file_format: FileFormat, folders: Sequence[_Folder]) -> Splits:
-        """The folders' names are the splits."""
+        """Splits with the names of the folders."""
         found: Splits = {}
         for folder in folders:
             splits, name = folder.splits.get(file_format, {}), folder.path.name
@@ -289,11 +293,11 @@ class _Search:
         return found
 
     def describe_nothing_found(self, file_formats: Sequence[FileFormat]) -> str:
-        """Why nothing was found."""
+        """The problem if there are no rows."""
         if self.subsets:
             names = list(self.subsets)
             return (
-                f"path: {self.path} holds several data sets, each with its splits: {_list_names(names)}; allowed: one "
+                f"path: {self.path} contains several data sets with splits: {_list_names(names)}; allowed: one "
                 f"of them ({self.path / names[0]})"
             )
         shown = ", ".join(dict.fromkeys(_PATTERNS[file_format] for file_format in file_formats))
@@ -302,7 +306,7 @@ class _Search:
 
 
 def _read_index(folder: Path) -> Splits | None:
-    """The shards that our `index.json` lists, where there is one."""
+    """The shards in `index.json` of `magma data convert`; None without such a file. Raises `InputError`."""
     listed = _read_json(folder / INDEX)
     if listed.get("format") != 1 or not isinstance(listed.get("splits"), dict):
         return None
@@ -316,7 +320,7 @@ def _read_index(folder: Path) -> Splits | None:
 
 
 def _find_saved_dataset(folder: Path) -> Splits:
-    """What `save_to_disk` of the datasets library wrote."""
+    """The folders that `save_to_disk` of the datasets library wrote, by split."""
     names = _read_json(folder / "dataset_dict.json").get("splits")
     if isinstance(names, list):
         return {str(name): [str(folder / str(name))] for name in names}
@@ -335,7 +339,7 @@ def _find_documents(folder: Path) -> Splits:
 
 
 def _read_json(file: Path) -> Mapping[str, Any]:
-    """A JSON object; an empty one where the file is none."""
+    """The JSON object in a file; an empty one if the file is missing or invalid."""
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Folders in which each file is a row: the authors' JSON files, and text files."""
+"""Folders with one file per row: the authors' JSON files, and text files."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from .row import Row
 
 
 class _FileRows(IndexedRows):
-    """A record a file."""
+    """Base class: one record per file."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         super().__init__(None)
         self.folder = folder
-        self.names = np.array([os.fsencode(name) for name in names])  # a million strings are ten times as much
+        self.names = np.array(
+            [os.fsencode(name) for name in names]
+        )  # a million Python strings need ten times the memory
 
     def counts(self) -> NDArray[np.int64]:
-        """One row each."""
+        """One row per file."""
         return np.ones(len(self.names), dtype=np.int64)
 
     def read(self, record: int) -> Row:
-        """One file."""
+        """The row of a file; errors are reported by the row."""
         file = self.folder / os.fsdecode(self.names[record])
         try:
             return self.row(file, file.read_bytes())
@@ -42,27 +44,27 @@ class _FileRows(IndexedRows):
 
     @abstractmethod
     def row(self, file: Path, raw: bytes) -> Row:
-        """What a file says. Raises `InputError`."""
+        """Parse a file. Raises `InputError`."""
 
 
 class AuthorsRows(_FileRows):
-    """The layout of the authors' code: a JSON file an image, with `image_path` and `captions`."""
+    """The format of the authors' code: one JSON file per image, with `image_path` and `captions`."""
 
     def __init__(self, folder: Path) -> None:
         inside = (file.relative_to(folder) for file in (folder / IMAGE_DATA).rglob("*.json"))
         super().__init__(folder, sorted(str(file) for file in inside if not is_hidden(file)))
 
     def row(self, file: Path, raw: bytes) -> Row:
-        """The path of its image is relative to the whole folder."""
+        """A row with the path of its image, which is relative to the folder of the data set."""
         return Row(str(file), parse_json(str(file), raw), self.folder, "image_path")
 
 
 class DocumentRows(_FileRows):
-    """Text files: each is a document."""
+    """Text files, each of which is a document."""
 
     def __init__(self, files: Sequence[str]) -> None:
         super().__init__(Path(), files)
 
     def row(self, file: Path, raw: bytes) -> Row:
-        """Its text."""
+        """A row with the text of the file."""
         return Row(str(file), {"text": decode_text(str(file), raw)})

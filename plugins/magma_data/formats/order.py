@@ -1,4 +1,4 @@
-"""Rows, and in which order they come: a pass over what can be read anywhere, and over what is read in sequence."""
+"""The order of rows in an epoch: for data with random access, and for data that is read sequentially."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .columns import DEFAULT_COLUMNS, Columns
 from .row import Row
 
 
-def positions(state: SourceState, count: int) -> Iterator[tuple[int, SourceState]]:
-    """What is left of a pass of `count`, each position with the state behind it; the last one opens the next pass."""
+def iter_positions(state: SourceState, count: int) -> Iterator[tuple[int, SourceState]]:
+    """The remaining positions of an epoch of `count`, each with the state after it; the last one starts a new epoch."""
     epoch = state["epoch"]
     for position in range(state["position"], count):
         last = position + 1 == count
@@ -27,47 +27,47 @@ def positions(state: SourceState, count: int) -> Iterator[tuple[int, SourceState
 
 
 class Rows(ABC):
-    """All rows of a split."""
+    """Base class: all rows of a split."""
 
     columns: Columns = DEFAULT_COLUMNS
-    """Which column holds which field."""
+    """The mapping of fields to columns."""
 
     def rows_of(self, record: Row, list_field: str | None) -> list[Row]:
-        """What one place of the files gives: see `Row.explode`."""
+        """The rows of a record: see `Row.explode`."""
         return replace(record, columns=self.columns).explode(list_field)
 
     @abstractmethod
     def iterate(
         self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
     ) -> Iterator[tuple[Row, SourceState]]:
-        """One pass, from the start or from just after `state`: as `DataSource.iterate`, and from as deep in a pass.
+        """One epoch, from its start or from `state`, each row with the state after it: as `DataSource.iterate`.
 
-        `limit`: the first rows alone, the same ones every pass. A row that cannot be read comes in its turn, and
-        says so when it is asked.
+        With `limit`, only the first rows, which are the same in every epoch. A row that cannot be read is returned,
+        too; it raises its error when a field is used.
         """
 
     @abstractmethod
     def iter_in_stored_order(self) -> Iterator[Row]:
-        """All rows as they are stored, those of one medium beside each other: for evaluations."""
+        """All rows in the stored order, but those of one medium are consecutive: for evaluations."""
 
 
 class IndexedRows(Rows):
-    """Rows that can be read in any order: a pass is a permutation of all."""
+    """Rows with random access: an epoch is a permutation of all rows."""
 
     @abstractmethod
     def read(self, record: int) -> Row:
-        """What stands in one place of the files."""
+        """Read one record."""
 
     @abstractmethod
     def counts(self) -> NDArray[np.int64]:
-        """[records] how many rows each of them is: the entries of its list `list_field`, or one."""
+        """[records]: number of rows of each record: the entries of its list `list_field`, or one."""
 
     def __init__(self, list_field: str | None) -> None:
         self.list_field = list_field
 
     @cached_property
     def ends(self) -> NDArray[np.int64]:
-        """[records] the number of the first row behind each."""
+        """[records]: the index of the first row after each record."""
         return np.cumsum(self.counts())
 
     def __len__(self) -> int:
@@ -76,24 +76,24 @@ class IndexedRows(Rows):
     def __getitem__(self, i: int) -> Row:
         record = int(np.searchsorted(self.ends, i, side="right"))
         rows = self.rows_of(self.read(record), self.list_field)
-        return rows[i - int(self.ends[record])]  # from the back: the record's last row stands just before its end
+        return rows[i - int(self.ends[record])]  # a negative index: the last row of the record is just before its end
 
     def iterate(
         self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
     ) -> Iterator[tuple[Row, SourceState]]:
-        """In an order of its own each pass; the state is a pass and a position in it."""
+        """One epoch, with a new permutation for each one. The state has the epoch and a position in it."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
         count = min(len(self), limit or len(self))
         order: NDArray[np.int64] = np.arange(count)
         if shuffle:
             order = np.random.default_rng([seed % 2**64, epoch]).permutation(count)
-        for position, after in positions(state, count):
+        for position, after in iter_positions(state, count):
             i = int(order[position])
             yield replace(self[i], seed=f"{seed} {epoch} {i}" if shuffle else None), after
 
     def iter_in_stored_order(self) -> Iterator[Row]:
-        """Rows that name one file of a medium come together, where the first of them stands."""
+        """All rows in stored order; rows with the same media file come together, at the place of the first one."""
         media: dict[Any, list[int]] = {}
         for i in range(len(self)):
             media.setdefault(self[i].file or i, []).append(i)
@@ -105,10 +105,10 @@ _START: SourceState = {"shard": 0, "sample": 0, "rows": 0, "position": 0}
 
 
 class StreamedRows(Rows):
-    """Rows in shards that are read from their beginning: a pass has its own order of shards, block by block.
+    """Rows in shards that are read sequentially: an epoch has a random order of shards, and shuffles in blocks.
 
-    The samples of a block follow each other on disk and are shuffled among themselves; a block goes on into the next
-    shard. A state names the beginning of a block and a position in it, so that going on reads one block again at most.
+    A block has `buffer` consecutive samples, which are shuffled; it may continue in the next shard. A state has the
+    beginning of a block and a position in it, so that at most one block is read again on resume.
     """
 
     def __init__(self, shards: Sequence[Any], list_field: str | None, buffer: int) -> None:
@@ -116,21 +116,21 @@ class StreamedRows(Rows):
 
     @abstractmethod
     def samples(self, shard: Any, skip: int) -> Iterator[Row]:
-        """What stands in a shard behind its first `skip` samples.
+        """The samples of a shard after the first `skip` ones.
 
-        Where it breaks off there is a last sample that says so, whatever was skipped before it.
+        If the shard is truncated, a last sample reports it, even if all others are skipped.
         """
 
     def iterate(
         self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
     ) -> Iterator[tuple[Row, SourceState]]:
-        """A pass as described above."""
+        """One epoch. See the docstring of the class."""
         state = state or {"epoch": 0, **_START}
         epoch, position = state["epoch"], state["position"]
         shards = np.arange(len(self.shards))
         if shuffle and limit is None:
             shards = np.random.default_rng([seed % 2**64, epoch]).permutation(len(self.shards))
-        for begin, block, following in self._blocks(shards.tolist(), state, limit):
+        for begin, block, following in self._iter_blocks(shards.tolist(), state, limit):
             order = np.arange(len(block))
             if shuffle:
                 place = [seed % 2**64, epoch, begin["shard"], begin["sample"]]
@@ -145,15 +145,15 @@ class StreamedRows(Rows):
             position = 0
 
     def iter_in_stored_order(self) -> Iterator[Row]:
-        """A sample holds its medium, and with it all rows about it."""
+        """All rows in stored order; a sample has its medium and all rows about it."""
         for shard in self.shards:
             for sample in self.samples(shard, 0):
                 yield from self.rows_of(sample, self.list_field)
 
-    def _blocks(
+    def _iter_blocks(
         self, shards: Sequence[int], state: SourceState, limit: int | None
     ) -> Iterator[tuple[SourceState, list[Row], SourceState | None]]:
-        """Blocks from where a state's begins: (its beginning, rows, the next one's beginning)."""
+        """Blocks from the one of a state on: (its start, its rows, the start of the next block)."""
         samples = self._iter_samples(shards, state["shard"], state["sample"])
         begin: SourceState | None = {**_START, "rows": state["rows"]}
         first = next(samples, None)
@@ -172,7 +172,7 @@ class StreamedRows(Rows):
             begin = following
 
     def _iter_samples(self, shards: Sequence[int], shard: int, sample: int) -> Iterator[tuple[int, int, Row]]:
-        """The samples behind one of them, each with its shard's place in the pass and its number there."""
+        """The samples from one on, each with the position of its shard in the epoch and its number in the shard."""
         for at in range(shard, len(shards)):
             for number, row in enumerate(self.samples(self.shards[shards[at]], sample), sample):
                 yield at, number, row

@@ -14,7 +14,7 @@ from .row import Row
 
 
 class ParquetRows(StreamedRows):
-    """Row groups of parquet files, which are decoded from their beginning: each is a shard."""
+    """Row groups of parquet files, each of which is a shard that is decoded sequentially."""
 
     def __init__(self, files: Sequence[str], list_field: str | None, buffer: int, columns: Columns) -> None:
         import pyarrow as pa
@@ -35,7 +35,7 @@ class ParquetRows(StreamedRows):
         super().__init__(groups, list_field, buffer)
 
     def samples(self, shard: tuple[str, int], skip: int) -> Iterator[Row]:
-        """The rows of a row group; of a file that is damaged as a whole, one that says so."""
+        """The rows of a row group; for a file that cannot be read, one row that reports it."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 

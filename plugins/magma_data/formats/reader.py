@@ -1,4 +1,4 @@
-"""Opens the rows of a split, whatever their format is."""
+"""Opens the rows of a split, in any format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .records import IndexedRecords, StreamedRecords, is_compressed
 from .saved_dataset import ArrowRows
 from .tar import TarRows
 
-BUFFER = 1000
+DEFAULT_BUFFER = 1000
 
 
 def open_rows(
@@ -25,13 +25,13 @@ def open_rows(
     list_field: str | None = None,
     *,
     file_formats: Sequence[FileFormat] = IMAGES,
-    buffer: int = BUFFER,
+    buffer: int = DEFAULT_BUFFER,
     columns: Columns = DEFAULT_COLUMNS,
 ) -> Rows:
-    """The rows of a split, or of all; `columns` says where a row's fields are.
+    """The rows of a split, or all rows; `columns` maps fields to columns.
 
-    A record whose field `each` is a list of objects ("questions") is a row for each of them, all with its medium.
-    `buffer` is the size of a block of what can only be read in sequence. Raises `InputError` where nothing is found.
+    If the field `list_field` of a record is a list of objects ("questions"), each object is a row with the medium of
+    the record. `buffer` is the size of the blocks of sequential data. Raises `InputError` if there are no rows.
     """
     found = find(path, split, file_formats)
     if isinstance(found, list):

@@ -1,4 +1,4 @@
-"""How a text file is divided into records; here, the simplest format: one text per line."""
+"""Base class of formats that divide a text file into records, and the format with one text per line."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from .content import decode_text, strip_bom
 
 
 class Record(NamedTuple):
-    """A row's bytes, and where they are."""
+    """The bytes of a record, and their position."""
 
     start: int
-    """Byte of the decompressed file."""
+    """Byte offset in the decompressed file."""
     number: int
-    """The line that it begins in, or the item of an array, from 1."""
+    """Number of the first line, or of the item of an array, from 1."""
     raw: bytes
 
 
 class RecordFormat(ABC):
-    """How one file is divided into records, and what a record says."""
+    """Divides a file into records, and parses a record."""
 
     unit: str = "line"
-    """What `Record.number` counts."""
+    """The unit of `Record.number`."""
 
     @abstractmethod
     def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """From the beginning of a file. Raises `InputError` for what is no such file."""
+        """All records of a file. Raises `InputError` if the file does not have this format."""
 
     @abstractmethod
     def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """What a record says. Raises `InputError`."""
+        """Parse a record to fields. Raises `InputError`."""
 
 
-def _read_lines(file: IO[bytes]) -> Iterator[Record]:
+def read_lines(file: IO[bytes]) -> Iterator[Record]:
     """Every line, without a byte order mark."""
     at = 0
     for number, line in enumerate(file, 1):
@@ -44,12 +44,12 @@ def _read_lines(file: IO[bytes]) -> Iterator[Record]:
 
 
 class TextRecords(RecordFormat):
-    """A document a line."""
+    """One document per line."""
 
     def records(self, file: IO[bytes]) -> Iterator[Record]:
-        """Lines that are not blank."""
-        return (line for line in _read_lines(file) if line.raw.strip())
+        """All lines that are not blank."""
+        return (line for line in read_lines(file) if line.raw.strip())
 
     def fields(self, where: str, raw: bytes) -> dict[str, Any]:
-        """Its text."""
+        """The text of the line."""
         return {"text": decode_text(where, raw)}

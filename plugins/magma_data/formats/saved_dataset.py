@@ -1,4 +1,4 @@
-"""Folders that `save_to_disk` of the datasets library wrote."""
+"""Reads folders that `save_to_disk` of the datasets library wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .row import Row
 
 
 class ArrowRows(IndexedRows):
-    """What the datasets library saved: memory-mapped, a row is copied out when its turn comes, no medium decoded."""
+    """Rows of a saved dataset, which is memory-mapped. A row is copied when it is used; media are not decoded."""
 
     def __init__(self, folders: Sequence[str], list_field: str | None, columns: Columns) -> None:
         super().__init__(list_field)
@@ -37,7 +37,7 @@ class ArrowRows(IndexedRows):
         ]
 
     def counts(self) -> NDArray[np.int64]:
-        """The lengths of the lists."""
+        """[records]: number of rows of each record: the length of its list, at least one."""
         both = zip(self.tables, self.schemas, strict=True)
         return np.concatenate([self._lengths(table, schema) for table, schema in both])
 
@@ -50,14 +50,14 @@ class ArrowRows(IndexedRows):
         column = table.data.column(self.list_field)
         if _is_list_of_objects(column.type) and not pc.list_flatten(column).null_count:
             lengths = pc.list_value_length(column).fill_null(1).to_numpy()
-            return np.maximum(ones, np.asarray(lengths, dtype=np.int64))  # an empty list is a row that reports it
+            return np.maximum(ones, np.asarray(lengths, dtype=np.int64))  # an empty list is one row, which reports it
         lengths = [
             len(schema.row("", {self.list_field: value.as_py()}, Path()).explode(self.list_field)) for value in column
         ]
         return np.array(lengths, dtype=np.int64)
 
     def read(self, record: int) -> Row:
-        """One row of one table."""
+        """Read one record."""
         number = int(np.searchsorted(self.file_ends, record, side="right"))
         table = self.tables[number]
         at = record - int(self.file_ends[number]) + len(table)
@@ -67,7 +67,7 @@ class ArrowRows(IndexedRows):
 
 
 def _is_list_of_objects(kind: Any) -> bool:
-    """Any of Arrow's types of lists, with structs in it."""
+    """Whether it is any list type of Arrow with structs as entries."""
     import pyarrow.types as types
 
     lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)

@@ -1,1 +1,1 @@
-"""Scores of answers and captions, as the official evaluations of the data sets compute them."""
+"""Metrics of answers and captions, as in the official evaluations of the data sets."""

@@ -1,4 +1,4 @@
-"""CIDEr and BLEU@4 as the official package (pycocoevalcap) computes them; needs Java."""
+"""CIDEr and BLEU@4 of the official package, pycocoevalcap. They need Java."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from pathlib import Path
 from magma import PartError
 
 NO_JAVA = (
-    "java: not found in PATH. CIDEr and BLEU are computed on the tokens of pycocoevalcap's tokenizer, which needs "
-    "Java: install a Java runtime, 8 or later (`apt install default-jre-headless`, `conda install openjdk`)"
+    "java: not found in PATH. CIDEr and BLEU use the tokenizer of pycocoevalcap, which needs Java. Install a Java "
+    "runtime, version 8 or later (`apt install default-jre-headless`, `conda install openjdk`)"
 )
 
 
 def tokenize_captions(sentences: Sequence[str]) -> list[str]:
-    """Words of the Penn Treebank in lower case, without punctuation, a space between them.
+    """Sentences with Penn Treebank tokenization, in lower case and without punctuation.
 
-    The official package calls the same program, through a file in its own folder that is left there on errors; here it
-    reads its input. A line break within a sentence is a space. Raises `PartError` where Java fails.
+    The official package calls the same program with a temporary file in its own folder, which remains there after an
+    error. Here the program reads its standard input. A line break in a sentence becomes a space. Raises `PartError`.
     """
     from pycocoevalcap.tokenizer import ptbtokenizer as official
 
@@ -30,15 +30,17 @@ def tokenize_captions(sentences: Sequence[str]) -> list[str]:
     except FileNotFoundError as error:
         raise PartError(NO_JAVA) from error
     except subprocess.CalledProcessError as error:
-        raise PartError(f"the tokenizer of captions failed: {error.stderr.decode(errors='replace').strip()}") from error
+        raise PartError(
+            f"the tokenizer for captions failed: {error.stderr.decode(errors='replace').strip()}"
+        ) from error
     found = process.stdout.decode().split("\n")[:-1]
     if len(found) != len(sentences):
-        raise PartError(f"the tokenizer of captions gave {len(found)} lines of {len(sentences)}")
+        raise PartError(f"the tokenizer for captions returned {len(found)} lines for {len(sentences)} captions")
     return [" ".join(word for word in line.split() if word not in official.PUNCTUATIONS) for line in found]
 
 
 def cider_and_bleu(pairs: Sequence[tuple[str, list[str]]]) -> dict[str, float]:
-    """CIDEr and BLEU@4 of (caption, what people said of the image), all in tokens; rarity is counted among these."""
+    """CIDEr and BLEU@4, times 100, of pairs (caption, references), tokenized; these are also CIDEr's corpus."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
 

@@ -1,6 +1,6 @@
-"""How VQA v2's official evaluation compares answers: its normalisation, and its accuracy over ten people's answers.
+"""VQA accuracy: the normalisation of answers and the score of VQA v2's official evaluation.
 
-Both are kept to the last digit, oddities included: what they say is what published numbers mean.
+Both reproduce the official code exactly, including its errors, so that scores can be compared with published ones.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 MIN_ANSWERS = 4
-"""From this many answers on the accuracy can reach 100: each answer is compared with the others, three of which have
-to agree with a prediction."""
+"""Minimum number of answers for an accuracy of 100: three of the other answers have to agree with the prediction."""
 _PUNCTUATION = tuple(';/[]"{}()=+\\_-><@`,?!')
 _PERIOD = re.compile(r"\.(?!\d)")
-"""A period that no digit follows. The official pattern means to look behind it too, and does not."""
+"""A period without a digit after it. The official pattern was meant to check the character before it, too."""
 _MAX_PERIODS = 32
-"""So many of them are taken out: the official code passes a flag of this value where a count belongs."""
+"""Maximum number of periods that are removed. The official code passes a flag with this value as `count`."""
 _COMMA = re.compile(r"\d,\d")
 _ARTICLES = {"a", "an", "the"}
 _NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -29,60 +28,60 @@ _APOSTROPHES = """
     there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()  # noqa: SIM905 - a list would fill a page
-"""Words that are put right where one of their apostrophes is missing. Those that the official table writes with a
-capital I are not here: it looks words up in lower case."""
+""".split()  # noqa: SIM905 - a list would be much longer
+"""Words whose missing apostrophes are restored. The official table also has words with a capital I, which never match
+because it looks words up in lower case."""
 CONTRACTIONS = (
     {"somebody'd": "somebodyd"}
-    | {  # the one that the official table has the wrong way round
+    | {  # the official table has this one reversed
         word[:i] + word[i + 1 :]: word for word in _APOSTROPHES for i, letter in enumerate(word) if letter == "'"
     }
 )
 
 
 def strip_answer(text: str) -> str:
-    """What is done to every answer: line breaks and tabs are spaces, and none stands around it."""
+    """Replace line breaks and tabs by spaces, and strip the answer. This is applied to every answer."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-@lru_cache(2**16)  # half of all answers are a few words
+@lru_cache(2**16)  # few different words make up half of all answers
 def normalize_answer(text: str) -> str:
-    """In lower case, without punctuation and articles, numbers as digits, apostrophes where they belong."""
+    """Lower case, no punctuation, no articles, digits for number words, restored apostrophes."""
     words = (_NUMBERS.get(word, word) for word in _remove_punctuation(strip_answer(text)).lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def _remove_punctuation(text: str) -> str:
-    """A mark goes where it touches a space anywhere in the text, and all go from one with 1,000; else it is a space."""
-    joins = _COMMA.search(text) is not None
+    """Remove a mark if it is next to a space anywhere in the text, or if the text has "1,000"; else make it a space."""
+    has_comma_in_number = _COMMA.search(text) is not None
     cleaned = text
     for mark in _PUNCTUATION:
-        goes = joins or f"{mark} " in text or f" {mark}" in text
-        cleaned = cleaned.replace(mark, "" if goes else " ")
+        remove = has_comma_in_number or f"{mark} " in text or f" {mark}" in text
+        cleaned = cleaned.replace(mark, "" if remove else " ")
     return _PERIOD.sub("", cleaned, count=_MAX_PERIODS)
 
 
 def choose_normalizer(answers: Sequence[str]) -> Callable[[str], str]:
-    """What is done to these answers, and to a prediction, before they are compared.
+    """The normalisation of these answers and of a prediction, before they are compared.
 
-    Where all people answered the same, nothing is normalised: a prediction is right as it stands, or wrong.
+    If all answers are the same, the official code does not normalise.
     """
     return normalize_answer if len(set(map(strip_answer, answers))) > 1 else strip_answer
 
 
 def normalize_exact(text: str) -> str:
-    """The normalised form; of a text of which it leaves nothing ("A", as in multiple choice) the text in lower case."""
+    """The normalised text; if that is empty ("A", as in multiple choice), the text in lower case."""
     return normalize_answer(text) or strip_answer(text).lower()
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
-    """Percent: 100 where it is one of the answers, both normalised; an empty answer is none."""
+    """100 if the prediction is one of the answers, both normalised, else 0. An empty prediction is wrong."""
     return 100.0 * (normalize_exact(prediction) in {normalize_exact(answer) for answer in answers} - {""})
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """Percent: for each person, a third for each of the others who said the same, three at most; then the mean."""
+    """VQA accuracy in percent: min(1, matches / 3) over all subsets that leave out one answer, averaged."""
     normalize = choose_normalizer(answers)
     predicted = normalize(prediction)
-    agreed = [normalize(answer) == predicted for answer in answers]
-    return 100 * sum(min(1.0, (sum(agreed) - one) / 3) for one in agreed) / len(agreed)
+    matches = [normalize(answer) == predicted for answer in answers]
+    return 100 * sum(min(1.0, (sum(matches) - one) / 3) for one in matches) / len(matches)

@@ -1,4 +1,4 @@
-"""Data sources: what `[[data.train]]` of a recipe names.
+"""Data sources, for `[[data.train]]` and `[[data.evaluation]]` of a recipe.
 
-A source turns the rows that `formats` reads from disk into training examples.
+A data source converts the rows that `formats` reads to training examples.
 """

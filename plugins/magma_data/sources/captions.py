@@ -1,4 +1,4 @@
-"""The source `captions`."""
+"""The data source `captions`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .rows import MediaRowSource, MediaRowSourceConfig, RowSourceConfig
 
 
 class Captions(MediaRowSource):
-    """An image, and its caption: `{"image": ..., "caption": ...}`, or `captions`, of which each pass draws one."""
+    """An image and its caption: `{"image": ..., "caption": ...}`, or `captions`, of which each epoch draws one."""
 
     name = "captions"
 
     class Config(MediaRowSourceConfig):
-        """No prompt stands between image and caption, as in the paper (equation 3)."""
+        """Keys of the data source. As in the paper (equation 3), there is no prompt between image and caption."""
 
         names = ("caption", "captions")
         aliases: ClassVar = {"text": "caption"}
 
     @classmethod
     def file_formats(cls, config: RowSourceConfig) -> Sequence[FileFormat]:
-        """That of the authors' code too."""
+        """All formats of images with texts, and the one of the authors' code."""
         return (*IMAGES, "authors")
 
     def example(self, row: Row) -> Example:
-        """The caption is the target."""
+        """An example whose target is the caption."""
         caption = row.one_of("caption", "captions")
         return Example([self.medium(row), Text(caption, target=True)], row.where)

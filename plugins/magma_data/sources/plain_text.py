@@ -1,4 +1,4 @@
-"""The source `text`."""
+"""The data source `text`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from .rows import RowSource, RowSourceConfig
 
 
 class PlainText(RowSource):
-    """Text alone, all of it target: `{"text": ...}`, or .txt files. The collator cuts what is too long."""
+    """Text without media, all of it a target: `{"text": ...}`, or .txt files. Long texts are truncated."""
 
     name = "text"
 
     class Config(RowSourceConfig):
-        """`documents` says what a document of a .txt file is."""
+        """Keys of the data source."""
 
         names = ("text",)
         documents: Literal["line", "file"] = "line"
+        """What a document is in a .txt file: a line, or the whole file."""
 
     config: Config
 
     @classmethod
     def file_formats(cls, config: RowSourceConfig) -> Sequence[FileFormat]:
-        """Text files first."""
+        """Text files, then the others."""
         assert isinstance(config, cls.Config)
         return ("lines" if config.documents == "line" else "documents", "datasets", "jsonl", "parquet", "csv", "json")
 
     def example(self, row: Row) -> Example:
-        """The text is the target."""
+        """An example whose target is the text."""
         return Example([Text(row.text("text"), target=True)], row.where)

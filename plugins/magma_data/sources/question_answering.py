@@ -1,4 +1,4 @@
-"""The source `vqa`."""
+"""The data source `vqa`."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from .rows import MediaRowSource, MediaRowSourceConfig
 
 
 class Vqa(MediaRowSource):
-    """An image, a question, its answer: `{"image": ..., "question": ..., "answer": ...}`, or `answers`.
+    """An image, a question and its answer: `{"image": ..., "question": ..., "answer": ...}`, or `answers`.
 
-    Or all questions about an image in a list: `{"image": ..., "questions": [{"question": ..., "answers": ...}, ...]}`.
+    Or a list of all questions about an image: `{"image": ..., "questions": [{"question": ..., "answers": ...}, ...]}`.
     """
 
     name = "vqa"
 
     class Config(MediaRowSourceConfig):
-        """`template` is the prompt; a space and the answer follow (section 4.1.1)."""
+        """Keys of the data source. The prompt is the one of the paper (section 4.1.1)."""
 
         names = ("question", "answer", "answers", "questions")
         template: str = "Q: {question} A:"
+        """The prompt after the medium; a space and the answer follow it."""
 
     config: Config
     list_field = "questions"
 
     def example(self, row: Row) -> Example:
-        """The answer is the target."""
+        """An example whose target is the answer."""
         prompt = Text.fill(self.config.template, question=row.text("question"))
         answer = row.one_of("answer", "answers")
         return Example([self.medium(row), prompt, Text(f" {answer}", target=True)], row.where)

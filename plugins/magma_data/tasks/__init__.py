@@ -1,4 +1,4 @@
-"""Evaluations over rows of a data set's split: open questions, entailment and captions, zero-shot or few-shot.
+"""Tasks: zero-shot and few-shot evaluation on question answering, entailment and captioning data sets.
 
-A task asks the questions and reads the answers; how answers are scored is in `metrics`.
+A task makes the prompts and postprocesses the answers; `metrics` computes the scores.
 """

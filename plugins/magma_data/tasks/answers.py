@@ -1,4 +1,4 @@
-"""What tasks share whose answers get a score of their own: open questions and entailment."""
+"""Base class of tasks in which each answer has a score: question answering and entailment."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from .rows import RowsTask
 
 
 class ScoredAnswersTask(RowsTask):
-    """Each answer has a score of its own, in percent."""
+    """A task in which each answer has a score in percent; accuracy is the mean."""
 
     primary_metric = "accuracy"
     max_tokens = 12
 
     @abstractmethod
     def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
-        """What is done to a question's answers, and to the model's, before they are compared."""
+        """The normalisation of reference answers and prediction, before they are compared."""
 
     @abstractmethod
     def score_answer(self, text: str, answers: Sequence[str]) -> float:
-        """How right the model's answer is."""
+        """The score of an answer, 0 to 100."""
 
     def postprocess(self, question: Question, output: str) -> str:
-        """Normalised, and as many words as the longest right answer has, at least one."""
+        """Normalise, and truncate to the number of words of the longest reference answer, at least one."""
         answers = reference_answers(question)
-        form = self.normalizer(answers)
-        normalized = form(super().postprocess(question, output))
-        longest = max(1, *(len(form(answer).split()) for answer in answers))
+        normalize = self.normalizer(answers)
+        normalized = normalize(super().postprocess(question, output))
+        longest = max(1, *(len(normalize(answer).split()) for answer in answers))
         words = normalized.split()
         return normalized if len(words) <= longest else " ".join(words[:longest])
 
     def score_one(self, prediction: Prediction) -> tuple[str, float]:
-        """The answer as it is compared, and 0 to 100."""
+        """The normalised answer, and its score, 0 to 100."""
         if prediction.problem:
             return "", 0.0
         answers = reference_answers(prediction.question)
         return self.normalizer(answers)(prediction.text), self.score_answer(prediction.text, answers)
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`accuracy` in percent, and `accuracy_<group>` for every group."""
+        """`accuracy` in percent, and `accuracy_<group>` for each group."""
         found: dict[str, list[float]] = defaultdict(list)
         for prediction in predictions:
             _, percent = self.score_one(prediction)
@@ -53,5 +53,5 @@ class ScoredAnswersTask(RowsTask):
 
 
 def reference_answers(question: Question) -> Sequence[str]:
-    """Everything that people answered."""
+    """All reference answers of a question."""
     return question.answers or (question.answer,)

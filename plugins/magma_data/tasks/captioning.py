@@ -1,4 +1,4 @@
-"""The paper's evaluations of captions (section 4.1.2): CIDEr and BLEU@4, as the official package computes them."""
+"""Captioning tasks of the paper (section 4.1.2), with CIDEr and BLEU@4 of the official package."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from .shots import TaskItem
 
 
 class _CaptionConfig(RowsConfig):
-    """`prompt` stands behind the image and is no part of the caption (section 4.1.2)."""
+    """Keys of captioning tasks. The prompt follows the image and is not part of the caption (section 4.1.2)."""
 
     names = ("id", "caption", "captions", "domain")
     aliases: ClassVar = {"text": "caption"}
     prompt: str = "A picture of"
+    """The prompt after the medium."""
 
 
 class _CaptionTask(RowsTask):
-    """One caption an image, compared with all that people gave it."""
+    """Base class of captioning tasks: one caption per image, compared with all reference captions."""
 
     config: _CaptionConfig
     primary_metric = "cider"
@@ -38,7 +39,7 @@ class _CaptionTask(RowsTask):
 
     @classmethod
     def problems(cls, config: RowsConfig) -> list[str]:
-        """No rows, or no Java: that is told before a caption is written."""
+        """Missing rows, and missing Java."""
         return [*super().problems(config), *([] if shutil.which("java") else [NO_JAVA])]
 
     def prompt(self, row: Row) -> Text:
@@ -48,14 +49,14 @@ class _CaptionTask(RowsTask):
         return [text for text in row.texts("caption", "captions") if text]
 
     def read(self, split: str) -> Iterator[TaskItem]:
-        """Image by image: rows with a caption each are one, with all captions."""
-        for _, rows in groupby(super().read(split), lambda asked: asked.medium.value):
+        """One item per image; rows with one caption each are merged."""
+        for _, rows in groupby(super().read(split), lambda item: item.medium.value):
             first, *more = rows
             captions = (caption for one in (first, *more) for caption in one.answers)
             yield replace(first, answers=tuple(captions), group=first.group.removesuffix("-domain"))
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """`cider` and `bleu4` times 100, and `cider_<group>`, `bleu4_<group>` of every group's images by themselves."""
+        """`cider` and `bleu4`, times 100, and `cider_<group>`, `bleu4_<group>` for the images of each group."""
         sentences = [[prediction.text, *reference_answers(prediction.question)] for prediction in predictions]
         tokens = iter(tokenize_captions([sentence for some in sentences for sentence in some]))
         pairs = [(next(tokens), [next(tokens) for _ in some[1:]]) for some in sentences]
@@ -65,13 +66,13 @@ class _CaptionTask(RowsTask):
         return found
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
-        """CIDEr weighs a word by how few of the images have it: of a single image every weight is 0."""
+        """A note for CIDEr of a single image: its inverse document frequencies are all 0."""
         single = [part for part, members in _group_indices(predictions).items() if len(members) == 1]
-        return {f"cider{part}": "of a single image: meaningless, always 0" for part in single}
+        return {f"cider{part}": "one image only: always 0, without meaning" for part in single}
 
 
 def _group_indices(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
-    """What a score's name ends with, to the numbers of the predictions that it is of: "" for all, and each group."""
+    """Suffix of a score's name to indices of its predictions: "" for all, and one for each group."""
     parts: dict[str, list[int]] = defaultdict(list)
     for i, prediction in enumerate(predictions):
         parts[""].append(i)
@@ -81,26 +82,31 @@ def _group_indices(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
 
 
 class CocoCaptionsTask(_CaptionTask):
-    """Captions of COCO's images: CIDEr and BLEU@4 of the official package, times 100; needs Java."""
+    """COCO captioning: CIDEr and BLEU@4 of the official package, times 100; needs Java."""
 
     name = "coco_captions"
 
     class Config(_CaptionConfig):
-        """Karpathy's test split; the official ones have `val`."""
+        """Keys of the task. The default is Karpathy's test split; the official splits have `val`."""
 
         path: LocalPath = Field("coco_captions", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "test"
+        """The split whose questions are asked."""
 
 
 class NocapsTask(_CaptionTask):
-    """Captions of nocaps' images, also by domain (in, near, out): CIDEr and BLEU@4, times 100; needs Java."""
+    """nocaps captioning, also by domain (in, near, out): CIDEr and BLEU@4, times 100; needs Java."""
 
     name = "nocaps"
     group_field = "domain"
 
     class Config(_CaptionConfig):
-        """The set has no training split: shots are other images of the same one."""
+        """Keys of the task. There is no training split, so few-shot examples are other images of `val`."""
 
         path: LocalPath = Field("nocaps", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
         shots_split: str = "val"
+        """The split that in-context examples are drawn from."""

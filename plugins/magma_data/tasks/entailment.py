@@ -14,19 +14,22 @@ from .rows import RowsConfig
 
 
 class SnliVeTask(ScoredAnswersTask):
-    """SNLI-VE, for a model with a head: its class is the right label, or not; also by label."""
+    """SNLI-VE, for a model with a head: accuracy of the class, also by label."""
 
     name = "snli_ve"
     list_field = "statements"
     group_field = "label"
 
     class Config(RowsConfig):
-        """`template` is what the model reads behind the image, as in training on data `labelled`."""
+        """Keys of the task. `template` has to be the one of the data source `labelled` in training."""
 
         path: LocalPath = Field("snli_ve", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "test"
+        """The split whose questions are asked."""
         names = ("id", "text", "label", "statements")
         template: str = "{text}"
+        """The prompt after the medium."""
 
     config: Config
 
@@ -37,14 +40,14 @@ class SnliVeTask(ScoredAnswersTask):
         return [row.text("label")]
 
     def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
-        return _label
+        return _normalize_label
 
     def score_answer(self, text: str, answers: Sequence[str]) -> float:
-        return 100.0 * (_label(text) in map(_label, answers))
+        return 100.0 * (_normalize_label(text) in map(_normalize_label, answers))
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
-        return {"accuracy": "share of right classes"}
+        return {"accuracy": "fraction of correct classes"}
 
 
-def _label(text: str) -> str:
+def _normalize_label(text: str) -> str:
     return text.strip().lower()

@@ -1,4 +1,4 @@
-"""The paper's evaluations whose answers are right or wrong: open questions (section 4.1.1), entailment (4.1.3)."""
+"""Visual question answering tasks of the paper (section 4.1.1)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from .rows import RowsConfig
 
 
 class _OpenQuestionConfig(RowsConfig):
-    """`template` is the prompt; a space and the answer follow it in a completed example (figure 3)."""
+    """Keys of question answering tasks. The prompt is the one of the paper (figure 3)."""
 
     names = ("id", "question", "answer", "answers", "questions", "answer_type", "question_type", "group")
     template: str = "Q: {question} A:"
+    """The prompt after the medium."""
 
 
 class _OpenQuestionTask(ScoredAnswersTask):
-    """Questions with answers in words."""
+    """Base class of question answering tasks."""
 
     config: _OpenQuestionConfig
     list_field = "questions"
@@ -35,9 +36,9 @@ class _OpenQuestionTask(ScoredAnswersTask):
 
 
 class _VqaAccuracyTask(_OpenQuestionTask):
-    """Scored as VQA v2 officially is: by how many of ten people gave the answer.
+    """Base class of tasks with VQA accuracy, the official score of VQA v2 for ten reference answers.
 
-    With fewer answers than that measure needs to reach 100, a prediction that is one of them is right.
+    With fewer than `MIN_ANSWERS` reference answers, which is too few for VQA accuracy, the score is exact match.
     """
 
     def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
@@ -50,65 +51,73 @@ class _VqaAccuracyTask(_OpenQuestionTask):
         few = sum(len(reference_answers(prediction.question)) < MIN_ANSWERS for prediction in predictions)
         if not few:
             return {"accuracy": "VQA accuracy"}
-        said = f"exact match, fewer than {MIN_ANSWERS} answers a question"
+        measure = f"exact match, fewer than {MIN_ANSWERS} answers per question"
         if few < len(predictions):
-            said = (
+            measure = (
                 f"exact match of {few} questions with fewer than {MIN_ANSWERS} answers, VQA accuracy of the other "
                 f"{len(predictions) - few}"
             )
-        return {"accuracy": said}
+        return {"accuracy": measure}
 
 
 class Vqa2Task(_VqaAccuracyTask):
-    """VQA 2.0, scored as its official evaluation does; also by type of answer."""
+    """VQA 2.0 with the official VQA accuracy, also by answer type."""
 
     name = "vqa2"
     group_field = "answer_type"
 
     class Config(_OpenQuestionConfig):
-        """Validation questions, behind training ones."""
+        """Keys of the task. Questions are from `val`, few-shot examples from `train`."""
 
         path: LocalPath = Field("vqa2", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
 
 
 class OkVqaTask(_VqaAccuracyTask):
-    """OK-VQA, scored as VQA 2.0; also by topic."""
+    """OK-VQA with VQA accuracy, also by topic."""
 
     name = "okvqa"
     group_field = "group"
 
     class Config(_OpenQuestionConfig):
-        """Validation questions, behind training ones."""
+        """Keys of the task. Questions are from `val`, few-shot examples from `train`."""
 
         path: LocalPath = Field("okvqa", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
 
 
 class VizWizTask(_VqaAccuracyTask):
-    """VizWiz, scored as VQA 2.0; also by type of answer, "unanswerable" among them."""
+    """VizWiz with VQA accuracy, also by answer type, including "unanswerable"."""
 
     name = "vizwiz"
     group_field = "answer_type"
 
     class Config(_OpenQuestionConfig):
-        """Validation questions, behind training ones."""
+        """Keys of the task. Questions are from `val`, few-shot examples from `train`."""
 
         path: LocalPath = Field("vizwiz", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "val"
+        """The split whose questions are asked."""
 
 
 class GqaTask(_OpenQuestionTask):
-    """GQA: the one right answer, or not; also by structural type of question."""
+    """GQA with exact match, also by structural type of the question."""
 
     name = "gqa"
     group_field = "question_type"
 
     class Config(_OpenQuestionConfig):
-        """Balanced questions of testdev, behind training ones."""
+        """Keys of the task. Questions are balanced ones of `testdev`, few-shot examples from `train`."""
 
         path: LocalPath = Field("gqa", validate_default=True)
+        """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
         split: str = "testdev"
+        """The split whose questions are asked."""
 
     def normalizer(self, answers: Sequence[str]) -> Callable[[str], str]:
         return normalize_exact

@@ -1,4 +1,4 @@
-"""What evaluations over rows do alike: a split's rows as questions, behind completed examples of another split."""
+"""Base class of tasks on rows: the rows of a split are questions, after few-shot examples of another split."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ from ..formats.columns import MediaConfig
 from ..formats.row import Row
 from .shots import ShotPool, TaskItem
 
-POOL_PASSES, ROWS_PER_PASS = 16, 32
-"""Completed examples are drawn from the first rows of so many shuffled passes: images of 512 rows fit into memory."""
+POOL_EPOCHS, ROWS_PER_EPOCH = 16, 32
+"""Few-shot examples are drawn from the first rows of this many shuffled epochs; images of 512 rows fit in memory."""
 
 
 class RowsConfig(MediaConfig):
-    """Where the rows are, and what stands between them. Every set has a `path` and a `split` of its own."""
+    """Keys of all tasks on rows. Each task has its default `path` and `split`."""
 
     renamed_keys = MappingProxyType({"joint": "shot_separator"})
     names: ClassVar[tuple[str, ...]] = ("id",)
 
     path: LocalPath
-    """A folder in one of the layouts of docs/recipes.md, such as `magma data convert` makes."""
+    """A folder of rows in any layout of data sources, such as `magma data convert` writes."""
     split: str
-    """The one that is asked about."""
+    """The split whose questions are asked."""
     shots_split: str = "train"
-    """The one that completed examples are from."""
+    """The split that in-context examples are drawn from."""
     shot_separator: str = "\n"
-    """What stands behind a completed example."""
+    """Text after each in-context example."""
     fixed_shots: bool = False
-    """The same ones before every question, which are then read once; else each question has some of its own."""
+    """Use the same in-context examples before every question; they are then encoded once. Default: draw them for each
+    question."""
     limit: int | None = Field(None, ge=1)
-    """The first questions alone."""
+    """Ask only the first questions."""
 
 
 class RowsTask(Task):
-    """Rows as questions. Those about one image come in a row and share its medium, which is then read once."""
+    """Base class of tasks on rows. Questions about an image are consecutive and share a medium, which is read once."""
 
     config: RowsConfig
     stop: ClassVar[tuple[str, ...]] = ("\n", "Q:")
     list_field: ClassVar[str | None] = None
-    """The list of a record that is a row for each of its entries."""
+    """The field with a list, each entry of which is a row."""
     group_field: ClassVar[str] = ""
-    """The field that says which of the figures a row counts for besides the first."""
+    """The field with the group of a row, for scores by group."""
 
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
-        """Three images that are asked about, three to learn from."""
+        """A configuration with three images for questions, and three for few-shot examples."""
         from PIL import Image
 
         config = cls.Config()
@@ -68,21 +69,21 @@ class RowsTask(Task):
             lines = []
             for i in range(3 * part, 3 * part + 3):
                 Image.new("RGB", (8, 8), (40 * i, 0, 0)).save(folder / f"{i}.png")
-                said = [f"shade {i}"] * 7 + ["red"] * 3
+                answers = [f"shade {i}"] * 7 + ["red"] * 3
                 kinds = {"answer_type": "other", "question_type": "query", "group": "Colours"}
                 questions = [
-                    {"id": f"{i}.{n}", "question": f"How red is {n}?", "answers": said, **kinds} for n in (0, 1)
+                    {"id": f"{i}.{n}", "question": f"How red is {n}?", "answers": answers, **kinds} for n in (0, 1)
                 ]
                 statements = [{"id": f"{i}.0", "text": f"It is red {i}.", "label": ("neutral", "entailment")[i % 2]}]
                 captions = [f"a square of the shade {i} on its own", f"a red square that has the number {i}"]
-                asked = {"questions": questions, "statements": statements, "captions": captions}
-                lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "domain": "in-domain", **asked}))
+                fields = {"questions": questions, "statements": statements, "captions": captions}
+                lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "domain": "in-domain", **fields}))
             (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
         return CheckInputs({"path": str(folder)})
 
     @classmethod
     def problems(cls, config: RowsConfig) -> list[str]:
-        """A folder that is not there, or has no such split. Shots are looked for where some are asked for."""
+        """A missing folder or split. The split of few-shot examples is only checked when it is used."""
         if Path(config.path).exists():
             found = find(config.path, config.split)
             return [*(found if isinstance(found, list) else []), *config.missing()]
@@ -90,17 +91,17 @@ class RowsTask(Task):
 
         return [
             f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the working "
-            f"folder. `magma data convert {cls.name} FOLDER --out {cls.name}` makes it of the official files, from "
-            f"{find_set(cls.name).home}; set `path` to it, or MAGMA_DATA to the folder that holds it"
+            f"directory. `magma data convert {cls.name} FOLDER --out {cls.name}` converts it from the official files "
+            f"of {find_set(cls.name).home}; set `path` to it, or MAGMA_DATA to the folder that contains it"
         ]
 
     @abstractmethod
     def prompt(self, row: Row) -> Text:
-        """What stands behind the image. Raises `InputError`."""
+        """The prompt after the image. Raises `InputError`."""
 
     @abstractmethod
     def answers(self, row: Row) -> list[str]:
-        """What people answered. Raises `InputError` where nobody did."""
+        """The reference answers of a row. Raises `InputError` if there are none."""
 
     def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Image by image, each question after `shots` few-shot examples that `seed` and its id decide.
@@ -111,53 +112,53 @@ class RowsTask(Task):
         config = self.config if split == "test" else self.config.model_copy(update={"split": split})
         if problems := self.problems(config):
             raise InputError("; ".join(problems))
-        shown = ShotPool(self._read_pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
-        known = set()
-        for asked in islice(self.read(config.split), config.limit):
-            if asked.id in known:
+        shot_pool = ShotPool(self._read_pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
+        ids = set()
+        for item in islice(self.read(config.split), config.limit):
+            if item.id in ids:
                 raise InputError(
-                    f"{config.path}: two questions have the id {asked.id!r}; allowed: one of its own for each"
+                    f"{config.path}: two questions have the id {item.id!r}; allowed: a different id for each question"
                 )
-            known.add(asked.id)
-            before = shown.draw(asked, shots)
+            ids.add(item.id)
+            before = shot_pool.draw(item, shots)
             separator = Text.fill(config.shot_separator)
             completed = [(one.medium, one.prompt + Text(f" {one.answer}") + separator) for one in before]
             yield Question(
-                id=asked.id,
-                segments=[*(part for pair in completed for part in pair), asked.medium, asked.prompt],
-                answer=asked.answer,
-                group=asked.group,
-                answers=asked.answers,
+                id=item.id,
+                segments=[*(part for pair in completed for part in pair), item.medium, item.prompt],
+                answer=item.answer,
+                group=item.group,
+                answers=item.answers,
                 shots=[one.id for one in before],
                 shot_lengths=[len(pair) for pair in completed],
             )
 
     def read(self, split: str) -> Iterator[TaskItem]:
-        """The rows of a split as they are stored."""
+        """The rows of a split, in stored order."""
         medium: Media | None = None
         columns = self.config.resolve_columns()
         for row in open_rows(self.config.path, split, self.list_field, columns=columns).iter_in_stored_order():
-            asked = self._item_of_row(row, medium)
-            yield asked
-            medium = asked.medium
+            item = self._make_item(row, medium)
+            yield item
+            medium = item.medium
 
     def _read_pool(self, seed: int) -> list[TaskItem]:
-        """Some rows of the split that shots are from, of shards the beginnings of several; no unanswered ones."""
+        """Candidates for few-shot examples: rows with answers, from the beginnings of several shards."""
         config = self.config
         columns = config.resolve_columns()
-        rows = open_rows(config.path, config.shots_split, self.list_field, buffer=ROWS_PER_PASS, columns=columns)
+        rows = open_rows(config.path, config.shots_split, self.list_field, buffer=ROWS_PER_EPOCH, columns=columns)
         found = {}
-        for number in range(POOL_PASSES):
-            way = random.Random(f"{seed} {number}").getrandbits(64)
-            for row, _ in islice(rows.iterate(None, way, shuffle=True, limit=None), ROWS_PER_PASS):
+        for number in range(POOL_EPOCHS):
+            order_seed = random.Random(f"{seed} {number}").getrandbits(64)
+            for row, _ in islice(rows.iterate(None, order_seed, shuffle=True, limit=None), ROWS_PER_EPOCH):
                 try:
-                    found[row.where] = self._item_of_row(row)
-                except InputError:  # as in training, the others will do
+                    found[row.where] = self._make_item(row)
+                except InputError:  # as in training, it is skipped
                     continue
         return [one for one in found.values() if one.answer]
 
-    def _item_of_row(self, row: Row, last: Media | None = None) -> TaskItem:
-        """A row's question; `last` is the medium of the row before it."""
+    def _make_item(self, row: Row, last: Media | None = None) -> TaskItem:
+        """The item of a row; `last` is the medium of the row before it."""
         prompt, answers, value = self.prompt(row), tuple(self.answers(row)), row.medium
         medium = last if last is not None and last.value == value else self._make_medium(row.where, value)
         identity, group = row.value("id"), row.value(self.group_field)
@@ -166,10 +167,10 @@ class RowsTask(Task):
         return TaskItem(str(identity), medium, prompt, answers, "" if group is None else str(group))
 
     def _make_medium(self, where: str, value: Path | bytes) -> Media:
-        """Bytes do not say where they are from."""
+        """The medium; one in bytes gets the position of its row as its name."""
         return Media(self.config.input, value, "" if isinstance(value, Path) else where)
 
     def postprocess(self, question: Question, output: str) -> str:
-        """Up to where an answer ends."""
+        """The output up to the first stop string."""
         ends = [at for stop in self.stop if (at := output.find(stop)) >= 0]
         return output[: min(ends, default=None)].strip()

@@ -1,4 +1,4 @@
-"""Few-shot examples: which completed questions come before a question."""
+"""Selection of few-shot examples for a question."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..hashing import content_hash
 
 @dataclass(frozen=True)
 class TaskItem:
-    """What is asked about an image, and what people answered."""
+    """A question about an image, with its reference answers."""
 
     id: str
     medium: Media
@@ -24,47 +24,49 @@ class TaskItem:
 
     @property
     def answer(self) -> str:
-        """What most of them said; "" where nobody said anything."""
-        said = Counter(answer for answer in self.answers if answer)
-        return said.most_common(1)[0][0] if said else ""
+        """The most frequent answer; "" if there is none."""
+        counts = Counter(answer for answer in self.answers if answer)
+        return counts.most_common(1)[0][0] if counts else ""
 
 
 class ShotPool:
-    """Completed examples, and which of them stand before a question.
+    """Draws few-shot examples from a pool.
 
-    None has the question's id, none its medium: neither the same file nor another one with the same bytes.
+    None has the id of the question, and none has its medium, neither the same file nor one with the same bytes.
     """
 
     def __init__(self, pool: Sequence[TaskItem], seed: int, fixed: bool, can_read: Callable[[Media], bool]) -> None:
         self.pool, self.seed, self.fixed, self.can_read = sorted(pool, key=lambda one: one.id), seed, fixed, can_read
-        random.Random(f"{seed}").shuffle(self.pool)  # a small split is drawn from alike in every layout
+        random.Random(f"{seed}").shuffle(
+            self.pool
+        )  # so that the draw from a small split does not depend on the file format
         self.digests = [content_hash(one.medium.value) for one in self.pool]
-        self.readable: dict[str, bool] = {}
-        """Of the media that were drawn so far."""
+        self.readable_by_hash: dict[str, bool] = {}
+        """Whether a medium can be read, for media that were drawn."""
 
-    def draw(self, asked: TaskItem, count: int) -> list[TaskItem]:
-        """`count` of them; where some of them cannot be read, all are drawn again without those."""
+    def draw(self, item: TaskItem, count: int) -> list[TaskItem]:
+        """Draw `count` examples. If some cannot be read, all are drawn again without them. Raises `InputError`."""
         if not count:
             return []
-        own = content_hash(asked.medium.value)
-        others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != asked.id]
+        own = content_hash(item.medium.value)
+        others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != item.id]
         unread = 0
         while True:
             if len(others) < count:
                 raise InputError(
-                    f"{count} shots: {len(others)} completed examples can stand before question {asked.id}"
+                    f"{count} shots: {len(others)} few-shot examples are available for question {item.id}"
                     f"{f' ({unread} others cannot be read)' if unread else ''}; "
                     "allowed: a `shots_split` with more answered rows about other images, or fewer shots"
                 )
-            drawn = others[:count] if self.fixed else random.Random(f"{self.seed} {asked.id}").sample(others, count)
-            lost = [i for i in drawn if not self._check(i)]
-            if not lost:
+            drawn = others[:count] if self.fixed else random.Random(f"{self.seed} {item.id}").sample(others, count)
+            unreadable = [i for i in drawn if not self._is_readable(i)]
+            if not unreadable:
                 return [self.pool[i] for i in drawn]
-            others, unread = [i for i in others if i not in lost], unread + len(lost)
+            others, unread = [i for i in others if i not in unreadable], unread + len(unreadable)
 
-    def _check(self, i: int) -> bool:
-        """Can this one be read? Each medium is read once for this."""
-        found = self.readable.get(self.digests[i])
+    def _is_readable(self, i: int) -> bool:
+        """Whether example i can be read. The result is cached by hash."""
+        found = self.readable_by_hash.get(self.digests[i])
         if found is None:
-            found = self.readable[self.digests[i]] = self.can_read(self.pool[i].medium)
+            found = self.readable_by_hash[self.digests[i]] = self.can_read(self.pool[i].medium)
         return found

@@ -1,1 +1,1 @@
-"""The bundled language model: what it read, and the script that makes it."""
+"""The bundled language model, its training corpus and the script that trains it."""

@@ -1,7 +1,7 @@
-"""The text that the bundled language model reads: small facts about numbers, captions, questions and answers.
+"""The synthetic corpus of the bundled language model: facts about numbers, captions, questions and answers.
 
-A document is a list of segments that are tokenized apart and read in a row, as MAGMA joins media and text. Many open
-with labels, a word said a few times over: what an encoder and its prefix will put there later.
+A document is a list of segments that are tokenized separately and concatenated, as MAGMA joins media and text. Many
+documents begin with labels: a word repeated a few times, in the place where a prefix is later.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ Document = list[str]
 
 
 class Writer:
-    """Writes documents; equal seeds write equal ones."""
+    """Generates documents; the same seed gives the same documents."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.kinds: tuple[tuple[Callable[[], Document], int], ...] = (
-            (self.seen, 22),
-            (self.asked, 24),
-            (self.told_then_asked, 22),
-            (self.compared, 20),
-            (self.few_shots, 14),
-            (self.fact, 8),
+            (self.labelled_caption, 22),
+            (self.labelled_question, 24),
+            (self.caption_and_questions, 22),
+            (self.comparison, 20),
+            (self.few_shot_examples, 14),
+            (self.facts, 8),
             (self.counting, 3),
             (self.other_caption, 6),
-            (self.sentence, 4),
+            (self.sentences, 4),
         )
 
     def document(self) -> Document:
@@ -59,11 +59,11 @@ class Writer:
     # Pieces
 
     def pick(self, options: tuple[str, ...]) -> str:
-        """Any of them."""
+        """One of the options, at random."""
         return self.random.choice(options)
 
     def number(self) -> int:
-        """Zero to twenty, the digits most of the time."""
+        """A number from zero to twenty, usually a digit."""
         return self.random.randrange(10) if self.random.random() < 0.8 else self.random.randrange(len(NUMBERS))
 
     def other(self, n: int) -> int:
@@ -73,7 +73,7 @@ class Writer:
         return m
 
     def labels(self, n: int) -> str:
-        """A number as a prefix will present it: its name a few times, sometimes with a stray word among them."""
+        """The name of a number a few times, sometimes with another word among them, in place of a prefix."""
         words = [NUMBERS[n]] * self.random.randint(1, 6)
         if len(words) > 2 and self.random.random() < 0.3:
             words[self.random.randrange(len(words))] = NUMBERS[self.other(n)]
@@ -122,11 +122,11 @@ class Writer:
         return self.pick(options[:5] if self.random.random() < 0.6 else options) + self.pick((".", ".", ".", ""))
 
     def caption(self, n: int) -> str:
-        """Of a picture or a recording."""
+        """A caption of a picture or a recording of a number."""
         return self.picture(n) if self.random.random() < 0.6 else self.recording(n)
 
     def question(self, n: int) -> tuple[str, str]:
-        """Something to ask about one number, and the answer."""
+        """A question about a number, and its answer."""
         m, five = self.number(), 5
         options: tuple[tuple[str, str, int], ...] = (
             (
@@ -204,44 +204,44 @@ class Writer:
             )
         return f"Q: {text} A:", f" {answer}"
 
-    def exchange(self, n: int) -> Document:
-        """Question and answer."""
+    def question_and_answer(self, n: int) -> Document:
+        """A question and its answer, as two segments."""
         question, answer = self.question(n)
         return [question, answer + self.pick(("", "", "", "."))]
 
-    def joint(self) -> str:
-        """What stands between one thing and the next."""
+    def separator(self) -> str:
+        """Whitespace between two parts of a document."""
         return self.pick((" ", " ", "\n"))
 
     # Documents
 
-    def seen(self) -> Document:
-        """Labels, then a caption of what they name."""
+    def labelled_caption(self) -> Document:
+        """Labels, then a caption."""
         n = self.number()
         return [self.labels(n), self.caption(n)]
 
-    def asked(self) -> Document:
-        """Labels, then one question or two."""
+    def labelled_question(self) -> Document:
+        """Labels, then one or two questions with answers."""
         n = self.number()
-        document = [self.labels(n), *self.exchange(n)]
+        document = [self.labels(n), *self.question_and_answer(n)]
         if self.random.random() < 0.3:
-            document += self._behind(self.exchange(n))
+            document += self._after_separator(self.question_and_answer(n))
         return document
 
-    def _behind(self, exchange: Document) -> Document:
-        return [self.joint() + exchange[0], *exchange[1:]]
+    def _after_separator(self, exchange: Document) -> Document:
+        return [self.separator() + exchange[0], *exchange[1:]]
 
-    def told_then_asked(self) -> Document:
-        """A caption, behind labels or not, and then questions: two steps of reasoning (figure 6 of the paper)."""
+    def caption_and_questions(self) -> Document:
+        """A caption, optionally after labels, then questions: two-step reasoning (figure 6 of the paper)."""
         n = self.number()
         document = [self.labels(n)] if self.random.random() < 0.6 else []
         document.append(self.caption(n))
         for _ in range(self.random.choice((1, 1, 1, 2))):
-            document += self._behind(self.exchange(n))
+            document += self._after_separator(self.question_and_answer(n))
         return document
 
-    def compared(self) -> Document:
-        """Two things, told or shown, and whether they are the same."""
+    def comparison(self) -> Document:
+        """Two numbers, as labels or captions, and a question that compares them."""
         n = self.number()
         m = n if self.random.random() < 0.5 else self.other(n)
         document = []
@@ -250,7 +250,7 @@ class Writer:
             if shown:
                 document.append(self.labels(k))
             if not shown or self.random.random() < 0.15:
-                document.append(self.caption(k) + self.joint())
+                document.append(self.caption(k) + self.separator())
         same = n == m
         more = self.random.choices(("same", "differ", "larger", "smaller", "sum"), (12, 3, 3, 2, 1))[0]
         if more == "same":
@@ -289,37 +289,37 @@ class Writer:
             text = f"Q: {text} A:"
         if not shown:
             document[-1] = document[-1].rstrip()
-            text = self.joint() + text
+            text = self.separator() + text
         elif self.random.random() < 0.3:
             text = f" {text}"
         return [*document, text, f" {answer}"]
 
-    def few_shots(self) -> Document:
-        """Several exchanges in a row, each about a thing of its own; often the same question each time."""
+    def few_shot_examples(self) -> Document:
+        """Several questions with answers, each about another number; often the same question each time."""
         document: Document = []
         captioned = self.random.random() < 0.2
-        told = self.random.random() < 0.4
-        fixed = self.random.random() < 0.6
+        in_text = self.random.random() < 0.4
+        same_question = self.random.random() < 0.6
         seed = self.random.random()
         for i in range(self.random.randint(2, 5)):
             n = self.number()
-            context = self.caption(n) + self.joint() if told else self.labels(n)
+            context = self.caption(n) + self.separator() if in_text else self.labels(n)
             if captioned:
                 context, exchange = self.labels(n), [self.caption(n)]
-            elif fixed:
+            elif same_question:
                 wanted = random.Random(seed)
                 asking = Writer(0)
                 asking.random = wanted
                 exchange = list(asking.question(n))
             else:
-                exchange = self.exchange(n)
+                exchange = self.question_and_answer(n)
             if i:
                 document.append("\n")
             document += [context, *exchange]
         return document
 
-    def fact(self) -> Document:
-        """Plain statements about one number."""
+    def facts(self) -> Document:
+        """Statements about a number."""
         n, m = self.number(), self.number()
         word, than = NUMBERS[n], NUMBERS[m]
         order = "larger than" if n > m else "smaller than" if n < m else "equal to"
@@ -343,7 +343,7 @@ class Writer:
         return [" ".join(self.random.sample(facts, self.random.randint(1, 3)))]
 
     def counting(self) -> Document:
-        """Up, down, in twos, or the tens."""
+        """Counting up, down, in twos, or in tens."""
         kind = self.random.randrange(4)
         if kind == 3:
             return [f"{self.pick(('Ten, twenty', 'Tens: twenty'))}, {', '.join(TENS)}."]
@@ -352,7 +352,7 @@ class Writer:
         return [", ".join(reversed(words) if kind == 1 else words) + "."]
 
     def other_caption(self) -> Document:
-        """Captions of anything else a modality may bring."""
+        """Captions of other things than numbers."""
         thing = self.pick(
             (self.pick(OBJECTS), self.pick(SHAPES), f"{self.pick(COLOURS)} {self.pick(OBJECTS + SHAPES)}")
         )
@@ -374,8 +374,8 @@ class Writer:
         document, labels = self.random.choice(options)
         return [labels, *document] if labels and self.random.random() < 0.5 else document
 
-    def sentence(self) -> Document:
-        """Plain sentences about people and things."""
+    def sentences(self) -> Document:
+        """Sentences about people and things."""
         thing = f"{self.pick(COLOURS)} {self.pick(OBJECTS)}"
         who = self.pick((*SPEAKERS, "The man", "The woman", "The child", "She", "He"))
         options = (
@@ -388,7 +388,7 @@ class Writer:
 
 
 def documents(seed: int) -> Iterator[Document]:
-    """Documents without end; equal seeds give equal ones."""
+    """An infinite sequence of documents; the same seed gives the same documents."""
     writer = Writer(seed)
     while True:
         yield writer.document()

@@ -1,6 +1,6 @@
-"""Makes the bundled language model, the same one each time: `python -m magma_lms.bundled.make_tiny --out DIR`.
+"""Trains the bundled language model, reproducibly: `python -m magma_lms.bundled.make_tiny --out DIR`.
 
-A GPT-J of 2 M parameters that reads `corpus.py` for some minutes on two CPU cores.
+It is a GPT-J of 2 M parameters, trained on `corpus.py` for some minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def make_tokenizer() -> Any:
 
 
 def make_model() -> Any:
-    """GPT-J, small."""
+    """A small GPT-J with random weights."""
     from transformers import GPTJConfig, GPTJForCausalLM
 
     config = GPTJConfig(
@@ -72,7 +72,7 @@ def make_model() -> Any:
 
 
 def ids_of(document: Document, tokenizer: Any, known: dict[str, list[int]]) -> list[int]:
-    """Segments tokenized apart, as MAGMA does it."""
+    """Token ids of the segments, which are tokenized separately, as in MAGMA."""
     ids = []
     for segment in document:
         if segment not in known:
@@ -82,7 +82,7 @@ def ids_of(document: Document, tokenizer: Any, known: dict[str, list[int]]) -> l
 
 
 def batches(tokenizer: Any) -> Iterator[Tensor]:
-    """[batch, window] of documents in a row, each behind an end-of-text token."""
+    """Batches [batch, window] of concatenated documents, each after an end-of-text token."""
     known: dict[str, list[int]] = {}
     buffer: list[int] = []
     for document in documents(SEED + 1):
@@ -95,12 +95,12 @@ def batches(tokenizer: Any) -> Iterator[Tensor]:
 
 
 def train(model: Any, tokenizer: Any, steps: int) -> None:
-    """Next-token prediction in bfloat16 matrix products, AdamW, cosine to zero."""
+    """Next-token prediction with bfloat16 autocast, AdamW and a cosine schedule to zero."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / WARMUP) * (1 + math.cos(math.pi * i / steps)) / 2
     )
-    began = time.perf_counter()
+    start = time.perf_counter()
     model.train()
     for step, ids in enumerate(itertools.islice(batches(tokenizer), steps), 1):
         with torch.autocast("cpu", torch.bfloat16):
@@ -111,12 +111,12 @@ def train(model: Any, tokenizer: Any, steps: int) -> None:
         schedule.step()
         optimizer.zero_grad()
         if step % 50 == 0 or step == steps:
-            speed = step * ids.numel() / (time.perf_counter() - began)
+            speed = step * ids.numel() / (time.perf_counter() - start)
             print(f"step {step}/{steps}  loss {loss.item():.4f}  {speed:,.0f} tokens/s", flush=True)
 
 
 def probes() -> dict[str, list[tuple[Document, str]]]:
-    """Prompts and first words of the answers, for what later work relies on; digits only."""
+    """Prompts and the first words of their answers, for abilities that the recipes rely on; digits only."""
     digits = list(enumerate(NUMBERS[:10]))
     pairs = [(n, m) for n in range(10) for m in range(10)]
     odd, following = "Q: Is it odd or even? A:", "Q: Which number comes next? A:"
@@ -126,7 +126,7 @@ def probes() -> dict[str, list[tuple[Document, str]]]:
         "parity, one step": [([f" {w}" * 4, odd], parity(n)) for n, w in digits],
         "next, one step": [([f" {w}" * 4, following], NUMBERS[n + 1]) for n, w in digits],
         "parity, two steps": [([f" {w}" * 4, "A picture of", f" the number {w}. {odd}"], parity(n)) for n, w in digits],
-        "parity, text alone": [([f"A picture of the digit {w}. {odd}"], parity(n)) for n, w in digits],
+        "parity, text only": [([f"A picture of the digit {w}. {odd}"], parity(n)) for n, w in digits],
         "next, two steps": [([f"A picture of the digit {w}. {following}"], NUMBERS[n + 1]) for n, w in digits],
         "larger than five": [
             ([f" {w}" * 4, "Q: Is it larger than five? A:"], "yes" if n > 5 else "no") for n, w in digits
@@ -135,7 +135,7 @@ def probes() -> dict[str, list[tuple[Document, str]]]:
             ([f" {NUMBERS[n]}" * 4, f" {NUMBERS[m]}" * 4, "Q: Is it the same number? A:"], "yes" if n == m else "no")
             for n, m in pairs
         ],
-        "same, told": [
+        "same number, text only": [
             (
                 [f"A picture of the number {NUMBERS[n]}. A recording of the number {NUMBERS[m]}. the same number?"],
                 "yes" if n == m else "no",
@@ -163,32 +163,32 @@ def probes() -> dict[str, list[tuple[Document, str]]]:
 
 @torch.no_grad()
 def accuracies(model: Any, tokenizer: Any) -> dict[str, float]:
-    """Share of greedy answers whose first word is right."""
+    """Fraction of greedy answers whose first word is right, for each probe."""
     model.eval()
     found = {}
     for name, cases in probes().items():
         right = 0
         prompts = [([0, *ids_of(document, tokenizer, {})], answer) for document, answer in cases]
-        for length in {len(ids) for ids, _ in prompts}:  # in batches without padding
+        for length in {len(ids) for ids, _ in prompts}:  # batches without padding
             rows = torch.tensor([ids for ids, _ in prompts if len(ids) == length])
             for _ in range(3):
                 rows = torch.cat([rows, model(input_ids=rows).logits[:, -1:].argmax(-1)], dim=1)
             answers = [answer for ids, answer in prompts if len(ids) == length]
             for ids, answer in zip(rows[:, length:].tolist(), answers, strict=True):
-                said = tokenizer.decode(ids[: ids.index(0) if 0 in ids else None]).split()
-                right += bool(said) and said[0].strip(".,") == answer
+                words = tokenizer.decode(ids[: ids.index(0) if 0 in ids else None]).split()
+                right += bool(words) and words[0].strip(".,") == answer
         found[name] = right / len(cases)
     return found
 
 
 def main() -> None:
-    """Tokenizer, training, float16 weights, probes; written aside and renamed."""
+    """Make the tokenizer, train, save float16 weights, print the probes. The folder is renamed when it is complete."""
     from transformers import PreTrainedTokenizerFast
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; it must not exist")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; it must not exist")
     parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer made before; the default makes one")
+    parser.add_argument("--tokenizer", type=Path, help="folder of an existing tokenizer; default: make one")
     arguments = parser.parse_args()
     if arguments.out.exists():
         parser.error(f"{arguments.out} exists already")
@@ -201,15 +201,15 @@ def main() -> None:
     model = make_model()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     train(model, tokenizer, arguments.steps)
-    aside = arguments.out.with_name(f".{arguments.out.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    model.half().save_pretrained(aside)
-    tokenizer.save_pretrained(aside)
-    for file in aside.iterdir():
+    partial = arguments.out.with_name(f".{arguments.out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.half().save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    for file in partial.iterdir():
         file.chmod(0o644)
-    aside.rename(arguments.out)
-    for name, share in accuracies(model.float(), tokenizer).items():
-        print(f"{name:24} {share:.3f}")
+    partial.rename(arguments.out)
+    for name, accuracy in accuracies(model.float(), tokenizer).items():
+        print(f"{name:24} {accuracy:.3f}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The words that the corpus of the bundled language model is made of."""
+"""Vocabulary of the synthetic corpus of the bundled language model."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ VERBS = ("sees", "has", "likes", "finds", "wants", "holds", "buys", "paints", "d
 
 
 def a(words: str) -> str:
-    """With its article: "a seven", "an eight"."""
+    """The words with an indefinite article: "a seven", "an eight"."""
     vowel = words[0] in "aeiou" and not words.startswith("one")
     return f"{'an' if vowel else 'a'} {words}"
 
 
 def parity(n: int) -> str:
-    """Odd or even."""
+    """`"odd"` or `"even"`."""
     return "odd" if n % 2 else "even"
 
 
 def yes(true: bool) -> str:
-    """Yes or no."""
+    """`"yes"` or `"no"`."""
     return "yes" if true else "no"

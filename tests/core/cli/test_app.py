@@ -145,12 +145,12 @@ def test_a_path_of_the_users_is_named_and_a_bug_is_a_traceback(
 
 
 def test_generate_takes_segments_in_their_order(run: tuple[Path, Any], tmp_path: Path) -> None:
-    from magma_data.digits.written import images
+    from magma_data.digits.written import load_images
 
     import magma as library
 
     picture = tmp_path / "x.png"
-    Image.fromarray(images("test")[0][0]).save(picture)
+    Image.fromarray(load_images("test")[0][0]).save(picture)
     model = library.load(run[0])
     for words, prompt in [
         (["--image", picture, "--text", "A picture of"], [picture, "A picture of"]),

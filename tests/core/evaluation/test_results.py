@@ -416,8 +416,8 @@ def test_a_report_says_how_scores_were_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answers", "prediction", "value", "said"),
     [
-        (["Red car"], "the red car.", 100, "exact match, fewer than 4 answers a question"),
-        (["red", "blue", "red"], "blue", 100, "exact match, fewer than 4 answers a question"),
+        (["Red car"], "the red car.", 100, "exact match, fewer than 4 answers per question"),
+        (["red", "blue", "red"], "blue", 100, "exact match, fewer than 4 answers per question"),
         (["red"] * 9 + ["blue"], "blue", 30, "VQA accuracy"),
     ],
 )

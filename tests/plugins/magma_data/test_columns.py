@@ -179,9 +179,9 @@ def test_an_unknown_column_lists_the_known_ones(write: Callable[[Path], Path], m
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"captoin": "a"}, "not of 'captoin'. Did you mean \"caption\"?"),
-        ({"audio": "a", "image": "b"}, "one column for audio or image, which mean the same field"),
-        ({"caption": "a", "text": "b"}, "one column for caption or text, which mean the same field"),
+        ({"captoin": "a"}, "not for 'captoin'. Did you mean \"caption\"?"),
+        ({"audio": "a", "image": "b"}, "a column for audio or image, not for both"),
+        ({"caption": "a", "text": "b"}, "a column for caption or text, not for both"),
     ],
 )
 def test_keys_of_columns_are_checked_with_the_recipe(columns: dict[str, str], message: str) -> None:
@@ -236,7 +236,7 @@ def test_media_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
         assert f'image: given "{path}"; allowed: a path inside {media}' in problem
     for config in (Captions.Config(path=str(folder), media="gone"), GqaTask.Config(path=str(folder), media="gone")):
         part = Captions if isinstance(config, Captions.Config) else GqaTask
-        assert part.problems(config)[-1].startswith("media: given 'gone', which is no folder beside the recipe")
+        assert part.problems(config)[-1].startswith("media: given 'gone', which is not a folder beside the recipe")
 
 
 @pytest.mark.parametrize("url", ["https://example.org/1.jpg", "http://example.org/1.jpg", "s3://bucket/1.jpg"])
@@ -244,7 +244,9 @@ def test_a_url_says_how_to_download_it(url: str, tmp_path: Path) -> None:
     folder = lines(tmp_path / "t.jsonl", {"image": url, "caption": "a"})
     problem = examples(Captions, folder)[0].problem
     assert problem is not None
-    assert f'line 1: image: given "{url}"; allowed: a path of a file. Download the files first: img2dataset' in problem
+    assert (
+        f'line 1: image: given "{url}"; allowed: the path of a file. Download the files first. img2dataset' in problem
+    )
 
 
 # Copies among completed examples
@@ -289,7 +291,7 @@ def test_no_shot_is_a_copy_of_the_question(tmp_path: Path) -> None:
         first, second = found[0]
         assert set(first) <= {"5", "6", "7", "8"}
         assert set(second) <= {"1", "3", "4", "6", "7", "8"}
-    with pytest.raises(InputError, match="5 shots: 4 completed examples can stand before question 1"):
+    with pytest.raises(InputError, match="5 shots: 4 few-shot examples are available for question 1"):
         list(task(GqaTask, files, split="val").questions("test", 5, 0))
 
 
@@ -305,7 +307,7 @@ def test_a_shot_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
     assert all(one == other for one, other in kept)
     asked.can_read = lambda _: False
     with pytest.raises(
-        InputError, match=r"0 completed examples can stand before question 1 \(4 others cannot be read\)"
+        InputError, match=r"0 few-shot examples are available for question 1 \(4 others cannot be read\)"
     ):
         list(asked.questions("test", 1, 0))
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import bz2
-import codecs
 import gzip
-import io
 import json
-import lzma
 import socket
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +17,10 @@ from magma_data.formats import find, open_rows
 from magma_data.formats.row import Row
 from magma_data.formats.saved_dataset import _is_list_of_objects
 from magma_data.sources.captions import Captions
-from magma_data.sources.plain_text import PlainText
+from row_files import TWO, archive, captions, good, lines, rows
 from webdataset.tariterators import base_plus_ext
 
-from magma import InputError, Text
-
-RowsOf = list[dict[str, Any]]
-TWO: RowsOf = [{"image": "0.png", "caption": "a dog"}, {"image": "1.png", "caption": "a cat"}]
-
-
-def archive(file: Path, *names: str, mode: str = "w", content: Callable[[str], bytes] = str.encode) -> Path:
-    """A tar whose members hold their own names, JSON files as a caption."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, mode) as opened:  # type: ignore[call-overload]
-        for name in names:
-            data = json.dumps({"caption": name}).encode() if name.lower().endswith(".json") else content(name)
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            opened.addfile(info, io.BytesIO(data))
-    return file
-
-
-def rows(path: Path | str, split: str | None = None, list_field: str | None = None) -> list[Row]:
-    return list(open_rows(str(path), split, list_field).iter_in_stored_order())
-
-
-def captions(path: Path | str, split: str | None = None) -> list[str]:
-    return [row.text("caption") for row in rows(path, split)]
-
-
-def good(found: list[Row]) -> tuple[list[str], list[str]]:
-    """The captions of the rows that have them and a medium, and what is wrong with the others."""
-    said, problems = [], []
-    for row in found:
-        try:
-            row.medium  # noqa: B018 - it raises
-            said.append(row.text("caption"))
-        except InputError as error:
-            problems.append(str(error))
-    return said, problems
-
-
-def lines(*given: dict[str, Any]) -> str:
-    return "\n".join(map(json.dumps, given))
-
+from magma import InputError
 
 # Members of tars
 
@@ -116,8 +71,8 @@ def test_duplicate_members_of_a_tar_are_named(tmp_path: Path) -> None:
     file = archive(tmp_path / "0.tar", "0.jpg", "0.JPG", "0.json", "1.jpg", "1.json", "0.jpg", "0.json")
     said, problems = good(rows(file))
     assert said == ["1.json"]
-    assert problems[0] == f"{file} 0: it has two members 0.jpg; allowed: one of each name"
-    assert problems[1].startswith(f"{file} 0: 0.jpg, 0.json: members with this key stand before other samples too; ")
+    assert problems[0] == f"{file} 0: two members have the name 0.jpg; allowed: one of each name"
+    assert problems[1].startswith(f"{file} 0: 0.jpg, 0.json: other members with this key were in an earlier sample; ")
 
 
 def test_members_that_are_not_adjacent_are_counted(tmp_path: Path) -> None:
@@ -126,7 +81,7 @@ def test_members_that_are_not_adjacent_are_counted(tmp_path: Path) -> None:
     assert said == ["2.json"]
     assert len(problems) == 4
     assert [problem.split(";")[0] for problem in problems[2:]] == [
-        f"{file} {key}: {key}.json: members with this key stand before other samples too" for key in (0, 1)
+        f"{file} {key}: {key}.json: other members with this key were in an earlier sample" for key in (0, 1)
     ]
 
 
@@ -135,7 +90,7 @@ def test_a_tar_without_its_end_mark_gives_all_its_samples(tmp_path: Path) -> Non
     file.write_bytes(file.read_bytes()[: 8 * 512])
     said, problems = good(rows(file))
     assert said == ["0.json", "1.json"]
-    assert problems == [f"{file} after 1: the rest of the shard cannot be read: it is cut off or damaged here"]
+    assert problems == [f"{file} after 1: the rest of the shard cannot be read: it is truncated or damaged here"]
 
 
 def test_archives_that_were_joined_are_no_silent_loss(tmp_path: Path) -> None:
@@ -144,8 +99,8 @@ def test_archives_that_were_joined_are_no_silent_loss(tmp_path: Path) -> None:
     said, problems = good(rows(first))
     assert said == ["0.json"]
     assert problems == [
-        f"{first} after 0: the rest of the shard cannot be read: more follows its end mark, as where archives were "
-        "joined; `tar -i` unpacks all"
+        f"{first} after 0: the rest of the shard cannot be read: data after the end marker; perhaps archives were "
+        "concatenated, which `tar -i` unpacks"
     ]
 
 
@@ -182,6 +137,7 @@ def test_an_arrow_file_of_zero_bytes_is_named(tmp_path: Path) -> None:
 
 
 STRUCT = pa.struct({"id": pa.int64(), "question": pa.string()})
+
 KINDS = [pa.list_(STRUCT), pa.large_list(STRUCT), pa.list_(STRUCT, 2)]
 
 
@@ -266,154 +222,6 @@ def test_class_labels_without_a_name_are_named(tmp_path: Path) -> None:
     assert str(second.problem).endswith("row 1: label: given the class 7; allowed: 0 to 0")
 
 
-# Suffixes
-
-
-def zstd(raw: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(raw)
-    return bytes(sink.getvalue())
-
-
-PACKED: dict[str, Callable[[bytes], bytes]] = {
-    "": bytes,
-    ".gz": gzip.compress,
-    ".zst": zstd,
-    ".bz2": bz2.compress,
-    ".xz": lzma.compress,
-}
-CSV = "image,caption\r\n0.png,a dog\r\n1.png,a cat\r\n"
-WRITTEN = {
-    ".jsonl": lines(*TWO),
-    ".JSONL": lines(*TWO),
-    ".json": json.dumps(TWO, indent=2),
-    ".Json": lines(*TWO),
-    ".csv": CSV,
-    ".TSV": CSV.replace(",", "\t"),
-}
-
-
-@pytest.mark.parametrize("packed", PACKED, ids=lambda one: one or "plain")
-@pytest.mark.parametrize("suffix", WRITTEN)
-def test_every_suffix_of_text_is_read(suffix: str, packed: str, tmp_path: Path) -> None:
-    file = tmp_path / f"train{suffix}{packed}"
-    file.write_bytes(PACKED[packed](WRITTEN[suffix].encode()))
-    for path in (tmp_path, file):
-        found = rows(path)
-        assert [dict(row.fields) for row in found] == TWO
-        assert [row.medium for row in found] == [tmp_path / "0.png", tmp_path / "1.png"]
-    assert captions(tmp_path, "train") == ["a dog", "a cat"]
-    assert Captions.problems(Captions.Config(path=str(tmp_path), split="train")) == []
-    if suffix.lower() == ".csv":
-        assert [dict(row.fields) for row in rows(file)] == list(
-            datasets.Dataset.from_csv(str(file), cache_dir=str(tmp_path / "cache")) if packed == "" else TWO
-        )
-
-
-@pytest.mark.parametrize("name", ["0.tar", "0.TAR", "0.tar.gz", "0.tgz", "0.tar.bz2", "0.tar.xz", "0.tar.zst"])
-def test_every_suffix_of_tars_is_read(name: str, tmp_path: Path) -> None:
-    file = archive(tmp_path / "plain", "0.jpg", "0.json", "1.jpg", "1.json")
-    raw = file.read_bytes()
-    file.unlink()
-    packed = Path(name).suffix.lower().replace(".tgz", ".gz").replace(".tar", "")
-    (tmp_path / name).write_bytes(PACKED[packed](raw))
-    for path in (tmp_path, tmp_path / name):
-        assert good(rows(path)) == (["0.json", "1.json"], [])
-    if packed:
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-        _, problems = good(rows(tmp_path))
-        assert [problem for problem in problems if problem.startswith(f"{tmp_path / name}")]
-
-
-@pytest.mark.parametrize("suffix", [".gz", ".zst"])
-def test_compressed_text_that_is_cut_off_is_counted(suffix: str, tmp_path: Path) -> None:
-    given = [{"caption": f"{hash((i, 0.5)):x} {i}", "image": "a.png"} for i in range(20_000)]
-    raw = PACKED[suffix](lines(*given).encode())
-    (tmp_path / f"train.jsonl{suffix}").write_bytes(raw[: len(raw) // 2])
-    said, problems = good(rows(tmp_path))
-    assert 0 < len(said) < 20_000
-    assert said == [row["caption"] for row in given[: len(said)]]
-    assert "the rest of the file cannot be read after line" in problems[-1]
-
-
-def test_a_stream_of_compressed_text_resumes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        raw = lines(*({"caption": f"{name} {i}"} for i in range(30))).encode()
-        (tmp_path / f"{name}.jsonl.gz").write_bytes(gzip.compress(raw))
-    made = open_rows(str(tmp_path), buffer=8)
-    whole = [(row.fields["caption"], state) for row, state in made.iterate(None, 3, True, None)]
-    assert sorted(caption for caption, _ in whole) == sorted(f"{n} {i}" for n in "ab" for i in range(30))
-    for at in (0, 7, 8, 29, 40, 58):
-        again = [row.fields["caption"] for row, _ in made.iterate(json.loads(json.dumps(whole[at][1])), 3, True, None)]
-        assert again == [caption for caption, _ in whole[at + 1 :]]
-
-
-def test_other_suffixes_are_named_before_the_run(tmp_path: Path) -> None:
-    for name in ("a.xlsx", "b.xlsx", "notes.pdf"):
-        (tmp_path / name).write_bytes(b"x")
-    (problem,) = Captions.problems(Captions.Config(path=str(tmp_path / "a.xlsx")))
-    assert problem.startswith(f"path: {tmp_path / 'a.xlsx'}: files with .xlsx are not read; allowed: .jsonl, ")
-    (problem,) = Captions.problems(Captions.Config(path=str(tmp_path)))
-    assert problem.endswith("*.csv, *.tsv, *.json, image_data/; its files have .xlsx (2), .pdf (1)")
-
-
-def test_json_that_is_no_list_of_objects_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "train.json"
-    file.write_text(json.dumps({"images": [], "annotations": []}, indent=1))
-    assert good(rows(file))[1] == [
-        f"{file}: a JSON object over several lines; allowed: an array of objects, or an object a line"
-    ]
-    file.write_text('[{"image": "a", "caption": "b"}, 3, {"image": "a", "caption": "é"} , {"image": ')
-    said, problems = good(rows(file))
-    assert said == ["b", "é"]
-    assert problems[0] == f"{file} item 2: given a int; allowed: a JSON object"
-    assert problems[1].startswith(f"{file}: the rest of the file cannot be read after item 3: ")
-
-
-def test_cells_with_line_breaks_quotes_and_too_few(tmp_path: Path) -> None:
-    file = tmp_path / "train.csv"
-    file.write_text('image,caption,id\n0.png,"two\nlines, ""quoted""",\n\n1.png\n2.png,"a" b,3\n3.png,last,4\n')
-    found = rows(file)
-    assert dict(found[0].fields) == {"image": "0.png", "caption": 'two\nlines, "quoted"'}
-    assert [row.problem for row in found[1:]] == [
-        f"{file} line 5: 1 cells; allowed: 3, as in the first line",
-        f"{file} line 6: its cells cannot be told apart: ',' expected after '\"'",
-        None,
-    ]
-    assert found[-1].text("caption") == "last"
-    for head, word in (("image;caption", "one column"), ("image,image", "another name"), ("image,", "another name")):
-        file.write_text(f"{head}\na;b\n")
-        assert word in good(rows(file))[1][0]
-
-
-def test_byte_order_marks_and_cr_lf(tmp_path: Path) -> None:
-    mark = codecs.BOM_UTF8
-    for suffix, text in WRITTEN.items():
-        file = tmp_path / f"marked{suffix}"
-        file.write_bytes(mark + text.replace("\r\n", "\n").replace("\n", "\r\n").encode())
-        assert [dict(row.fields) for row in rows(file)] == TWO
-        file.unlink()
-    text = tmp_path / "a.txt"
-    text.write_bytes(mark + b"one\r\ntwo\r\n")
-    expected = {"line": ["one", "two"], "file": ["one\ntwo"]}
-    for documents, said in expected.items():
-        made = PlainText(PlainText.Config(path=str(text), documents=documents, shuffle=False), 0)
-        assert [example.segments for example, _ in made.iterate()] == [[Text(one, target=True)] for one in said]
-    file = archive(tmp_path / "0.tar", "0.jpg", "0.txt", content=lambda name: mark + name.encode() + b"\r\n")
-    assert captions(file) == ["0.txt"]
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
-def test_utf_16_is_named_with_what_converts_it(suffix: str, tmp_path: Path) -> None:
-    file = tmp_path / f"train{suffix}"
-    file.write_bytes(WRITTEN[suffix].encode("utf-16"))
-    assert good(rows(file))[1] == [
-        f"{file}: it is in UTF-16; allowed: UTF-8, into which `iconv -f UTF-16 -t UTF-8` converts it"
-    ]
-
-
 # Folders
 
 
@@ -467,8 +275,8 @@ def test_a_missing_shard_of_a_numbered_set_is_an_error(suffix: str, tmp_path: Pa
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="train"))
     front = tmp_path / "train-"
     assert problem == (
-        f"path: {front}00002-of-00004{suffix} is missing: 3 of 00004 shards are there; allowed: all, or a path that "
-        f"names some of them (`{front}{{00000..00003}}-of-00004{suffix}`)"
+        f"path: {front}00002-of-00004{suffix} is missing: 3 of 00004 shards exist; allowed: all shards, or a path "
+        f"that selects some of them (`{front}{{00000..00003}}-of-00004{suffix}`)"
     )
     assert Captions.problems(Captions.Config(path=f"{front}{{00000..00001}}-of-00004{suffix}")) == []
     (tmp_path / f"train-00002-of-00004{suffix}").write_bytes(b"")
@@ -488,8 +296,7 @@ def test_a_repository_of_several_data_sets_is_an_error(tmp_path: Path) -> None:
         (tmp_path / name).write_text(lines({"caption": name}))
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path)))
     assert problem == (
-        f"path: {tmp_path} holds several data sets, each with its splits: de, en; allowed: one of them "
-        f"({tmp_path / 'de'})"
+        f"path: {tmp_path} contains several data sets with splits: de, en; allowed: one of them ({tmp_path / 'de'})"
     )
     assert captions(tmp_path / "de", "test") == ["de/test-00000-of-00001.jsonl"]
 
@@ -528,11 +335,11 @@ def test_a_url_without_a_network_is_one_line(url: str, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(socket, "getaddrinfo", fail)
     monkeypatch.setattr("urllib.request.getproxies", dict)
-    with pytest.raises(InputError, match="cannot be opened: there is no connection to ") as raised:
+    with pytest.raises(InputError, match="cannot be opened: no connection to ") as raised:
         rows(url)
     assert "\n" not in str(raised.value)
 
 
 def test_a_url_of_no_tar_says_how_to_download() -> None:
     (problem,) = Captions.problems(Captions.Config(path="hf://datasets/a/b"))
-    assert problem.startswith("path: given hf://datasets/a/b, but only tar shards are read from urls; allowed: ")
+    assert problem.startswith("path: given hf://datasets/a/b, but only tar shards can be read from URLs; allowed: ")

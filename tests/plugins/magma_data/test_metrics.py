@@ -130,12 +130,12 @@ def test_every_measure_has_its_words() -> None:
     few, many = given("b", ["b"]), given("b", ["b"] * 10)
     asked = task(Vqa2Task)
     assert asked.measures([many]) == {"accuracy": "VQA accuracy"}
-    assert asked.measures([few]) == {"accuracy": "exact match, fewer than 4 answers a question"}
+    assert asked.measures([few]) == {"accuracy": "exact match, fewer than 4 answers per question"}
     assert asked.measures([few, many, many]) == {
         "accuracy": "exact match of 1 questions with fewer than 4 answers, VQA accuracy of the other 2"
     }
     assert task(GqaTask).measures([few]) == {"accuracy": "exact match"}
-    assert task(SnliVeTask).measures([few]) == {"accuracy": "share of right classes"}
+    assert task(SnliVeTask).measures([few]) == {"accuracy": "fraction of correct classes"}
 
 
 def test_a_question_that_cannot_be_read_is_wrong() -> None:
@@ -146,7 +146,7 @@ def test_a_question_that_cannot_be_read_is_wrong() -> None:
 def test_cider_of_a_single_image_is_said_to_mean_nothing() -> None:
     asked = task(NocapsTask)
     several = [given(said, captions, domain) for domain, said, captions in IMAGES]
-    said = "of a single image: meaningless, always 0"
+    said = "one image only: always 0, without meaning"
     assert asked.measures(several) == {"cider_near": said}
     assert asked.measures(several[:1]) == {"cider": said, "cider_in": said}
 
@@ -292,8 +292,8 @@ def test_without_java_nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     config = CocoCaptionsTask.Config(**trial.config)
     monkeypatch.setenv("PATH", str(tmp_path))
     (problem,) = CocoCaptionsTask.problems(config)
-    assert problem.startswith("java: not found in PATH. CIDEr and BLEU are computed on the tokens of pycocoevalcap's")
-    assert "install a Java runtime, 8 or later" in problem
+    assert problem.startswith("java: not found in PATH. CIDEr and BLEU use the tokenizer of pycocoevalcap")
+    assert "version 8 or later" in problem
     with pytest.raises(InputError, match="java: not found in PATH"):
         next(CocoCaptionsTask(config, 0).questions("test", 0, 0))
     with pytest.raises(PartError, match="java: not found in PATH"):
@@ -306,8 +306,8 @@ def test_java_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     java.write_text("#!/bin/sh\necho no runtime is here >&2\nexit 3\n")
     java.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(PartError, match="the tokenizer of captions failed: no runtime is here"):
+    with pytest.raises(PartError, match="the tokenizer for captions failed: no runtime is here"):
         tokenize_captions(["a dog"])
     java.write_text("#!/bin/sh\nexit 0\n")
-    with pytest.raises(PartError, match="the tokenizer of captions gave 0 lines of 1"):
+    with pytest.raises(PartError, match="the tokenizer for captions returned 0 lines for 1"):
         tokenize_captions(["a dog"])

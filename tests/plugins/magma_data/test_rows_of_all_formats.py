@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import gc
-import io
 import itertools
 import json
 import os
 import shutil
-import tarfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,41 +21,11 @@ from magma_data.sources.labelled import Labelled
 from magma_data.sources.plain_text import PlainText
 from magma_data.sources.question_answering import Vqa
 from magma_data.sources.rows import RowSource
-from PIL import Image
 from program import magma
 from program import start as start_magma
+from row_formats import content, indexed_tars, parquet, passes, png, sample, source, tar, tars
 
-from magma import Example, InputError, Media, SourceState, Text
-
-Members = Mapping[str, bytes]
-
-
-def png(i: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (i % 256, i // 256 % 256, 7)).save(file, "PNG")
-    return file.getvalue()
-
-
-def tar(file: Path, samples: Iterable[tuple[str, Members]]) -> Path:
-    """A shard: each sample is a key, and the contents of KEY.ending."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(file, "w") as opened:
-        for key, members in samples:
-            for ending, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{ending}")
-                info.size = len(content)
-                opened.addfile(info, io.BytesIO(content))
-    return file
-
-
-def sample(i: int, **fields: Any) -> tuple[str, Members]:
-    return f"{i:05}", {"png": png(i), "json": json.dumps(fields or {"caption": f"caption {i}"}).encode()}
-
-
-def tars(folder: Path, count: int, size: int, split: str = "train") -> Path:
-    for number, start in enumerate(range(0, count, size)):
-        tar(folder / f"{split}-{number:06}.tar", [sample(i) for i in range(start, min(count, start + size))])
-    return folder
+from magma import Example, Media, SourceState, Text
 
 
 def jsonl(folder: Path, count: int, _: int) -> Path:
@@ -70,16 +35,6 @@ def jsonl(folder: Path, count: int, _: int) -> Path:
         (folder / f"{i}.png").write_bytes(png(i))
         rows.append(json.dumps({"image": f"{i}.png", "caption": f"caption {i}"}))
     (folder / "train.jsonl").write_text("\n".join(rows))
-    return folder
-
-
-def indexed_tars(folder: Path, count: int, size: int) -> Path:
-    """With our own list, which alone says what is a shard."""
-    tars(folder, count, size)
-    shards = [{"file": file.name, "samples": size} for file in sorted(folder.glob("*.tar"))]
-    tars(folder, count, size, "left-over")
-    index = {"format": 1, "name": "n", "kind": "captions", "splits": {"train": {"samples": count, "shards": shards}}}
-    (folder / "index.json").write_text(json.dumps(index))
     return folder
 
 
@@ -117,32 +72,11 @@ def saved(folder: Path, count: int, size: int) -> Path:
     return folder
 
 
-def parquet(folder: Path, count: int, size: int) -> Path:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    for number, start in enumerate(range(0, count, size)):
-        ids = range(start, min(count, start + size))
-        image = [{"bytes": png(i), "path": None} for i in ids]
-        table = pa.table({"image": image, "caption": [f"caption {i}" for i in ids]})
-        pq.write_table(
-            table, folder / f"train-{number:05}-of-{-(-count // size):05}.parquet", row_group_size=max(1, size // 2)
-        )
-    return folder
-
-
 WRITERS: list[Callable[[Path, int, int], Path]] = [jsonl, authors, saved, tars, indexed_tars, img2dataset, parquet]
+
 RANDOM_ACCESS = [jsonl, authors, saved]
+
 IDS = [writer.__name__ for writer in WRITERS]
-
-
-def source(part: type[RowSource], path: Path | str, seed: int = 0, **fields: Any) -> RowSource:
-    return part(part.Config(path=str(path), **fields), seed)  # type: ignore[call-arg]
-
-
-def content(medium: Path | bytes) -> bytes:
-    return medium if isinstance(medium, bytes) else medium.read_bytes()
 
 
 def told(rows: Iterator[tuple[Row, SourceState]]) -> list[tuple[str, bytes, str]]:
@@ -167,19 +101,6 @@ def test_every_layout_gives_the_same_examples(write: Callable[[Path, int, int], 
         assert len(list(source(Captions, folder, split="train").iterate())) == 23
         (problem,) = Captions.problems(Captions.Config(path=str(folder), split="test"))
         assert problem == f"split: given 'test', which {folder} does not have; allowed: train"
-
-
-def passes(
-    rows: Rows, count: int, state: SourceState | None = None, **how: Any
-) -> list[tuple[str, str | None, SourceState]]:
-    """The next rows over as many passes as it takes, with what draws among their texts."""
-    how = {"seed": 0, "shuffle": True, "limit": None, **how}
-    found: list[tuple[str, str | None, SourceState]] = []
-    while len(found) < count:
-        for row, after in itertools.islice(rows.iterate(state, **how), count - len(found)):
-            found.append((row.where, row.seed, after))
-        state = json.loads(json.dumps(found[-1][2]))
-    return found
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=IDS)
@@ -320,141 +241,6 @@ def test_rows_about_one_file_are_evaluated_together(tmp_path: Path) -> None:
     assert [row.text("question") for row in open_rows(str(tmp_path)).iter_in_stored_order()] == list("036147258")
 
 
-# What is broken
-
-
-def problems(path: Path | str, **fields: Any) -> tuple[int, list[str]]:
-    """How many rows are good, and what is said of the others."""
-    examples = [example for example, _ in source(Captions, path, shuffle=False, **fields).iterate()]
-    said = [example.problem for example in examples if example.problem is not None]
-    return len(examples) - len(said), said
-
-
-def test_a_sample_that_cannot_be_read_is_named_by_shard_and_key(tmp_path: Path) -> None:
-    bad: list[tuple[str, Members]] = [
-        ("no_json", {"png": png(0), "json": b"{broken"}),
-        ("list", {"png": png(0), "json": b"[1]"}),
-        ("blind", {"json": b'{"caption": "a"}'}),
-        ("path", {"json": b'{"caption": "a", "image": "/etc/passwd"}'}),
-        ("two", {"png": png(0), "jpg": png(1), "json": b'{"caption": "a"}'}),
-        ("mute", {"png": png(0)}),
-        ("latin", {"png": png(0), "txt": "é".encode("latin-1")}),
-    ]
-    file = tar(tmp_path / "0.tar", [sample(0), *bad, sample(1)])
-    count, said = problems(tmp_path)
-    assert count == 2
-    expected = [
-        f"{file} no_json.json: no JSON",
-        f"{file} list.json: given a list; allowed: a JSON object",
-        f"{file} blind: image: given None; allowed: text",
-        f'{file} path: image: given "/etc/passwd"; allowed: the medium itself',
-        f"{file} two: it has several media (png, jpg); allowed: one",
-        f"{file} mute: caption: given None; allowed: text",
-        f"{file} latin.txt: no UTF-8",
-    ]
-    assert [one.startswith(start) for one, start in zip(said, expected, strict=True)] == [True] * 7, said
-
-
-@pytest.mark.parametrize("cut", range(0, 15360, 256))
-def test_a_shard_that_is_cut_off_gives_what_it_has_and_says_where_it_ends(cut: int, tmp_path: Path) -> None:
-    """Wherever it is cut, and from whatever point one goes on: nothing is lost silently, nothing comes twice."""
-    whole = tar(tmp_path / "0.tar", [sample(i) for i in range(6)])
-    tar(tmp_path / "1.tar", [sample(i) for i in range(6, 9)])
-    raw = whole.read_bytes()
-    whole.write_bytes(raw[:cut])
-    count, said = problems(tmp_path)
-    members_end = 6 * 4 * 512
-    if cut >= members_end + 1024:
-        assert (count, said) == (9, [])
-        return
-    assert count == 3 + (cut + 256) // 2048  # less than 256 bytes of a sample's last block are not filling
-    (problem,) = said
-    assert problem.startswith(f"{whole} ")
-    assert "the rest of the shard cannot be read: " in problem
-    rows = open_rows(str(tmp_path), buffer=2)
-    found = passes(rows, count + 1)
-    for i, (_, _, state) in enumerate(found[:-1]):
-        assert passes(rows, len(found) - 1 - i, state) == found[i + 1 :]
-
-
-def test_a_damaged_head_is_no_end(tmp_path: Path) -> None:
-    file = tar(tmp_path / "0.tar", [sample(i) for i in range(4)])
-    raw = bytearray(file.read_bytes())
-    raw[2 * 2048 + 10] ^= 255
-    file.write_bytes(raw)
-    count, said = problems(tmp_path)
-    assert count == 2
-    assert said == [f"{file} after 00001: the rest of the shard cannot be read: it is cut off or damaged here"]
-
-
-def test_a_row_group_that_is_damaged_is_named(tmp_path: Path) -> None:
-    folder = parquet(tmp_path / "set", 20, 10)
-    file = folder / "train-00000-of-00002.parquet"
-    raw = bytearray(file.read_bytes())
-    raw[4:200] = bytes(196)
-    file.write_bytes(raw)
-    count, said = problems(folder)
-    assert count == 15
-    (problem,) = said
-    assert problem.startswith(f"{file} row group 0 row 0: the rest of the row group cannot be read: ")
-
-
-def test_what_is_no_data_is_explained(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises(InputError, match="a.parquet cannot be read as parquet"):
-        list(source(Captions, tmp_path).iterate())
-    folder = indexed_tars(tmp_path / "set", 6, 2)
-    (folder / "train-000001.tar").unlink()
-    assert Captions.problems(Captions.Config(path=str(folder))) == [f"path: {folder / 'train-000001.tar'} is missing"]
-    (folder / "index.json").write_text('{"format": 1, "splits": {"train": {"samples": 3}}}')
-    with pytest.raises(InputError, match="index.json: its shards cannot be read: KeyError"):
-        Captions.problems(Captions.Config(path=str(folder)))
-    for split in (None, "val"):
-        empty = tmp_path / "empty"
-        empty.mkdir(exist_ok=True)
-        (problem,) = Vqa.problems(Vqa.Config(path=str(empty), split=split))
-        assert problem.startswith(f"path: {empty} has none of: ")
-    (problem,) = Captions.problems(Captions.Config(path="http://127.0.0.1/{0..1}.tar", split="val"))
-    assert problem == "split: given 'val', but a url names its shards itself; allowed: `split = false`"
-
-
-# Urls
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(tmp_path)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_urls_in_braces_are_read_as_files_are(served: str, tmp_path: Path) -> None:
-    tars(tmp_path / "set", 40, 10)
-    ways = [f"{served}/set/train-{{000000..000003}}.tar", f"pipe:cat {tmp_path}/set/train-{{000000..000003}}.tar"]
-    stored = [(png(i), f"caption {i}") for i in range(40)]
-    for url in [*ways, f"{tmp_path}/set/train-{{000000..000003}}.tar"]:
-        rows = source(Captions, url, shuffle=False).rows
-        assert [(content(row.medium), row.text("caption")) for row in rows.iter_in_stored_order()] == stored
-        rows = open_rows(url, buffer=7)
-        whole = passes(rows, 85)
-        for position in (0, 6, 7, 39, 40, 60):
-            assert passes(rows, 84 - position, whole[position][2]) == whole[position + 1 :]
-    with pytest.raises(InputError, match=r"000004.tar: .*at its beginning"):
-        list(source(Captions, f"{served}/set/train-{{000003..000004}}.tar", shuffle=False).iterate())
-    raw = (tmp_path / "set/train-000002.tar").read_bytes()
-    (tmp_path / "set/train-000002.tar").write_bytes(raw[: 3 * 2048 + 100])
-    assert problems(ways[0])[0] == 33
-
-
 # Text
 
 
@@ -480,7 +266,7 @@ def test_text_of_every_layout(tmp_path: Path) -> None:
     (tmp_path / "lines/train.txt").write_bytes(b"good\n\xff\n")
     found = [example.problem for example, _ in source(PlainText, tmp_path / "lines", shuffle=False).iterate()]
     assert found[0] is None
-    assert str(found[1]).startswith(f"{tmp_path / 'lines/train.txt'} line 2: no UTF-8")
+    assert str(found[1]).startswith(f"{tmp_path / 'lines/train.txt'} line 2: not UTF-8")
 
 
 # Trained on
@@ -530,7 +316,7 @@ def test_shards_are_trained_on_and_what_is_broken_is_listed_once(tmp_path: Path)
     assert losses["one"] == pytest.approx(losses["two"], rel=1e-3)
     assert losses["one"] == pytest.approx(losses["both"], rel=1e-3)
     reasons = [json.loads(line)["reason"] for line in lists["one"].splitlines()]
-    assert {("no JSON" in reason, "cannot be read as an image" in reason) for reason in reasons} == {
+    assert {("not JSON" in reason, "cannot be read as an image" in reason) for reason in reasons} == {
         (True, False),
         (False, True),
     }

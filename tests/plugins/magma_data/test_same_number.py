@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from magma_data.digits.same_number import PROMPT, SameNumber, SameNumberTask, held_out_pair
-from magma_data.digits.written import images
+from magma_data.digits.written import load_images
 
 from magma import InputError, Media, Prediction, Text
 
@@ -32,7 +32,7 @@ def recordings(tmp_path: Path) -> Path:
 
 
 def written(pixels: object) -> int:
-    known, labels = images("train")
+    known, labels = load_images("train")
     return int(labels[next(i for i, one in enumerate(known) if np.array_equal(one, pixels))])
 
 
@@ -62,7 +62,7 @@ def test_every_held_out_recording_is_asked_twice_and_guessing_scores_half(record
     assert len(asked) == 100
     for question in asked:
         assert question.answer == ("yes" if question.extra["written"] == question.extra["spoken"] else "no")
-        assert images("test")[1][question.extra["image"]] == question.extra["written"]
+        assert load_images("test")[1][question.extra["image"]] == question.extra["written"]
     assert any(held_out_pair(q.extra["written"], q.extra["spoken"]) for q in asked)
     for text in (" yes", "No, they are not."):
         assert task.score([Prediction(q, text) for q in asked])["accuracy"] == 0.5

@@ -147,7 +147,9 @@ def test_the_authors_folders_have_no_splits(tmp_path: Path) -> None:
     """Else a recipe's train and val would be the same rows."""
     write(tmp_path / "image_data", "0.json", [{"image_path": "images/0.jpg", "captions": ["a"]}])
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="val"))
-    assert problem == (f"split: given 'val', which {tmp_path} does not have; allowed: `split = false`, which reads all")
+    assert problem == (
+        f"split: given 'val', which {tmp_path} does not have; allowed: `split = false`, which reads all rows"
+    )
     with pytest.raises(InputError, match="given 'val'"):
         list(source(Captions, tmp_path, split="val").iterate())
     assert len(list(Captions(Captions.Config(path=str(tmp_path), split=False), 0).iterate())) == 1
@@ -168,8 +170,8 @@ def test_blank_lines_count_but_are_no_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{broken", "line 1: no JSON"),
-        ("[" * 100_000, "line 1: no JSON"),
+        ("{broken", "line 1: not JSON"),
+        ("[" * 100_000, "line 1: not JSON"),
         ("[1]", "line 1: given a list; allowed: a JSON object"),
         ({"caption": "a"}, "line 1: image: given None; allowed: text"),
         ({"image": "a.png", "caption": " "}, "line 1: caption: given ' '; allowed: text"),
@@ -192,13 +194,13 @@ def test_what_is_missing_is_explained(captions: Path, tmp_path: Path, monkeypatc
     gone = Captions.Config(path="cc12m", source_url="https://example.org/cc12m")
     (problem,) = Captions.problems(gone)
     assert problem.startswith("path: given 'cc12m', which is neither beside the recipe nor in $MAGMA_DATA nor")
-    assert "get it from https://example.org/cc12m. It is a folder of rows in one of several layouts" in problem
-    assert "set `path` to it, or MAGMA_DATA to the folder that holds it" in problem
+    assert "download it from https://example.org/cc12m. Allowed: a folder of rows" in problem
+    assert "set `path` to it, or MAGMA_DATA to the folder that contains it" in problem
     assert Captions.problems(Captions.Config(path=str(captions), split="test")) == [
         f"split: given 'test', which {captions} does not have; allowed: train, val"
     ]
     assert Captions.problems(Captions.Config(path=str(tmp_path))) == [
-        f"path: {tmp_path} holds several data sets, each with its splits: set; allowed: one of them ({captions})"
+        f"path: {tmp_path} contains several data sets with splits: set; allowed: one of them ({captions})"
     ]
     monkeypatch.setenv("MAGMA_DATA", str(tmp_path))
     recipe = magma.Recipe.load(

@@ -2,107 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import json
-import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import webdataset
 from magma_data.tasks.captioning import CocoCaptionsTask, NocapsTask
 from magma_data.tasks.entailment import SnliVeTask
 from magma_data.tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
 from magma_data.tasks.rows import RowsTask
-from PIL import Image
+from task_rows import LAYOUTS, SPLITS, Rows, asked, jsonl, png, questions, task, told
 
 import magma
-from magma import InputError, Media, Question, Text
-
-Rows = Sequence[dict[str, Any]]
-
-
-def png(i: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (4, 4), (i % 256, i // 256, 7)).save(file, "PNG")
-    return file.getvalue()
-
-
-def jsonl(folder: Path, splits: dict[str, Rows]) -> Path:
-    folder.mkdir(exist_ok=True)
-    for split, rows in splits.items():
-        lines = []
-        for row in rows:
-            (folder / f"{row['id']}.png").write_bytes(png(int(row["id"])))
-            lines.append(json.dumps({"image": f"{row['id']}.png", **row}))
-        (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder
-
-
-def shards(folder: Path, splits: dict[str, Rows]) -> Path:
-    """As `magma data convert` writes them."""
-    folder.mkdir()
-    index: dict[str, Any] = {"format": 1, "name": "a set", "kind": "vqa", "splits": {}}
-    for split, rows in splits.items():
-        listed = []
-        for number, start in enumerate(range(0, len(rows), 2)):
-            listed.append({"file": f"{split}-{number:06}.tar"})
-            with webdataset.TarWriter(str(folder / listed[-1]["file"])) as tar:
-                for row in rows[start : start + 2]:
-                    sample = {"png": png(int(row["id"])), "json": json.dumps(row).encode()}
-                    tar.write({"__key__": f"{split}-{int(row['id']):09}", **sample})
-        index["splits"][split] = {"shards": listed}
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    return folder
-
-
-def asked(i: int, count: int = 2) -> dict[str, Any]:
-    """An image with its questions."""
-    people = [f"a {i}"] * 3 + [f"the {i}"] * 4 + [""] * 3
-    questions = [
-        {
-            "id": f"{i}00{n}",
-            "question": f"What is {n} of {i}?",
-            "answers": people,
-            "answer_type": ("number", "other")[n],
-        }
-        for n in range(count)
-    ]
-    return {"id": str(i), "questions": questions}
-
-
-SPLITS: dict[str, Rows] = {"train": [asked(i) for i in range(10, 15)], "val": [asked(i) for i in range(3)]}
-LAYOUTS = [jsonl, shards]
-
-
-@pytest.fixture
-def vqa(tmp_path: Path) -> Path:
-    return jsonl(tmp_path / "vqa2", SPLITS)
-
-
-def task(part: type[RowsTask], path: Path, **fields: Any) -> RowsTask:
-    return part(part.Config(path=str(path), **fields), 0)  # type: ignore[call-arg]
-
-
-def questions(part: type[RowsTask], path: Path, shots: int = 0, seed: int = 0, **fields: Any) -> list[Question]:
-    return list(task(part, path, **fields).questions("test", shots, seed))
-
-
-def told(segments: Sequence[Any]) -> list[str | bytes]:
-    """Texts as they are; of a medium its bytes."""
-    found: list[str | bytes] = []
-    for segment in segments:
-        if isinstance(segment, Text):
-            assert not segment.target
-            found.append(segment.text)
-        else:
-            assert isinstance(segment, Media)
-            assert segment.name == "image"
-            found.append(segment.value if isinstance(segment.value, bytes) else segment.value.read_bytes())
-    return found
-
+from magma import InputError
 
 # Prompts
 
@@ -174,81 +88,6 @@ def test_both_layouts_ask_the_same(part: type[RowsTask], shots: int, tmp_path: P
     assert one == other
     known = {question.id for question in questions(part, tmp_path / "jsonl", split="train")}
     assert all(len(set(q.shots)) == shots and set(q.shots) <= known for some in found for q in some)
-
-
-# Completed examples
-
-
-def test_shots_are_seeded_by_question_and_recorded(vqa: Path) -> None:
-    first, again, other = (questions(Vqa2Task, vqa, 4, seed) for seed in (5, 5, 6))
-    assert [(q.id, q.shots, told(q.segments)) for q in first] == [(q.id, q.shots, told(q.segments)) for q in again]
-    assert [q.shots for q in first] != [q.shots for q in other]
-    assert len({tuple(q.shots) for q in first}) > 1
-    assert all(len(set(q.shots)) == 4 for q in first)
-    limited = questions(Vqa2Task, vqa, 4, 5, limit=2)
-    assert [(q.id, q.shots) for q in limited] == [(q.id, q.shots) for q in first[:2]]
-
-
-def test_fixed_shots_stand_before_every_question(vqa: Path) -> None:
-    found = questions(Vqa2Task, vqa, 3, fixed_shots=True)
-    assert len({tuple(q.shots) for q in found}) == 1
-    for question in found:
-        assert all(a is b for a, b in zip(question.segments[:6:2], found[0].segments[:6:2], strict=True))
-    assert found[0].shots != questions(Vqa2Task, vqa, 3, seed=1, fixed_shots=True)[0].shots
-
-
-@pytest.mark.parametrize("write", LAYOUTS)
-@pytest.mark.parametrize("fixed", [False, True])
-def test_no_shot_is_about_the_questions_own_image(
-    write: Callable[[Path, dict[str, Rows]], Path], fixed: bool, tmp_path: Path
-) -> None:
-    folder = write(tmp_path / "set", SPLITS)
-    for seed in range(10):
-        for question in questions(Vqa2Task, folder, 4, seed, shots_split="val", fixed_shots=fixed):
-            assert question.id[:-3] not in [shot[:-3] for shot in question.shots]
-    with pytest.raises(InputError, match="5 shots: 4 completed examples can stand before question 0000; allowed: "):
-        questions(Vqa2Task, folder, 5, shots_split="val")
-
-
-def test_unanswered_and_unreadable_rows_are_no_shots(tmp_path: Path) -> None:
-    rows = [asked(i) for i in range(10, 14)]
-    rows[0]["questions"][0]["answers"] = []
-    rows[1]["questions"][1]["answers"] = ["", " "]
-    rows[2]["questions"] = "none"
-    folder = jsonl(tmp_path / "set", {"train": rows, "val": SPLITS["val"]})
-    shots = {shot for seed in range(9) for q in questions(Vqa2Task, folder, 4, seed) for shot in q.shots}
-    assert shots == {"10001", "11000", "13000", "13001"}
-
-
-@pytest.mark.parametrize("write", LAYOUTS)
-def test_shots_come_from_all_over_their_split(write: Callable[[Path, dict[str, Rows]], Path], tmp_path: Path) -> None:
-    folder = write(
-        tmp_path / "set", {"train": [asked(i) for i in range(60)], "val": [asked(i) for i in range(90, 130)]}
-    )
-    shots = [int(shot[:-3]) for q in questions(Vqa2Task, folder, 4) for shot in q.shots]
-    assert len(set(shots)) > 20
-    assert min(shots) < 15
-    assert max(shots) >= 45
-
-
-def test_the_split_of_the_shots_is_not_held(tmp_path: Path) -> None:
-    """Memory grows with what is shown, not with the split: 2,000 images in shards, of which 512 rows are kept."""
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for number in range(20):
-        with webdataset.TarWriter(str(folder / f"train-{number:06}.tar")) as tar:
-            for i in range(number * 100, number * 100 + 100):
-                sample = {"png": png(i) + bytes(50_000), "json": json.dumps(asked(i)).encode()}
-                tar.write({"__key__": f"{i:09}", **sample})
-    jsonl(folder / "other", {"val": SPLITS["val"]})
-    with webdataset.TarWriter(str(folder / "val-000000.tar")) as tar:
-        tar.write({"__key__": "000000000", "png": png(0), "json": json.dumps(asked(0)).encode()})
-    tracemalloc.start()
-    found = questions(Vqa2Task, folder, 4)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(found) == 2
-    assert peak < 45e6 < 2000 * 50_000
 
 
 # What questions share
@@ -340,7 +179,9 @@ def test_rows_with_a_caption_each_are_one_question(tmp_path: Path) -> None:
 
 
 PIXELS = 64
+
 ENCODER = {"use": "clip", "layers": [1, 1, 1, 1], "width": 8, "image_size": PIXELS}
+
 RECIPE: dict[str, Any] = {
     "name": "asked",
     "lm": {"use": "gptj", "weights": "bundled:tiny"},
@@ -391,10 +232,10 @@ def test_a_missing_set_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.chdir(tmp_path)
     (problem,) = GqaTask.problems(GqaTask.Config())
     assert problem == (
-        "path: given 'gqa', which is neither beside the recipe nor in $MAGMA_DATA nor in the working folder. `magma "
-        "data convert gqa FOLDER --out gqa` makes it of the official files, from "
+        "path: given 'gqa', which is neither beside the recipe nor in $MAGMA_DATA nor in the working directory. "
+        "`magma data convert gqa FOLDER --out gqa` converts it from the official files of "
         "https://cs.stanford.edu/people/dorarad/gqa/download.html; set `path` to it, or MAGMA_DATA to the folder that "
-        "holds it"
+        "contains it"
     )
     with pytest.raises(InputError, match="path: given 'vizwiz', which is neither"):
         next(VizWizTask(VizWizTask.Config(), 0).questions("test", 0, 0))
@@ -412,11 +253,13 @@ def test_rows_that_cannot_be_asked_about_are_named(tmp_path: Path) -> None:
     row = asked(1, 1)
     row["questions"][0]["answers"] = []
     folder = jsonl(tmp_path / "set", {"val": [row]})
-    with pytest.raises(InputError, match=r"val.jsonl line 1 questions 0: answers: given \[\]; .* kept from the public"):
+    with pytest.raises(
+        InputError, match=r"val.jsonl line 1 questions 0: answers: given \[\]; .* without published answers"
+    ):
         questions(Vqa2Task, folder)
     jsonl(folder, {"val": [asked(1), asked(1)]})
-    with pytest.raises(InputError, match="two questions have the id '1000'; allowed: one of its own for each"):
+    with pytest.raises(InputError, match="two questions have the id '1000'; allowed: a different id for each question"):
         questions(Vqa2Task, folder)
     (folder / "val.jsonl").write_text("{broken")
-    with pytest.raises(InputError, match="val.jsonl line 1: no JSON"):
+    with pytest.raises(InputError, match="val.jsonl line 1: not JSON"):
         questions(Vqa2Task, folder)

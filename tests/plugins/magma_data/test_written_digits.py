@@ -7,14 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from magma_data.digits.written import LARGER, NAME, NEXT, PARITY, WORDS, Digits, DigitsTask, first_answer_word, images
+from magma_data.digits.written import (
+    LARGER,
+    NAME,
+    NEXT,
+    PARITY,
+    WORDS,
+    Digits,
+    DigitsTask,
+    first_answer_word,
+    load_images,
+)
 from PIL import Image
 
 from magma import InputError, Media, Prediction, Question, Text
 
 
 def test_a_fifth_is_held_out_of_every_digit() -> None:
-    train, test = images("train"), images("test")
+    train, test = load_images("train"), load_images("test")
     assert len(train[1]) + len(test[1]) == 1797
     assert len(test[1]) == sum(count // 5 for count in np.bincount(np.concatenate([train[1], test[1]])))
     assert np.bincount(test[1]).min() >= 34
@@ -36,7 +46,7 @@ def test_passes_are_shuffled_and_repeatable() -> None:
     assert texts({"epoch": 1, "position": 0}) != texts()
     whole = list(source().iterate())
     assert whole[-1][1] == {"epoch": 1, "position": 0}
-    assert len({example.name for example, _ in whole}) == len(whole) == len(images("train")[1])
+    assert len({example.name for example, _ in whole}) == len(whole) == len(load_images("train")[1])
 
 
 def test_any_state_goes_on_behind_it() -> None:
@@ -49,7 +59,7 @@ def test_any_state_goes_on_behind_it() -> None:
 def test_captions_name_the_digit_and_questions_have_their_share() -> None:
     fields = {"captions": ("See {a}.", "It is {}."), "question_pairs": (("Which?", " {}"),), "question_fraction": 0.25}
     examples = [example for example, _ in source(**fields).iterate()]
-    labels = images("train")[1]
+    labels = load_images("train")[1]
     asked = 0
     for example in examples:
         word = WORDS[labels[int(example.name.split()[-1])]]
@@ -65,7 +75,7 @@ def test_captions_name_the_digit_and_questions_have_their_share() -> None:
 
 
 def test_captions_must_name_the_digit() -> None:
-    with pytest.raises(ValueError, match="captions with one"):
+    with pytest.raises(ValueError, match="captions that contain"):
         source(captions=("A picture.",))
 
 
@@ -92,14 +102,14 @@ def test_questions_and_their_second_step() -> None:
 
 def test_only_real_splits_are_asked() -> None:
     (first, *_) = task(groups=("caption",)).questions("train", 0, 0)
-    assert first.extra["label"] == images("train")[1][0]
+    assert first.extra["label"] == load_images("train")[1][0]
     with pytest.raises(InputError, match="^split: given 'val'; allowed: train, test$"):
         next(task().questions("val", 0, 0))
 
 
 def test_shots_are_training_images_of_which_the_same_was_asked() -> None:
     groups = ("caption", "name", "parity_one_step", "next_one_step", "larger")
-    pixels, labels = images("train")
+    pixels, labels = load_images("train")
     for group, question in zip(groups, task(limit=1, groups=groups).questions("test", 2, 0), strict=True):
         assert question.group == group
         kinds = [type(segment).__name__ for segment in question.segments]

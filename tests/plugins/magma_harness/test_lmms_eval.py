@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
-import json
-import math
-import os
 import re
 import subprocess
 import sys
@@ -22,57 +19,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image
+from lmms_folders import IMAGE, SOUND, picture, write
 
 import magma
 from magma import InputError, Magma, PluginError
 
 ROOT = Path(__file__).parents[3]
-IMAGE = {
-    "encoder": {"use": "clip", "layers": [1, 1, 1, 1], "width": 16, "image_size": 64},
-    "prefix": {"use": "linear", "layernorm": True},
-}
-SOUND = {
-    "encoder": {"use": "spectrogram", "rate": 8000, "seconds": 2.0, "bands": 16, "width": 16, "heads": 2},
-    "prefix": {"use": "linear", "layernorm": True},
-}
-
-
-def picture(seed: int) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(0, 256, (64, 80, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
 
 
 def wave(pitch: float) -> np.ndarray:
     return (0.5 * np.sin(2 * np.pi * pitch * np.arange(4000) / 8000)).astype(np.float32)
-
-
-def write(folder: Path, **inputs: Any) -> Path:
-    """A model with adapters so strong that every prompt has its own answer."""
-    model = magma.assemble(
-        {
-            "name": "seeing",
-            "seed": 1,
-            "lm": {"use": "gptj", "weights": "bundled:tiny"},
-            "inputs": inputs,
-            "adapters": {"mlp": {"use": "sequential", "downsample": 8}},
-        }
-    )
-    with torch.no_grad():
-        for adapter in model.lm.all_adapters():
-            for parameter in adapter.parameters():
-                parameter.mul_(200)
-    return magma.save(model, folder)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("folders") / "both", image=IMAGE, sound=SOUND)
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Magma:
-    return magma.load(folder)
 
 
 # A fake of lmms-eval
@@ -129,6 +85,7 @@ DOCUMENTS: list[dict[str, Any]] = [
     {"visual": None, "text": "Only text", "target": " a dog on the street"},
     {"visual": [picture(0), (wave(880), 8000)], "text": "", "target": " x"},
 ]
+
 PROMPTS: list[list[Any]] = [
     [picture(0), "A picture of"],
     [picture(1), picture(2), "What do the two images show?"],
@@ -136,6 +93,7 @@ PROMPTS: list[list[Any]] = [
     ["Only text"],
     [picture(0), (wave(880), 8000)],
 ]
+
 GREEDY = {"until": ["\n\n"], "max_new_tokens": 8, "do_sample": False, "temperature": 0.0}
 
 
@@ -199,7 +157,7 @@ def test_sampling_is_that_of_transformers_options(harness: Any, folder: Path, mo
     lmms = loaded(harness, folder, max_new_tokens=77)
 
     def read(**options: Any) -> tuple[float, float, int]:
-        found = lmms._decoding(options)
+        found = lmms._make_decoding(options)
         return found.temperature, found.top_p, found.top_k
 
     greedy = (0.0, 1.0, 0)
@@ -208,8 +166,8 @@ def test_sampling_is_that_of_transformers_options(harness: Any, folder: Path, mo
     assert read(do_sample=True) == (1.0, 1.0, 0)
     assert read(temperature=0.7, top_p=0.9, top_k=5) == (0.7, 0.9, 5)
     assert read(do_sample=True, temperature=None, top_p=0.5) == (1.0, 0.5, 0)
-    assert lmms._decoding({}).max_tokens == 77
-    assert lmms._decoding({"until": ["", "a"]}).stop == ("a",)
+    assert lmms._make_decoding({}).max_tokens == 77
+    assert lmms._make_decoding({"until": ["", "a"]}).stop == ("a",)
     torch.manual_seed(3)
     expected = model.generate(PROMPTS[:2], max_tokens=8, temperature=1.5, top_p=0.9)
     torch.manual_seed(3)
@@ -300,7 +258,7 @@ def test_what_a_folder_cannot_take_is_said_with_its_document(harness: Any, folde
         InputError, match=r"task document 3: the prompt with ' word word.* behind it needs \d+ positions"
     ):
         both.loglikelihood([asking(" word" * 5000, 3)])
-    with pytest.raises(InputError, match=r"task document 0: it asks in several rounds"):
+    with pytest.raises(InputError, match=r"task document 0: it needs several rounds"):
         both.generate_until_multi_round([FakeInstance(("a", GREEDY, visual, visual, 0, "task", "test"))])
 
 
@@ -341,7 +299,7 @@ def test_without_lmms_eval_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
     for name in [name for name in sys.modules if name.startswith("lmms_eval.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "magma_harness.lmms", raising=False)
-    said = r"lmms-eval 0.7 or newer is needed .*pip install 'magma-multimodal\[harness\]'"
+    said = r"needs lmms-eval 0.7 or newer.*pip install 'magma-multimodal\[harness\]'"
     with pytest.raises(PluginError, match=said):
         magma_harness.manifest()
     with pytest.raises(PluginError, match=said):
@@ -352,110 +310,3 @@ def test_the_package_is_light() -> None:
     code = "import sys, magma_harness; print({'torch', 'numpy', 'lmms_eval'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "set()"
-
-
-# The real one
-
-TASKS = """\
-from pathlib import Path
-
-from PIL import Image
-
-HERE = Path(__file__).parent
-
-
-def visual(document):
-    return [Image.open(HERE / document["image"]).convert("RGB")] if document["image"] else []
-
-
-def target(document):
-    return document["answer"]
-
-
-def right(document, results):
-    return {"acc": float(results[0] == document["answer"].strip())}
-
-
-def likely(document, results):  # lmms-eval's own cannot unpack what it gets
-    ((total, greedy),) = results
-    return {"perplexity": total, "acc": float(greedy)}
-"""
-COMMON = """\
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-doc_to_visual: !function tiny.visual
-doc_to_text: question
-metadata: {{version: 1.0}}
-"""
-WRITES = """\
-task: magma_tiny_writes
-output_type: generate_until
-doc_to_target: answer
-process_results: !function tiny.right
-generation_kwargs: {max_new_tokens: 6, temperature: 0, do_sample: false, until: ["\\n\\n"]}
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-CHOOSES = """\
-task: magma_tiny_chooses
-output_type: multiple_choice
-doc_to_choice: choices
-doc_to_target: gold
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-SAYS = """\
-task: magma_tiny_says
-output_type: loglikelihood
-doc_to_target: !function tiny.target
-process_results: !function tiny.likely
-metric_list:
-  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("lmms_eval") is None, reason="lmms-eval is not installed")
-def test_lmms_eval_scores_a_folder(folder: Path, model: Magma, tmp_path: Path) -> None:
-    """Its own program, its registry and its evaluator, on tasks whose scores are known: one answer in four is wrong."""
-    tasks = tmp_path / "tasks"
-    tasks.mkdir()
-    rows, scored = [], []
-    for i in range(4):
-        prompt: list[Any] = [picture(i), "Q: what is it? A:"] if i else ["Q: what is it? A:"]
-        if i:
-            picture(i).save(tasks / f"{i}.png")
-        answer = model.generate(prompt, max_tokens=6, stop="\n\n")
-        choices = ["dog", "seven of them", "two"]
-        scores = [total for total, _ in model.log_likelihood([prompt] * 3, [f" {choice}" for choice in choices])]
-        best = scores.index(max(scores))
-        rows.append(
-            {
-                "image": f"{i}.png" if i else None,
-                "question": "what is it?",
-                "answer": answer if i != 2 else "nothing that it said",
-                "choices": choices,
-                "gold": best if i != 3 else (best + 1) % 3,
-            }
-        )
-        scored += model.log_likelihood([prompt], [str(rows[-1]["answer"])])
-    (tasks / "tiny.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tasks / "tiny.py").write_text(TASKS)
-    for name, text in {"writes": WRITES, "chooses": CHOOSES, "says": SAYS}.items():
-        (tasks / f"{name}.yaml").write_text(text + COMMON.format(data=tasks / "tiny.jsonl"))
-    model_args = f"pretrained={folder},template='{{media}}Q: {{text}} A:'"
-    command = ["-m", "lmms_eval", "--model", "magma", "--model_args", model_args, "--include_path", str(tasks)]
-    command += ["--tasks", "magma_tiny_writes,magma_tiny_chooses,magma_tiny_says", "--batch_size", "2"]
-    command += ["--device", "cpu", "--output_path", str(tmp_path / "out"), "--log_samples"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        [sys.executable, *command], env={**os.environ, **offline}, capture_output=True, text=True, check=False
-    )
-    print(done.stdout)
-    files = list((tmp_path / "out").rglob("*results.json"))
-    assert len(files) == 1, done.stderr  # it exits with 0 whatever happens
-    results = json.loads(files[0].read_text())["results"]
-    assert results["magma_tiny_writes"]["acc,none"] == 0.75
-    assert results["magma_tiny_chooses"]["acc,none"] == 0.75
-    mean = sum(total for total, _ in scored) / 4
-    assert results["magma_tiny_says"]["perplexity,none"] == pytest.approx(math.exp(-mean), rel=1e-3)
-    assert results["magma_tiny_says"]["acc,none"] == sum(greedy for _, greedy in scored) / 4

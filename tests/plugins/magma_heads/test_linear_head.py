@@ -70,6 +70,6 @@ def test_labels_that_do_not_fit(model: Magma) -> None:
 
 
 def test_classes_are_several_and_differ() -> None:
-    with pytest.raises(magma.RecipeError, match=r"head.classes: given .*; allowed: classes that all differ"):
+    with pytest.raises(magma.RecipeError, match=r"head.classes: given .*; allowed: classes without duplicates"):
         magma.Recipe.load({**RECIPE, "head": {"use": "linear", "classes": ["a", "a"]}})
     assert magma.Recipe.load({**RECIPE, "head": False}).head is None

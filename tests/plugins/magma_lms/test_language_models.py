@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES, OURS, architecture, build, library
-from magma_lms import preallocated, weights
+from lm_logits import TOKENS, layout, run
+from magma_lms import preallocated
 from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
 from magma_lms.rotary import rope_table
@@ -49,26 +48,6 @@ class Beside(Sum):
         h = sublayer(x)
         self.seen.append((*x.shape, *h.shape))
         return h + self.linear(h) + self.linear(x).relu()
-
-
-def layout(lengths: list[int], width: int, scored: Tensor | None = None, start: Tensor | None = None) -> BatchLayout:
-    rows = len(lengths)
-    positions = torch.arange(width).repeat(rows, 1) + (0 if start is None else start[:, None])
-    return BatchLayout(positions, torch.tensor(lengths), torch.arange(rows * width) if scored is None else scored)
-
-
-def run(lm: TransformersLM, tokens: Tensor, lengths: list[int] | None = None) -> Tensor:
-    rows, width = tokens.shape
-    found: Tensor = lm.lm_head(lm(lm.embed(tokens), layout(lengths or [width] * rows, width)))
-    return found.view(rows, width, -1)
-
-
-@pytest.fixture(params=FAMILIES)
-def lm(request: pytest.FixtureRequest) -> TransformersLM:
-    return build(request.param)
-
-
-TOKENS = torch.randint(2, 96, (3, 12), generator=torch.Generator().manual_seed(1))
 
 
 def test_logits_match_transformers(lm: TransformersLM) -> None:
@@ -185,87 +164,6 @@ def test_gptj_6b_on_meta_has_the_papers_parameters() -> None:
     assert (lm.dim, lm.context, lm.vocab, lm.eos) == (4096, 2048, 50400, 50256)
 
 
-def test_config_json_beside_the_weights_overrides_sizes(tmp_path: Path) -> None:
-    lm = build("gptj")
-    assert isinstance(lm, Causal)
-    lm.model.save_pretrained(tmp_path)
-    assert GPTJ(GPTJ.Config(weights=str(tmp_path))).dim == 32
-
-
-def test_other_families_are_refused_with_a_list(tmp_path: Path) -> None:
-    from transformers import BertConfig
-
-    BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2).save_pretrained(tmp_path)
-    with pytest.raises(PartError, match=r'of type "bert".*Allowed: gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt'):
-        Causal(Causal.Config(weights=str(tmp_path)))
-    with pytest.raises(PartError, match=r'holds a "bert"; use = "causal"'):
-        GPTJ(GPTJ.Config(weights=str(tmp_path)))
-    with pytest.raises(ValueError, match="model_type one of gpt2"):
-        Causal.Config(architecture={"model_type": "bert"})
-    with pytest.raises(ValueError, match="either `weights`"):
-        Causal.Config()
-
-
-def test_missing_weights_are_explained(tmp_path: Path) -> None:
-    gone = str(tmp_path / "gone")
-    assert GPTJ.problems(GPTJ.Config(weights=gone)) == [f"weights: given {gone!r}, which is not a folder"]
-    assert GPTJ.problems(GPTJ.Config(tokenizer=gone)) == [f"tokenizer: given {gone!r}, which is not a folder"]
-    assert Causal.problems(Causal.Config(weights=str(tmp_path))) == [
-        f"weights: {tmp_path} has no config.json",
-        f"weights: {tmp_path} has no *.safetensors or pytorch_model*.bin",
-    ]
-    assert Causal.problems(Causal.Config(weights="bundled:tiny")) == []
-    with pytest.raises(PartError, match=r"lm.weights: given .*gone.*Allowed: a hub name, a folder"):
-        Causal(Causal.Config(weights=gone))
-    assert "bundled are tiny" in GPTJ.problems(GPTJ.Config(weights="bundled:huge"))[0]
-
-
-def test_without_a_tokenizer_only_text_is_refused() -> None:
-    lm = build("gpt2")
-    run(lm, TOKENS)
-    with pytest.raises(PartError, match=r"give lm\.tokenizer"):
-        lm.encode("text")
-
-
-def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
-    lm = build("llama")
-    assert isinstance(lm, Causal)
-    lm.model.save_pretrained(tmp_path)
-    with pytest.raises(PartError, match=rf"{tmp_path} has no tokenizer .*only token ids.*give lm\.tokenizer"):
-        Causal.build(weights=str(tmp_path)).encode("text")
-
-
-def test_the_bundled_models_tokenizer_gives_text_back_as_it_was() -> None:
-    lm = Causal(Causal.Config(architecture=architecture("gpt2"), tokenizer="bundled:tiny"))
-    text = " two  spaces , a comma<|endoftext|>"
-    assert lm.decode(lm.encode(text)) == text
-    assert lm.encode("") == []
-
-
-FIRST = """
-import torch
-from magma_lms.causal import Causal
-with torch.device("meta"):
-    Causal(Causal.Config(architecture={"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 1}))
-from torchaudio.compliance import kaldi
-print(kaldi.EPSILON.item())
-"""
-
-
-def test_what_the_library_imports_on_the_way_keeps_its_values() -> None:
-    """Its model's modules are imported when the model is built, on meta too; torchaudio's are, and have constants."""
-    done = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=False)
-    assert done.stdout, done.stderr
-    assert float(done.stdout) == torch.finfo(torch.float32).eps
-
-
-def test_sizes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="a width"):
-        GPTJ.Config(dim=30, heads=4)
-    with pytest.raises(ValueError, match="an even rotary_dim of at most 8"):
-        GPTJ.Config(dim=32, heads=4, rotary_dim=10)
-
-
 @pytest.mark.parametrize(("family", "window"), [("gpt_neo", "window_size"), ("mistral", "sliding_window")])
 def test_the_context_ends_with_the_window_where_attention_slides(family: str, window: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -318,97 +216,6 @@ def test_padding_is_finite_in_half_precision(lm: TransformersLM, dtype: torch.dt
     assert found.dtype == dtype
     assert found.isfinite().all()
     assert torch.allclose(found[0].float(), whole[0], atol=0.15)
-
-
-def test_tensors_that_are_missing_or_left_over_are_no_model(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    lm = build("llama")
-    assert isinstance(lm, Causal)
-    lm.model.save_pretrained(tmp_path)
-    file = tmp_path / "model.safetensors"
-    whole = load_file(file)
-    name = "model.layers.1.mlp.up_proj.weight"
-    save_file({key: value for key, value in whole.items() if key != name}, file, {"format": "pt"})
-    with pytest.raises(PartError, match=rf"1 are missing or left over, the first is {name}"):
-        Causal.build(weights=str(tmp_path))
-    save_file({**whole, name.replace("1", "2"): whole[name].clone()}, file, {"format": "pt"})
-    with pytest.raises(PartError, match=r"the first is model\.layers\.2\.mlp"):
-        Causal.build(weights=str(tmp_path))
-
-
-def test_a_config_that_cannot_be_read_is_no_reason_to_guess(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{ no")
-    for part in (GPTJ, Causal):
-        with pytest.raises(PartError, match=r"lm\.weights: given .*not a valid JSON.*[^.]\. Allowed: a hub name"):
-            part(part.Config(weights=str(tmp_path)))
-
-
-def test_sizes_stand_in_for_a_config_that_is_not_there(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"layers": 2, "dim": 32, "heads": 4, "rotary_dim": 4, "context": 64, "vocab": 96, "eos": 1}
-    lm = GPTJ.build(**sizes)
-    lm.model.save_pretrained(tmp_path)
-    (tmp_path / "config.json").unlink()
-    assert GPTJ.problems(GPTJ.Config(weights=str(tmp_path), **sizes)) == []
-    again = GPTJ.build(weights=str(tmp_path), **sizes)
-    lm.freeze(), again.freeze()
-    assert torch.equal(run(again, TOKENS), run(lm, TOKENS))
-
-
-def test_torchs_own_format_is_read_where_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("magma_lms.weights.hub_has", lambda _, pattern: pattern in listed)
-    for listed, expected in ((["*.safetensors", "pytorch_model*.bin"], True), (["pytorch_model*.bin"], False)):
-        assert weights.has_safetensors("some/name") is expected
-        for pattern in listed:
-            (tmp_path / pattern.replace("*", "model")).touch()
-        assert weights.has_safetensors(str(tmp_path)) is expected
-        for file in tmp_path.iterdir():
-            file.unlink()
-    listed = []
-    assert weights.has_safetensors("some/name")  # whoever reads the weights says what is wrong
-    assert weights.has_safetensors(str(tmp_path))
-
-
-def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def unreachable(name: str, **_: Any) -> None:
-        asked.append(name)
-        raise RuntimeError("no network")
-
-    monkeypatch.setattr("huggingface_hub.model_info", unreachable)
-    assert GPTJ(GPTJ.Config(weights="no/such")).dim == 4096  # from its sizes
-    assert asked == []
-    message = (
-        r"lm\.weights: given 'no/such', which cannot be read: no/such is not in .* hub reports: no network.*"
-        r" allowed too\. Allowed: "
-    )
-    with pytest.raises(PartError, match=message):
-        Causal(Causal.Config(weights="no/such"))
-    assert asked == ["no/such"]
-    with pytest.raises(PartError, match=message):
-        GPTJ.build(layers=1, dim=32, heads=4, rotary_dim=4, weights="no/such")
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"n_layers": 2}, r'lm\.architecture: gpt2 has no "n_layers"\. Did you mean "n_layer"'),
-        ({"n_layer": "two"}, r"lm\.architecture: no gpt2 can be built like this: .*n_layer"),
-        ({"num_attention_heads": 5}, r"lm: no gpt2 can be built like this: .*divisible"),
-        ({"eos_token_id": 96}, r"its eos_token_id is 96; allowed: a token of its vocabulary, 0 to 95"),
-        ({"eos_token_id": None}, r"its eos_token_id is None"),
-    ],
-)
-def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(PartError, match=f"(?s){message}"):
-        Causal(Causal.Config(architecture={**architecture("gpt2"), **fields}))
-
-
-def test_blocks_of_another_width_than_the_embeddings_are_refused() -> None:
-    with pytest.raises(PartError, match="word embeddings are 16 wide and its blocks 32"):
-        Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))
 
 
 WHOLE = {"gpt_neo": {"window_size": 64}, "mistral": {"sliding_window": 64}}

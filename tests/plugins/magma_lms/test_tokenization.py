@@ -155,7 +155,7 @@ def test_bos_stands_before_media_once_and_is_no_target() -> None:
 def test_bos_that_cannot_be() -> None:
     tokenizer = prepend()
     tokenizer.bos_token = None
-    with pytest.raises(PartError, match='lm.bos: given true, and the tokenizer has no BOS token; allowed: "auto"'):
+    with pytest.raises(PartError, match='lm.bos: given true, but the tokenizer has no BOS token; allowed: "auto"'):
         _ = language_model(tokenizer, bos=True).beginning
     without = Causal.build(**Causal.check_inputs(Path()).config | {"tokenizer": False})
     assert without.beginning == ()

@@ -146,7 +146,7 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     for raw, message in [
         (tmp_path / "broken.png", "broken.png cannot be read as an image"),
         (tmp_path / "gone.png", "gone.png cannot be read as an image"),
-        (b"\x89PNG\r\n\x1a\n and no more", "a file of 20 bytes cannot be read as an image: its format is not known"),
+        (b"\x89PNG\r\n\x1a\n and no more", "a file of 20 bytes cannot be read as an image: its format is unknown"),
         (np.zeros((0, 4), np.uint8), r"given a ndarray \[0, 4\] of uint8; allowed: an image file"),
         (np.zeros((4, 4, 2), np.uint8), r"\[4, 4, 2\]"),
         (np.zeros((4, 4)), "float64"),
@@ -191,7 +191,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     del state["bn1.bias"]
     torch.save(state, tmp_path / "bad.pt")
     with pytest.raises(
-        PartError, match=r"3 tensors do not fit(.|\n)*bn1.bias is missing(.|\n)*stray(.|\n)*conv1.weight is"
+        PartError, match=r"3 tensors do not fit(.|\n)*bn1.bias is missing(.|\n)*stray(.|\n)*conv1.weight has"
     ):
         Clip.build(**SMALL, weights=str(tmp_path / "bad.pt"))
 
@@ -323,7 +323,7 @@ def test_the_rows_of_the_grid_are_in_order(tmp_path: Path) -> None:
 
 
 def test_an_image_size_that_a_network_of_timm_cannot_take_is_explained() -> None:
-    with pytest.raises(PartError, match="image_size: given 100, for which this network gives no feature grid: "):
+    with pytest.raises(PartError, match="image_size: given 100, for which this network has no feature grid: "):
         on_meta(Timm, model="test_vit", image_size=100)
 
 
@@ -353,7 +353,7 @@ def test_smaller_images_only_where_the_size_is_not_known() -> None:
     for wrong in (torch.zeros(3, 96, 96), torch.zeros(3, 0, 32)):
         with pytest.raises(InputError, match="given a float tensor"):
             free.prepare(wrong)
-    with pytest.raises(InputError, match="prepared images of several sizes in one batch"):
+    with pytest.raises(InputError, match="prepared images of several sizes in a batch"):
         free.stack([small, torch.zeros(3, 64, 64)])
 
 

@@ -220,7 +220,7 @@ def test_half_transparency_is_mixed() -> None:
     [
         ({"background": "blanc"}, 'a colour such as "white"'),
         ({"background": "#ffffff80"}, "without alpha"),
-        ({"background": "black", "preparation": "published"}, '`background` with preparation = "displayed"'),
+        ({"background": "black", "preparation": "published"}, '`background` only with preparation = "displayed"'),
         ({"preparation": "authors"}, "displayed"),
     ],
 )

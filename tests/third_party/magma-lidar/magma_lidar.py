@@ -16,6 +16,7 @@ class Lidar(magma.Encoder):
 
     class Config(magma.PartConfig):
         width: int = 32
+        """Width of the features."""
 
     def __init__(self, config):
         super().__init__(config)
