@@ -23,7 +23,7 @@ def recompute(model: Magma, which: Which) -> list[nn.Module]:
     """
     modules: list[nn.Module] = []
     if which in ("encoder", "all"):
-        modules += [way.encoder for way in model.ways().values()]
+        modules += [input_module.encoder for input_module in model.input_modules().values()]
     if which in ("lm", "all"):
         modules += blocks(model, "train.activation_checkpointing")
     for module in modules:

@@ -87,7 +87,7 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """Where everything stands in a right-padded batch of embeddings [b, t, d]."""
 
     positions: Tensor
@@ -153,7 +153,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Trial:
+class CheckInputs:
     """What a part is tried with by `magma plugin check` and `magma.testing`."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -164,5 +164,5 @@ class Trial:
     """Raw inputs that an encoder refuses."""
 
 
-State = dict[str, Any]
+SourceState = dict[str, Any]
 """Where a data source stands: JSON, made by the source and handed back to it."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, TooLong
 from ..interfaces import Encoder, FrozenLM, Prefix
-from ..values import Example, Layout, Media, Segment, Text, Tokens
+from ..values import BatchLayout, Example, Media, Segment, Text, Tokens
 from . import tokenization
 from .sequence import Batch, Encoded, Slots
 
@@ -116,9 +116,9 @@ class Collator:
 
     def _add_tokens(self, result: Encoded, segment: Tokens) -> None:
         ids = segment.ids.tolist()
-        if ids and not 0 <= min(ids) <= max(ids) < self.lm.readable:
+        if ids and not 0 <= min(ids) <= max(ids) < self.lm.num_embeddings:
             raise InputError(
-                f"{result.name}: token ids must be 0 to {self.lm.readable - 1}, got {min(ids)} to {max(ids)}"
+                f"{result.name}: token ids must be 0 to {self.lm.num_embeddings - 1}, got {min(ids)} to {max(ids)}"
             )
         result.tokens += ids
         result.targets += [segment.target] * len(ids)
@@ -143,7 +143,7 @@ class Collator:
 
     def _check_readable(self, name: str, ids: Sequence[int]) -> None:
         """A tokenizer may have tokens that were added to it and not to the language model."""
-        readable = self.lm.readable
+        readable = self.lm.num_embeddings
         if beyond := [token for token in ids if not 0 <= token < readable]:
             raise InputError(
                 f"{name}: the tokenizer gives token {beyond[0]} ({self.lm.decode(beyond[:1])!r}), and the language "
@@ -160,7 +160,7 @@ class Collator:
         except InputError as error:
             where = f"{segment.where}: " if segment.where else ""
             raise InputError(f"{result.name}: {segment.name}: {where}{error}") from error
-        size = prefix.size(encoder.size(prepared))
+        size = prefix.num_embeddings(encoder.num_features(prepared))
         result.media.append((segment.name, prepared, len(result), size))
         result.tokens += [0] * size
         result.targets += [False] * size
@@ -233,7 +233,7 @@ class Collator:
             scored, labels = wanted - 1, tokens.flatten()[wanted]
         first = int((scored % width).min()) if len(scored) else width - 1
         packed = any(len(row) > 1 for row in rows)
-        layout = Layout(positions, lengths, scored, first, segments if packed else None)
+        layout = BatchLayout(positions, lengths, scored, first, segments if packed else None)
         media, slots = self._gather(placed)
         return Batch(tokens, layout, labels, media, slots, [sequence.name for _, sequence in placed])
 

@@ -42,7 +42,7 @@ def evaluate(
     asked with `fewer_shots`, which its prediction counts; otherwise, or where it does not fit alone, raises `TooLong`.
     """
     ask = Asker(model, task, batch_size, fewer_shots)
-    questions = list(task.examples(split, shots, seed))
+    questions = list(task.questions(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
     for baseline in baselines:
@@ -115,7 +115,7 @@ class Asker:
                 final = {}
                 for i, output, problem in batch:
                     question = waiting[i]
-                    text = "" if problem else self.task.extract(question, output)
+                    text = "" if problem else self.task.postprocess(question, output)
                     prediction = Prediction(question, text, baseline, output, problem, dropped.get(i, 0))
                     behind = None if problem else self.task.follow_up(prediction)
                     if behind is None:

@@ -19,7 +19,7 @@ from ..errors import InputError, TooLong
 from ..generation.decoding import Answer, Decoding, decode
 from ..model import Magma
 from ..system.memory import Pieces
-from ..values import Cache, Example, Layout, Media, Segment, Text, Tokens
+from ..values import BatchLayout, Cache, Example, Media, Segment, Text, Tokens
 
 
 def identity(segment: Segment) -> Hashable:
@@ -124,7 +124,7 @@ class Reader:
             twins.setdefault(part.whole, []).append(part.number)
         order = _beginnings_together([parts[numbers[0]] for numbers in twins.values()])
         common = _shared([part.head for part in order])
-        with self.model.evaluating():
+        with self.model.eval_mode():
             for batch in _batches(order, self.batch_size):
                 try:
                     found = self._answers(batch, common)
@@ -199,13 +199,13 @@ class Reader:
         assert self._cache is not None
         return self._cache.expand(rows), self._length
 
-    def _read(self, cache: Cache, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, Layout, Tensor]:
+    def _read(self, cache: Cache, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout, Tensor]:
         """Put rows into a cache, behind what it holds of each; what `_embed` gives."""
         found = self._embed(start, rows)
         self.model.lm(*found[:2], cache)
         return found
 
-    def _embed(self, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, Layout, Tensor]:
+    def _embed(self, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout, Tensor]:
         """Embeddings [b, t, d] of rows that begin at positions `start` [b], and the position behind each one's end [b].
 
         The last position of each row is scored.

@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import InputError, first_of
 from ..interfaces import Task
 from ..io import atomic_write
-from ..manifest import digest, read_manifest
+from ..manifest import combined_sha256, read_manifest
 from ..model import Magma
 from ..recipe.notation import parse_json
 from ..recipe.schema import MAX_UNREADABLE
@@ -77,7 +77,7 @@ class Evaluation:
                 measures[str(count)] = self.task.measures(predictions)
             if not count and not baseline:
                 self.task.artifacts(self.artifacts or self.folder, predictions)
-            told = {**self.about, "primary": self.task.primary, "questions": len(rows), "scores": known}
+            told = {**self.about, "primary": self.task.primary_metric, "questions": len(rows), "scores": known}
             told["measures"] = measures
             if short := sum("dropped_shots" in row for row in rows):
                 fewer.setdefault(str(count), {})[baseline or "model"] = short
@@ -121,7 +121,7 @@ class Evaluation:
         _rewrite(partial, rows.values())  # without a last line that was cut off
         done = len(rows)
         with partial.open("a", encoding="utf-8") as file:
-            questions = enumerate(self.task.examples(self.split, shots, self.seed))
+            questions = enumerate(self.task.questions(self.split, shots, self.seed))
             while window := list(itertools.islice(questions, WINDOW)):
                 first = window[0][0]
                 wanted = {i - first for i, _ in window} - {number - first for number in rows}
@@ -157,7 +157,7 @@ class Evaluation:
 
     def _row(self, number: int, prediction: Prediction) -> dict[str, Any]:
         question = prediction.question
-        judged = self.task.judge(prediction)
+        judged = self.task.score_one(prediction)
         row = {
             "number": number,
             "id": question.id,
@@ -202,7 +202,7 @@ def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
         "task": task.name,
         "config": task.config.model_dump(mode="json"),
         "seed": seed,
-        "checkpoint": digest(read_manifest(folder).trained),
+        "checkpoint": combined_sha256(read_manifest(folder).trained),
     }
 
 
@@ -254,7 +254,7 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
         predictions.append(prediction_of(row))
     if not predictions:
         raise InputError(f"{path} has no predictions; allowed: JSONL, a line a prediction")
-    judged = [task.judge(prediction) for prediction in predictions]
+    judged = [task.score_one(prediction) for prediction in predictions]
     found: dict[str, Any] = dict(task.score(predictions))
     if measures := task.measures(predictions):
         found["measures"] = measures

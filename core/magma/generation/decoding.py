@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.tokenization import decode_after
 from ..errors import InputError, did_you_mean
 from ..interfaces import FrozenLM
-from ..values import Cache, Layout
+from ..values import BatchLayout, Cache
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = No
 
 @torch.no_grad()
 def decode(
-    lm: FrozenLM, embeddings: Tensor, layout: Layout, how: Decoding, cache: Cache | None = None
+    lm: FrozenLM, embeddings: Tensor, layout: BatchLayout, how: Decoding, cache: Cache | None = None
 ) -> Iterator[list[Answer]]:
     """Every row's answer so far, after each token, until all rows have ended.
 
     `embeddings` [b, t, d] are right-padded prompts, or what follows behind a `cache`, which is filled on; `layout`
     scores the last real position of each row. A row ends at one of `lm.ends`, at a stop string (which is not part of
-    its text), at `max_tokens` or where the context is full. Tokens that the model can score but not read (lm.readable
-    and above) are never chosen.
+    its text), at `max_tokens` or where the context is full. Tokens that the model can score but not
+    read (`lm.num_embeddings` and above) are never chosen.
     """
     rows = embeddings.shape[0]
     generator = None
@@ -88,7 +88,7 @@ def decode(
     lengths = layout.positions.gather(1, layout.lengths[:, None] - 1).squeeze(1) + 1  # with what the cache holds
     hidden = lm(embeddings, layout, cache)
     while True:
-        tokens = choose(lm.head(hidden)[:, : lm.readable], how, generator)
+        tokens = choose(lm.lm_head(hidden)[:, : lm.num_embeddings], how, generator)
         full = (lengths >= lm.context).tolist()
         keep = []
         for i, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
@@ -102,7 +102,7 @@ def decode(
             cache, tokens, lengths = cache.select(picked), tokens[picked], lengths[picked]
             alive = [alive[i] for i in keep]
         ones = torch.ones_like(lengths)
-        step = Layout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device))
+        step = BatchLayout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device))
         hidden = lm(lm.embed(tokens[:, None]), step, cache)
         lengths = lengths + 1
 

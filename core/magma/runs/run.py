@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
-from ..errors import LACKING, InputError, RecipeError, TrainingError
+from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
 from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
 from ..interfaces import Task
 from ..io import atomic_write, folder_lock
-from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
+from ..manifest import CHECKPOINTS, RECIPE, combined_sha256, read_manifest
 from ..plan import Plan, plan_stages
 from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
@@ -120,9 +120,9 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
                     if said := measures_of(place).get(str(shots)):
                         measures[name] = said
                     if len(scores) == 1:
-                        report[task.primary] = scored["model"][task.primary]
-                        report["shuffled_accuracy"] = scored["shuffled"][task.primary]
-                        report["blind_accuracy"] = scored["blind"][task.primary]
+                        report[task.primary_metric] = scored["model"][task.primary_metric]
+                        report["shuffled_accuracy"] = scored["shuffled"][task.primary_metric]
+                        report["blind_accuracy"] = scored["blind"][task.primary_metric]
             report["tasks"] = scores
             if measures:
                 report["measures"] = measures
@@ -141,7 +141,7 @@ def with_shots(name: str, shots: int) -> str:
 def check(recipe: Recipe) -> None:
     """Raise `RecipeError` with all that this machine lacks to run it."""
     if missing := recipe.problems():
-        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, LACKING)
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, MISSING_NOUN)
 
 
 def check_folder(out: Path, resume: bool) -> None:
@@ -163,7 +163,7 @@ def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "processes": ranks().size,
         "frozen_unchanged": not result.changed,
         "frozen_tensors": len(result.frozen),
-        "frozen_fingerprint": digest(result.frozen),
+        "frozen_fingerprint": combined_sha256(result.frozen),
         "skipped_examples": result.skipped,
         "unreadable_examples": result.unreadable,
         "skipped_steps": result.skipped_steps,

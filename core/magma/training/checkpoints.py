@@ -23,9 +23,9 @@ from ..manifest import (
     differing,
     dtype_of,
     find,
-    fingerprint,
     list_state,
     read_manifest,
+    tensor_sha256,
 )
 from ..model import Magma
 from ..system.world import World
@@ -55,7 +55,7 @@ class CheckpointManager:
 
     def fingerprints(self) -> dict[str, str]:
         """Of everything that no step may change."""
-        return {name: fingerprint(t) for name, t in self.engine.whole(self.model.frozen_tensors())}
+        return {name: tensor_sha256(t) for name, t in self.engine.whole(self.model.frozen_tensors())}
 
     def folder(self, step: int) -> Path:
         """The checkpoint of a step."""
@@ -128,7 +128,7 @@ class CheckpointManager:
         place = folder / STATE
         manifest = read_manifest(folder)
         check_state(folder, manifest)
-        checkpoint.keep_text(self.model.lm, folder, manifest)
+        checkpoint.restore_tokenization(self.model.lm, folder, manifest)
         self._check_frozen(folder, manifest)
         state = State.read(place / TRAINER)
         trained = self.model.trained_tensors()

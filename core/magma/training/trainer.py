@@ -24,7 +24,7 @@ from ..plan import Costs
 from ..recipe.assemble import DTYPES, learning_rates
 from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
-from ..schedule import factor
+from ..schedule import lr_multiplier
 from ..system.memory import free_unused
 from ..system.world import MemoryShort, World
 from .buffers import Buffers, average_buffers
@@ -84,7 +84,7 @@ class Trainer:
         self.state.data = self.mixture.state()
         self.shares: Iterator[Share] = iter(())
         self.evaluation, _ = sources(recipe, "evaluation")
-        model.lockstep = world.size > 1
+        model.run_all_inputs = world.size > 1
         self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
         self.checkpoints = CheckpointManager(
             out, place, self.train.keep_checkpoints, model, self.engine, world, watcher
@@ -98,7 +98,7 @@ class Trainer:
     def step(self, share: Share, began: float) -> dict[str, Any]:
         """One optimizer step; its row of the metrics. `began` is when its input was asked for."""
         waited = time.perf_counter() - began
-        rates = self.engine.rates(factor(self.train, self.state.done))
+        rates = self.engine.rates(lr_multiplier(self.train, self.state.done))
         inputs = list(self.feed.collator.inputs)
         sizes: Sequence[float] = sizes_of(share.batches, inputs)
         targets, too_long, unreadable, *sizes = self.world.sum(
@@ -216,7 +216,7 @@ class Trainer:
         average_buffers(self.model, self.world)
         while True:
             try:
-                with self.world.abandoned_together(), self.model.evaluating():
+                with self.world.abandoned_together(), self.model.eval_mode():
                     total, targets, samples, unreadable = self._evaluated()
                 break
             except MemoryShort as short:

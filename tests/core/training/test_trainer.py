@@ -23,7 +23,7 @@ from magma.data.loader import Feed
 from magma.data.mixture import Mixture
 from magma.manifest import read_manifest
 from magma.plan import Costs, micro_batches
-from magma.schedule import factor
+from magma.schedule import lr_multiplier
 from magma.training.progress import Progress, Watcher
 from magma.training.train import train
 
@@ -97,12 +97,12 @@ def test_each_part_learns_at_its_own_rate(tmp_path: Path) -> None:
 def test_schedules() -> None:
     train_table = recipe(("train.steps=11", "train.warmup_steps=0")).train
     assert train_table is not None
-    assert [factor(train_table, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.55, 0.1])
+    assert [lr_multiplier(train_table, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.55, 0.1])
     warm = train_table.model_copy(update={"warmup_steps": 4})
-    assert [factor(warm, step) for step in (0, 1, 3, 4, 10)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.1])
+    assert [lr_multiplier(warm, step) for step in (0, 1, 3, 4, 10)] == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.1])
     linear = recipe(("train.steps=11", "train.schedule={use='linear'}")).train
     assert linear is not None
-    assert [factor(linear, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
+    assert [lr_multiplier(linear, step) for step in (0, 5, 10)] == pytest.approx([1.0, 0.5, 0.0])
 
 
 def test_a_partial_last_batch_is_a_step(tmp_path: Path) -> None:
