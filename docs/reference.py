@@ -1,21 +1,17 @@
 """The tables of reference/: `python docs/reference.py` writes them, and a test compares.
 
-A key's sentence is the description of its pydantic field. Where a field has none yet, it is taken from sentences.toml,
-which may only shrink: an entry whose field has a description fails the test.
+A key's sentence is the description of its pydantic field.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any
 
-import annotated_types
 import typer
 from pages import FOLDER, escape, fill, table
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from magma.cli.app import cli
 from magma.plugins.registry import installed
@@ -23,12 +19,7 @@ from magma.recipe.keys import FRAMEWORK_TABLES, keys_of
 
 KEYS_PAGE = FOLDER / "reference/recipe-keys.md"
 CLI_PAGE = FOLDER / "reference/cli.md"
-SENTENCES: dict[str, dict[str, str]] = tomllib.loads((FOLDER / "sentences.toml").read_text(encoding="utf-8"))
-"""Table to key to sentence, for keys whose pydantic field has no description yet."""
 DISTRIBUTION = "magma-multimodal"
-SHOWN = 90
-"""A longer default is cut."""
-BOUNDS = {annotated_types.Gt: ">", annotated_types.Ge: ">=", annotated_types.Lt: "<", annotated_types.Le: "<="}
 OF_THE_MACHINE = {"workers": "number of CPUs, at most 8"}
 """Defaults of options that differ between machines."""
 KIND_TITLES = {
@@ -45,31 +36,18 @@ KIND_TITLES = {
 # Recipe keys
 
 
-def sentence(field: FieldInfo, key: str, *names: str) -> str:
-    """What a key means: its description, else the entry in the first table of sentences.toml that has one, else ""."""
-    if field.description:
-        return escape(field.description)
-    return next((escape(SENTENCES[name][key]) for name in names if key in SENTENCES.get(name, {})), "")
-
-
-def described(model: type[BaseModel], *names: str) -> dict[str, str]:
-    """Key to sentence; "" where a key has none."""
-    return {key: sentence(field, key, *names) for key, field in model.model_fields.items()}
-
-
-def key_rows(model: type[BaseModel], *names: str) -> str:
+def key_rows(model: type[BaseModel]) -> str:
     """A row a key: type, default, sentence."""
     rows = [("key", "type", "default", "meaning")]
-    meanings = described(model, *names)
     for key in keys_of(model):
         default = key.default if key.default in ("required", "none") else f"`{escape(key.default)}`"
-        rows.append((f"`{key.name}`", escape(key.type), default, meanings[key.name]))
+        rows.append((f"`{key.name}`", escape(key.type), default, escape(key.description)))
     return table(*rows)
 
 
 def framework() -> str:
     """Every table that the framework itself reads."""
-    return "\n\n".join(f"### {title}\n\n{key_rows(model, title)}" for title, model in FRAMEWORK_TABLES.items())
+    return "\n\n".join(f"### {title}\n\n{key_rows(model)}" for title, model in FRAMEWORK_TABLES.items())
 
 
 def parts() -> str:
@@ -82,34 +60,14 @@ def parts() -> str:
                 about = " ".join((entry.part.__doc__ or "").split("\n\n")[0].split())
                 texts.append(f'### `use = "{entry.name}"` ({kind})\n\n{about}')
                 config = entry.part.Config
-                texts.append(key_rows(config, f"{kind} {entry.name}", kind) if config.model_fields else "No keys.")
+                texts.append(key_rows(config) if config.model_fields else "No keys.")
     return "\n\n".join(texts)
 
 
 def without_sentence() -> list[str]:
     """Keys that mean something nobody wrote down."""
-    found = [
-        f"{title} {key}"
-        for title, model in FRAMEWORK_TABLES.items()
-        for key, text in described(model, title).items()
-        if not text
-    ]
-    for entry in _ours():
-        keys = described(entry.part.Config, f"{entry.kind} {entry.name}", entry.kind)
-        found += [f"{entry.kind} {entry.name} {key}" for key, text in keys.items() if not text]
-    return found
-
-
-def superfluous() -> list[str]:
-    """Entries of sentences.toml that no key needs: its field has a description, or there is no such key."""
-    tables = [((title,), model) for title, model in FRAMEWORK_TABLES.items()]
-    tables += [((f"{entry.kind} {entry.name}", entry.kind), entry.part.Config) for entry in _ours()]
-    used = set()
-    for names, model in tables:
-        for key, field in model.model_fields.items():
-            if not field.description:
-                used.update([(name, key) for name in names if key in SENTENCES.get(name, {})][:1])
-    return [f"{name} {key}" for name, keys in SENTENCES.items() for key in keys if (name, key) not in used]
+    tables = {**FRAMEWORK_TABLES, **{f"{entry.kind} {entry.name}": entry.part.Config for entry in _ours()}}
+    return [f"{title} {key.name}" for title, model in tables.items() for key in keys_of(model) if not key.description]
 
 
 def _ours() -> list[Any]:

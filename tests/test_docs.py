@@ -168,7 +168,6 @@ def test_the_plugin_guide_counts_the_lines_of_its_example() -> None:
 def test_every_recipe_key_and_every_command_is_in_the_reference() -> None:
     made = runpy.run_path(str(DOCS / "reference.py"))
     assert made["without_sentence"]() == []
-    assert made["superfluous"]() == [], "these keys have a description in the code: docs/sentences.toml has to shrink"
     for path, page in made["PAGES"].items():
         text = path.read_text(encoding="utf-8")
         assert page(text) == text, f"`python docs/reference.py` writes what the code says into {path.name}"
