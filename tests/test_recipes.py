@@ -146,7 +146,7 @@ def test_the_authors_code() -> None:
 
 def test_dimensions_that_do_not_fit_are_found_by_the_plan() -> None:
     long = magma.Recipe.load("magma_long", ["train.max_length=144"])
-    with pytest.raises(magma.TooLong, match="fills 144 positions, and at most 144 fit"):
+    with pytest.raises(magma.TooLong, match="needs 144 positions; allowed: fewer than 144"):
         plan(long)
     with pytest.raises(magma.TrainingError, match=r"allowed with 3 processes: a multiple of 3"):
         plan(magma.Recipe.load("magma_long"), world=3)

@@ -128,3 +128,19 @@ def test_the_former_name_of_the_last_learning_rate() -> None:
     table = {"lr": 1e-3, "batch_size": 2, "steps": 3, "schedule": {"use": "linear", "final": 0.5}}
     with pytest.warns(DeprecationWarning, match="the key `final` is now called `final_lr_ratio`"):
         assert Train.model_validate(table).schedule.final_lr_ratio == 0.5  # type: ignore[union-attr]
+
+
+def test_the_former_name_of_an_option() -> None:
+    words = ["recipe", "plan", "quickstart", "--json", "--set", "train.batch_size=4"]
+    former, current = (CliRunner().invoke(cli, [*words, option, "2"]) for option in ("--world", "--nproc"))
+    assert "warning: the option --world is now called --nproc" in former.output
+    assert json.loads(current.stdout)["world"] == 2
+    assert current.stdout in former.output
+
+
+def test_an_encoders_key_in_the_wrong_table() -> None:
+    tables = {"name": "r", "lm": {"use": "gptj"}, "inputs": {"x": {"encoder": {"use": "clip", "lr": 0.1}}}}
+    with pytest.raises(
+        RecipeError, match=r"inputs\.x\.encoder\.lr: given 0\.1, an unknown key.*Set inputs\.x\.lr instead"
+    ):
+        Recipe.load(tables)

@@ -613,8 +613,8 @@ def test_a_checkpoint_without_its_state_is_no_place_to_go_on_from(tmp_path: Path
     manifest = state.parent / "manifest.json"
     older = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "state"}
     manifest.write_text(json.dumps(older))
-    with pytest.raises(magma.CheckpointError, match=r"step-00000006 cannot be resumed from: .*header"):
+    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from: .*header"):
         train(recipe(), tmp_path, resume=True)
     (state / "trainer.json").write_text('{"step": 6')
-    with pytest.raises(magma.CheckpointError, match=r"step-00000006 cannot be resumed from"):
+    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from"):
         train(recipe(), tmp_path, resume=True)
