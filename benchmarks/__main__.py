@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Decoding, Magma, atomic_write
-from magma.evaluation.prefix_sharing import Reader
+from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.system.memory import keep_freed_memory
 from magma.values import Segment
 
@@ -114,7 +114,7 @@ def labels_at_once(captions: Tensor, media: int, eos: int) -> Tensor:
 
 def token_efficiency(count: int) -> list[Row]:
     """Useful tokens of all: lognormal captions (mean 26, deviation 21), batch 256 in micro-batches of 64."""
-    from magma.data.loader import by_length
+    from magma.data.loader import sort_by_length
 
     model = peers.build(vocab=512, layers=1)
     collator = model.collator(multiple=8)
@@ -129,7 +129,7 @@ def token_efficiency(count: int) -> list[Row]:
         centre = torch.log(torch.tensor(26.0)) - spread**2 / 2
         lengths = torch.exp(centre + spread * torch.randn(256, generator=draw)).round().clamp(1, 400).int().tolist()
         made = [
-            collator.sequence(
+            collator.encode_example(
                 peers.Example([peers.Media("grid", torch.zeros(144, 288)), peers.Tokens(torch.zeros(n).long(), True)])
             )
             for n in lengths
@@ -137,7 +137,7 @@ def token_efficiency(count: int) -> list[Row]:
         useful = sum(map(len, made))
         ways["packed in rows of 1,024"].append([collator.pack(made[i : i + 64], 1024) for i in range(0, 256, 64)])
         ways["padded, as they come"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
-        made = by_length(made)
+        made = sort_by_length(made)
         ways["padded, by length"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
         for found in ways.values():
             found[-1] = useful / sum(batch.tokens.numel() for batch in found[-1])
@@ -236,7 +236,7 @@ def _reuse(name: str, prompts: list[list[Segment]], batch: int, target: float, c
         found["plain"] = [tokens for some in batches for tokens in model.generate_tokens(some, max_tokens=3)]
 
     def reused() -> None:
-        answers = {i: tokens for some in Reader(model, how, batch).tokens(prompts) for i, tokens in some}
+        answers = {i: tokens for some in PrefixCachedGenerator(model, how, batch).tokens(prompts) for i, tokens in some}
         found["reused"] = [answers[i] for i in range(len(prompts))]
 
     times = rounds({"plain": plain, "reused": reused}, count)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import magma
 from magma import Example, Magma, Media, Tokens
-from magma.data.loader import ahead, by_length
+from magma.data.loader import prefetch, sort_by_length
 from magma.data.mixture import Mixture
 from magma.recipe.assemble import assemble
 from magma.recipe.recipe import Recipe
-from magma.training.data import feed_of
+from magma.training.data import make_loader
 
 from . import peers
 from .rows import Row, Step, faster, rounds
@@ -113,7 +113,7 @@ def training(model: Magma, work: Work) -> dict[str, tuple[int, Step]]:
     optimizer = Adam(model)
     data = examples(model, work.batch)
     collator = model.collator(multiple=8)
-    encoded = by_length([collator.sequence(example) for example in data])
+    encoded = sort_by_length([collator.encode_example(example) for example in data])
     batches = [
         collator.pad(encoded[i : i + work.micro]).to(work.device, model.dtype) for i in range(0, work.batch, work.micro)
     ]
@@ -211,7 +211,7 @@ def captions(count: int, work: Work = FULL) -> list[Row]:
         rates = []
         for i in range(count + 1):
             began = time.perf_counter()
-            for images in ahead(chunks, lambda paths: [encoder.prepare(path) for path in paths], _workers(), False):
+            for images in prefetch(chunks, lambda paths: [encoder.prepare(path) for path in paths], _workers(), False):
                 model.generate_tokens([[Media("image", image)] for image in images], max_tokens=20)
             _wait(work)
             if i:
@@ -229,7 +229,7 @@ def input_stall(_: int, work: Work = FULL) -> list[Row]:
         model = magma.assemble(recipe, device="meta")
         part, config = recipe.part("data.train.0")
         split = (work.micro, work.batch // work.micro)
-        feed = feed_of(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
+        feed = make_loader(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
         shares = feed.training(Mixture([part(config, 0)], [1.0]), 0)
         waited = total = 0.0
         for i in range(work.steps):

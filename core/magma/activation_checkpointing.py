@@ -16,7 +16,7 @@ from .model import Magma
 Which = Literal["none", "encoder", "lm", "all"]
 
 
-def recompute(model: Magma, which: Which) -> list[nn.Module]:
+def checkpoint_activations(model: Magma, which: Which) -> list[nn.Module]:
     """Make encoders, the language model's blocks or both keep their inputs alone; those modules.
 
     Losses and gradients stay what they are. Raises `PartError` for a language model that names no blocks.
@@ -25,33 +25,33 @@ def recompute(model: Magma, which: Which) -> list[nn.Module]:
     if which in ("encoder", "all"):
         modules += [way.encoder for way in model.ways().values()]
     if which in ("lm", "all"):
-        modules += blocks(model, "train.activation_checkpointing")
+        modules += lm_blocks(model, "train.activation_checkpointing")
     for module in modules:
-        _twice(module)
+        _checkpoint_module(module)
     return modules
 
 
-def blocks(model: Magma, wanted_by: str) -> list[nn.Module]:
+def lm_blocks(model: Magma, wanted_by: str) -> list[nn.Module]:
     """The language model's blocks. Raises `PartError` where it names none."""
     if not (found := list(model.lm.blocks)):
         raise PartError(f'{wanted_by}: the language model "{model.lm.name}" does not name its blocks')
     return found
 
 
-def _twice(module: nn.Module) -> None:
+def _checkpoint_module(module: nn.Module) -> None:
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        contexts = lambda: (nullcontext(), _still(module))  # noqa: E731  # one line, read where it is used
+        contexts = lambda: (nullcontext(), _freeze_bn_stats(module))  # noqa: E731  # one line, read where it is used
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     module.forward = run
 
 
 @contextmanager
-def _still(module: nn.Module) -> Iterator[None]:
+def _freeze_bn_stats(module: nn.Module) -> Iterator[None]:
     """BatchNorm has seen this batch already: its averages stay as they are."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data.collator import Collator
-from .data.sequence import Batch, Encoded
+from .data.sequence import Batch, EncodedExample
 from .errors import InputError, PartError
-from .generation.decoding import Answer, Decoding, continuations, decode, decoding_of
+from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
 from .inputs import Input
 from .interfaces import PLACES, Adapter, FrozenLM, Head, Module, Place
 from .names import module_problem
@@ -136,7 +136,7 @@ class Magma(nn.Module):
             if name in batch.media:
                 values = way(batch.media[name]).values
                 slots = batch.slots[name]
-                rows = slots.media * values.shape[1] + slots.steps
+                rows = slots.media_index * values.shape[1] + slots.embedding_index
                 flat = flat.index_copy(0, slots.positions, values.flatten(0, 1).index_select(0, rows).to(flat.dtype))
             elif self.lockstep or torch.is_grad_enabled():
                 blank = way.encoder.stack([way.encoder.blank()]).to(words.device, self._input_dtype(way, words.dtype))
@@ -213,7 +213,7 @@ class Magma(nn.Module):
         with self.evaluating():
             return in_pieces(rows, lambda some: self._likelihoods(collator.pad(some), some))
 
-    def _likelihoods(self, batch: Batch, rows: Sequence[Encoded]) -> list[tuple[float, bool]]:
+    def _likelihoods(self, batch: Batch, rows: Sequence[EncodedExample]) -> list[tuple[float, bool]]:
         batch = batch.to(self.device, self.dtype)
         logits = self.lm.head(self.lm(self.embed(batch), batch.layout)).float()
         chances = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
@@ -224,11 +224,11 @@ class Magma(nn.Module):
             for chance, hits in zip(torch.split(chances, counts), torch.split(chosen, counts), strict=True)
         ]
 
-    def _continued(self, collator: Collator, prompt: Example, text: str) -> Encoded:
+    def _continued(self, collator: Collator, prompt: Example, text: str) -> EncodedExample:
         """A prompt with a text behind it as its targets, whole."""
         ending = Text("")  # where the last segment is no target, no end-of-text follows
         whole = Example([*prompt.segments, Text(text, target=True), ending], f"{prompt.name} with {text!r} behind it")
-        row = collator.sequence(whole, whole=True)
+        row = collator.encode_example(whole, truncate=False)
         if row.targets[0]:
             raise InputError(f"{prompt.name} is empty: nothing stands before {text!r} that could predict it")
         return row
@@ -242,18 +242,20 @@ class Magma(nn.Module):
         top_k, top_p, stop, seed.
         """
         many = _several(prompt)
-        texts = [answer.text for answer in self._answers(prompt if many else [prompt], decoding_of(how))]
+        texts = [answer.text for answer in self._answers(prompt if many else [prompt], decoding_from_options(how))]
         return texts if many else texts[0]
 
     def generate_tokens(self, prompt: Sequence[Any], **how: Any) -> Any:
         """As `generate`, but token ids: a list of ints, or a list of those. No tokenizer is needed without `stop`."""
         many = _several(prompt)
-        ids = [list(answer.tokens) for answer in self._answers(prompt if many else [prompt], decoding_of(how))]
+        ids = [
+            list(answer.tokens) for answer in self._answers(prompt if many else [prompt], decoding_from_options(how))
+        ]
         return ids if many else ids[0]
 
     def stream(self, prompt: Sequence[Any], **how: Any) -> Iterator[str]:
         """The same for one prompt, piece by piece as it is written."""
-        decoding = decoding_of(how)
+        decoding = decoding_from_options(how)
         examples = self._examples(self.collator(), [prompt])
         return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
 
@@ -271,7 +273,7 @@ class Magma(nn.Module):
 
     def _prompts(self, prompts: Sequence[Example]) -> Batch:
         collator = self.collator()
-        encoded = [collator.sequence(example, whole=True) for example in prompts]
+        encoded = [collator.encode_example(example, truncate=False) for example in prompts]
         return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
 
     @staticmethod

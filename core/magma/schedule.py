@@ -8,7 +8,7 @@ from .recipe.recipe import Recipe
 from .recipe.schema import Constant, Train
 
 
-def factor(train: Train, step: int) -> float:
+def lr_multiplier(train: Train, step: int) -> float:
     """The learning rate of a step (counted from 0), as a fraction of the highest."""
     if step < train.warmup_steps:
         return (step + 1) / train.warmup_steps
@@ -35,7 +35,7 @@ def _of(train: Train | None) -> list[str]:
     if train is None:
         return []
     steps, warmup = train.total_steps, train.warmup_steps
-    last = factor(train, steps - 1)
+    last = lr_multiplier(train, steps - 1)
     if warmup > steps:
         return [
             f"train.warmup_steps: given {warmup}, but training has {steps} steps: it ends in the warm-up, at "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import magma
 from magma import Example, Magma, Media, PartError, Text
-from magma.activation_checkpointing import Which, blocks, recompute
+from magma.activation_checkpointing import Which, blocks, checkpoint_activations
 from magma.plan import plan
 from magma.training.train import train
 
@@ -59,7 +59,7 @@ def stepped(model: Magma) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("which", ["encoder", "lm", "all"])
 def test_recomputing_changes_no_number(which: Which) -> None:
     plain, recomputed = magma.assemble(RECIPE), magma.assemble(RECIPE)
-    assert len(recompute(recomputed, which)) == {"encoder": 1, "lm": 4, "all": 5}[which]
+    assert len(checkpoint_activations(recomputed, which)) == {"encoder": 1, "lm": 4, "all": 5}[which]
     losses, found = zip(*(stepped(model) for model in (plain, recomputed)), strict=True)
     assert torch.equal(*losses)
     for name, tensor in found[0].items():

@@ -11,7 +11,7 @@ from program import magma as program
 from toys import RECIPE
 
 from magma import Recipe, RecipeError
-from magma.schedule import factor, schedule_warnings
+from magma.schedule import lr_multiplier, schedule_warnings
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -50,7 +50,7 @@ def test_a_run_that_is_too_short_is_reported(changes: tuple[str, ...], warning: 
 def test_the_reported_share_is_the_one_of_the_last_step() -> None:
     train = recipe("train.steps=60", "train.warmup_steps=100").train
     assert train is not None
-    assert max(factor(train, step) for step in range(60)) == factor(train, 59) == 0.6
+    assert max(lr_multiplier(train, step) for step in range(60)) == lr_multiplier(train, 59) == 0.6
 
 
 def test_show_and_plan_report_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from ..interfaces import Task
 from ..model import Magma
 from ..recipe.schema import MAX_UNREADABLE
 from ..values import Media, Prediction, Question
-from .prefix_sharing import Reader, identity, not_empty, refusal, unreadable
+from .prefix_sharing import PrefixCachedGenerator, identity, not_empty, refusal, unreadable
 
 Baseline = Literal["", "shuffled", "blind"]
 BASELINES: tuple[Baseline, ...] = ("", "shuffled", "blind")
@@ -41,7 +41,7 @@ def evaluate(
     `InputError` where `max_unreadable` allows no such share of them (`check_readable`). A question that is too long is
     asked with `fewer_shots`, which its prediction counts; otherwise, or where it does not fit alone, raises `TooLong`.
     """
-    ask = Asker(model, task, batch_size, fewer_shots)
+    ask = TaskRunner(model, task, batch_size, fewer_shots)
     questions = list(task.examples(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
@@ -68,7 +68,7 @@ def check_readable(problems: Sequence[str], asked: int, share: float) -> None:
         )
 
 
-class Asker:
+class TaskRunner:
     """Asks one model a task's questions. Media and examples that questions share are read once (`reuse`).
 
     What the model can read is what the task may show.
@@ -78,7 +78,7 @@ class Asker:
         """`fewer_shots`: leave out completed examples of a question that is too long."""
         self.model, self.task, self.batch_size, self.fewer_shots = model, task, batch_size, fewer_shots
         self.collator = model.collator()
-        self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
+        self.reader = PrefixCachedGenerator(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
         self.not_shown: list[str] = []
         """Why the task was told not to show a medium, once for each of them."""
         self._known: set[str] = set()

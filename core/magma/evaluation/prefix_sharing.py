@@ -18,7 +18,7 @@ from ..data.collator import Collator
 from ..errors import InputError, TooLong
 from ..generation.decoding import Answer, Decoding, decode
 from ..model import Magma
-from ..system.memory import Pieces
+from ..system.memory import BatchMapper
 from ..values import Cache, Example, Layout, Media, Segment, Text, Tokens
 
 
@@ -40,7 +40,7 @@ def not_empty(prompt: Sequence[Segment]) -> list[Segment]:
 def refusal(collator: Collator, prompt: Sequence[Segment], name: str) -> InputError | None:
     """Why a prompt cannot be read, or that it is too long (`TooLong`); None where nothing is wrong."""
     try:
-        collator.sequence(Example(prompt, name), whole=True)
+        collator.encode_example(Example(prompt, name), truncate=False)
     except InputError as error:
         return error
     return None
@@ -75,7 +75,7 @@ Named = tuple[tuple[Segment, ...], str]
 """Segments, and how errors speak of them."""
 
 
-class Reader:
+class PrefixCachedGenerator:
     """Answers prompts in batches of `batch_size` rows, greedily or as `how` says.
 
     Keys and values of the segments that all prompts of a call begin with are kept from call to call.
@@ -83,7 +83,7 @@ class Reader:
 
     def __init__(self, model: Magma, how: Decoding, batch_size: int = 64) -> None:
         self.model, self.how, self.batch_size = model, how, batch_size
-        self._pieces = Pieces(batch_size)
+        self._pieces = BatchMapper(batch_size)
         self.collator = model.collator()
         self._common: tuple[Segment, ...] | None = None
         self._cache: Cache | None = None
@@ -122,7 +122,7 @@ class Reader:
         twins: dict[Hashable, list[int]] = {}
         for part in parts:
             twins.setdefault(part.whole, []).append(part.number)
-        order = _beginnings_together([parts[numbers[0]] for numbers in twins.values()])
+        order = _group_by_prefix([parts[numbers[0]] for numbers in twins.values()])
         common = _shared([part.head for part in order])
         with self.model.evaluating():
             for batch in _batches(order, self.batch_size):
@@ -211,7 +211,7 @@ class Reader:
         The last position of each row is scored.
         """
         begins = not bool(start.any())
-        encoded = [self.collator.sequence(Example(segments, name), None, True, begins) for segments, name in rows]
+        encoded = [self.collator.encode_example(Example(segments, name), None, True, begins) for segments, name in rows]
         batch = self.collator.pad(encoded, score_last=True).to(self.model.device, self.model.dtype)
         ends = start + batch.layout.lengths
         context = self.model.lm.context
@@ -222,7 +222,7 @@ class Reader:
         return self.model.embed(batch), layout, ends
 
 
-def _beginnings_together(parts: Sequence[_Prompt]) -> list[_Prompt]:
+def _group_by_prefix(parts: Sequence[_Prompt]) -> list[_Prompt]:
     """Those that share a beginning beside each other, in the order of each beginning's first one."""
     groups: dict[Hashable, list[_Prompt]] = {}
     for part in parts:

@@ -24,7 +24,7 @@ from ..model import Magma
 from ..recipe.notation import parse_json
 from ..recipe.schema import MAX_UNREADABLE
 from ..values import Media, Prediction, Question, Text, Tokens
-from .evaluator import BASELINES, Asker, Baseline, check_readable
+from .evaluator import BASELINES, Baseline, TaskRunner, check_readable
 
 ABOUT, SCORES = "about.json", "scores.json"
 EVALUATIONS = "eval"
@@ -68,10 +68,10 @@ class Evaluation:
         """
         known, measures = self._known(replace)
         fewer: dict[str, dict[str, int]] = {}
-        asker = Asker(self.model, self.task, self.batch_size, self.fewer_shots)
+        asker = TaskRunner(self.model, self.task, self.batch_size, self.fewer_shots)
         for count, baseline in itertools.product(shots, baselines):
             rows = self._answers(asker, count, baseline, progress)
-            predictions = [prediction_of(row, baseline) for row in rows]
+            predictions = [prediction_from_row(row, baseline) for row in rows]
             known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
             if not baseline:
                 measures[str(count)] = self.task.measures(predictions)
@@ -106,7 +106,7 @@ class Evaluation:
         return found.get("scores", {}), found.get("measures", {})
 
     def _answers(
-        self, asker: Asker, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
+        self, asker: TaskRunner, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
     ) -> list[dict[str, Any]]:
         """The rows of one file, which is written where it is not complete; what could not be read is asked again."""
         name = f"{shots}_shot{f'.{baseline}' if baseline else ''}"
@@ -139,7 +139,7 @@ class Evaluation:
         self._report(asker, path, ordered)
         return ordered
 
-    def _report(self, asker: Asker, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _report(self, asker: TaskRunner, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Say what could not be read, where there was something."""
         if asker.not_shown:
             self.say(f"other completed examples are shown than those that cannot be read:{first_of(asker.not_shown)}")
@@ -190,7 +190,7 @@ def _defaults(task: Task) -> dict[str, Any]:
     return plain
 
 
-def measures_of(folder: Path) -> dict[str, dict[str, str]]:
+def load_measures(folder: Path) -> dict[str, dict[str, str]]:
     """Shots to score to how it was measured, of the folder of an evaluation."""
     found: dict[str, dict[str, str]] = json.loads((folder / SCORES).read_text(encoding="utf-8")).get("measures", {})
     return found
@@ -215,7 +215,7 @@ def _told(segments: Iterable[Any]) -> str:
     )
 
 
-def prediction_of(row: Mapping[str, Any], baseline: str = "") -> Prediction:
+def prediction_from_row(row: Mapping[str, Any], baseline: str = "") -> Prediction:
     """What a line of a file of predictions tells, as a task scores it: `prediction`, and `answers` or `answer`."""
     answers = row.get("answers") or []
     question = Question(
@@ -251,7 +251,7 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
             raise InputError(f"{path} line {number}: answers: given {answers!r}; allowed: a list of texts")
         if not answers and not isinstance(row.get("answer"), str):
             raise InputError(f"{path} line {number}: neither `answers` nor `answer`; allowed: one of them")
-        predictions.append(prediction_of(row))
+        predictions.append(prediction_from_row(row))
     if not predictions:
         raise InputError(f"{path} has no predictions; allowed: JSONL, a line a prediction")
     judged = [task.judge(prediction) for prediction in predictions]

@@ -152,7 +152,7 @@ def continuations(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
         yield text[shown:]
 
 
-def decoding_of(how: Mapping[str, Any]) -> Decoding:
+def decoding_from_options(how: Mapping[str, Any]) -> Decoding:
     """Options as a caller gives them; `stop` may be one string. Raises `InputError` for an unknown one."""
     known = Decoding.__dataclass_fields__
     for key in how:

@@ -21,7 +21,7 @@ RECENT = 50
 """Steps that a speed is taken over."""
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl; one that is being written at this moment is left out."""
     path = folder / METRICS
     if not path.is_file():
@@ -35,9 +35,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def figures(folder: Path) -> dict[str, str]:
+def run_summary(folder: Path) -> dict[str, str]:
     """Name to figure, as a table shows them: how far it is, losses, speed, scores."""
-    rows = metrics(folder)
+    rows = read_metrics(folder)
     recipe = recipe_of_run(folder)
     stages = recipe.get("stages", [])
     steps = [row for row in rows if "loss" in row]
@@ -83,7 +83,7 @@ def _length(train: Mapping[str, Any]) -> int:
     return steps
 
 
-def differences(one: Path, other: Path) -> dict[str, tuple[str, str]]:
+def recipe_differences(one: Path, other: Path) -> dict[str, tuple[str, str]]:
     """Dotted keys of the two recipes whose values differ; "" where a recipe has no such key."""
     found = [dict(flat(recipe_of_run(folder))) for folder in (one, other)]
     keys = [key for key in {**found[0], **found[1]} if found[0].get(key) != found[1].get(key)]
@@ -101,7 +101,7 @@ def recipe_of_run(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def beginnings(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def stage_starts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """The first step of each stage; nothing of a run without stages."""
     found: dict[str, int] = {}
     for row in rows:
@@ -112,13 +112,13 @@ def beginnings(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 def _mark_stages(ax: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     """A line and a name where each stage begins."""
-    for name, step in beginnings(rows).items():
+    for name, step in stage_starts(rows).items():
         ax.axvline(step - 0.5, color="0.6", linewidth=1, linestyle="--")
         place = ax.get_xaxis_transform()  # x in steps, y from the bottom of the axes to the top
         ax.text(step, 0.98, name, transform=place, fontsize=8, color="0.4", rotation=90, va="top", parse_math=False)
 
 
-def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
+def plot_losses(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
     """A PNG of the losses of every step and every evaluation; with `rates`, of the learning rates below."""
     import matplotlib
 
@@ -128,7 +128,7 @@ def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
     figure, axes = plt.subplots(1 + rates, figsize=(7, 4 + 3 * rates), squeeze=False, sharex=True)
     losses, *below = axes[:, 0]
     for i, folder in enumerate(folders):
-        rows = metrics(folder)
+        rows = read_metrics(folder)
         name = folder.name.replace("$", r"\$")  # between two of them matplotlib reads mathematics
         whose = f"{name}: " if len(folders) > 1 else ""
         for key, style in (("loss", "-"), ("evaluation_loss", "o-")):

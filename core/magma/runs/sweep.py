@@ -16,10 +16,10 @@ from ..errors import TrainingError
 from ..io import atomic_write
 from ..manifest import RECIPE
 from ..recipe.recipe import Recipe
-from ..system.launch import run_alone
+from ..system.launch import run_subprocess
 from ..system.signals import STOP_SIGNALS, exit_status
-from .folder import REPORT, metrics
-from .run import check
+from .folder import REPORT, read_metrics
+from .run import check_requirements
 
 TABLE = "matrix.json"
 
@@ -41,20 +41,20 @@ class Cell:
         return found if found.get("finished") else {}
 
 
-def cells(sources: Sequence[str], out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
+def sweep_cells(sources: Sequence[str], out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
     """Seed by seed, every recipe: after the first seed there is a whole table. Raises `RecipeError`."""
     recipes = [(source, Recipe.load(source, overrides)) for source in sources]
     names = [recipe.name for _, recipe in recipes]
     if twins := sorted({name for name in names if names.count(name) > 1}):
         raise TrainingError(f"recipes of one name: {', '.join(twins)}; their runs would share a folder")
     for _, recipe in recipes:
-        check(recipe)
+        check_requirements(recipe)
     return [
         Cell(recipe, source, seed, out / recipe.name / f"seed_{seed}") for seed in seeds for source, recipe in recipes
     ]
 
 
-def run_matrix(
+def run_sweep(
     plan: Sequence[Cell], overrides: Sequence[str], say: Callable[[str], None], arguments: Sequence[str] = ()
 ) -> list[Cell]:
     """Run what has not finished, each in a process of its own, and go on behind one that fails. Returns those.
@@ -71,7 +71,7 @@ def run_matrix(
         begun = (cell.folder / RECIPE).is_file()
         words = ["recipe", "run", cell.source, "--out", str(cell.folder), *arguments, *(["--resume"] if begun else [])]
         words += [word for change in (*overrides, f"seed={cell.seed}") for word in ("--set", change)]
-        status = run_alone(words)
+        status = run_subprocess(words)
         if status in map(exit_status, STOP_SIGNALS):
             say(f"{where}: stopped; the same command resumes it")
             raise SystemExit(status)
@@ -81,7 +81,7 @@ def run_matrix(
 
 
 @dataclass(frozen=True)
-class Figure:
+class SeedScores:
     """One score of one recipe, over its seeds."""
 
     mean: float
@@ -94,7 +94,7 @@ class Figure:
         return f"{self.mean:.3f}{spread}"
 
 
-def table(plan: Sequence[Cell]) -> dict[str, dict[str, Figure]]:
+def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
     """Recipe to score to figure, of the runs that have finished; scores are called TASK: SCORE.
 
     The lowest evaluation loss stands in front, as `training: evaluation_loss`, where a run has one.
@@ -102,13 +102,15 @@ def table(plan: Sequence[Cell]) -> dict[str, dict[str, Figure]]:
     found: dict[str, dict[str, list[float]]] = {}
     for cell in plan:
         scores = found.setdefault(cell.recipe.name, {})
-        if cell.report and (losses := [r["evaluation_loss"] for r in metrics(cell.folder) if "evaluation_loss" in r]):
+        if cell.report and (
+            losses := [r["evaluation_loss"] for r in read_metrics(cell.folder) if "evaluation_loss" in r]
+        ):
             scores.setdefault("training: evaluation_loss", []).append(min(losses))
         for task, by in cell.report.get("tasks", {}).items():
             for name, value in by["model"].items():
                 scores.setdefault(f"{task.partition('.')[2]}: {name}", []).append(value)
     return {
-        recipe: {name: Figure(statistics.fmean(v), min(v), max(v), v) for name, v in scores.items()}
+        recipe: {name: SeedScores(statistics.fmean(v), min(v), max(v), v) for name, v in scores.items()}
         for recipe, scores in found.items()
     }
 

@@ -88,7 +88,7 @@ def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None =
     return supervise(lambda: _start_ranks(command, range(processes), processes, {**os.environ, **own}))
 
 
-def run_alone(arguments: Sequence[str]) -> int:
+def run_subprocess(arguments: Sequence[str]) -> int:
     """Run `magma ARGUMENTS` in one process that ends with this one; the exit status."""
     command = [sys.executable, "-m", "magma.cli", *arguments]
     environment = {**os.environ, LAUNCHER: str(os.getpid())}

@@ -70,10 +70,10 @@ def in_pieces(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], si
 
     `work` gives a result for each item. Raises `OutOfMemory` where a single item needs too much.
     """
-    return Pieces(size or max(1, len(items)))(items, work)
+    return BatchMapper(size or max(1, len(items)))(items, work)
 
 
-class Pieces:
+class BatchMapper:
     """The same for one batch after another: a size that was too large is not tried again."""
 
     def __init__(self, size: int) -> None:
@@ -91,15 +91,15 @@ class Pieces:
                     raise
                 if len(piece) == 1:
                     raise OutOfMemory(
-                        f"memory ran out with a single prompt: {first_line(error)}. Shorter prompts, smaller media, "
-                        "fewer tokens to generate or half precision need less"
+                        f"memory ran out with a single prompt: {memory_error_summary(error)}. Shorter prompts, smaller "
+                        "media, fewer tokens to generate or half precision need less"
                     ) from None
             self.size = len(piece) // 2
             free_unused()  # not before the error and its frames are gone
         return found
 
 
-def first_line(error: BaseException) -> str:
+def memory_error_summary(error: BaseException) -> str:
     """What an error says, without the place in torch's source and the allocator's advice."""
     text = error_summary(error)
     return text.partition("err == 0. ")[2].partition(". ")[0] or text.partition(". ")[0].rstrip(".")

@@ -20,9 +20,9 @@ def test_a_mixture_keeps_its_weights_and_its_place() -> None:
     taken = whole.take(40)
     assert sum(len(example.segments) == 2 for example in taken) == 10
     first = half.take(17)
-    state = json.loads(json.dumps(half.state()))
+    state = json.loads(json.dumps(half.state_dict()))
     again = make()
-    again.restore(state)
+    again.load_state_dict(state)
     assert first + again.take(23) == taken
 
 

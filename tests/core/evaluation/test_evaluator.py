@@ -13,7 +13,7 @@ from toys import RECIPE, ToyEncoder, ToyTask
 
 import magma
 from magma import InputError, Media, PartConfig, Prediction, Question, Text, TooLong
-from magma.evaluation.evaluator import Asker, check_readable
+from magma.evaluation.evaluator import TaskRunner, check_readable
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -151,7 +151,7 @@ def test_a_task_knows_what_the_model_can_read(monkeypatch: pytest.MonkeyPatch) -
     torn(monkeypatch, 2)
     task = ToyTask(PartConfig(), 0)
     assert task.can_read(Media("number", 2))  # nobody asks yet
-    asker = Asker(magma.assemble(RECIPE).eval(), task, 4)
+    asker = TaskRunner(magma.assemble(RECIPE).eval(), task, 4)
     assert [task.can_read(Media("number", n)) for n in (1, 2)] == [True, False]
     assert asker.not_shown == ["a completed example: number: 2.num is torn"]
     assert task.can_read(Media("smell", 2))  # a mistake in the task, not in the medium
