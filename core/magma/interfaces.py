@@ -23,6 +23,7 @@ from .errors import PartError
 from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Trial
 
 Place = Literal["attention", "mlp"]
+ScoreUnit = Literal["fraction", "percent"]
 PLACES: tuple[Place, ...] = ("attention", "mlp")
 
 
@@ -355,6 +356,8 @@ class Task(Part):
     kind = "task"
     primary: ClassVar[str]
     """The one of its scores that a table of runs shows first."""
+    score_unit: ClassVar[ScoreUnit] = "fraction"
+    """Whether scores are fractions (0 to 1) or percentages (0 to 100, or a metric times 100); tables need it."""
     max_tokens: ClassVar[int] = 16
     """How long an answer may be."""
     stop: ClassVar[tuple[str, ...]] = ()

@@ -85,7 +85,7 @@ def ask(
         screen.say("importing libraries")
         from .. import checkpoint
         from ..evaluation.evaluator import BASELINES
-        from ..evaluation.results import EVALUATIONS, Evaluation, about, load_measures
+        from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
         from ..manifest import find
         from ..recipe.schema import MAX_UNREADABLE
         from ..system.device import check_device, default_device
@@ -97,7 +97,7 @@ def ask(
         model = checkpoint.load(where, lm=lm, device=chosen, say=screen.say)
         place = out or folder / EVALUATIONS / asked.name
         share = MAX_UNREADABLE if max_unreadable is None else max_unreadable
-        named = {**about(asked, seed, where), **({} if fewer_shots else {"fewer_shots": False})}
+        named = {**evaluation_id(asked, seed, where), **({} if fewer_shots else {"fewer_shots": False})}
         evaluation = Evaluation(
             *(model, asked, place, named, seed, batch_size),
             max_unreadable=share,

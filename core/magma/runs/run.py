@@ -13,7 +13,7 @@ from typing import Any
 
 from .. import checkpoint
 from ..errors import LACKING, InputError, RecipeError, TrainingError
-from ..evaluation.results import EVALUATIONS, Evaluation, about, load_measures
+from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
 from ..interfaces import Task
 from ..io import atomic_write, folder_lock
 from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
@@ -134,7 +134,7 @@ def _report(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) 
                 task: Task = part(config, recipe.seed)
                 earlier = any(other.use == table.use for other in recipe.tasks[:i])
                 place = out / EVALUATIONS / (f"{task.name}.{i}" if earlier else task.name)
-                named, share = about(task, 0, result.folder), last.max_unreadable
+                named, share = evaluation_id(task, 0, result.folder), last.max_unreadable
                 asked = Evaluation(model, task, place, named, artifacts=out, max_unreadable=share, say=callbacks.note)
                 found = asked.run(table.shots, progress=callbacks.asked, replace=True)
                 for shots in table.shots:
@@ -144,8 +144,10 @@ def _report(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) 
                         measures[name] = said
                     if len(scores) == 1:
                         report[task.primary] = scored["model"][task.primary]
-                        report["shuffled_accuracy"] = scored["shuffled"][task.primary]
-                        report["blind_accuracy"] = scored["blind"][task.primary]
+                        for baseline in ("shuffled", "blind"):
+                            report[f"{baseline}_score"] = scored[baseline][task.primary]
+                            # The former name, for one version: report.json is a public format.
+                            report[f"{baseline}_accuracy"] = scored[baseline][task.primary]
             report["tasks"] = scores
             if measures:
                 report["measures"] = measures

@@ -15,6 +15,7 @@ class ScoredAnswersTask(RowsTask):
     """Each answer has a score of its own, in percent."""
 
     primary = "accuracy"
+    score_unit = "percent"
     max_tokens = 12
 
     @abstractmethod

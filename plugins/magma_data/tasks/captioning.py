@@ -33,6 +33,7 @@ class _CaptionTask(RowsTask):
 
     config: _CaptionConfig
     primary = "cider"
+    score_unit = "percent"
     max_tokens = 32
     stop = ("\n",)
 

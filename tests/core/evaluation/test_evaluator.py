@@ -119,7 +119,7 @@ def test_too_many_of_them_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError) as raised:
         magma.evaluate(model, TwoSteps(PartConfig(), 0), baselines=("",))
     assert str(raised.value) == (
-        "2 of 8 questions cannot be read, and max_unreadable allows a share of 0.01:"
+        "2 of 8 questions cannot be read, and max_unreadable allows a fraction of 0.01:"
         "\n  - question 2: number: 2.num is torn\n  - question 6: number: 2.num is torn"
     )
 
@@ -153,7 +153,7 @@ def test_a_task_knows_what_the_model_can_read(monkeypatch: pytest.MonkeyPatch) -
     assert task.can_read(Media("number", 2))  # nobody asks yet
     asker = TaskRunner(magma.assemble(RECIPE).eval(), task, 4)
     assert [task.can_read(Media("number", n)) for n in (1, 2)] == [True, False]
-    assert asker.not_shown == ["a completed example: number: 2.num is torn"]
+    assert asker.not_shown == ["an in-context example: number: 2.num is torn"]
     assert task.can_read(Media("smell", 2))  # a mistake in the task, not in the medium
 
 

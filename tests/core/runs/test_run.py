@@ -29,8 +29,10 @@ def test_the_report_is_what_the_run_did(tmp_path: Path) -> None:
     assert report == json.loads((tmp_path / "run/report.json").read_text())
     task = ToyTask(magma.PartConfig(), 0)
     predictions = magma.evaluate(magma.load(tmp_path / "run"), task)
-    for key, baseline in (("count_accuracy", ""), ("shuffled_accuracy", "shuffled"), ("blind_accuracy", "blind")):
+    for key, baseline in (("count_accuracy", ""), ("shuffled_score", "shuffled"), ("blind_score", "blind")):
         assert report[key] == task.score([p for p in predictions if p.baseline == baseline])["count_accuracy"]
+    assert report["shuffled_accuracy"] == report["shuffled_score"]  # the former name
+    assert report["blind_accuracy"] == report["blind_score"]
     assert (report["steps"], report["finished"], report["frozen_tensors"]) == (6, True, 10)
     assert report["parts"]["lm"] == {"name": "toy", "from": "unknown 0", "parameters": 7296, "trained": 0}
 

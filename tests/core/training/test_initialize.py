@@ -126,7 +126,7 @@ def test_own_weights_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -
         train(recipe("seed=1", init=init), tmp_path / "2")
     assert str(raised.value) == (
         f"{magma.checkpoint.find(tmp_path / '1')}: parts that were frozen in its run start from their own weights, and "
-        "these are not the ones of that run:"
+        "these differ from those of that run:"
         "\n  - lm: 10 of 10 tensors differ"
         "\n  - inputs.number.encoder: 2 of 7 tensors differ"
         "\nUse the same weights, sizes and seed for these parts"
@@ -171,5 +171,5 @@ def test_a_checkpoint_of_an_earlier_version_starts_a_run(tmp_path: Path) -> None
 
 def test_other_frozen_weights_are_refused_by_resume(tmp_path: Path) -> None:
     train(recipe("train.checkpoint_every=1"), tmp_path)
-    with pytest.raises(CheckpointError, match=r"10 of 10 frozen tensors differ from those of the run's start, the first is lm\."):
+    with pytest.raises(CheckpointError, match=r"10 of 10 frozen tensors differ from those of .*, the first is lm\."):
         train(recipe("seed=1"), tmp_path, resume=True)
