@@ -1,4 +1,4 @@
-"""Activation checkpointing: modules that keep their input alone and run a second time in the backward pass."""
+"""Activation checkpointing: modules keep only their input, and are recomputed in the backward pass."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ Which = Literal["none", "encoder", "lm", "all"]
 
 
 def checkpoint_activations(model: Magma, which: Which) -> list[nn.Module]:
-    """Make encoders, the language model's blocks or both keep their inputs alone; those modules.
+    """Enable activation checkpointing for encoders, for the language model's blocks, or for both.
 
-    Losses and gradients stay what they are. Raises `PartError` for a language model that names no blocks.
+    Losses and gradients do not change.
+
+    Returns:
+        The modules that keep only their input.
+
+    Raises:
+        PartError: If the language model does not name its blocks.
     """
     modules: list[nn.Module] = []
     if which in ("encoder", "all"):
@@ -31,10 +37,10 @@ def checkpoint_activations(model: Magma, which: Which) -> list[nn.Module]:
     return modules
 
 
-def lm_blocks(model: Magma, wanted_by: str) -> list[nn.Module]:
-    """The language model's blocks. Raises `PartError` where it names none."""
+def lm_blocks(model: Magma, key: str) -> list[nn.Module]:
+    """The language model's blocks. Raises `PartError` if it does not name them."""
     if not (found := list(model.lm.blocks)):
-        raise PartError(f'{wanted_by}: the language model "{model.lm.name}" does not name its blocks')
+        raise PartError(f'{key}: the language model "{model.lm.name}" does not name its blocks')
     return found
 
 
@@ -44,7 +50,7 @@ def _checkpoint_module(module: nn.Module) -> None:
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        contexts = lambda: (nullcontext(), _freeze_bn_stats(module))  # noqa: E731  # one line, read where it is used
+        contexts = lambda: (nullcontext(), _freeze_bn_stats(module))  # noqa: E731  # short, and used on the next line
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     module.forward = run
@@ -52,7 +58,7 @@ def _checkpoint_module(module: nn.Module) -> None:
 
 @contextmanager
 def _freeze_bn_stats(module: nn.Module) -> Iterator[None]:
-    """BatchNorm has seen this batch already: its averages stay as they are."""
+    """Keep the running statistics of BatchNorm during recomputation: they include this batch already."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

@@ -73,13 +73,13 @@ class Collator:
             return Text(value)
         if isinstance(value, Tensor) and value.ndim == 1 and value.dtype in (torch.int64, torch.int32):
             return Tokens(value)
-        takers = [name for name, (encoder, _) in self.inputs.items() if encoder.accepts(value)]
-        if len(takers) == 1:
-            return Media(takers[0], value)
+        accepting = [name for name, (encoder, _) in self.inputs.items() if encoder.accepts(value)]
+        if len(accepting) == 1:
+            return Media(accepting[0], value)
         what = f"a value of type {type(value).__name__}"
         known = ", ".join(self.inputs) or "none"
-        if takers:
-            raise InputError(f"{what} fits several inputs ({', '.join(takers)}): say which with Media(name, value)")
+        if accepting:
+            raise InputError(f"{what} fits several inputs ({', '.join(accepting)}): choose one with Media(name, value)")
         raise InputError(f"no input accepts {what}; inputs: {known}. To choose one, use Media(name, value)")
 
     def encode_example(
@@ -154,11 +154,11 @@ class Collator:
     def _add_texts(self, result: EncodedExample, texts: list[Text], truncate: bool, at_start: bool, start: int) -> None:
         """Add texts that follow each other. `start` is the length of the sequence that has only its beginning."""
         if not truncate:
-            texts = [replace(text, text=tokenization.without_halves(text.text)) for text in texts]
+            texts = [replace(text, text=tokenization.replace_surrogates(text.text)) for text in texts]
         elif problem := next(filter(None, (tokenization.problem(text.text) for text in texts)), None):
             raise InputError(f"{result.name}: {problem}")
         pieces = itertools.groupby(
-            tokenization.parts(texts, self.lm.control_tokens), lambda part: isinstance(part[1], int)
+            tokenization.split_control_tokens(texts, self.lm.control_tokens), lambda part: isinstance(part[1], int)
         )
         for is_control, group in pieces:
             numbers, values = zip(*group, strict=True)

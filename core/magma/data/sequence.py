@@ -31,7 +31,7 @@ class EncodedExample:
     """One example as numbers, before it is padded."""
 
     tokens: list[int]
-    """[t], 0 where a medium stands."""
+    """[t], 0 at the positions of media."""
     targets: list[bool]
     """[t], True where the model has to predict the token."""
     media: list[tuple[str, Tensor, int, int]]
@@ -49,7 +49,7 @@ class Batch:
     """The argument of `Magma.forward`: padded or packed rows of tokens and media."""
 
     tokens: Tensor
-    """[b, t], 0 where a medium or padding stands."""
+    """[b, t], 0 at the positions of media and padding."""
     layout: Layout
     labels: Tensor
     """[m] the tokens or classes that the scored positions have to predict."""

@@ -29,7 +29,7 @@ LOSS = "loss.png"
 
 @dataclass
 class RunCallbacks(Callbacks):
-    """A callbacks that is also told what the run will cost, and of the evaluation."""
+    """Functions that are also called for the plan of a run, and for its evaluation."""
 
     plan: Callable[[Plan], None] = lambda _: None
     asked: Callable[[str, int], None] = lambda *_: None
@@ -57,7 +57,7 @@ def run(
         out: The folder of the run.
         overrides: Changes of the recipe, such as `"train.steps=100"`. Only for a `source` that is not a `Recipe`.
         resume: Continue a run that was interrupted, from its newest checkpoint.
-        callbacks: Functions that are called while the run goes on.
+        callbacks: Functions that are called during the run.
         watcher: The former name of `callbacks`.
 
     Returns:
@@ -140,8 +140,8 @@ def _report(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) 
                 for shots in table.shots:
                     name = f"{i}.{score_name(task.name, shots)}"
                     scores[name] = scored = found[str(shots)]
-                    if said := load_measures(place).get(str(shots)):
-                        measures[name] = said
+                    if measured := load_measures(place).get(str(shots)):
+                        measures[name] = measured
                     if len(scores) == 1:
                         report[task.primary] = scored["model"][task.primary]
                         for baseline in ("shuffled", "blind"):

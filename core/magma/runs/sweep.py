@@ -1,6 +1,6 @@
-"""A family of recipes, each with several seeds, one run after another: what is done is not done again.
+"""Several recipes, each with several seeds, one run after another. Finished runs are not repeated.
 
-A folder for each run, and one table at the end.
+Each run has a folder, and there is one table at the end.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TABLE = "matrix.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a matrix."""
+    """One run of a sweep."""
 
     recipe: Recipe
     source: str
@@ -35,18 +35,18 @@ class Cell:
 
     @property
     def report(self) -> dict[str, Any]:
-        """What the run left; nothing where it has not finished."""
+        """The report of the run; empty if it has not finished."""
         path = self.folder / REPORT
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found if found.get("finished") else {}
 
 
 def sweep_cells(sources: Sequence[str], out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
-    """Seed by seed, every recipe: after the first seed there is a whole table. Raises `RecipeError`."""
+    """The runs, seed by seed: after the first seed the table has every recipe. Raises `RecipeError`."""
     recipes = [(source, Recipe.load(source, overrides)) for source in sources]
     names = [recipe.name for _, recipe in recipes]
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise TrainingError(f"recipes of one name: {', '.join(twins)}; their runs would share a folder")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise TrainingError(f"recipes with the same name: {', '.join(duplicates)}; their runs would share a folder")
     for _, recipe in recipes:
         check_requirements(recipe)
     return [
@@ -57,9 +57,13 @@ def sweep_cells(sources: Sequence[str], out: Path, seeds: Sequence[int], overrid
 def run_sweep(
     plan: Sequence[Cell], overrides: Sequence[str], say: Callable[[str], None], arguments: Sequence[str] = ()
 ) -> list[Cell]:
-    """Run what has not finished, each in a process of its own, and go on behind one that fails. Returns those.
+    """Run what has not finished, each run in a separate process, and continue after a failed one.
 
-    A signal that stops a run stops all of it: `SystemExit` with that run's status.
+    Returns:
+        The runs that failed.
+
+    Raises:
+        SystemExit: With the run's status, if a signal stops a run.
     """
     failed = []
     for i, cell in enumerate(plan, 1):
@@ -82,7 +86,7 @@ def run_sweep(
 
 @dataclass(frozen=True)
 class SeedScores:
-    """One score of one recipe, over its seeds."""
+    """One score of one recipe over its seeds."""
 
     mean: float
     low: float
@@ -95,9 +99,9 @@ class SeedScores:
 
 
 def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
-    """Recipe to score to figure, of the runs that have finished; scores are called TASK: SCORE.
+    """The scores of the finished runs by recipe and name, which is TASK: SCORE.
 
-    The lowest evaluation loss stands in front, as `training: evaluation_loss`, where a run has one.
+    The lowest evaluation loss of a run, if it has one, comes first, as `training: evaluation_loss`.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for cell in plan:
@@ -116,7 +120,7 @@ def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
 
 
 def write_table(plan: Sequence[Cell], path: Path) -> None:
-    """The table for programs: every run's scores, baselines among them."""
+    """Write the scores of every run as JSON, including those of the control runs."""
     runs = [{"recipe": c.recipe.name, "seed": c.seed, **c.report} for c in plan if c.report]
     kept = ("recipe", "seed", "steps", "seconds", "tasks", "frozen_unchanged")
     rows = [{key: run[key] for key in kept if key in run} for run in runs]

@@ -1,4 +1,4 @@
-"""metrics.jsonl: a row for each step and each evaluation; the same numbers go to whoever watches the run."""
+"""metrics.jsonl: a row for each step and each evaluation; the same numbers go to the callbacks."""
 
 from __future__ import annotations
 

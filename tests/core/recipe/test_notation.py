@@ -97,5 +97,5 @@ def test_other_files_of_users_are_refused_by_name(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="recipe.toml cannot be read: "):
             recipe_differences(tmp_path, tmp_path)
     (tmp_path / "p.jsonl").write_text("[" * MANY + "]" * MANY)
-    with pytest.raises(InputError, match="p.jsonl line 1: no JSON: it is nested"):
+    with pytest.raises(InputError, match="p.jsonl line 1: not JSON: it is nested"):
         score_file(None, tmp_path / "p.jsonl")  # type: ignore[arg-type]  # read before it is scored

@@ -46,7 +46,7 @@ def test_figures_of_a_running_and_of_a_finished_run(tmp_path: Path) -> None:
     running = run_summary(made(tmp_path / "running"))
     assert running == {
         "recipe": "running",
-        "state": "running, or killed",
+        "state": "no report yet (running or killed)",
         "steps": "20 of 40",
         "examples": "160",
         "loss": "0.1500",

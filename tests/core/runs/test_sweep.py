@@ -75,7 +75,7 @@ def test_every_recipe_runs_with_every_seed_and_finished_ones_once(
 
 
 def test_mistakes_are_found_before_anything_is_run(recipes: list[str], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="recipes of one name: a"):
+    with pytest.raises(TrainingError, match="recipes with the same name: a"):
         sweep_cells([recipes[0], recipes[0]], tmp_path, [0], [])
     with pytest.raises(RecipeError, match="train.lrr"):
         sweep_cells(recipes, tmp_path, [0], ["train.lrr=1"])

@@ -21,7 +21,7 @@ import magma
 from magma import CheckpointError, Decoding, Example, Input, InputError, Magma, Media, PartError, Text, Tokens, Trial
 from magma.data.collator import Collator
 from magma.data.tokenization import decode_after, encode
-from magma.evaluation.prefix_sharing import Reader
+from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.generation.decoding import Answer, continuations
 from magma.plugins.conformance.text import CHECKS
 from magma.testing import Subject
@@ -88,7 +88,7 @@ def test_a_token_of_two_texts_is_a_target_where_one_of_them_is(lm: Causal) -> No
 
 def test_an_answer_keeps_its_first_space(lm: Causal) -> None:
     answer = Answer(lm, Decoding(stop=(" x",)))
-    for token in encode(lm, [" seven nine x"], begins=False)[0]:
+    for token in encode(lm, [" seven nine x"], at_start=False)[0]:
         answer.add(token)
     assert answer.text == " seven nine"
     assert list(continuations(iter([" ", " seven"]), ())) == [" ", "seven"]
@@ -113,7 +113,7 @@ def test_prompts_that_begin_alike_are_read_as_each_by_itself(lm: Causal) -> None
         [*shared, Text("y"), Media("number", 3), Text("Q:"), Text(" x")],
     ]
     how = Decoding(max_tokens=4)
-    found = dict(one for batch in Reader(model, how).tokens(prompts) for one in batch)
+    found = dict(one for batch in PrefixCachedGenerator(model, how).tokens(prompts) for one in batch)
     assert [found[i] for i in range(3)] == [model.generate_tokens(prompt, max_tokens=4) for prompt in prompts]
 
 
@@ -243,7 +243,7 @@ def test_a_template_may_hold_control_tokens_and_its_values_none(lm: Causal) -> N
     assert filled.text == f"<s>A: seven{END}</s> x"
     found = collator.encode_example(Example([filled])).tokens
     assert (found.count(1), found.count(2)) == (2, 1)
-    assert found[2:-2] == encode(lm, [f"A: seven{END}"], begins=False)[0]
+    assert found[2:-2] == encode(lm, [f"A: seven{END}"], at_start=False)[0]
     nested = Text.fill("Q: {question} A:", question="{question}?")
     assert (nested.text, nested.control) == ("Q: {question}? A:", ((0, 3), (14, 17)))
     both = nested + Text(" x") + Text.fill("</s>")
@@ -299,7 +299,7 @@ def test_a_stream_shows_what_generate_gives(lm: Causal) -> None:
         for text in (f"seven {stop} x", f"{stop}", "seven b\u20ad \U0001f601", "seven \ufffd"):
             how = Decoding(stop=(stop,), max_tokens=99)
             answer, seen = Answer(lm, how), []
-            for token in encode(lm, [text], begins=False)[0]:
+            for token in encode(lm, [text], at_start=False)[0]:
                 more = answer.add(token)
                 seen.append(answer.text)
                 if not more:

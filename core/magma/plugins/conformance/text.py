@@ -28,7 +28,7 @@ def texts_in_a_row_are_one(subject: Subject) -> None:
         said = tokenization.decode_after(lm, learnt)
         more = len(tokenization.decode_after(lm, learnt[1:])) >= len(other)  # the first token may be of both texts
         need(said.endswith(other) and not more, f"of {one!r} and {other!r}, the targets say {said!r}")
-        after = tokenization.decode_after(lm, tokenization.encode(lm, [other], begins=False)[0])
+        after = tokenization.decode_after(lm, tokenization.encode(lm, [other], at_start=False)[0])
         need(after == other, f"after something else, {other!r} comes back as {after!r}")
 
 
