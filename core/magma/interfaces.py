@@ -1,5 +1,4 @@
-"""The parts that a model and its training are made of. All that a plugin author has to know is in this
-file and in `values.py`.
+"""The parts of a model and of its training. A plugin author needs only this file and `values.py`.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 v vocabulary, m scored positions.
@@ -20,10 +19,9 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import Tensor, nn
 
 from .errors import PartError
-from .values import Cache, Example, Features, Layout, Media, Prediction, Question, State, Trial
+from .values import Cache, Example, Features, Layout, Media, Prediction, Question, ScoreUnit, State, Trial
 
 Place = Literal["attention", "mlp"]
-ScoreUnit = Literal["fraction", "percent"]
 PLACES: tuple[Place, ...] = ("attention", "mlp")
 
 
@@ -345,8 +343,7 @@ class DataSource(Part):
 
         Each example comes with the state that goes on behind it. The state of a pass's last example opens the next
         pass (in a new order, where the source shuffles), so that a trainer loops for ever and an evaluation stops.
-        A row that cannot be read is an `Example` with a `problem`, in its turn: an exception would end the pass and
-        lose its place, and whether the run goes on without the row is the recipe's to say.
+        A row that cannot be read is an `Example` with a `problem`; the recipe decides whether to skip it.
         """
 
 
@@ -357,7 +354,7 @@ class Task(Part):
     primary: ClassVar[str]
     """The one of its scores that a table of runs shows first."""
     score_unit: ClassVar[ScoreUnit] = "fraction"
-    """Whether scores are fractions (0 to 1) or percentages (0 to 100, or a metric times 100); tables need it."""
+    """Fractions (0 to 1), or percentages (a metric times 100): a table shows one decimal of these, three of those."""
     max_tokens: ClassVar[int] = 16
     """How long an answer may be."""
     stop: ClassVar[tuple[str, ...]] = ()

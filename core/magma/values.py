@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -164,5 +164,7 @@ class Trial:
     """Raw inputs that an encoder refuses."""
 
 
+ScoreUnit = Literal["fraction", "percent"]
+"""Of a task's scores: fractions (0 to 1), or percentages (0 to 100, or a metric times 100)."""
 State = dict[str, Any]
 """Where a data source stands: JSON, made by the source and handed back to it."""

@@ -37,7 +37,7 @@ def evaluate(
     """Run a model on every question of a task, with greedy decoding, and again for each control run.
 
     The control runs are "shuffled", in which every question gets the media of another question, and "blind", without
-    media. A question of which nothing is left is answered with an empty text. A question that cannot be read has a
+    media. A question without any content is answered with an empty text. A question that cannot be read has a
     `problem` and counts as wrong.
 
     Args:
@@ -230,21 +230,21 @@ class TaskRunner:
         """
         if empty := [(i, "", "") for i, q in questions.items() if not drop_empty_texts(q.segments)]:
             yield empty
-        left = [i for i, q in questions.items() if drop_empty_texts(q.segments)]
+        remaining = [i for i, q in questions.items() if drop_empty_texts(q.segments)]
         refused: list[tuple[int, str, str]] = []
 
         def refuse(number: int, error: InputError) -> None:
             if isinstance(error, TooLong):
-                shortened[left[number]] = self._shortened(questions[left[number]], error)
+                shortened[remaining[number]] = self._shortened(questions[remaining[number]], error)
                 return
-            refused.append((left[number], "", str(error)))
-            media = [s for s in questions[left[number]].segments if isinstance(s, Media)]
+            refused.append((remaining[number], "", str(error)))
+            media = [s for s in questions[remaining[number]].segments if isinstance(s, Media)]
             self.unreadable |= {
                 segment_key(medium) for medium in media if unreadable_error(self.collator, [medium], medium.name)
             }
 
-        for batch in self._outputs([questions[i] for i in left], refuse):
-            yield [(left[i], output, "") for i, output in batch]
+        for batch in self._outputs([questions[i] for i in remaining], refuse):
+            yield [(remaining[i], output, "") for i, output in batch]
             if refused:
                 yield refused
                 refused = []

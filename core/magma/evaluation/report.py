@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import cast, get_args
 
 from ..errors import PluginError
-from ..interfaces import ScoreUnit, Task
+from ..interfaces import Task
 from ..manifest import RECIPE, find
 from ..plugins.registry import installed
 from ..recipe.recipe import Recipe
+from ..values import ScoreUnit
 from .results import EVALUATIONS, SCORES
 
 UNITS = get_args(ScoreUnit)
@@ -49,7 +50,7 @@ def load_run_scores(run: Path) -> RunScores:
             scores |= {f"{found['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
             primary.add(f"{found['task']}.{found['primary']}@{shots}")
             by_score = found.get("measures", {}).get(shots, {})
-            measures |= {f"{found['task']}.{name}@{shots}": said for name, said in by_score.items()}
+            measures |= {f"{found['task']}.{name}@{shots}": measured for name, measured in by_score.items()}
     published = {
         f"{task}.{name}@{shots}": value
         for task, by in recipe.published.items()
@@ -94,8 +95,8 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
         head = [key.partition(".")[2].replace("@", " @ ") for key in columns]
         tables[task] = [["run", *head], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
     tables |= _averages(found)
-    if said := [row for one in found for row in _measures(one, keys)]:
-        tables["measures"] = [["run", "task", "score", "measured as"], *said]
+    if measures := [row for one in found for row in _measures(one, keys)]:
+        tables["measures"] = [["run", "task", "score", "measured as"], *measures]
     return tables
 
 
@@ -107,7 +108,9 @@ def _measures(one: RunScores, keys: Iterable[str]) -> list[list[str]]:
             task, _, score = key.partition(".")
             name, _, shots = score.partition("@")
             rows.setdefault((task, name, one.measures[key]), []).append(shots)
-    return [[one.name, task, f"{name} @ {', '.join(shots)}", said] for (task, name, said), shots in rows.items()]
+    return [
+        [one.name, task, f"{name} @ {', '.join(shots)}", measured] for (task, name, measured), shots in rows.items()
+    ]
 
 
 def _is_shown(key: str, found: Sequence[RunScores]) -> bool:

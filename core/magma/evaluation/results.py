@@ -166,7 +166,7 @@ class Evaluation:
         if fewer := sum("dropped_shots" in row for row in rows):
             self.say(
                 f"{fewer} of {len(rows)} questions do not fit with all in-context examples and are asked with fewer; "
-                f"dropped_shots in {path} is the number that was left out"
+                f"{path} has the number of examples that were left out, in dropped_shots"
             )
         if problems := _problems(rows):
             self.say(

@@ -119,43 +119,56 @@ def _replace_recipe(recipe: Recipe, out: Path, note: Callable[[str], None]) -> N
 
 
 def _report(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) -> dict[str, Any]:
+    """Write report.json and the curves of a finished run; the report."""
     report = _run_facts(recipe, result)
     if result.finished:
         plot_losses([out], out / LOSS)
         if recipe.tasks:
-            callbacks.say(f"loading {result.folder}")
-            model = checkpoint.load(result.folder, device=result.device, say=callbacks.say)
-            scores: dict[str, Any] = {}
-            measures: dict[str, dict[str, str]] = {}
-            last = recipe.in_stages()[-1].train
-            assert last is not None
-            for i, table in enumerate(recipe.tasks):
-                part, config = recipe.part(f"tasks.{i}")
-                task: Task = part(config, recipe.seed)
-                earlier = any(other.use == table.use for other in recipe.tasks[:i])
-                place = out / EVALUATIONS / (f"{task.name}.{i}" if earlier else task.name)
-                named, share = evaluation_id(task, 0, result.folder), last.max_unreadable
-                asked = Evaluation(model, task, place, named, artifacts=out, max_unreadable=share, say=callbacks.note)
-                found = asked.run(table.shots, progress=callbacks.asked, replace=True)
-                for shots in table.shots:
-                    name = f"{i}.{score_name(task.name, shots)}"
-                    scores[name] = scored = found[str(shots)]
-                    if measured := load_measures(place).get(str(shots)):
-                        measures[name] = measured
-                    if len(scores) == 1:
-                        report[task.primary] = scored["model"][task.primary]
-                        for baseline in ("shuffled", "blind"):
-                            report[f"{baseline}_score"] = scored[baseline][task.primary]
-                            # The former name, for one version: report.json is a public format.
-                            report[f"{baseline}_accuracy"] = scored[baseline][task.primary]
-            report["tasks"] = scores
-            if measures:
-                report["measures"] = measures
+            report |= _evaluate_tasks(recipe, out, result, callbacks)
     atomic_write(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]
         raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
     return report
+
+
+def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) -> dict[str, Any]:
+    """Evaluate the finished checkpoint on the recipe's tasks; the fields of the report."""
+    callbacks.say(f"loading {result.folder}")
+    model = checkpoint.load(result.folder, device=result.device, say=callbacks.say)
+    train = recipe.in_stages()[-1].train
+    assert train is not None
+    main: dict[str, float] = {}
+    scores: dict[str, Any] = {}
+    measures: dict[str, dict[str, str]] = {}
+    for i, table in enumerate(recipe.tasks):
+        part, config = recipe.part(f"tasks.{i}")
+        task: Task = part(config, recipe.seed)
+        is_repeated = any(other.use == table.use for other in recipe.tasks[:i])
+        folder = out / EVALUATIONS / (f"{task.name}.{i}" if is_repeated else task.name)
+        evaluation = Evaluation(
+            *(model, task, folder, evaluation_id(task, 0, result.folder)),
+            artifacts=out,
+            max_unreadable=train.max_unreadable,
+            say=callbacks.note,
+        )
+        found = evaluation.run(table.shots, progress=callbacks.asked, replace=True)
+        for shots in table.shots:
+            name = f"{i}.{score_name(task.name, shots)}"
+            scores[name] = found[str(shots)]
+            main = main or _main_scores(task, scores[name])
+            if measured := load_measures(folder).get(str(shots)):
+                measures[name] = measured
+    return {**main, "tasks": scores, **({"measures": measures} if measures else {})}
+
+
+def _main_scores(task: Task, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The main score of a task, and the same score of the control runs."""
+    main = {task.primary: scores["model"][task.primary]}
+    for baseline in ("shuffled", "blind"):
+        # The second name is the former one, kept for one version: programs read report.json.
+        main |= dict.fromkeys((f"{baseline}_score", f"{baseline}_accuracy"), scores[baseline][task.primary])
+    return main
 
 
 def score_name(name: str, shots: int) -> str:
