@@ -53,7 +53,7 @@ def test_first_position_is_never_scored(collator: Collator) -> None:
     assert batch.layout.scored.tolist() == [0, 1]
 
 
-def test_slots_point_at_real_features_alone(collator: Collator) -> None:
+def test_media_slots_exclude_padding(collator: Collator) -> None:
     batch = collator.batch([Example([Media("number", 1), Text("a")]), Example([Text("b"), Media("number", 0)])])
     slots = batch.slots["number"]
     width = batch.tokens.shape[1]
@@ -115,7 +115,7 @@ def test_max_length_beyond_the_context_is_refused() -> None:
         Collator(ToyLM(ToyLM.Config()), {}, max_length=100)
 
 
-def test_batches_move_and_cast_media_alone(collator: Collator) -> None:
+def test_batch_to_casts_only_media(collator: Collator) -> None:
     batch = collator.batch([Example([Media("number", 1), Text("a"), Text("b", target=True)])])
     moved = batch.to("meta", torch.bfloat16)
     assert moved.media["number"].dtype == torch.bfloat16

@@ -15,7 +15,7 @@ from magma.data.loader import PREFETCH_FACTOR, prefetch
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
-def test_what_is_done_ahead_comes_in_order(workers: int) -> None:
+def test_prefetch_keeps_the_order(workers: int) -> None:
     def slow(n: int) -> tuple[int, int]:
         time.sleep(0.01 * (n % 3))
         return n, os.getpid()
@@ -26,7 +26,7 @@ def test_what_is_done_ahead_comes_in_order(workers: int) -> None:
     assert ({pid for _, pid in found} == {os.getpid()}) is (workers == 0)
 
 
-def test_no_more_is_drawn_than_is_prepared() -> None:
+def test_prefetch_draws_no_more_than_its_factor() -> None:
     drawn: list[int] = []
 
     def work() -> Iterator[int]:
@@ -40,7 +40,7 @@ def test_no_more_is_drawn_than_is_prepared() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_users_mistake_is_raised_in_its_turn_and_as_itself(workers: int) -> None:
+def test_prefetch_raises_a_magma_error_unchanged_and_in_order(workers: int) -> None:
     def read(n: int) -> int:
         if n == 2:
             raise InputError(f"example {n} cannot be read")
@@ -52,13 +52,13 @@ def test_a_users_mistake_is_raised_in_its_turn_and_as_itself(workers: int) -> No
         next(made)
 
 
-def test_the_trainings_random_generator_is_left_alone() -> None:
+def test_prefetch_does_not_use_the_global_generator() -> None:
     before = torch.get_rng_state()
     list(prefetch(range(3), lambda n: torch.rand(1).item() + n, 1, False))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_signal_to_everyone_ends_no_worker() -> None:
+def test_workers_ignore_stop_signals() -> None:
     """Ctrl-C reaches a terminal's whole group: the trainer saves, and has what it needs until then."""
     pids = []
     for pid in prefetch(range(8), lambda _: os.getpid(), 1, False):

@@ -67,8 +67,8 @@ def test_answers_are_those_of_one_by_one(model: Magma, kind: str, batch_size: in
     assert [found[i] for i in range(len(prompts))] == expected
 
 
-def answered(model: Magma, prompts: list[list[Segment]], reader: PrefixCachedGenerator | None = None) -> None:
-    for _ in (reader or PrefixCachedGenerator(model, HOW)).answers(prompts):
+def answered(model: Magma, prompts: list[list[Segment]], generator: PrefixCachedGenerator | None = None) -> None:
+    for _ in (generator or PrefixCachedGenerator(model, HOW)).answers(prompts):
         pass
 
 
@@ -82,13 +82,13 @@ def test_what_prompts_share_is_read_once(model: Magma, read: list[int]) -> None:
 
 
 def test_a_common_beginning_is_kept_from_call_to_call(model: Magma, read: list[int]) -> None:
-    reader = PrefixCachedGenerator(model, HOW)
-    answered(model, KINDS["the same examples first"], reader)
+    generator = PrefixCachedGenerator(model, HOW)
+    answered(model, KINDS["the same examples first"], generator)
     read.clear()
-    answered(model, [[*SHOTS, number(0), Text("x")], [*SHOTS, number(1), Text("x")]], reader)
+    answered(model, [[*SHOTS, number(0), Text("x")], [*SHOTS, number(1), Text("x")]], generator)
     assert read[0] == 1 + 2 + 2  # no examples
     read.clear()
-    answered(model, [[number(0), Text("x")], [number(0), Text("y")]], reader)
+    answered(model, [[number(0), Text("x")], [number(0), Text("y")]], generator)
     assert read[:2] == [1, 2]
 
 

@@ -229,7 +229,7 @@ def run_folder(folder: Path, published: str, **scores: dict[str, float]) -> Path
     return folder
 
 
-def test_a_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
+def test_report_shows_published_scores_in_brackets(tmp_path: Path) -> None:
     published = "[published]\nvqa2 = { accuracy = { 0 = 32.7, 4 = 43.8 } }\ncoco = { cider.0 = 39.6 }\n"
     one = run_folder(tmp_path / "one", published, vqa2={"0": 31.04, "2": 40.0}, gqa={"0": 7.0})
     two = run_folder(tmp_path / "two", "", vqa2={"0": 0.25})

@@ -79,7 +79,7 @@ def test_what_show_prints_is_the_same_recipe(tmp_path: Path) -> None:
     assert "stages" not in recipe(stages=[]).to_toml()
 
 
-def test_a_length_may_stand_in_the_stages_only() -> None:
+def test_a_length_may_be_set_only_in_stages() -> None:
     train_table = {key: value for key, value in RECIPE["train"].items() if key != "steps"}
     stages = recipe(train=train_table).in_stages()
     assert [stage.train.total_steps for stage in stages if stage.train] == [3, 4]

@@ -44,7 +44,7 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_it_learns_and_the_frozen_stay(tmp_path: Path) -> None:
+def test_training_learns_and_keeps_frozen_weights(tmp_path: Path) -> None:
     result = train(recipe(("train.steps=150", "train.lr=2e-2")), tmp_path)
     found = losses(tmp_path)
     assert len(found) == 150
@@ -115,7 +115,7 @@ def test_a_partial_last_batch_is_a_step(tmp_path: Path) -> None:
     assert [row["samples"] for row in rows if "samples" in row] == [4, 4, 2]
 
 
-def test_resume_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_resume_gives_the_same_losses_and_weights(tmp_path: Path) -> None:
     changes = ("train.steps=8",)
     train(recipe(changes), tmp_path / "whole")
 
@@ -165,7 +165,7 @@ def test_half_precision_resumes_in_float32_from_its_copies(tmp_path: Path) -> No
             assert torch.allclose(p, copies[f"{name}.master"], rtol=0, atol=1e-9), name
 
 
-def test_checkpoints_on_the_way_are_kept_and_pruned(tmp_path: Path) -> None:
+def test_intermediate_checkpoints_are_pruned(tmp_path: Path) -> None:
     train(recipe(("train.checkpoint_every=1", "train.keep_checkpoints=3")), tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-0000000{n}" for n in (4, 5, 6)]
     assert magma.load(tmp_path / "checkpoints/step-00000004").logits([1]).shape == (2, 257)
@@ -306,7 +306,7 @@ def test_a_row_that_cannot_be_read_is_skipped_and_its_place_kept(
     assert losses(out) == losses(tmp_path / "whole")
 
 
-def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_unreadable_examples_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torn(monkeypatch, 2)
     changes = ("train.unreadable=skip", "train.steps=40", "train.checkpoint_every=10")
     with pytest.raises(TrainingError) as raised:
@@ -349,7 +349,7 @@ def test_a_run_that_can_read_nothing_ends_with_the_reasons(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_what_was_learnt_before_nothing_could_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_from_before_unreadable_steps_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torn(monkeypatch, *range(4, 40))
     longer = {"train": [{"use": "counting", "length": 40}]}
     changes = ("train.unreadable=skip", "train.steps=9", "train.max_skipped_steps=3")
@@ -420,7 +420,7 @@ def rising(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
 EARLY = ("train.steps=20", "train.evaluate_every=2", "train.early_stopping=2", "train.checkpoint_every=3")
 
 
-def test_it_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rising(monkeypatch, [3.0, 1.0, 2.0, 1.5, 0.1])
     evaluated = {**copy.deepcopy(RECIPE["data"]), "evaluation": RECIPE["data"]["train"]}
     result = train(recipe(EARLY, data=evaluated), tmp_path / "early")
@@ -430,7 +430,7 @@ def test_it_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
     assert read_manifest(result.folder).step == 4
 
 
-def test_an_early_stop_is_counted_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_patience_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated = {**copy.deepcopy(RECIPE["data"]), "evaluation": RECIPE["data"]["train"]}
     loaded = recipe(EARLY, data=evaluated)
 
@@ -511,7 +511,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
         assert not all(torch.equal(t, kept[2][n]) for n, t in kept[1].items())
 
 
-def test_a_spike_is_skipped_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_spikes_are_skipped_with_spike_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meddle(monkeypatch, {4}, lambda y: 1000 * y)
     assert train(recipe(), tmp_path / "learnt").skipped_steps == 0
     meddle(monkeypatch, {4}, lambda y: 1000 * y)
@@ -577,7 +577,7 @@ def test_workers_prepare_the_same_batches(tmp_path: Path) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_an_interruption_with_workers_ahead_loses_no_example(tmp_path: Path) -> None:
+def test_interruption_with_prefetch_loses_no_example(tmp_path: Path) -> None:
     changes = ("train.steps=8", "train.workers=2")
 
     def stop(now: Progress) -> None:
@@ -604,7 +604,7 @@ def test_a_step_tells_speed_rates_and_memory(tmp_path: Path) -> None:
     assert all(now.tokens_per_s > 4 * now.samples_per_s for now in told)
 
 
-def test_a_checkpoint_without_its_state_is_no_place_to_go_on_from(tmp_path: Path) -> None:
+def test_resume_refuses_a_checkpoint_without_state(tmp_path: Path) -> None:
     train(recipe(), tmp_path)
     state = tmp_path / "checkpoints/step-00000006/state"
     (state / "optimizer.safetensors").write_bytes(b"cut short")
