@@ -185,3 +185,10 @@ def test_a_file_system_without_locks_is_noted(number: int, tmp_path: Path, monke
         pass
     said = f"{tmp_path}/run/.lock cannot be locked: {os.strerror(number)}; do not start a second process that writes to"
     assert notes == [f"{said} {tmp_path}/run"]
+
+
+def test_the_former_name_of_callbacks_is_accepted_with_a_warning(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with pytest.warns(DeprecationWarning, match="watcher is now called callbacks"):
+        magma.run(RECIPE, tmp_path / "run", watcher=RunCallbacks(say=notes.append))
+    assert "planning" in notes
