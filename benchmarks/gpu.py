@@ -79,7 +79,7 @@ def build(work: Work) -> Magma:
 def examples(model: Magma, count: int) -> list[Example]:
     """A prepared image and a caption of 8 to 33 tokens each."""
     draw = torch.Generator().manual_seed(0)
-    image = torch.randn(model.ways()["image"].encoder.blank().shape, generator=draw)
+    image = torch.randn(model.input_modules()["image"].encoder.dummy_item().shape, generator=draw)
     lengths = torch.randint(8, 34, (count,), generator=draw).tolist()
     words = [torch.randint(0, model.lm.eos, (length,), generator=draw) for length in lengths]
     return [Example([Media("image", image), Tokens(caption, target=True)]) for caption in words]
@@ -203,7 +203,7 @@ def _workers() -> int:
 def captions(count: int, work: Work = FULL) -> list[Row]:
     """From JPEG files to captions of 20 tokens; workers decode the next images meanwhile."""
     model = build(work).eval()
-    encoder = model.ways()["image"].encoder
+    encoder = model.input_modules()["image"].encoder
     batch = max(work.decode)
     with photos(work) as folder:
         files = list(itertools.islice(itertools.cycle(sorted(folder.glob("*.jpg"))), work.captions))

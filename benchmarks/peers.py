@@ -45,7 +45,7 @@ class Grid(magma.Encoder):
         """As it is."""
         return raw
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """Zeros."""
         return torch.zeros(self.length, self.dim)
 
@@ -172,10 +172,10 @@ class Published(nn.Module):
 
     def forward(self, media: Tensor, captions: Sequence[Tensor]) -> Tensor:
         """Mean loss over the targets."""
-        (way,) = self.model.ways().values()
+        (input_module,) = self.model.input_modules().values()
         eos = self.model.lm.eos
         filled = padded(captions, self.model.lm.context, eos)
-        prefix = way(media).values
+        prefix = input_module(media).values
         labels = labels_by_loop(filled, prefix.shape[1], eos).to(media.device)
         logits = self.logits(prefix, filled.to(media.device))
         return F.cross_entropy(
@@ -219,13 +219,13 @@ class ByHand(nn.Module):
                 block.attn = _SequentialAdapter(block.attn, adapters["attention"][i])
             if "mlp" in adapters:
                 block.mlp = _SequentialAdapter(block.mlp, adapters["mlp"][i])
-        (way,) = model.ways().values()
-        self.way = way
+        (input_module,) = model.input_modules().values()
+        self.input_module = input_module
         self.eos = mine.eos
 
     def forward(self, media: Tensor, captions: Sequence[Tensor]) -> Tensor:
         """Mean loss over the targets."""
-        prefix = self.way(media).values
+        prefix = self.input_module(media).values
         b, k, _ = prefix.shape
         width = max(len(caption) for caption in captions) + 1
         tokens = padded(captions, width, self.eos).to(media.device)

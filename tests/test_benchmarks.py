@@ -27,7 +27,7 @@ def test_the_published_peer_passes_the_golden_files(name: str) -> None:
     images, captions = golden.tensors["in/images"], golden.tensors["in/captions"]
     expected = golden.tensors["out/logits"]
     with torch.no_grad():
-        prefix = model.ways()["image"](images).values
+        prefix = model.input_modules()["image"](images).values
         logits = published.logits(prefix, captions)[:, : prefix.shape[1] + TEXT]
     assert (logits - expected).abs().max() <= 1e-5
     loss = published(images, list(captions))
@@ -63,7 +63,7 @@ def test_packed_rows_give_the_same_loss_and_gradients() -> None:
     encoded = [collator.encode_example(example) for example in peers.examples(9, 64)]
     padded, packed = collator.pad(encoded), collator.pack(encoded, 600)
     assert len(packed.tokens) < len(padded.tokens)
-    assert packed.layout.segments is not None
+    assert packed.layout.sequence_ids is not None
     assert sorted(packed.labels.tolist()) == sorted(padded.labels.tolist())
     assert sorted(packed.names) == sorted(padded.names)
     for one, other in zip(gradients(model, model(padded)), gradients(model, model(packed)), strict=True):

@@ -112,7 +112,7 @@ def test_any_combination(combination: dict[str, str], tmp_path: Path) -> None:
     check_shapes(model)
     draw = np.random.default_rng(0)
     raw: list[Any] = [draw.integers(0, 256, (16, 16), dtype=np.uint8) for _ in range(3)]
-    if model.ways()["medium"].encoder.modality == "audio":
+    if model.input_modules()["medium"].encoder.modality == "audio":
         raw = [(draw.standard_normal(length), 8000) for length in (2400, 300, 1111)]
     examples = [Example([Media("medium", one), Text("A picture of"), Text(" a seven.", target=True)]) for one in raw]
     batch = model.collator().batch(examples)
@@ -149,10 +149,16 @@ def check_shapes(model: Magma) -> None:
         assert x.shape[0] == adapted.shape[0]
         return [features.shape[1], features.shape[2], embeddings.shape[1], embeddings.shape[2], logits.shape[1]]
 
-    way = model.ways()["medium"]
-    x = way.encoder.stack([way.encoder.largest()] * 2)
-    features = way.encoder(x)
-    embeddings = way.prefix(Features(features.values)).values
+    input_module = model.input_modules()["medium"]
+    x = input_module.encoder.stack([input_module.encoder.max_size_item()] * 2)
+    features = input_module.encoder(x)
+    embeddings = input_module.prefix(Features(features.values)).values
     adapted = model.lm.all_adapters()[0](embeddings, torch.sin)
-    found = widths_and_lengths(x, features.values, embeddings, adapted, model.lm.head(embeddings[:, 0]))
-    assert found == [way.encoder.length, way.encoder.dim, way.prefix.length, model.lm.dim, model.lm.vocab]
+    found = widths_and_lengths(x, features.values, embeddings, adapted, model.lm.lm_head(embeddings[:, 0]))
+    assert found == [
+        input_module.encoder.length,
+        input_module.encoder.dim,
+        input_module.prefix.length,
+        model.lm.dim,
+        model.lm.vocab,
+    ]

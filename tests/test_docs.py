@@ -299,7 +299,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     names, text = tutorial(tmp_path), read("tutorial.md")
     table = (tmp_path / "data/labels.csv").read_text().splitlines()
     assert "\n".join(table[:3]) in text
-    findings = testing.examine(names["Sensor"])
+    findings = testing.run_checks(names["Sensor"])
     assert [one for one in findings if one.problem] == []
     assert f"{len(findings)} of {len(findings)} hold" in text
     line = (tmp_path / "data/train.jsonl").read_text().splitlines()[0]

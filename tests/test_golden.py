@@ -32,7 +32,7 @@ def prompts(golden: Golden, tokens: int) -> list[list[Any]]:
 
 def check_outputs(model: Magma, golden: Golden) -> None:
     with torch.no_grad():
-        prefix = model.ways()["image"](golden.tensors["in/images"]).values
+        prefix = model.input_modules()["image"](golden.tensors["in/images"]).values
     assert largest(prefix - golden.tensors["out/prefix"]) <= 1e-5
     logits = torch.stack([model.logits(prompt) for prompt in prompts(golden, TEXT)])
     assert logits.shape == golden.tensors["out/logits"].shape

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from magma import (
     Adapter,
+    BatchLayout,
     Cache,
     DataSource,
     Encoder,
@@ -21,15 +22,14 @@ from magma import (
     FrozenLM,
     Head,
     InputError,
-    Layout,
     Media,
     PartConfig,
     PartError,
-    Place,
     Prediction,
     Prefix,
     Question,
-    State,
+    SourceState,
+    Sublayer,
     Task,
     Text,
     hookimpl,
@@ -91,7 +91,7 @@ class ToyLM(FrozenLM):
     def embed(self, tokens: Tensor) -> Tensor:
         return self.words(tokens)
 
-    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
+    def add_adapters(self, place: Sublayer, make: Callable[[], Adapter]) -> None:
         if place in self.adapters:
             raise PartError(f"{place} is adapted already")
         adapter = make()
@@ -109,7 +109,7 @@ class ToyLM(FrozenLM):
     def new_cache(self) -> ToyCache:
         return ToyCache()
 
-    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         b, t, _ = embeddings.shape
         x = self.dropout(embeddings + self.places(layout.positions.clamp(max=self.context - 1)))
         q, k, v = self.qkv(x).chunk(3, -1)
@@ -128,7 +128,7 @@ class ToyLM(FrozenLM):
         h = h + self.mlp(h)
         return h.reshape(b * t, -1)[layout.scored]
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def lm_head(self, hidden: Tensor) -> Tensor:
         return hidden @ self.words.weight.T
 
 
@@ -155,10 +155,10 @@ class ToyEncoder(Encoder):
             raise InputError(f"given {raw!r}; allowed: 0 to 3")
         return F.one_hot(torch.tensor(raw), 4).float()
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         return torch.zeros(4)
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         return int(prepared.argmax()) + 1
 
     def forward(self, x: Tensor) -> Features:
@@ -211,7 +211,7 @@ class ToyPrefix(Prefix):
         self.length = encoder_length
         self.linear = nn.Linear(encoder_dim, dim)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         return features
 
     def forward(self, features: Features) -> Features:
@@ -264,7 +264,7 @@ class ToySource(DataSource):
         super().__init__(config, seed)
         self.config: ToySource.Config = config
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         state = state or {"epoch": 0, "position": 0}
         for i in range(state["position"], self.config.length):
             number = (i + state["epoch"]) % 4
@@ -279,12 +279,12 @@ class ToySource(DataSource):
 
 class ToyTask(Task):
     name = "counting"
-    primary = "count_accuracy"
+    primary_metric = "count_accuracy"
 
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         for i in range(4):
             yield Question(str(i), [Media("number", i), "is"], WORDS[i], "count")
 

@@ -29,7 +29,7 @@ def checkpoint_activations(model: Magma, which: Which) -> list[nn.Module]:
     """
     modules: list[nn.Module] = []
     if which in ("encoder", "all"):
-        modules += [way.encoder for way in model.ways().values()]
+        modules += [input_module.encoder for input_module in model.input_modules().values()]
     if which in ("lm", "all"):
         modules += lm_blocks(model, "train.activation_checkpointing")
     for module in modules:

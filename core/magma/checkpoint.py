@@ -32,14 +32,14 @@ from .manifest import (
     differing,
     dtype_of,
     find,
-    fingerprint,
-    fingerprints,
+    hash_tensors,
     list_files,
     read_manifest,
+    tensor_sha256,
 )
 from .model import Magma, PartSummary
 from .plugins.registry import installed
-from .recipe.assemble import assemble, recipe_of
+from .recipe.assemble import assemble, recipe_from_model
 from .recipe.recipe import Recipe
 from .system.device import check_device
 from .system.home_paths import expand_home
@@ -54,7 +54,7 @@ def save(model: Magma, folder: str | Path, recipe: Recipe | None = None) -> Path
     Raises `CheckpointError` for weights that are not finite.
     """
     with atomic_folder(Path(folder)) as aside:
-        write(aside, model, recipe or recipe_of(model, Path(folder).name), fingerprints(model.frozen_tensors()))
+        write(aside, model, recipe or recipe_from_model(model, Path(folder).name), hash_tensors(model.frozen_tensors()))
     return Path(folder)
 
 
@@ -82,7 +82,7 @@ def write(
             "torch": torch.__version__,
             "dtype": str(model.dtype).removeprefix("torch."),
             "parts": {row.path: _entry(model, row) for row in model.summary()},
-            "trained": fingerprints(trained),
+            "trained": hash_tensors(trained),
             "frozen": dict(frozen),
             "text": {"beginning": list(model.lm.beginning), "joined": model.lm.joins},
             **list_files(folder),
@@ -126,7 +126,7 @@ def save_tensors(
         model = assemble(checked, device="meta", dtype=dtype)
         model.lm.joins = joined
         trained, frozen = model.stored_tensors(), model.frozen_tensors()
-        if problems := misfits({**trained, **frozen}, tensors):
+        if problems := describe_mismatches({**trained, **frozen}, tensors):
             raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
 
         def cast(name: str) -> Tensor:
@@ -135,7 +135,7 @@ def save_tensors(
 
         if problems := not_finite({name: tensors[name] for name in frozen}, frozen):
             raise CheckpointError(f"the tensors cannot be used:\n{bullets(problems)}")
-        prints = {name: fingerprint(cast(name)) for name in sorted(frozen)}
+        prints = {name: tensor_sha256(cast(name)) for name in sorted(frozen)}
         write(aside, model, checked, prints, {name: cast(name) for name in trained})
     return model
 
@@ -185,15 +185,15 @@ def moved(lm: str | Path | None) -> list[str]:
     return [f"lm.weights={json.dumps(str(here.absolute() if here.is_dir() else lm))}"]
 
 
-def keep_text(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
+def restore_tokenization(lm: FrozenLM, folder: Path, manifest: Manifest, overrides: Sequence[str] = ()) -> None:
     """Let a language model turn text into tokens as it did when the checkpoint was trained; an override is kept.
 
     Raises `CheckpointError` for a beginning that it cannot read.
     """
-    if beyond := [token for token in manifest.text.beginning if token >= lm.readable]:
+    if beyond := [token for token in manifest.text.beginning if token >= lm.num_embeddings]:
         raise CheckpointError(
             f"{folder / MANIFEST}: text.beginning: given {beyond[0]}; allowed: tokens of the language model, 0 to "
-            f"{lm.readable - 1}"
+            f"{lm.num_embeddings - 1}"
         )
     lm.joins = manifest.text.joined
     if not any(override.partition("=")[0] == "lm.bos" for override in overrides):
@@ -213,7 +213,7 @@ def rebuild(
     model = assemble(
         recipe, dtype=dtype_of(manifest), frozen_weights_only=True, replaced=stored_parts(manifest), say=say
     )
-    keep_text(model.lm, folder, manifest, overrides)
+    restore_tokenization(model.lm, folder, manifest, overrides)
     load_trained(model, folder)
     return model
 
@@ -256,7 +256,7 @@ def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) 
     """A checkpoint's tensors: exactly the `wanted` ones, of those shapes and dtypes, finite and undamaged."""
     path = folder / TRAINED
     found = read_tensors(path)[0]
-    if problems := misfits(wanted, found):
+    if problems := describe_mismatches(wanted, found):
         raise CheckpointError(f"{path} does not fit the model:\n{bullets(problems)}")
     check_stored(path, manifest, found)
     if problems := not_finite(found, wanted):
@@ -266,7 +266,7 @@ def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) 
 
 def check_stored(path: Path, manifest: Manifest, found: Mapping[str, Tensor]) -> None:
     """Raise `CheckpointError` unless the trained tensors are those that were written."""
-    if damaged := differing(manifest.trained, fingerprints(found)):
+    if damaged := differing(manifest.trained, hash_tensors(found)):
         raise CheckpointError(
             f"{path} is damaged: {len(damaged)} of its tensors are not what was written, the first is {damaged[0]}"
         )
@@ -277,7 +277,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     tensors = model.frozen_tensors()
     here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
     before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
-    if changed := differing(before, fingerprints(here)):
+    if changed := differing(before, hash_tensors(here)):
         raise CheckpointError(
             f"{folder}: {len(changed)} of {len(before)} frozen tensors are not what they were, the first is "
             f"{changed[0]}: are these the weights that the run was trained with?"
@@ -287,7 +287,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     return here
 
 
-def misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+def describe_mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """What of `found` is not as `wanted`: names, shapes, dtypes; floating-point tensors may be of any precision."""
     problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is not a tensor of this model" for name in found.keys() - wanted.keys()]

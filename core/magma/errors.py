@@ -10,7 +10,7 @@ class MagmaError(Exception):
     """Something the user can put right. The message says where, what was given and what is allowed."""
 
 
-LACKING = ("thing is missing", "things are missing")
+MISSING_NOUN = ("thing is missing", "things are missing")
 """What a `RecipeError` counts where nothing is wrong with the recipe itself."""
 
 

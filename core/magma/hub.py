@@ -18,7 +18,7 @@ def is_folder(source: str) -> bool:
     return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.is_dir()
 
 
-def at_hand(source: str, *patterns: str) -> Path | None:
+def find_local_folder(source: str, *patterns: str) -> Path | None:
     """The folder on disk with a file of one of the `patterns`: `source` itself, or the cache's of a hub name."""
     folder: Path | None = Path(source)
     if not is_folder(source):
@@ -53,7 +53,7 @@ def source_problems(source: str, *wanted: tuple[str, ...], cached: str = "config
         return [problem] if problem else []
     if not Path(source).is_dir():
         return [f"given {source!r}, which is no folder"]
-    return [f"{source} has no {' or '.join(any_of)}" for any_of in wanted if not at_hand(source, *any_of)]
+    return [f"{source} has no {' or '.join(any_of)}" for any_of in wanted if not find_local_folder(source, *any_of)]
 
 
 def hub_problem(name: str, *files: str) -> str | None:

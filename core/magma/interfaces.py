@@ -19,10 +19,21 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import Tensor, nn
 
 from .errors import PartError
-from .values import Cache, Example, Features, Layout, Media, Prediction, Question, ScoreUnit, State, Trial
+from .values import (
+    BatchLayout,
+    Cache,
+    CheckInputs,
+    Example,
+    Features,
+    Media,
+    Prediction,
+    Question,
+    ScoreUnit,
+    SourceState,
+)
 
-Place = Literal["attention", "mlp"]
-PLACES: tuple[Place, ...] = ("attention", "mlp")
+Sublayer = Literal["attention", "mlp"]
+SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 
 
 class PartConfig(BaseModel):
@@ -76,9 +87,9 @@ class Part(ABC):
         return []
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """What to try this part with; files that it needs are written into `folder`. By default: no field set."""
-        return Trial()
+        return CheckInputs()
 
 
 class Module(Part, nn.Module):
@@ -143,18 +154,18 @@ class Encoder(Module):
         """
 
     @abstractmethod
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """A prepared item [...] of zeros, the smallest one: stands in where a batch has none."""
 
-    def largest(self) -> Tensor:
+    def max_size_item(self) -> Tensor:
         """A prepared item [...] with `length` features: what a plan is made for."""
-        return self.blank()
+        return self.dummy_item()
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
         """Prepared items to one model input [b, ...]. Items of unequal size are padded here."""
         return torch.stack(list(items))
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         """How many features this prepared item will have; at most `length`."""
         return self.length
 
@@ -174,7 +185,7 @@ class Prefix(Module):
     def __init__(self, config: PartConfig, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """How many embeddings come out of this many features; at most `length`."""
         return self.length
 
@@ -190,7 +201,7 @@ class Adapter(Module):
     """
 
     kind = "adapter"
-    keeps_input: ClassVar[bool] = False
+    passes_input_through: ClassVar[bool] = False
     """Does `forward` give the sublayer x itself, once? Then what nobody reads need not be computed."""
 
     @abstractmethod
@@ -236,10 +247,10 @@ class FrozenLM(Module):
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
-        self.adapters: dict[Place, list[Adapter]] = {}
+        self.adapters: dict[Sublayer, list[Adapter]] = {}
 
     @property
-    def readable(self) -> int:
+    def num_embeddings(self) -> int:
         """How many tokens it can read: the first of its vocabulary, those that have a word embedding."""
         return self.vocab
 
@@ -280,31 +291,31 @@ class FrozenLM(Module):
         """[b, t] ids to word embeddings [b, t, d]."""
 
     @abstractmethod
-    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
+    def add_adapters(self, place: Sublayer, make: Callable[[], Adapter]) -> None:
         """Put a new adapter around this sublayer of every block, first block first, and list them in `adapters`."""
 
     @abstractmethod
     def remove_adapters(self) -> None:
-        """Undo every `adapt`: the bare language model is back, bit for bit."""
+        """Undo every `add_adapters`: the bare language model is back, bit for bit."""
 
     @abstractmethod
     def new_cache(self) -> Cache:
         """An empty cache for `forward`, which fills it in place."""
 
     @abstractmethod
-    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """Embeddings [b, t, d] to the last hidden states [m, d] of the scored positions.
 
         With a cache, the t positions follow the ones that it holds.
         """
 
     @abstractmethod
-    def head(self, hidden: Tensor) -> Tensor:
+    def lm_head(self, hidden: Tensor) -> Tensor:
         """[m, d] hidden states to logits [m, v]."""
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Of hidden states [m, d] and the tokens [m] that follow them: summed, in float32."""
-        return nn.functional.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+        return nn.functional.cross_entropy(self.lm_head(hidden).float(), labels, reduction="sum")
 
     def export(self, folder: Path) -> None:
         """Write the bare language model, weights and tokenizer, in its own library's format."""
@@ -338,7 +349,7 @@ class DataSource(Part):
         self.config = config
 
     @abstractmethod
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One pass over the data, from the start or from just after `state`.
 
         Each example comes with the state that goes on behind it. The state of a pass's last example opens the next
@@ -351,7 +362,7 @@ class Task(Part):
     """An evaluation. Built as `Task(config, seed)`."""
 
     kind = "task"
-    primary: ClassVar[str]
+    primary_metric: ClassVar[str]
     """The one of its scores that a table of runs shows first."""
     score_unit: ClassVar[ScoreUnit] = "fraction"
     """Fractions (0 to 1), or percentages (a metric times 100): a table shows one decimal of these, three of those."""
@@ -367,18 +378,18 @@ class Task(Part):
         self.config = config
 
     @abstractmethod
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """The questions of a split, each behind `shots` completed ones, drawn with `seed`."""
 
     def follow_up(self, prediction: Prediction) -> Question | None:
         """What to ask next, now that this was answered (multi-step prompting, figure 6 of the paper); None: nothing."""
         return None
 
-    def extract(self, question: Question, output: str) -> str:
+    def postprocess(self, question: Question, output: str) -> str:
         """What counts as the answer in all that the model wrote: by default everything."""
         return output
 
-    def judge(self, prediction: Prediction) -> tuple[str, float] | None:
+    def score_one(self, prediction: Prediction) -> tuple[str, float] | None:
         """One answer as it was compared, and its score; None where a task scores all of them together alone."""
         return None
 

@@ -148,7 +148,7 @@ def find(folder: str | Path) -> Path:
 # Tensors
 
 
-def fingerprint(tensor: Tensor) -> str:
+def tensor_sha256(tensor: Tensor) -> str:
     """SHA-256 of a tensor's dtype, shape and bytes."""
     plain = tensor.detach().cpu().contiguous()
     found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
@@ -157,12 +157,12 @@ def fingerprint(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def hash_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Name to fingerprint, in order of name."""
-    return {name: fingerprint(tensors[name]) for name in sorted(tensors)}
+    return {name: tensor_sha256(tensors[name]) for name in sorted(tensors)}
 
 
-def digest(prints: Mapping[str, str]) -> str:
+def combined_sha256(prints: Mapping[str, str]) -> str:
     """One fingerprint for many."""
     lines = "".join(f"{name} {prints[name]}\n" for name in sorted(prints))
     return hashlib.sha256(lines.encode()).hexdigest()

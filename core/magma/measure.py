@@ -165,9 +165,9 @@ def _cut(model: Magma, counter: _Counter) -> tuple[dict[str, int], list[tuple[st
     """Separate inputs from the language model: FLOPs of each input, which are counted from now on, and where
     each was cut: its embeddings, and the leaf in their place whose gradient is theirs.
     """
-    per_medium = dict.fromkeys(model.ways(), 0)
+    per_medium = dict.fromkeys(model.input_modules(), 0)
     cuts: list[tuple[str, Tensor, Tensor]] = []
-    for name, way in model.ways().items():
+    for name, input_module in model.input_modules().items():
 
         def begin(_way: nn.Module, _given: Any, name: str = name) -> None:
             per_medium[name] -= counter.flops
@@ -179,6 +179,6 @@ def _cut(model: Magma, counter: _Counter) -> tuple[dict[str, int], list[tuple[st
                 cuts.append((name, out.values, leaf))
             return out._replace(values=leaf)
 
-        way.register_forward_pre_hook(begin)
-        way.register_forward_hook(end)
+        input_module.register_forward_pre_hook(begin)
+        input_module.register_forward_hook(end)
     return per_medium, cuts

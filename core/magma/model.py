@@ -20,7 +20,7 @@ from .data.sequence import Batch, EncodedExample
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
 from .inputs import Input
-from .interfaces import PLACES, Adapter, FrozenLM, Head, Module, Place
+from .interfaces import SUBLAYERS, Adapter, FrozenLM, Head, Module, Sublayer
 from .names import module_problem
 from .system.memory import in_pieces
 from .values import Example, Features, Text
@@ -56,7 +56,7 @@ class Magma(nn.Module):
         self,
         lm: FrozenLM,
         inputs: Mapping[str, Input] | None = None,
-        adapters: Mapping[Place, Callable[[], Adapter]] | None = None,
+        adapters: Mapping[Sublayer, Callable[[], Adapter]] | None = None,
         head: Head | None = None,
     ) -> None:
         super().__init__()
@@ -68,28 +68,28 @@ class Magma(nn.Module):
         self.inputs = nn.ModuleDict(dict(inputs or {}))
         self.from_checkpoint: frozenset[str] = frozenset()
         """Paths of frozen parts that have a checkpoint's weights: a new checkpoint needs them, too."""
-        self.lockstep = False
+        self.run_all_inputs = False
         """Run every input for every batch also where nothing is learnt: other processes may have media for it."""
         for place, make in (adapters or {}).items():
-            if place not in PLACES:
-                raise PartError(f'adapters are put on {" or ".join(PLACES)}, not on "{place}"')
-            lm.adapt(place, make)
+            if place not in SUBLAYERS:
+                raise PartError(f'adapters are put on {" or ".join(SUBLAYERS)}, not on "{place}"')
+            lm.add_adapters(place, make)
         lm.freeze()
         self._check_widths()
         self.train(self.training)
 
     def _check_widths(self) -> None:
         """Run every prefix's declared shape on meta: a width that does not fit is found before a GPU hour is spent."""
-        for name, way in self.ways().items():
-            features = torch.empty(1, way.encoder.length, way.encoder.dim, device="meta")
+        for name, input_module in self.input_modules().items():
+            features = torch.empty(1, input_module.encoder.length, input_module.encoder.dim, device="meta")
             try:
-                out: Features = _on_meta(way.prefix)(Features(features))
+                out: Features = _on_meta(input_module.prefix)(Features(features))
             except RuntimeError as error:
                 raise PartError(
                     f"inputs.{name}: the prefix cannot take the encoder's "
-                    f"[b, {way.encoder.length}, {way.encoder.dim}]: {error}"
+                    f"[b, {input_module.encoder.length}, {input_module.encoder.dim}]: {error}"
                 ) from error
-            wanted = (1, way.prefix.length, self.lm.dim)
+            wanted = (1, input_module.prefix.length, self.lm.dim)
             if tuple(out.values.shape) != wanted:
                 raise PartError(
                     f"inputs.{name}: the prefix gives {list(out.values.shape)}, but its length and the language "
@@ -100,15 +100,15 @@ class Magma(nn.Module):
             if tuple(scores.shape) != (1, len(self.head.classes)):
                 raise PartError(f"head: it gives {list(scores.shape)} for {len(self.head.classes)} classes")
 
-    def ways(self) -> dict[str, Input]:
+    def input_modules(self) -> dict[str, Input]:
         """The inputs by name, typed."""
-        return {name: way for name, way in self.inputs.items() if isinstance(way, Input)}
+        return {name: input_module for name, input_module in self.inputs.items() if isinstance(input_module, Input)}
 
     def collator(self, max_length: int | None = None, multiple: int = 1) -> Collator:
         """What turns examples into batches for this model."""
         return Collator(
             self.lm,
-            {name: (way.encoder, way.prefix) for name, way in self.ways().items()},
+            {name: (input_module.encoder, input_module.prefix) for name, input_module in self.input_modules().items()},
             max_length,
             multiple,
             self.head.classes if self.head else (),
@@ -127,28 +127,30 @@ class Magma(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """[b, t, d]: word embeddings, with every medium's embeddings written into its slots.
 
-        Each input runs exactly once. In training, or in `lockstep`, one that this batch lacks runs on a blank, with no
+        Each input runs exactly once. In training, or in `run_all_inputs`, one that this batch lacks runs on a blank, with no
         weight in the result and no buffer changed, so that all ranks do the same collectives.
         """
         words = self.lm.embed(batch.tokens)
         flat = words.flatten(0, 1)
-        for name, way in self.ways().items():
+        for name, input_module in self.input_modules().items():
             if name in batch.media:
-                values = way(batch.media[name]).values
+                values = input_module(batch.media[name]).values
                 slots = batch.slots[name]
                 rows = slots.media_index * values.shape[1] + slots.embedding_index
                 flat = flat.index_copy(0, slots.positions, values.flatten(0, 1).index_select(0, rows).to(flat.dtype))
-            elif self.lockstep or torch.is_grad_enabled():
-                blank = way.encoder.stack([way.encoder.blank()]).to(words.device, self._input_dtype(way, words.dtype))
-                was = way.training
-                way.eval()  # BatchNorm's statistics stay as they are
-                flat = flat + 0 * way(blank).values.sum().to(flat.dtype)
-                way.train(was)
+            elif self.run_all_inputs or torch.is_grad_enabled():
+                blank = input_module.encoder.stack([input_module.encoder.dummy_item()]).to(
+                    words.device, self._input_dtype(input_module, words.dtype)
+                )
+                was = input_module.training
+                input_module.eval()  # BatchNorm's statistics stay as they are
+                flat = flat + 0 * input_module(blank).values.sum().to(flat.dtype)
+                input_module.train(was)
         return flat.view_as(words)
 
     @staticmethod
-    def _input_dtype(way: Input, otherwise: torch.dtype) -> torch.dtype:
-        return next((p.dtype for p in way.parameters()), otherwise)
+    def _input_dtype(input_module: Input, otherwise: torch.dtype) -> torch.dtype:
+        return next((p.dtype for p in input_module.parameters()), otherwise)
 
     def forward(self, batch: Batch) -> Tensor:
         """Cross-entropy of the targets, summed over them, in float32. Divide by the targets of the global batch."""
@@ -177,7 +179,7 @@ class Magma(nn.Module):
         batch.layout = type(batch.layout)(
             batch.layout.positions, batch.layout.lengths, torch.arange(width, device=self.device)
         )
-        out: Tensor = self.lm.head(self.lm(self.embed(batch), batch.layout))
+        out: Tensor = self.lm.lm_head(self.lm(self.embed(batch), batch.layout))
         return out
 
     @torch.no_grad()
@@ -192,7 +194,7 @@ class Magma(nn.Module):
             found: list[list[float]] = head(self.lm(self.embed(batch), batch.layout)).float().softmax(-1).tolist()
             return found
 
-        with self.evaluating():
+        with self.eval_mode():
             rows = in_pieces(self._examples(self.collator(), prompts), scores)
         return [dict(zip(head.classes, row, strict=True)) for row in rows]
 
@@ -210,14 +212,14 @@ class Magma(nn.Module):
         collator = self.collator()
         examples = self._examples(collator, prompts)
         rows = [self._continued(collator, example, text) for example, text in zip(examples, texts, strict=True)]
-        with self.evaluating():
+        with self.eval_mode():
             return in_pieces(rows, lambda some: self._likelihoods(collator.pad(some), some))
 
     def _likelihoods(self, batch: Batch, rows: Sequence[EncodedExample]) -> list[tuple[float, bool]]:
         batch = batch.to(self.device, self.dtype)
-        logits = self.lm.head(self.lm(self.embed(batch), batch.layout)).float()
+        logits = self.lm.lm_head(self.lm(self.embed(batch), batch.layout)).float()
         chances = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
-        chosen = (logits[:, : self.lm.readable].argmax(-1) == batch.labels).cpu()
+        chosen = (logits[:, : self.lm.num_embeddings].argmax(-1) == batch.labels).cpu()
         counts = [sum(row.targets) for row in rows]
         return [
             (float(chance.sum()), bool(hits.all()))
@@ -267,7 +269,7 @@ class Magma(nn.Module):
     def _decode(self, prompts: Sequence[Example], how: Decoding) -> Iterator[list[Answer]]:
         if self.head is not None:
             raise InputError("this model has a [head]: it classifies, use classify")
-        with self.evaluating():
+        with self.eval_mode():
             batch = self._prompts(prompts)
             yield from decode(self.lm, self.embed(batch), batch.layout, how)
 
@@ -288,7 +290,7 @@ class Magma(nn.Module):
         return examples
 
     @contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def eval_mode(self) -> Iterator[None]:
         """Eval mode for a while."""
         was = self.training
         self.eval()
@@ -302,9 +304,9 @@ class Magma(nn.Module):
     def parts(self) -> dict[str, list[Module]]:
         """Every part by its path in a recipe: `lm`, `inputs.NAME.encoder`, `adapters.mlp` (one a block), ..."""
         parts: dict[str, list[Module]] = {"lm": [self.lm]}
-        for name, way in self.ways().items():
-            parts[f"inputs.{name}.encoder"] = [way.encoder]
-            parts[f"inputs.{name}.prefix"] = [way.prefix]
+        for name, input_module in self.input_modules().items():
+            parts[f"inputs.{name}.encoder"] = [input_module.encoder]
+            parts[f"inputs.{name}.prefix"] = [input_module.prefix]
         for place, adapters in self.lm.adapters.items():
             parts[f"adapters.{place}"] = list(adapters)
         if self.head is not None:

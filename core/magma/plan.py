@@ -180,7 +180,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     if measured:
         lm = measured.flops - sum(measured.per_medium.values())
         costs = Costs(lm / positions, {name: float(count) for name, count in measured.per_medium.items()})
-    media = sum(way.prefix.length for way in model.ways().values())
+    media = sum(input_module.prefix.length for input_module in model.input_modules().values())
     return Plan(
         recipe=recipe.name,
         precision=recipe.train.precision if recipe.train else "fp32",
@@ -188,8 +188,8 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         parts=parts,
         totals=totals,
         inputs={
-            name: InputPlan(way.encoder.length, way.encoder.dim, way.prefix.length)
-            for name, way in model.ways().items()
+            name: InputPlan(input_module.encoder.length, input_module.encoder.dim, input_module.prefix.length)
+            for name, input_module in model.input_modules().items()
         },
         tokens_per_example={"media": media, "text": positions - media, "total": positions},
         flops_per_sample=flops,
@@ -289,9 +289,9 @@ def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
     """Twice an example of every input's largest medium and some text, on meta."""
     collator = model.collator(recipe.train.max_length if recipe.train else None)
     encoded = EncodedExample([], [], [], "the planned example", 0 if model.head else None)
-    for name, way in model.ways().items():
-        item = way.encoder.largest()
-        size = way.prefix.size(way.encoder.size(item))
+    for name, input_module in model.input_modules().items():
+        item = input_module.encoder.max_size_item()
+        size = input_module.prefix.num_embeddings(input_module.encoder.num_features(item))
         encoded.media.append((name, item, len(encoded), size))
         encoded.tokens += [0] * size
         encoded.targets += [False] * size

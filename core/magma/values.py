@@ -87,7 +87,7 @@ class Features(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class BatchLayout:
     """Where everything stands in a right-padded batch of embeddings [b, t, d]."""
 
     positions: Tensor
@@ -153,7 +153,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Trial:
+class CheckInputs:
     """What a part is tried with by `magma plugin check` and `magma.testing`."""
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -166,5 +166,5 @@ class Trial:
 
 ScoreUnit = Literal["fraction", "percent"]
 """Of a task's scores: fractions (0 to 1), or percentages (0 to 100, or a metric times 100)."""
-State = dict[str, Any]
+SourceState = dict[str, Any]
 """Where a data source stands: JSON, made by the source and handed back to it."""

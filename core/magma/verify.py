@@ -10,7 +10,7 @@ from .checkpoint import (
     NOT_COVERED,
     check_frozen,
     check_stored,
-    misfits,
+    describe_mismatches,
     read_recipe,
     read_trained,
     rebuild,
@@ -96,7 +96,7 @@ def _built(
         model = assemble(recipe, dtype=dtype_of(manifest), absent=absent, say=say)
     except PartError:
         return None, lacking
-    if misfits(stored_in(model, manifest), read_tensors(folder / TRAINED)[0]):
+    if describe_mismatches(stored_in(model, manifest), read_tensors(folder / TRAINED)[0]):
         return None, lacking
     read_trained(model, folder)
     return model, lacking

@@ -36,12 +36,12 @@ class Sensor(magma.Encoder):
         )
 
     @classmethod
-    def trial(cls, folder):
+    def check_inputs(cls, folder):
         """What `magma plugin check` uses: inputs that are read, and inputs that are refused."""
         np.savetxt(folder / "one.csv", np.arange(16.0))
         good = (folder / "one.csv", [0.5] * 16)
         bad = (folder / "missing.csv", [1.0, 2.0], ["a"] * 16, [float("nan")] * 16)
-        return magma.Trial({"samples": 16, "width": 8}, good, bad)
+        return magma.CheckInputs({"samples": 16, "width": 8}, good, bad)
 
     def accepts(self, raw):
         """A list of numbers, or the path of a .csv file."""
@@ -59,7 +59,7 @@ class Sensor(magma.Encoder):
             raise magma.InputError(f"given {raw!r:.60}; allowed: {self.config.samples} finite numbers")
         return torch.from_numpy(values).float()
 
-    def blank(self):
+    def dummy_item(self):
         """Zeros [s]: takes the place of a recording in a batch that has none."""
         return torch.zeros(self.config.samples)
 

@@ -27,10 +27,10 @@ class TimeSeries(magma.Encoder):
         self.layers = nn.Sequential(nn.Linear(config.patch, 4 * self.dim), nn.GELU(), nn.Linear(4 * self.dim, self.dim))
 
     @classmethod
-    def trial(cls, folder):
+    def check_inputs(cls, folder):
         (folder / "a.csv").write_text("1\n2\n4\n8\n")
         bad = (folder / "none.csv", [], ["a"], [1.0, float("nan")], np.zeros((2, 2)))
-        return magma.Trial({"width": 8}, (folder / "a.csv", np.arange(100.0), [3, 1, 2]), bad)
+        return magma.CheckInputs({"width": 8}, (folder / "a.csv", np.arange(100.0), [3, 1, 2]), bad)
 
     def accepts(self, raw):
         return isinstance(raw, list | np.ndarray) or (isinstance(raw, Path) and raw.suffix == ".csv")
@@ -46,7 +46,7 @@ class TimeSeries(magma.Encoder):
         values = np.interp(steps, np.arange(len(values)), (values - values.mean()) / (values.std() + 1e-6))
         return torch.from_numpy(values).float().view(-1, self.config.patch)
 
-    def blank(self):
+    def dummy_item(self):
         return torch.zeros(self.length, self.config.patch)
 
     def forward(self, x):

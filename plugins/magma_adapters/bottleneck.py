@@ -21,7 +21,7 @@ INIT_STD = 1e-3
 class _Bottleneck(Adapter):
     """scale * W_up relu(W_down h), and where it is added."""
 
-    keeps_input = True
+    passes_input_through = True
 
     class Config(PartConfig):
         """`downsample` is d over the bottleneck's width. `scale` is lambda: 1, or learned from 1."""

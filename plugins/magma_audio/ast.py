@@ -82,7 +82,7 @@ class Ast(HFAudioEncoder):
         ).input_values[0]
         return frames[: 1 + (len(whole) - self.window) // self.hop].clone()
 
-    def num_features(self, items: Count) -> Count:
+    def count_features(self, items: Count) -> Count:
         """Patches that begin before the recording ends."""
         begun = (items - 1) // self.stride + 1
         return self.freq_patches * (

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from magma import Features, PartError, Trial, Weights, at_hand, hub_has, is_folder, source_problems
+from magma import CheckInputs, Features, PartError, Weights, find_local_folder, hub_has, is_folder, source_problems
 
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
@@ -48,7 +48,7 @@ class HFAudioEncoder(AudioEncoder):
     config_overrides: ClassVar[Mapping[str, Any]] = {}
     """Fields of the library's configuration that no file decides: every batch runs the same modules."""
     check_config: ClassVar[Mapping[str, Any]]
-    """The fields of a small one, for its `trial`."""
+    """The fields of a small one, for its `check_inputs`."""
     min_items: int
     """The shortest item: samples or frames."""
     max_items: int
@@ -71,7 +71,7 @@ class HFAudioEncoder(AudioEncoder):
                 self.set_limits()
             with torch.device("meta"), torch.no_grad():
                 self.tower = self._build_model()
-                _, self.length, self.dim = self(self.stack([self.largest()])).values.shape
+                _, self.length, self.dim = self(self.stack([self.max_size_item()])).values.shape
         except (StrictDataclassError, ValueError, TypeError, RuntimeError, IndexError) as error:
             raise PartError(f"{self.name}: no tower of these sizes can be built: {error_summary(error)}") from error
 
@@ -100,7 +100,7 @@ class HFAudioEncoder(AudioEncoder):
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """[b, ...] to [b, n, e] or more behind it; `valid` [b, f] or [b, s] says what is no `PADDING`."""
 
-    def num_features(self, items: Count) -> Count | None:
+    def count_features(self, items: Count) -> Count | None:
         """How many features items of this many frames or samples have; None: all have `length`."""
         return None
 
@@ -109,9 +109,9 @@ class HFAudioEncoder(AudioEncoder):
         return tower
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """A second at most."""
-        return Trial(cls.check_config, *example_recordings(folder, 0.5))
+        return CheckInputs(cls.check_config, *example_recordings(folder, 0.5))
 
     @classmethod
     def problems(cls, config: HFAudioConfig) -> list[str]:
@@ -206,26 +206,26 @@ class HFAudioEncoder(AudioEncoder):
         """A recording to [s], or to frames [f, m], as the library's feature extractor does it. `rng` is for `crop`."""
         return self.extract_features(self.load_mono(raw, rng))
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """The shortest item, of zeros."""
         return self._zeros(self.min_items)
 
-    def largest(self) -> Tensor:
+    def max_size_item(self) -> Tensor:
         """The longest item, of zeros."""
         return self._zeros(self.max_items)
 
     def _zeros(self, items: int) -> Tensor:
         return torch.zeros(items, self.architecture.num_mel_bins)
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         """Features of what was heard, none of the padding."""
-        return self.num_features(len(prepared)) or self.length
+        return self.count_features(len(prepared)) or self.length
 
     def forward(self, x: Tensor) -> Features:
         """[b, s] or [b, f, m] to features [b, n, e] of the longest recording."""
         valid = (x if x.ndim == 2 else x[..., 0]) != PADDING
         return Features(
-            self.hidden_states(x, valid)[:, : self.num_features(x.shape[1])], self.num_features(valid.sum(-1))
+            self.hidden_states(x, valid)[:, : self.count_features(x.shape[1])], self.count_features(valid.sum(-1))
         )
 
 
@@ -237,7 +237,7 @@ def pad_frames(x: Tensor, valid: Tensor, value: Tensor, frames: int) -> Tensor:
 
 def _locate(source: str, *any_of: str) -> str | None:
     """What to read a file from: a folder or the cache's, else the name, where the hub has it; None: it is not there."""
-    if found := at_hand(source, *any_of):
+    if found := find_local_folder(source, *any_of):
         return str(found)
     return source if not is_folder(source) and hub_has(source, *any_of) else None
 

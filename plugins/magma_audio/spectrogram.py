@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Features, InputError, Trial
+from magma import CheckInputs, Features, InputError
 
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
@@ -87,10 +87,10 @@ class Spectrogram(AudioEncoder):
         return frames
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Two thirds of a second at most."""
         small = {"rate": 8000, "seconds": 0.6, "bands": 16, "width": 16, "heads": 2}
-        return Trial(small, *example_recordings(folder, 0.5))
+        return CheckInputs(small, *example_recordings(folder, 0.5))
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """To log-mel frames [f, m]; a tensor of that shape is taken as it is."""
@@ -112,15 +112,15 @@ class Spectrogram(AudioEncoder):
         frames = (energies + FLOOR).log().T[: self.frames]
         return (frames - frames.mean()) / frames.std().clamp(min=1e-3)
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """One frame of zeros."""
         return torch.zeros(1, self.config.bands)
 
-    def largest(self) -> Tensor:
+    def max_size_item(self) -> Tensor:
         """Zeros for as long as a recording may last."""
         return torch.zeros(self.frames, self.config.bands)
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         """Frames, halved by each convolution."""
         return self._downsampled_length(len(prepared))
 

@@ -82,7 +82,7 @@ class Wav2Vec2(HFAudioEncoder):
         ).input_values[0]
         return F.pad(normalized, (0, max(0, self.min_items - len(normalized))))
 
-    def num_features(self, items: Count) -> Count:
+    def count_features(self, items: Count) -> Count:
         """What the convolutions leave."""
         for kernel, stride in self._convolutions():
             items = (items - kernel) // stride + 1

@@ -83,7 +83,7 @@ class AudioEncoder(Encoder):
         return pad_sequence(list(items), batch_first=True, padding_value=PADDING)
 
     @abstractmethod
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """The shortest item."""
 
 
@@ -107,7 +107,7 @@ def _average_channels(name: str, channels: Tensor) -> Tensor:
 
 
 def example_recordings(folder: Path, seconds: float) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """What an encoder of at least `seconds` accepts, and what it refuses: for its `trial`."""
+    """What an encoder of at least `seconds` accepts, and what it refuses: for its `check_inputs`."""
     import soundfile
 
     t = np.arange(int(8_000 * seconds)) / 8_000

@@ -70,7 +70,7 @@ class Whisper(HFAudioEncoder):
         frames: Tensor = found.input_features[0].T
         return frames[: -(-len(waveform) // self.feature_extractor.hop_length) + self.trailing_frames].contiguous()
 
-    def num_features(self, items: Count) -> Count:
+    def count_features(self, items: Count) -> Count:
         """Half the frames; an item that fills the window is all recording."""
         return (items - self.trailing_frames * (items < self.max_items) + 1) // 2
 

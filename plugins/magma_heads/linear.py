@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from magma import Head, PartConfig, Trial
+from magma import CheckInputs, Head, PartConfig
 
 
 class LinearHead(Head):
@@ -33,9 +33,9 @@ class LinearHead(Head):
         self.projection = nn.Linear(dim, len(config.classes))
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Three classes."""
-        return Trial({"classes": ("entailment", "neutral", "contradiction")})
+        return CheckInputs({"classes": ("entailment", "neutral", "contradiction")})
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[m, d] to [m, c]."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from magma import Adapter, Place
+from magma import Adapter, Sublayer
 
 from .families import Family
 
@@ -59,7 +59,7 @@ class FeedForward(nn.Module):
         return out
 
 
-def wrap_sublayer(block: nn.Module, family: Family, place: Place, adapter: Adapter) -> Callable[[], None]:
+def wrap_sublayer(block: nn.Module, family: Family, place: Sublayer, adapter: Adapter) -> Callable[[], None]:
     """Put an adapter around a block's sublayer; returns what undoes it."""
     path = family.attention if place == "attention" else family.mlp
     names: tuple[str, ...]

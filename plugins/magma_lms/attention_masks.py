@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from magma import Layout
+from magma import BatchLayout
 
 
-def padding_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+def padding_mask(embeddings: Tensor, layout: BatchLayout, past: Tensor | None) -> Tensor:
     """Which columns are no padding [b, p + t]."""
     valid = torch.arange(embeddings.shape[1], device=embeddings.device) < layout.lengths[:, None]
     return valid if past is None else torch.cat([past, valid], dim=-1)
 
 
-def attention_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> Tensor:
+def attention_mask(embeddings: Tensor, layout: BatchLayout, past: Tensor | None) -> Tensor:
     """Which columns each position sees [b, t, p + t]: causal, no padding, own segment alone.
 
     Padding sees itself, so that no row is empty.
@@ -22,8 +22,8 @@ def attention_mask(embeddings: Tensor, layout: Layout, past: Tensor | None) -> T
     t = embeddings.shape[1]
     columns = torch.arange(t, device=embeddings.device)
     seen = (columns <= columns[:, None]) & (columns < layout.lengths[:, None])[:, None]
-    if layout.segments is not None:
-        seen = seen & (layout.segments[:, :, None] == layout.segments[:, None])
+    if layout.sequence_ids is not None:
+        seen = seen & (layout.sequence_ids[:, :, None] == layout.sequence_ids[:, None])
     seen = seen | (columns == columns[:, None])
     return seen if past is None else torch.cat([past[:, None].expand(-1, t, -1), seen], dim=-1)
 

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from magma import PartConfig, PartError, Trial, Weights, did_you_mean
+from magma import CheckInputs, PartConfig, PartError, Weights, did_you_mean
 
 from .families import FAMILIES
 from .tokenization import Bos
@@ -59,11 +59,11 @@ class Causal(TransformersLM):
         return find_problems(config.weights, config.tokenizer, ("config.json",), WEIGHT_FILES)
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """A small GPT-2."""
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
         vocabulary = {"vocab_size": 768, "bos_token_id": 0, "eos_token_id": 0}
-        return Trial({"architecture": {"model_type": "gpt2", **sizes, **vocabulary}, "tokenizer": "bundled:tiny"})
+        return CheckInputs({"architecture": {"model_type": "gpt2", **sizes, **vocabulary}, "tokenizer": "bundled:tiny"})
 
 
 def _own_architecture(fields: dict[str, Any]) -> Any:

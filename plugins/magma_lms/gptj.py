@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Cache, Layout, PartConfig, PartError, Trial, Weights
+from magma import BatchLayout, Cache, CheckInputs, PartConfig, PartError, Weights
 
 from .adapter_wrapper import AdapterWrapper
 from .attention_masks import attention_mask, padding_mask, to_additive_mask
@@ -107,7 +107,7 @@ class Block(nn.Module):
         if not isinstance(attention, AdapterWrapper):
             found = attention(y, rope, mask, cache, first)
             return found
-        if attention.adapter.keeps_input:
+        if attention.adapter.passes_input_through:
             found = attention.adapter(late_positions, lambda _: attention.sublayer(y, rope, mask, cache, first))
             return found
         whole: Tensor = attention(y, rope, mask, cache)
@@ -190,12 +190,12 @@ class GPTJ(TransformersLM):
         """An empty one."""
         return SharedPrefixCache.empty()
 
-    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place. The last block computes what is scored alone."""
         assert cache is None or isinstance(cache, SharedPrefixCache)
         past = None if cache is None else cache.valid
         mask = None
-        if past is not None or layout.segments is not None:
+        if past is not None or layout.sequence_ids is not None:
             mask = attention_mask(embeddings, layout, past)[:, None]
         if cache is not None and cache.shared_prefix is not None:
             assert mask is not None
@@ -207,7 +207,7 @@ class GPTJ(TransformersLM):
         sines, cosines = table[:, :, None].chunk(2, -1)
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):
-            first = layout.first if i + 1 == len(decoder.h) else 0
+            first = layout.first_scored if i + 1 == len(decoder.h) else 0
             x = block(x, (sines, cosines), mask, cache, first)
         hidden: Tensor = decoder.ln_f(x)
         t = embeddings.shape[1]
@@ -215,9 +215,9 @@ class GPTJ(TransformersLM):
         return hidden.flatten(0, 1)[scored]
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """The bundled one."""
-        return Trial({"weights": "bundled:tiny"})
+        return CheckInputs({"weights": "bundled:tiny"})
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:

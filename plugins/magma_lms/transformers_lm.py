@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from magma import Adapter, Cache, FrozenLM, Layout, PartConfig, PartError, Place
+from magma import Adapter, BatchLayout, Cache, FrozenLM, PartConfig, PartError, Sublayer
 
 from .adapter_wrapper import wrap_sublayer
 from .attention_masks import attention_mask, padding_mask, to_additive_mask
@@ -115,7 +115,7 @@ class TransformersLM(FrozenLM):
         return self
 
     @property
-    def readable(self) -> int:
+    def num_embeddings(self) -> int:
         """Rows of the word embedding."""
         rows: int = self.model.get_input_embeddings().num_embeddings
         return rows
@@ -165,12 +165,12 @@ class TransformersLM(FrozenLM):
             if self._bos == "auto":
                 return ()
             raise
-        return beginning_tokens(tokenizer, self._bos, self.readable)
+        return beginning_tokens(tokenizer, self._bos, self.num_embeddings)
 
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
         """The tokenizer's special tokens that the model can read."""
-        return special_tokens(self._tokenizer, self.readable)
+        return special_tokens(self._tokenizer, self.num_embeddings)
 
     @cached_property
     def _plain(self) -> dict[str, bool]:
@@ -197,12 +197,12 @@ class TransformersLM(FrozenLM):
         out: Tensor = self.model.get_input_embeddings()(tokens)
         return out
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def lm_head(self, hidden: Tensor) -> Tensor:
         """[m, d] to [m, v]."""
         out: Tensor = self.model.get_output_embeddings()(hidden)
         return out
 
-    def adapt(self, place: Place, make: Callable[[], Adapter]) -> None:
+    def add_adapters(self, place: Sublayer, make: Callable[[], Adapter]) -> None:
         """An adapter around every block's attention or feed-forward."""
         if place in self.adapters:
             raise PartError(f"adapters.{place}: this language model has adapters there already")
@@ -237,7 +237,7 @@ class TransformersLM(FrozenLM):
         """An empty one."""
         return KVCache.empty()
 
-    def forward(self, embeddings: Tensor, layout: Layout, cache: Cache | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]; a cache is filled in place."""
         assert cache is None or isinstance(cache, KVCache)
         past = None if cache is None else cache.valid

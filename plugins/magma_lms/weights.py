@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from magma import PartError, at_hand, hub_has, hub_problem, is_folder, source_problems
+from magma import PartError, find_local_folder, hub_has, hub_problem, is_folder, source_problems
 
 BUNDLED = "bundled:"
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
@@ -42,7 +42,7 @@ def _problems(what: str, source: str | None, *files: tuple[str, ...], cached: st
 def has_safetensors(source: str) -> bool:
     """Weights are read as safetensors, unless there are only some in torch's own format: here, else on the hub."""
     where = resolve_source(source)
-    has = at_hand if is_folder(where) or at_hand(where, *WEIGHT_FILES) else hub_has
+    has = find_local_folder if is_folder(where) or find_local_folder(where, *WEIGHT_FILES) else hub_has
     safe, other = WEIGHT_FILES
     return bool(has(where, safe)) or not has(where, other)
 

@@ -30,7 +30,7 @@ class Linear(Prefix):
         self.projection = nn.Linear(encoder_dim, dim)
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """As many as there are features."""
         return features
 

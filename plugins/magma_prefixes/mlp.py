@@ -40,7 +40,7 @@ class Mlp(Prefix):
         self.projection = nn.Sequential(*steps, nn.Linear(hidden, dim))
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """As many as there are features."""
         return features
 

@@ -47,7 +47,7 @@ class Transformer(Prefix):
         self.projection = nn.Linear(width, dim)
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """As many as there are features."""
         return features
 

@@ -268,14 +268,14 @@ def _sizes_of(model: Magma) -> Sizes:
         raise refuse(f'its language model is "{model.lm.name}", not "gptj"')
     if model.head is not None:
         raise refuse("it has a head")
-    if list(model.ways()) != ["image"]:
-        raise refuse(f"its inputs are {', '.join(model.ways()) or 'none'}, not one called image")
-    way = model.ways()["image"]
-    network = way.encoder.state_dict()
-    if way.encoder.name != "clip" or "network.layer1.0.conv1.weight" not in network:
+    if list(model.input_modules()) != ["image"]:
+        raise refuse(f"its inputs are {', '.join(model.input_modules()) or 'none'}, not one called image")
+    input_module = model.input_modules()["image"]
+    network = input_module.encoder.state_dict()
+    if input_module.encoder.name != "clip" or "network.layer1.0.conv1.weight" not in network:
         raise refuse("its encoder is none of CLIP's ResNets")
-    if way.prefix.name != "linear":
-        raise refuse(f'its prefix is "{way.prefix.name}", not "linear"')
+    if input_module.prefix.name != "linear":
+        raise refuse(f'its prefix is "{input_module.prefix.name}", not "linear"')
     architecture: Any = model.lm.get_submodule("model").config
     adapters = {}
     for place, made in model.lm.adapters.items():
@@ -292,11 +292,11 @@ def _sizes_of(model: Magma) -> Sizes:
         rotary=architecture.rotary_dim,
         context=model.lm.context,
         vocab=model.lm.vocab,
-        words=model.lm.readable,
+        words=model.lm.num_embeddings,
         stages=(stages[0], stages[1], stages[2], stages[3]),
         width=len(network["network.layer1.0.conv1.weight"]),
-        image_size=way.encoder.blank().shape[-1],
-        layernorm="finish.1.weight" in way.prefix.state_dict(),
+        image_size=input_module.encoder.dummy_item().shape[-1],
+        layernorm="finish.1.weight" in input_module.prefix.state_dict(),
         adapters={str(place): adapter for place, adapter in adapters.items()},
     )
 

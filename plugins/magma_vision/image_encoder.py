@@ -15,7 +15,7 @@ from PIL import Image, ImageColor
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
-from magma import CheckpointError, Encoder, Features, InputError, PartConfig, PartError, Trial, read_tensors
+from magma import CheckInputs, CheckpointError, Encoder, Features, InputError, PartConfig, PartError, read_tensors
 
 from .image_file import ALLOWED, open_image
 from .preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
@@ -72,7 +72,7 @@ class ImageEncoder(Encoder):
     allow_smaller = False
     """Prepared tensors may be smaller than `image_size`, where the network takes them."""
     check_config: ClassVar[Mapping[str, Any]]
-    """The fields of a small one, for its `trial`."""
+    """The fields of a small one, for its `check_inputs`."""
     mean: Sequence[float]
     std: Sequence[float]
 
@@ -103,7 +103,7 @@ class ImageEncoder(Encoder):
         self._lengths = {(image_size, image_size): self.length}
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """The encoder's own small configuration, with images of any shape."""
         colours = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
         photo, drawing = (colours // 29 % 256).astype(np.uint8), (colours[..., 0] // 7 % 256).astype(np.uint8)
@@ -112,7 +112,7 @@ class ImageEncoder(Encoder):
         cut = folder / "cut.png"
         cut.write_bytes(written.read_bytes()[:60])
         good = (written, Image.fromarray(photo[:, :30]), drawing)
-        return Trial(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
+        return CheckInputs(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
 
     def _grid(self, network: nn.Module, height: int, width: int) -> tuple[int, int]:
         """n and e of an image of this size, by a network on meta."""
@@ -207,7 +207,7 @@ class ImageEncoder(Encoder):
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         """n of this image."""
         return self._length(*prepared.shape[1:]) or self.length
 
@@ -217,7 +217,7 @@ class ImageEncoder(Encoder):
             raise InputError(f"prepared images of several sizes in one batch: {', '.join(map(str, sorted(sizes)))}")
         return torch.stack(list(items))
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """[3, s, s] of zeros: the mean colour."""
         return torch.zeros(3, self.image_size, self.image_size)
 

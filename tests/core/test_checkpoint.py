@@ -16,7 +16,7 @@ import magma
 from magma import CheckpointError, Input, Magma, Recipe
 from magma.checkpoint import moved
 from magma.io import atomic_folder
-from magma.manifest import fingerprint
+from magma.manifest import tensor_sha256
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -61,7 +61,7 @@ def test_a_model_of_instances_is_saved_with_the_recipe_that_it_implies(tmp_path:
     with pytest.raises(CheckpointError, match="frozen tensors are not what they were"):
         magma.load(tmp_path / "made")
     loaded = magma.load(tmp_path / "made", verify=False)
-    assert loaded.ways()["n"].encoder.frozen
+    assert loaded.input_modules()["n"].encoder.frozen
     for name, tensor in loaded.trained_tensors().items():
         assert torch.equal(tensor, made.trained_tensors()[name])
 
@@ -164,10 +164,10 @@ def test_the_umask_says_who_may_read_a_folder(model: Magma, tmp_path: Path) -> N
 
 def test_fingerprints_see_values_shapes_and_types() -> None:
     one = torch.arange(6.0)
-    assert fingerprint(one) == fingerprint(one.clone())
+    assert tensor_sha256(one) == tensor_sha256(one.clone())
     others = [one + 1e-6, one.view(2, 3), one.double(), one.bfloat16(), -one]
-    assert len({fingerprint(t) for t in [one, *others]}) == 6
-    assert fingerprint(torch.tensor(3)) != fingerprint(torch.tensor(4))
+    assert len({tensor_sha256(t) for t in [one, *others]}) == 6
+    assert tensor_sha256(torch.tensor(3)) != tensor_sha256(torch.tensor(4))
 
 
 def test_the_home_of_an_unknown_user_is_a_name_like_any_other() -> None:

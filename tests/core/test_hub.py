@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from magma import at_hand, hub_has, hub_problem, is_folder, source_problems
+from magma import find_local_folder, hub_has, hub_problem, is_folder, source_problems
 from magma.hub import ask_hub
 
 
@@ -52,12 +52,12 @@ def test_how_a_folder_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_at_hand_is_in_a_folder_or_in_the_cache(tmp_path: Path, hub: list[str]) -> None:
     (tmp_path / "model.safetensors").touch()
-    assert at_hand(str(tmp_path), "*.bin", "*.safetensors") == tmp_path
-    assert at_hand(str(tmp_path), "*.bin") is None
-    assert at_hand(str(tmp_path / "gone"), "*") is None
-    assert at_hand("some/cached", "*.safetensors", "*.bin") == tmp_path / "cache"
-    assert at_hand("some/cached", "*.safetensors") is None
-    assert at_hand("some/name", "*") is None
+    assert find_local_folder(str(tmp_path), "*.bin", "*.safetensors") == tmp_path
+    assert find_local_folder(str(tmp_path), "*.bin") is None
+    assert find_local_folder(str(tmp_path / "gone"), "*") is None
+    assert find_local_folder("some/cached", "*.safetensors", "*.bin") == tmp_path / "cache"
+    assert find_local_folder("some/cached", "*.safetensors") is None
+    assert find_local_folder("some/name", "*") is None
     assert hub == []
 
 

@@ -32,8 +32,8 @@ def test_media_embeddings_land_in_their_slots() -> None:
     model = make().eval()
     batch = model.collator().batch(EXAMPLES)
     embedded = model.embed(batch)
-    way = model.ways()["number"]
-    alone = way(torch.eye(4)[[2, 0, 3]]).values
+    input_module = model.input_modules()["number"]
+    alone = input_module(torch.eye(4)[[2, 0, 3]]).values
     assert torch.equal(embedded[0, :3], alone[0, :3])
     assert torch.equal(embedded[1, 3:4], alone[1, :1])
     assert torch.equal(embedded[1, 4:8], alone[2])
@@ -51,7 +51,7 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
 def test_loss_is_the_mean_over_targets() -> None:
     model = make().eval()
     batch = model.collator().batch(EXAMPLES)
-    logits = model.lm.head(model.lm(model.embed(batch), batch.layout))
+    logits = model.lm.lm_head(model.lm(model.embed(batch), batch.layout))
     by_hand = -logits.log_softmax(-1)[torch.arange(len(batch.labels)), batch.labels].mean()
     assert torch.allclose(model.loss(batch), by_hand)
     with pytest.raises(InputError, match="no target tokens"):
@@ -71,20 +71,25 @@ def test_gradients_reach_every_declared_parameter_and_no_other() -> None:
 def test_a_frozen_encoder_gets_no_gradient_and_its_prefix_does() -> None:
     model = make(trainable=False).train()
     model.loss(model.collator().batch(EXAMPLES)).backward()
-    way = model.ways()["number"]
-    assert all(p.grad is None and not p.requires_grad for p in way.encoder.parameters())
-    assert all(p.grad is not None for p in way.prefix.parameters())
+    input_module = model.input_modules()["number"]
+    assert all(p.grad is None and not p.requires_grad for p in input_module.encoder.parameters())
+    assert all(p.grad is not None for p in input_module.prefix.parameters())
 
 
 def test_train_never_moves_a_frozen_part_out_of_eval() -> None:
     model = make(trainable=False)
-    for mode in (model.train, model.lm.train, model.ways()["number"].train, model.ways()["number"].encoder.train):
+    for mode in (
+        model.train,
+        model.lm.train,
+        model.input_modules()["number"].train,
+        model.input_modules()["number"].encoder.train,
+    ):
         mode(True)
         assert not model.lm.training
         assert not model.lm.dropout.training  # type: ignore[union-attr]
-        assert not any(module.training for module in model.ways()["number"].encoder.modules())
+        assert not any(module.training for module in model.input_modules()["number"].encoder.modules())
     model.train()
-    assert model.ways()["number"].prefix.training
+    assert model.input_modules()["number"].prefix.training
     assert all(adapter.training for adapter in model.lm.all_adapters())
     model.eval()
     assert not any(adapter.training for adapter in model.lm.all_adapters())
@@ -93,9 +98,9 @@ def test_train_never_moves_a_frozen_part_out_of_eval() -> None:
 def test_frozen_batchnorm_keeps_its_statistics_and_trained_does_not() -> None:
     for trainable in (False, True):
         model = make(trainable).train()
-        before = model.ways()["number"].encoder.norm.running_mean.clone()  # type: ignore[union-attr]
+        before = model.input_modules()["number"].encoder.norm.running_mean.clone()  # type: ignore[union-attr]
         model(model.collator().batch(EXAMPLES))
-        after = model.ways()["number"].encoder.norm.running_mean  # type: ignore[union-attr]
+        after = model.input_modules()["number"].encoder.norm.running_mean  # type: ignore[union-attr]
         assert torch.equal(before, after) == (not trainable)
 
 
@@ -103,7 +108,7 @@ def test_a_trained_encoders_batchnorm_may_be_frozen_alone() -> None:
     recipe = copy.deepcopy(RECIPE)
     recipe["inputs"]["number"]["batchnorm"] = "frozen"
     model = magma.assemble(recipe).train()
-    norm = model.ways()["number"].encoder.get_submodule("norm")
+    norm = model.input_modules()["number"].encoder.get_submodule("norm")
     before = norm.get_buffer("running_mean").clone()
     model.loss(
         model.collator().batch([Example([Media("number", n), Text("a", target=True)]) for n in (1, 2)])
@@ -111,18 +116,18 @@ def test_a_trained_encoders_batchnorm_may_be_frozen_alone() -> None:
     assert torch.equal(norm.get_buffer("running_mean"), before)
     assert norm.get_parameter("weight").grad is not None
     assert not norm.training
-    assert model.ways()["number"].encoder.get_submodule("linear").training
+    assert model.input_modules()["number"].encoder.get_submodule("linear").training
 
 
 def test_an_absent_modality_gets_zero_gradients_and_changes_no_buffer() -> None:
     model = make().train()
     buffers = {name: b.clone() for name, b in model.named_buffers()}
     model.loss(model.collator().batch([Example([Text("just"), Text(" text", target=True)])])).backward()
-    for parameter in model.ways()["number"].parameters():
+    for parameter in model.input_modules()["number"].parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
     assert all(torch.equal(b, buffers[name]) for name, b in model.named_buffers())
-    assert model.ways()["number"].encoder.training
+    assert model.input_modules()["number"].encoder.training
 
 
 def test_removing_adapters_gives_the_bare_language_model_back() -> None:

@@ -66,7 +66,7 @@ def test_a_checkpoint_keeps_the_name_that_an_earlier_version_allowed(
     monkeypatch.undo()
     with pytest.MonkeyPatch.context() as again:
         install(again)
-        assert list(magma.load(tmp_path / "old").ways()) == ["a-b"]
+        assert list(magma.load(tmp_path / "old").input_modules()) == ["a-b"]
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:

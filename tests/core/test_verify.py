@@ -22,7 +22,7 @@ from magma import CheckpointError, Magma, MagmaError, PartError, Recipe
 from magma.checkpoint import not_finite, write
 from magma.cli.app import cli
 from magma.io import atomic_folder
-from magma.manifest import Manifest, fingerprints, list_state
+from magma.manifest import Manifest, hash_tensors, list_state
 from magma.verify import verify
 
 pytestmark = pytest.mark.usefixtures("stored_toys")
@@ -56,7 +56,7 @@ def saved(folder: Path, lm: str) -> Path:
         model = magma.assemble(recipe)
         (aside / "state").mkdir()
         save_file({"a": torch.ones(3)}, aside / "state/optimizer.safetensors")
-        frozen = fingerprints(model.frozen_tensors())
+        frozen = hash_tensors(model.frozen_tensors())
         write(aside, model, recipe, frozen, step=6, state=list_state(aside))
     return folder
 
@@ -123,11 +123,11 @@ def tensors(file: str, change: Callable[[dict[str, Tensor]], Any], matching: boo
         change(found)
         save_file(found, folder / file)
         if matching and file == TRAINED:
-            manifest(lambda raw: raw.update(trained=fingerprints(found)))(folder)
+            manifest(lambda raw: raw.update(trained=hash_tensors(found)))(folder)
         elif matching:
             frozen = {f"lm.{name}": value for name, value in found.items()}
             size = (folder / file).stat().st_size
-            manifest(lambda raw: raw.update(frozen=renamed(fingerprints(frozen)), weights={file: size}))(folder)
+            manifest(lambda raw: raw.update(frozen=renamed(hash_tensors(frozen)), weights={file: size}))(folder)
 
     return modify
 

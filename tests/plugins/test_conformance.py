@@ -21,7 +21,7 @@ OURS = [entry for entry in installed().entries() if entry.plugin.distribution ==
 def test_a_shipped_part_keeps_its_promises(entry: Entry, check: testing.Check, tmp_path: Path) -> None:
     if entry.name in ("coco_captions", "nocaps") and shutil.which("java") is None:
         pytest.skip("captions are scored with Java, which is not here")
-    check(testing.Subject(entry.part, entry.part.trial(tmp_path)))
+    check(testing.PartUnderTest(entry.part, entry.part.check_inputs(tmp_path)))
 
 
 def test_there_is_at_least_one_of_every_kind() -> None:

@@ -93,7 +93,7 @@ def test_a_checkpoint_with_former_names_loads_without_a_warning(checkpoint: Path
 def test_an_evaluation_with_former_names_goes_on(checkpoint: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
-    Vqa2Task.trial(data)
+    Vqa2Task.check_inputs(data)
     words = ["--task", "vqa2", "--data", data, "--limit", "2", "--out", tmp_path / "out"]
     assert program.magma("eval", checkpoint, *words).returncode == 0
     (about,) = tmp_path.glob("out/**/about.json")

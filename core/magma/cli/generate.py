@@ -69,7 +69,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
 
 
 def _check_names(model: Magma, names: list[str]) -> None:
-    allowed = ["text", *model.ways()]
+    allowed = ["text", *model.input_modules()]
     for name in names:
         if name not in allowed:
             raise InputError(f"--{name}: allowed with this checkpoint: {', '.join('--' + a for a in allowed)}")

@@ -73,11 +73,11 @@ def plugin_check(
     found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
     if not found:
         raise PluginError(f'plugin check: "{name}" is no {kind}')
-    from ..plugins.conformance.run import examine
+    from ..plugins.conformance.run import run_checks
 
     faults = 0
     for entry in found:
-        findings = examine(entry.part)
+        findings = run_checks(entry.part)
         broken = [one for one in findings if one.problem]
         faults += len(broken)
         typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} hold")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, TooLong
 from ..interfaces import Encoder, FrozenLM, Prefix
-from ..values import Example, Layout, Media, Segment, Text, Tokens
+from ..values import BatchLayout, Example, Media, Segment, Text, Tokens
 from . import tokenization
 from .sequence import Batch, EncodedExample, MediaSlots
 
@@ -144,9 +144,9 @@ class Collator:
 
     def _add_tokens(self, result: EncodedExample, segment: Tokens) -> None:
         ids = segment.ids.tolist()
-        if ids and not 0 <= min(ids) <= max(ids) < self.lm.readable:
+        if ids and not 0 <= min(ids) <= max(ids) < self.lm.num_embeddings:
             raise InputError(
-                f"{result.name}: token ids must be 0 to {self.lm.readable - 1}, got {min(ids)} to {max(ids)}"
+                f"{result.name}: token ids must be 0 to {self.lm.num_embeddings - 1}, got {min(ids)} to {max(ids)}"
             )
         result.tokens += ids
         result.targets += [segment.target] * len(ids)
@@ -171,7 +171,7 @@ class Collator:
 
     def _check_vocabulary(self, name: str, ids: Sequence[int]) -> None:
         """Raise `InputError` for a token that was added to the tokenizer but not to the language model."""
-        readable = self.lm.readable
+        readable = self.lm.num_embeddings
         if beyond := [token for token in ids if not 0 <= token < readable]:
             raise InputError(
                 f"{name}: the tokenizer gives token {beyond[0]} ({self.lm.decode(beyond[:1])!r}), and the language "
@@ -188,7 +188,7 @@ class Collator:
         except InputError as error:
             where = f"{segment.where}: " if segment.where else ""
             raise InputError(f"{result.name}: {segment.name}: {where}{error}") from error
-        size = prefix.size(encoder.size(prepared))
+        size = prefix.num_embeddings(encoder.num_features(prepared))
         result.media.append((segment.name, prepared, len(result), size))
         result.tokens += [0] * size
         result.targets += [False] * size
@@ -261,7 +261,7 @@ class Collator:
             scored, labels = target_index - 1, tokens.flatten()[target_index]
         first = int((scored % width).min()) if len(scored) else width - 1
         packed = any(len(row) > 1 for row in rows)
-        layout = Layout(positions, lengths, scored, first, segments if packed else None)
+        layout = BatchLayout(positions, lengths, scored, first, segments if packed else None)
         media, slots = self._stack_media(placed)
         return Batch(tokens, layout, labels, media, slots, [sequence.name for _, sequence in placed])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import TrainingError
 from ..interfaces import DataSource
-from ..values import Example, State
+from ..values import Example, SourceState
 
 
 class Mixture:
@@ -21,8 +21,8 @@ class Mixture:
         self.sources = sources
         self.weights = weights
         self.counts = [0] * len(sources)
-        self.states: list[State | None] = [None] * len(sources)
-        self._iterators: list[Iterator[tuple[Example, State]] | None] = [None] * len(sources)
+        self.states: list[SourceState | None] = [None] * len(sources)
+        self._iterators: list[Iterator[tuple[Example, SourceState]] | None] = [None] * len(sources)
 
     def take(self, count: int) -> list[Example]:
         """The next `count` examples."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..values import Layout
+from ..values import BatchLayout
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Batch:
 
     tokens: Tensor
     """[b, t], 0 at the positions of media and padding."""
-    layout: Layout
+    layout: BatchLayout
     labels: Tensor
     """[m] the tokens or classes that the scored positions have to predict."""
     media: dict[str, Tensor]
@@ -72,12 +72,12 @@ class Batch:
             self,
             tokens=move(self.tokens),
             labels=move(self.labels),
-            layout=Layout(
+            layout=BatchLayout(
                 positions=move(layout.positions),
                 lengths=move(layout.lengths),
                 scored=move(layout.scored),
-                first=layout.first,
-                segments=None if layout.segments is None else move(layout.segments),
+                first_scored=layout.first_scored,
+                sequence_ids=None if layout.sequence_ids is None else move(layout.sequence_ids),
             ),
             media={name: move(x) for name, x in self.media.items()},
             slots={

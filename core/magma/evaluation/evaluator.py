@@ -65,7 +65,7 @@ def evaluate(
         >>> task.score([p for p in predictions if p.baseline == ""])
     """
     runner = TaskRunner(model, task, batch_size, fewer_shots)
-    questions = list(task.examples(split, shots, seed))
+    questions = list(task.questions(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
     for baseline in baselines:
@@ -174,7 +174,7 @@ class TaskRunner:
                 final = {}
                 for i, output, problem in batch:
                     question = waiting[i]
-                    text = "" if problem else self.task.extract(question, output)
+                    text = "" if problem else self.task.postprocess(question, output)
                     prediction = Prediction(question, text, baseline, output, problem, dropped.get(i, 0))
                     follow_up = None if problem else self.task.follow_up(prediction)
                     if follow_up is None:

@@ -19,7 +19,7 @@ from ..errors import InputError, TooLong
 from ..generation.decoding import Answer, Decoding, decode
 from ..model import Magma
 from ..system.memory import BatchMapper
-from ..values import Cache, Example, Layout, Media, Segment, Text, Tokens
+from ..values import BatchLayout, Cache, Example, Media, Segment, Text, Tokens
 
 
 def segment_key(segment: Segment) -> Hashable:
@@ -132,7 +132,7 @@ class PrefixCachedGenerator:
             duplicates.setdefault(part.key, []).append(part.number)
         order = _group_by_prefix([parts[numbers[0]] for numbers in duplicates.values()])
         common = _count_common([part.prefix for part in order])
-        with self.model.evaluating():
+        with self.model.eval_mode():
             for batch in _batches(order, self.batch_size):
                 try:
                     found = self._answers(batch, common)
@@ -207,13 +207,13 @@ class PrefixCachedGenerator:
         assert self._cache is not None
         return self._cache.expand(rows), self._length
 
-    def _prefill(self, cache: Cache, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, Layout, Tensor]:
+    def _prefill(self, cache: Cache, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout, Tensor]:
         """Append rows to a cache; the result of `_embed`."""
         found = self._embed(start, rows)
         self.model.lm(*found[:2], cache)
         return found
 
-    def _embed(self, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, Layout, Tensor]:
+    def _embed(self, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout, Tensor]:
         """Embeddings [b, t, d] and layout of rows that start at positions `start` [b], and the position after each [b].
 
         The last position of each row is scored.

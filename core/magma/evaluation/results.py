@@ -19,7 +19,7 @@ from typing import Any
 from ..errors import InputError, first_of
 from ..interfaces import Task
 from ..io import atomic_write
-from ..manifest import digest, read_manifest
+from ..manifest import combined_sha256, read_manifest
 from ..model import Magma
 from ..recipe.notation import parse_json
 from ..recipe.schema import MAX_UNREADABLE
@@ -88,7 +88,7 @@ class Evaluation:
                 self.task.artifacts(self.artifacts or self.folder, predictions)
             written = {
                 **self.evaluation_id,
-                "primary": self.task.primary,
+                "primary": self.task.primary_metric,
                 "unit": self.task.score_unit,
                 "questions": len(rows),
                 "scores": known,
@@ -135,7 +135,7 @@ class Evaluation:
             return known
         _rewrite(partial, rows.values())  # without a last line that was cut off
         done = len(rows)
-        questions = self.task.examples(self.split, shots, self.seed)
+        questions = self.task.questions(self.split, shots, self.seed)
         batches = runner.run(
             questions,
             baseline,
@@ -176,7 +176,7 @@ class Evaluation:
 
     def _row(self, number: int, prediction: Prediction) -> dict[str, Any]:
         question = prediction.question
-        judged = self.task.judge(prediction)
+        judged = self.task.score_one(prediction)
         row = {
             "number": number,
             "id": question.id,
@@ -221,7 +221,7 @@ def evaluation_id(task: Task, seed: int, folder: Path) -> dict[str, Any]:
         "task": task.name,
         "config": task.config.model_dump(mode="json"),
         "seed": seed,
-        "checkpoint": digest(read_manifest(folder).trained),
+        "checkpoint": combined_sha256(read_manifest(folder).trained),
     }
 
 
@@ -278,7 +278,7 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
         predictions.append(prediction_from_row(row))
     if not predictions:
         raise InputError(f"{path} has no predictions; allowed: JSONL, a line a prediction")
-    judged = [task.judge(prediction) for prediction in predictions]
+    judged = [task.score_one(prediction) for prediction in predictions]
     found: dict[str, Any] = dict(task.score(predictions))
     if measures := task.measures(predictions):
         found["measures"] = measures

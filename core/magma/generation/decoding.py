@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.tokenization import decode_after
 from ..errors import InputError, did_you_mean
 from ..interfaces import FrozenLM
-from ..values import Cache, Layout
+from ..values import BatchLayout, Cache
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None
 
 @torch.no_grad()
 def decode(
-    lm: FrozenLM, embeddings: Tensor, layout: Layout, decoding: Decoding, cache: Cache | None = None
+    lm: FrozenLM, embeddings: Tensor, layout: BatchLayout, decoding: Decoding, cache: Cache | None = None
 ) -> Iterator[list[Answer]]:
     """Generate until all rows have ended.
 
@@ -105,7 +105,7 @@ def decode(
     lengths = layout.positions.gather(1, layout.lengths[:, None] - 1).squeeze(1) + 1  # with those in the cache
     hidden = lm(embeddings, layout, cache)
     while True:
-        tokens = choose(lm.head(hidden)[:, : lm.readable], decoding, generator)
+        tokens = choose(lm.lm_head(hidden)[:, : lm.num_embeddings], decoding, generator)
         full = (lengths >= lm.context).tolist()
         keep = []
         for i, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
@@ -119,7 +119,7 @@ def decode(
             cache, tokens, lengths = cache.select(picked), tokens[picked], lengths[picked]
             alive = [alive[i] for i in keep]
         ones = torch.ones_like(lengths)
-        step = Layout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device))
+        step = BatchLayout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device))
         hidden = lm(lm.embed(tokens[:, None]), step, cache)
         lengths = lengths + 1
 

@@ -10,11 +10,11 @@ import torch
 
 from ..errors import PartError
 from ..inputs import Input
-from ..interfaces import Adapter, Module, Place
+from ..interfaces import Adapter, Module, Sublayer
 from ..model import Magma
 from ..system.device import check_device
 from .recipe import Recipe
-from .schema import Precision, Use, learns
+from .schema import Precision, Use, is_trained
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -68,8 +68,8 @@ def assemble(
         return module
 
     def build_learner(path: str, table: Use, *context: Any) -> Any:
-        module = build(path, *context, trainable=learns(table))
-        if not learns(table):
+        module = build(path, *context, trainable=is_trained(table))
+        if not is_trained(table):
             module.freeze()
         return module
 
@@ -82,7 +82,7 @@ def assemble(
             prefix = build_learner(f"inputs.{name}.prefix", table.prefix, encoder.dim, encoder.length, lm.dim)
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
-        def maker(place: Place) -> Callable[[], Adapter]:
+        def maker(place: Sublayer) -> Callable[[], Adapter]:
             return lambda: build_learner(f"adapters.{place}", recipe.adapters[place], lm.dim)
 
         head = build_learner("head", recipe.head, lm.dim) if recipe.head else None
@@ -95,7 +95,7 @@ def assemble(
     return model if device is None else model.to(device=None if absent else device, dtype=dtype)
 
 
-def recipe_of(model: Magma, name: str = "model") -> Recipe:
+def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
     """The recipe that assembles a model which was put together from instances."""
 
     def table(part: Module) -> dict[str, Any]:
@@ -110,12 +110,12 @@ def recipe_of(model: Magma, name: str = "model") -> Recipe:
             "lm": table(model.lm),
             "inputs": {
                 key: {
-                    "encoder": table(way.encoder),
-                    "prefix": learning(way.prefix),
-                    "trainable": not way.encoder.frozen,
-                    "batchnorm": way.batchnorm,
+                    "encoder": table(input_module.encoder),
+                    "prefix": learning(input_module.prefix),
+                    "trainable": not input_module.encoder.frozen,
+                    "batchnorm": input_module.batchnorm,
                 }
-                for key, way in model.ways().items()
+                for key, input_module in model.input_modules().items()
             },
             "adapters": {place: learning(adapters[0]) for place, adapters in model.lm.adapters.items()},
             **({"head": learning(model.head)} if model.head else {}),
@@ -127,13 +127,13 @@ def learning_rates(recipe: Recipe) -> dict[str, float]:
     """Part path to learning rate, for every part that may learn."""
     assert recipe.train is not None
     rates = {}
-    for name, way in recipe.inputs.items():
-        if way.trainable:
-            rates[f"inputs.{name}.encoder"] = way.lr or recipe.train.lr
-    tables = {f"inputs.{name}.prefix": way.prefix for name, way in recipe.inputs.items()}
+    for name, input_module in recipe.inputs.items():
+        if input_module.trainable:
+            rates[f"inputs.{name}.encoder"] = input_module.lr or recipe.train.lr
+    tables = {f"inputs.{name}.prefix": input_module.prefix for name, input_module in recipe.inputs.items()}
     tables |= {f"adapters.{place}": adapter for place, adapter in recipe.adapters.items()}
     tables |= {"head": recipe.head} if recipe.head else {}
     for path, table in tables.items():
-        if learns(table):
+        if is_trained(table):
             rates[path] = float(table.fields.get("lr", recipe.train.lr))
     return rates

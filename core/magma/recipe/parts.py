@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ..errors import LACKING, PluginError, RecipeError
+from ..errors import MISSING_NOUN, PluginError, RecipeError
 from ..interfaces import PartConfig
 from ..plugins.registry import installed
 from .explain import explain
@@ -106,5 +106,5 @@ def build_part(
     part: Any = installed().find(kind, name).part
     config = part.Config.model_validate({key: value for key, value in checked.items() if key != "use"})
     if needs_files and (missing := part.problems(config)):
-        raise RecipeError(f"{kind} {name}", missing, LACKING)
+        raise RecipeError(f"{kind} {name}", missing, MISSING_NOUN)
     return part(config, *context)

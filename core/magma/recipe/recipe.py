@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from ..errors import RecipeError
-from ..interfaces import Part, Place
+from ..interfaces import Part, Sublayer
 from ..plugins.registry import installed
 from . import deepspeed_table
 from .explain import explain, shown
@@ -24,7 +24,7 @@ from .overrides import apply_override, locate
 from .parts import check_part, own_fields, part_tables
 from .paths import relative
 from .schema import Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
-from .stages import Stage, label, overlay, settle, strangers, with_length
+from .stages import Stage, label, overlay, settle, unknown_parts, with_length
 
 _OF_THE_RUN = ("data", "tasks", "train", "deepspeed", "stages")
 
@@ -49,7 +49,7 @@ class Recipe(Table):
     lm: Use
     init: Init = Init()
     inputs: dict[InputName, InputTable] = Field({})
-    adapters: dict[Place, Use] = Field({})
+    adapters: dict[Sublayer, Use] = Field({})
     head: Use | None = None
     data: Data = Data()
     tasks: tuple[TaskTable, ...] = ()
@@ -153,7 +153,7 @@ class Recipe(Table):
         except ValidationError as error:
             problems += [explain(Stage, one) for one in error.errors()]
             return {}
-        problems += strangers(base, checked)
+        problems += unknown_parts(base, checked)
         settled = None if problems else cls._settle(overlay(base, number, stage), context, problems)
         return {**settle(settled or {}, stage), **({"name": checked.name} if checked.name else {})}
 

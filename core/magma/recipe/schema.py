@@ -193,6 +193,6 @@ class Train(Table):
         return -(-self.samples // self.batch_size)
 
 
-def learns(table: Use) -> bool:
+def is_trained(table: Use) -> bool:
     """Whether a prefix, an adapter or a head is trained: by default it is."""
     return bool(table.fields.get("trainable", True))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
-from ..interfaces import Place
+from ..interfaces import Sublayer
 from .tables import flat, merge_recipes
 
 
@@ -39,7 +39,7 @@ class Stage(_Table):
     name: str | None = Field(None, min_length=1)
     """Shown behind its number in logs, plans and curves."""
     inputs: dict[str, InputStage] = {}
-    adapters: dict[Place, PartStage] = {}
+    adapters: dict[Sublayer, PartStage] = {}
     head: PartStage | None = None
     data: dict[str, Any] = {}
     train: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def with_length(recipe: dict[str, Any], stages: Sequence[Any]) -> dict[str, Any]
     return base
 
 
-def strangers(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
+def unknown_parts(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
     """Parts that a stage speaks of and the recipe does not have."""
 
     def allowed(table: str) -> str:
@@ -107,7 +107,7 @@ _NO_INFLUENCE = {
 """Keys of [train] that change neither what is learnt nor when a stage ends."""
 
 
-def what_was_learnt(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def training_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a stage's recipe that decide what it learns, by dotted key; of paths the last component.
 
     Data may move between two jobs, and so may the folder of a language model.

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
-from ..errors import LACKING, InputError, RecipeError, TrainingError
+from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
 from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
 from ..interfaces import Task
 from ..io import atomic_write, folder_lock
-from ..manifest import CHECKPOINTS, RECIPE, digest, read_manifest
+from ..manifest import CHECKPOINTS, RECIPE, combined_sha256, read_manifest
 from ..plan import Plan, plan_stages
 from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
@@ -164,10 +164,10 @@ def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCal
 
 def _main_scores(task: Task, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The main score of a task, and the same score of the control runs."""
-    main = {task.primary: scores["model"][task.primary]}
+    main = {task.primary_metric: scores["model"][task.primary_metric]}
     for baseline in ("shuffled", "blind"):
         # The second name is the former one, kept for one version: programs read report.json.
-        main |= dict.fromkeys((f"{baseline}_score", f"{baseline}_accuracy"), scores[baseline][task.primary])
+        main |= dict.fromkeys((f"{baseline}_score", f"{baseline}_accuracy"), scores[baseline][task.primary_metric])
     return main
 
 
@@ -179,7 +179,7 @@ def score_name(name: str, shots: int) -> str:
 def check_requirements(recipe: Recipe) -> None:
     """Raise `RecipeError` with everything that this machine lacks to run the recipe."""
     if missing := recipe.problems():
-        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, LACKING)
+        raise RecipeError(f"{recipe.name} cannot run on this machine", missing, MISSING_NOUN)
 
 
 def check_run_folder(out: Path, resume: bool) -> None:
@@ -201,7 +201,7 @@ def _run_facts(recipe: Recipe, result: Result) -> dict[str, Any]:
         "processes": ranks().size,
         "frozen_unchanged": not result.changed,
         "frozen_tensors": len(result.frozen),
-        "frozen_fingerprint": digest(result.frozen),
+        "frozen_fingerprint": combined_sha256(result.frozen),
         "skipped_examples": result.skipped,
         "unreadable_examples": result.unreadable,
         "skipped_steps": result.skipped_steps,

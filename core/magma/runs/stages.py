@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..manifest import CHECKPOINTS, STATE
 from ..plan import Plan
 from ..recipe.recipe import Recipe
-from ..recipe.stages import changes, what_was_learnt
+from ..recipe.stages import changes, training_identity
 from ..training.checkpoints import latest_checkpoint
 from ..training.microbatch import explain_out_of_memory
 from ..training.processes import init_distributed
@@ -100,7 +100,7 @@ def _added(earlier: Result | None, ended: Result) -> Result:
 
 
 def _learnt(stage: Recipe) -> dict[str, Any]:
-    return what_was_learnt(stage.model_dump(mode="json", exclude_none=True))
+    return training_identity(stage.model_dump(mode="json", exclude_none=True))
 
 
 def _with_current_names(learnt: Mapping[str, Any], stage: Recipe) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from ..manifest import (
     differing,
     dtype_of,
     find,
-    fingerprint,
     list_state,
     read_manifest,
+    tensor_sha256,
 )
 from ..model import Magma
 from ..system.world import DistributedContext
@@ -61,7 +61,7 @@ class CheckpointManager:
 
     def fingerprints(self) -> dict[str, str]:
         """Of everything that no step may change."""
-        return {name: fingerprint(t) for name, t in self.engine.iter_full_tensors(self.model.frozen_tensors())}
+        return {name: tensor_sha256(t) for name, t in self.engine.iter_full_tensors(self.model.frozen_tensors())}
 
     def folder(self, step: int) -> Path:
         """The checkpoint of a step."""
@@ -155,7 +155,7 @@ class CheckpointManager:
         state_folder = folder / STATE
         manifest = read_manifest(folder)
         check_state(folder, manifest)
-        checkpoint.keep_text(self.model.lm, folder, manifest)
+        checkpoint.restore_tokenization(self.model.lm, folder, manifest)
         self._check_frozen(folder, manifest)
         state = TrainerState.read(state_folder / TRAINER)
         trained = self.model.trained_tensors()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import keep, read_stored, read_trained, stored_in
 from ..errors import CheckpointError
-from ..manifest import CHECKPOINT, NEW, OWN, Manifest, dtype_of, fingerprint, origins, read_manifest
+from ..manifest import CHECKPOINT, NEW, OWN, Manifest, dtype_of, origins, read_manifest, tensor_sha256
 from ..model import Magma
 
 
@@ -83,7 +83,7 @@ def _check_own(folder: Path, manifest: Manifest, own: Mapping[str, Mapping[str, 
     for path, tensors in own.items():
         names = [name for name in manifest.frozen if name.startswith(f"{path}.") and name not in manifest.trained]
         expected = Counter(manifest.frozen[name] for name in names)
-        actual = Counter(fingerprint(t.to(dtype) if t.is_floating_point() else t) for t in tensors.values())
+        actual = Counter(tensor_sha256(t.to(dtype) if t.is_floating_point() else t) for t in tensors.values())
         if count := max((actual - expected).total(), (expected - actual).total()):
             lines += f"\n  - {path}: {count} of {len(names)} tensors differ"
     if lines:

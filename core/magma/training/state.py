@@ -22,7 +22,7 @@ class FinishedStage:
     """A stage that has ended. JSON."""
 
     learnt: dict[str, Any]
-    """What decided its weights, as `stages.what_was_learnt` gives it."""
+    """What decided its weights, as `stages.training_identity` gives it."""
     checkpoint: int
     """The step of the checkpoint that the next stage starts from."""
     steps: int

@@ -94,7 +94,7 @@ class Trainer:
         self.state.data = self.mixture.state_dict()
         self.batches: Iterator[RankBatch] = iter(())
         self.evaluation, _ = build_sources(recipe, "evaluation")
-        model.lockstep = world.size > 1
+        model.run_all_inputs = world.size > 1
         self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
         self.checkpoints = CheckpointManager(
             out, stage, self.train.keep_checkpoints, model, self.engine, world, callbacks
@@ -273,7 +273,7 @@ class Trainer:
         average_buffers(self.model, self.world)
         while True:
             try:
-                with self.world.abort_together(), self.model.evaluating():
+                with self.world.abort_together(), self.model.eval_mode():
                     total, targets, samples, unreadable = self._sum_evaluation()
                 break
             except MemoryExhausted as error:

@@ -9,7 +9,19 @@ from pathlib import Path
 
 from pydantic import Field
 
-from magma import DataSource, Example, LocalPath, Media, PartConfig, Prediction, Question, State, Task, Text, Trial
+from magma import (
+    CheckInputs,
+    DataSource,
+    Example,
+    LocalPath,
+    Media,
+    PartConfig,
+    Prediction,
+    Question,
+    SourceState,
+    Task,
+    Text,
+)
 
 from ..formats.order import positions
 from ..hashing import content_hash
@@ -71,7 +83,7 @@ class SameNumber(DataSource):
         self.seed = seed
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Eight recordings of noise."""
         return example_recordings(folder)
 
@@ -80,7 +92,7 @@ class SameNumber(DataSource):
         """Recordings that are not there."""
         return find_problems(config.path)
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """Every recording once a pass, in an order of its own, with an image drawn anew."""
         state = state or {"epoch": 0, "position": 0}
         epoch, split = state["epoch"], self.config.split
@@ -106,7 +118,7 @@ class SameNumberTask(Task):
     """
 
     name = "same_number"
-    primary = "accuracy"
+    primary_metric = "accuracy"
     max_tokens = 4
     stop = ("\n", "Q:")
 
@@ -121,7 +133,7 @@ class SameNumberTask(Task):
         super().__init__(config, seed)
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Eight recordings of noise."""
         return example_recordings(folder)
 
@@ -130,7 +142,7 @@ class SameNumberTask(Task):
         """Recordings that are not there."""
         return find_problems(config.path)
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Two questions a recording, each behind `shots` answered ones of the training split."""
         config = self.config
         pairs, shown = (

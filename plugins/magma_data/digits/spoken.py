@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from magma import (
+    CheckInputs,
     DataSource,
     Example,
     InputError,
@@ -23,10 +24,9 @@ from magma import (
     PartConfig,
     Prediction,
     Question,
-    State,
+    SourceState,
     Task,
     Text,
-    Trial,
 )
 
 from ..formats.order import positions
@@ -84,14 +84,14 @@ def find_problems(path: str) -> list[str]:
     ]
 
 
-def example_recordings(folder: Path) -> Trial:
+def example_recordings(folder: Path) -> CheckInputs:
     """A recording of two digits by two speakers in each split."""
     import soundfile
 
     draw = np.random.default_rng(0)
     for digit, speaker, take in itertools.product((3, 8), ("ann", "bob"), (0, HELD_OUT)):
         soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", draw.normal(scale=0.1, size=800), 8_000)
-    return Trial({"path": str(folder)})
+    return CheckInputs({"path": str(folder)})
 
 
 class SpokenDigits(DataSource):
@@ -122,7 +122,7 @@ class SpokenDigits(DataSource):
         self.seed = seed
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Eight recordings of noise."""
         return example_recordings(folder)
 
@@ -131,7 +131,7 @@ class SpokenDigits(DataSource):
         """Recordings that are not there."""
         return find_problems(config.path)
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One pass; the training split in an order of its own each time."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
@@ -152,7 +152,7 @@ class SpokenDigitsTask(Task):
     """Which digit is spoken in a held-out recording; the first number word of the answer counts."""
 
     name = "spoken_digits"
-    primary = "accuracy"
+    primary_metric = "accuracy"
     max_tokens = 8
     stop = ("\n", "Q:")
 
@@ -170,7 +170,7 @@ class SpokenDigitsTask(Task):
         super().__init__(config, seed)
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Eight recordings of noise."""
         return example_recordings(folder)
 
@@ -179,7 +179,7 @@ class SpokenDigitsTask(Task):
         """Recordings that are not there."""
         return find_problems(config.path)
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Every recording of a split behind `shots` others of the training split, with their answers."""
         folder = Path(self.config.path)
         asked = list(load_recordings(folder, check_split(split)))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
-from magma import DataSource, Example, Media, PartConfig, Prediction, Question, State, Task, Text
+from magma import DataSource, Example, Media, PartConfig, Prediction, Question, SourceState, Task, Text
 
 from ..formats.order import positions
 from ..hashing import content_hash
@@ -115,7 +115,7 @@ class Digits(DataSource):
         super().__init__(config, seed)
         self.seed = seed
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One pass in an order of its own; the held-out split stands in a fixed order with fixed texts."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
@@ -144,7 +144,7 @@ class DigitsTask(Task):
     """
 
     name = "digits"
-    primary = "caption_accuracy"
+    primary_metric = "caption_accuracy"
     max_tokens = 12
     stop = ("\n", "Q:")
 
@@ -164,7 +164,7 @@ class DigitsTask(Task):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Group by group, image by image. Shots are training images of which the same was asked and answered."""
         held = images(check_split(split))
         shown = images("train")
@@ -228,7 +228,7 @@ class DigitsTask(Task):
             extra={**question.extra, "caption": prediction.text},
         )
 
-    def judge(self, prediction: Prediction) -> tuple[str, float]:
+    def score_one(self, prediction: Prediction) -> tuple[str, float]:
         """The word that counts, and 1 or 0."""
         word = first_answer_word(prediction)
         return word, float(word == prediction.question.answer)
@@ -237,7 +237,7 @@ class DigitsTask(Task):
         """`<group>_accuracy` for every group."""
         hits: dict[str, list[float]] = {}
         for prediction in predictions:
-            hits.setdefault(prediction.question.group, []).append(self.judge(prediction)[1])
+            hits.setdefault(prediction.question.group, []).append(self.score_one(prediction)[1])
         return {f"{group}_accuracy": sum(found) / len(found) for group, found in hits.items()}
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
@@ -257,7 +257,7 @@ class DigitsTask(Task):
         for ax in axes.flat:
             ax.axis("off")
         for ax, prediction in zip(axes.flat, captions, strict=False):
-            right = self.judge(prediction)[1] == 1
+            right = self.score_one(prediction)[1] == 1
             ax.imshow(pixels[prediction.question.extra["image"]], cmap="gray_r")
             ax.set_title(
                 f"{self.config.prompt}{prediction.text}\n"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magma import State
+from magma import SourceState
 
 from .columns import DEFAULT_COLUMNS, Columns
 from .row import Row
 
 
-def positions(state: State, count: int) -> Iterator[tuple[int, State]]:
+def positions(state: SourceState, count: int) -> Iterator[tuple[int, SourceState]]:
     """What is left of a pass of `count`, each position with the state behind it; the last one opens the next pass."""
     epoch = state["epoch"]
     for position in range(state["position"], count):
@@ -37,7 +37,9 @@ class Rows(ABC):
         return replace(record, columns=self.columns).explode(list_field)
 
     @abstractmethod
-    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+    def iterate(
+        self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
+    ) -> Iterator[tuple[Row, SourceState]]:
         """One pass, from the start or from just after `state`: as `DataSource.iterate`, and from as deep in a pass.
 
         `limit`: the first rows alone, the same ones every pass. A row that cannot be read comes in its turn, and
@@ -76,7 +78,9 @@ class IndexedRows(Rows):
         rows = self.rows_of(self.read(record), self.list_field)
         return rows[i - int(self.ends[record])]  # from the back: the record's last row stands just before its end
 
-    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+    def iterate(
+        self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
+    ) -> Iterator[tuple[Row, SourceState]]:
         """In an order of its own each pass; the state is a pass and a position in it."""
         state = state or {"epoch": 0, "position": 0}
         epoch = state["epoch"]
@@ -97,7 +101,7 @@ class IndexedRows(Rows):
             yield self[i]
 
 
-_START: State = {"shard": 0, "sample": 0, "rows": 0, "position": 0}
+_START: SourceState = {"shard": 0, "sample": 0, "rows": 0, "position": 0}
 
 
 class StreamedRows(Rows):
@@ -117,7 +121,9 @@ class StreamedRows(Rows):
         Where it breaks off there is a last sample that says so, whatever was skipped before it.
         """
 
-    def iterate(self, state: State | None, seed: int, shuffle: bool, limit: int | None) -> Iterator[tuple[Row, State]]:
+    def iterate(
+        self, state: SourceState | None, seed: int, shuffle: bool, limit: int | None
+    ) -> Iterator[tuple[Row, SourceState]]:
         """A pass as described above."""
         state = state or {"epoch": 0, **_START}
         epoch, position = state["epoch"], state["position"]
@@ -145,11 +151,11 @@ class StreamedRows(Rows):
                 yield from self.rows_of(sample, self.list_field)
 
     def _blocks(
-        self, shards: Sequence[int], state: State, limit: int | None
-    ) -> Iterator[tuple[State, list[Row], State | None]]:
+        self, shards: Sequence[int], state: SourceState, limit: int | None
+    ) -> Iterator[tuple[SourceState, list[Row], SourceState | None]]:
         """Blocks from where a state's begins: (its beginning, rows, the next one's beginning)."""
         samples = self._iter_samples(shards, state["shard"], state["sample"])
-        begin: State | None = {**_START, "rows": state["rows"]}
+        begin: SourceState | None = {**_START, "rows": state["rows"]}
         first = next(samples, None)
         while begin is not None and first is not None:
             shard, number, _ = first

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from magma import DataSource, Example, InputError, LocalPath, Media, PartConfig, State, Trial
+from magma import CheckInputs, DataSource, Example, InputError, LocalPath, Media, PartConfig, SourceState
 
 from ..formats import BUFFER, IMAGES, FileFormat, find, is_url, open_rows
 from ..formats.columns import ColumnsConfig, MediaConfig
@@ -58,7 +58,7 @@ class RowSource(DataSource):
         self.seed = seed
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Six rows about three images."""
         from PIL import Image
 
@@ -67,7 +67,7 @@ class RowSource(DataSource):
         said = {"caption": "red", "question": "How red?", "answer": "very", "text": "It is red.", "label": "true"}
         rows = [{"image": f"{i % 3}.png", **{key: f"{text} {i}" for key, text in said.items()}} for i in range(6)]
         (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return Trial({"path": str(folder)})
+        return CheckInputs({"path": str(folder)})
 
     @classmethod
     def problems(cls, config: RowSourceConfig) -> list[str]:
@@ -99,7 +99,7 @@ class RowSource(DataSource):
             config.path, config.split, self.list_field, file_formats=file_formats, buffer=config.buffer, columns=columns
         )
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One pass, shuffled by seed and pass unless the config says otherwise."""
         config = self.config
         for row, after in self.rows.iterate(state, self.seed, config.shuffle, config.limit):

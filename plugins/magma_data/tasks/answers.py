@@ -14,7 +14,7 @@ from .rows import RowsTask
 class ScoredAnswersTask(RowsTask):
     """Each answer has a score of its own, in percent."""
 
-    primary = "accuracy"
+    primary_metric = "accuracy"
     score_unit = "percent"
     max_tokens = 12
 
@@ -26,16 +26,16 @@ class ScoredAnswersTask(RowsTask):
     def score_answer(self, text: str, answers: Sequence[str]) -> float:
         """How right the model's answer is."""
 
-    def extract(self, question: Question, output: str) -> str:
+    def postprocess(self, question: Question, output: str) -> str:
         """Normalised, and as many words as the longest right answer has, at least one."""
         answers = reference_answers(question)
         form = self.normalizer(answers)
-        normalized = form(super().extract(question, output))
+        normalized = form(super().postprocess(question, output))
         longest = max(1, *(len(form(answer).split()) for answer in answers))
         words = normalized.split()
         return normalized if len(words) <= longest else " ".join(words[:longest])
 
-    def judge(self, prediction: Prediction) -> tuple[str, float]:
+    def score_one(self, prediction: Prediction) -> tuple[str, float]:
         """The answer as it is compared, and 0 to 100."""
         if prediction.problem:
             return "", 0.0
@@ -46,7 +46,7 @@ class ScoredAnswersTask(RowsTask):
         """`accuracy` in percent, and `accuracy_<group>` for every group."""
         found: dict[str, list[float]] = defaultdict(list)
         for prediction in predictions:
-            _, percent = self.judge(prediction)
+            _, percent = self.score_one(prediction)
             found["accuracy"].append(percent)
             if group := prediction.question.group:
                 found[f"accuracy_{group}"].append(percent)

@@ -32,7 +32,7 @@ class _CaptionTask(RowsTask):
     """One caption an image, compared with all that people gave it."""
 
     config: _CaptionConfig
-    primary = "cider"
+    primary_metric = "cider"
     score_unit = "percent"
     max_tokens = 32
     stop = ("\n",)

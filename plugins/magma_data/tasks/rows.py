@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from magma import InputError, LocalPath, Media, PartConfig, Question, Task, Text, Trial
+from magma import CheckInputs, InputError, LocalPath, Media, PartConfig, Question, Task, Text
 
 from ..formats import find, open_rows
 from ..formats.columns import MediaConfig
@@ -58,7 +58,7 @@ class RowsTask(Task):
         super().__init__(config, seed)
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
+    def check_inputs(cls, folder: Path) -> CheckInputs:
         """Three images that are asked about, three to learn from."""
         from PIL import Image
 
@@ -78,7 +78,7 @@ class RowsTask(Task):
                 asked = {"questions": questions, "statements": statements, "captions": captions}
                 lines.append(json.dumps({"id": f"{i}", "image": f"{i}.png", "domain": "in-domain", **asked}))
             (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        return Trial({"path": str(folder)})
+        return CheckInputs({"path": str(folder)})
 
     @classmethod
     def problems(cls, config: RowsConfig) -> list[str]:
@@ -102,7 +102,7 @@ class RowsTask(Task):
     def answers(self, row: Row) -> list[str]:
         """What people answered. Raises `InputError` where nobody did."""
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Image by image, each question after `shots` few-shot examples that `seed` and its id decide.
 
         `split` is a split of the data set; "test", the default of an evaluation, is the one that `config.split` names.
@@ -169,7 +169,7 @@ class RowsTask(Task):
         """Bytes do not say where they are from."""
         return Media(self.config.input, value, "" if isinstance(value, Path) else where)
 
-    def extract(self, question: Question, output: str) -> str:
+    def postprocess(self, question: Question, output: str) -> str:
         """Up to where an answer ends."""
         ends = [at for stop in self.stop if (at := output.find(stop)) >= 0]
         return output[: min(ends, default=None)].strip()

@@ -23,7 +23,7 @@ class TwoSteps(ToyTask):
 
     max_tokens = 2
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         for i in range(8):
             yield Question(str(i), [i % 4, "is"], str(i), "a")
 
@@ -166,7 +166,7 @@ class Behind(ToyTask):
     max_tokens = 2
     lengths: Sequence[int] = (2,)
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         for i, count in enumerate((4, 30, 4, 40)):
             shown = [part for j in range(shots) for part in (Media("number", 2), f"shot {j} ......")]
             names = [name for j in range(shots) for name in (f"{j}a", f"{j}b")]

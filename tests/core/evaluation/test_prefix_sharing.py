@@ -29,7 +29,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     plain = ToyLM.forward
 
-    def forward(self: ToyLM, embeddings: torch.Tensor, layout: magma.Layout, cache: Any = None) -> torch.Tensor:
+    def forward(self: ToyLM, embeddings: torch.Tensor, layout: magma.BatchLayout, cache: Any = None) -> torch.Tensor:
         seen.append(int(layout.lengths.sum()))
         return plain(self, embeddings, layout, cache)
 

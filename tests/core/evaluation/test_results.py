@@ -35,7 +35,7 @@ class Counted(ToyTask):
     name = "counted"
     max_tokens = 3
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         for i in range(40):
             shown = [part for j in range(shots) for part in (Media("number", (i + j) % 4), f" {WORDS[(i + j) % 4]}. ")]
             used = [str((i + j) % 4) for j in range(shots)]
@@ -46,15 +46,15 @@ class Counted(ToyTask):
                 shot_lengths=[2] * shots,
             )
 
-    def extract(self, question: Question, output: str) -> str:
+    def postprocess(self, question: Question, output: str) -> str:
         return output[:2]
 
-    def judge(self, prediction: Prediction) -> tuple[str, float]:
+    def score_one(self, prediction: Prediction) -> tuple[str, float]:
         text = prediction.text.strip()
         return text, float(len(text) == 2)
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        return {"count_accuracy": sum(self.judge(p)[1] for p in predictions) / len(predictions)}
+        return {"count_accuracy": sum(self.score_one(p)[1] for p in predictions) / len(predictions)}
 
 
 @pytest.fixture

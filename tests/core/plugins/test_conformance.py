@@ -16,21 +16,21 @@ from torch import Tensor, nn
 import magma
 from magma import (
     Adapter,
+    BatchLayout,
+    CheckInputs,
     DataSource,
     Encoder,
     Example,
     Features,
     InputError,
-    Layout,
     PartConfig,
     PluginError,
     Prediction,
     Prefix,
     Question,
-    State,
+    SourceState,
     Task,
     Text,
-    Trial,
     testing,
 )
 
@@ -53,8 +53,8 @@ class Ears(Encoder):
         self.dropout = nn.Dropout(0.5)
 
     @classmethod
-    def trial(cls, folder: Path) -> Trial:
-        return Trial({}, ([1.0, 2.0], [3.0, 4.0, 5.0], [0.5]), ([], ["a"], [1.0] * 7, [float("nan")]))
+    def check_inputs(cls, folder: Path) -> CheckInputs:
+        return CheckInputs({}, ([1.0, 2.0], [3.0, 4.0, 5.0], [0.5]), ([], ["a"], [1.0] * 7, [float("nan")]))
 
     def accepts(self, raw: Any) -> bool:
         return isinstance(raw, list)
@@ -68,16 +68,16 @@ class Ears(Encoder):
             raise InputError(f"given {raw!r}; allowed: one to six numbers")
         return item
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         return torch.zeros(1)
 
-    def largest(self) -> Tensor:
+    def max_size_item(self) -> Tensor:
         return torch.zeros(6)
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
         return nn.utils.rnn.pad_sequence(list(items), batch_first=True, padding_value=float("-inf"))
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         return len(prepared)
 
     def forward(self, x: Tensor) -> Features:
@@ -90,7 +90,7 @@ class Double(Adapter):
     """The sublayer, and a linear map of what it was given."""
 
     name = "double"
-    keeps_input = True
+    passes_input_through = True
 
     def __init__(self, config: PartConfig, dim: int) -> None:
         super().__init__(config, dim)
@@ -111,7 +111,7 @@ class Map(Prefix):
         self.length = encoder_length
         self.layer = nn.Linear(encoder_dim, dim)
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         return features
 
     def forward(self, features: Features) -> Features:
@@ -127,7 +127,7 @@ class Letters(DataSource):
         super().__init__(config, seed)
         self.seed = seed
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         state = state or {"pass": 0, "next": 0}
         order = list("abcdefghij")
         random.Random(f"{self.seed} {state['pass']}").shuffle(order)
@@ -140,12 +140,12 @@ class Spell(Task):
     """Says a letter back."""
 
     name = "spell"
-    primary = "accuracy"
+    primary_metric = "accuracy"
 
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         for letter in "abcd":
             yield Question(letter, ["x x\n"] * shots + [letter], letter)
 
@@ -158,7 +158,7 @@ SOUND = (Ears, Double, Map, Causal, Letters, Spell)
 
 @pytest.mark.parametrize("part", SOUND, ids=lambda part: part.name)
 def test_a_sound_part_passes(part: type[magma.Part]) -> None:
-    found = testing.examine(part)
+    found = testing.run_checks(part)
     assert len(found) >= 5
     assert [f"{one.check}: {one.problem}" for one in found if one.problem] == []
 
@@ -180,7 +180,7 @@ class WrongWidth(Ears):
 class WrongLength(Ears):
     """Says fewer features than it gives."""
 
-    def size(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Tensor) -> int:
         return max(1, len(prepared) - 1)
 
 
@@ -357,14 +357,14 @@ class ReadsPadding(Map):
 class Forgets(Letters):
     """Begins again whatever its state."""
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         return super().iterate()
 
 
 class NoJson(Letters):
     """Gives a state that JSON does not know."""
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         for example, after in super().iterate(state):
             yield example, {**after, "seen": {1, 2}}
 
@@ -372,7 +372,7 @@ class NoJson(Letters):
 class Shuffles(Letters):
     """Draws its order from numpy's global generator."""
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         for i, letter in enumerate(np.random.permutation(list("abcdefghij"))):
             yield Example([Text(str(letter), target=True)], str(letter)), {"next": i}
 
@@ -380,7 +380,7 @@ class Shuffles(Letters):
 class NothingToLearn(Letters):
     """Has no target."""
 
-    def iterate(self, state: State | None = None) -> Iterator[tuple[Example, State]]:
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         for example, after in super().iterate(state):
             yield Example([Text("a")], example.name), after
 
@@ -388,8 +388,8 @@ class NothingToLearn(Letters):
 class OneId(Spell):
     """Gives every question one id."""
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[Question]:
-        for question in super().examples(split, shots, seed):
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
+        for question in super().questions(split, shots, seed):
             question.id = "same"
             yield question
 
@@ -404,7 +404,7 @@ class Blind(Spell):
 class Causeless(Causal):
     """Lets a position see what follows it."""
 
-    def forward(self, embeddings: Tensor, layout: Layout, cache: Any = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Any = None) -> Tensor:
         return super().forward(embeddings + embeddings.mean(1, keepdim=True), layout, cache)
 
 
@@ -492,7 +492,7 @@ FAULTS: dict[type[magma.Part], str] = {
     WrongWidth: "features_have_their_sizes",
     WrongLength: "features_have_their_sizes",
     TooFew: "features_have_their_sizes",
-    NaN: "blank_stands_in",
+    NaN: "dummy_item_is_usable",
     Random: "deterministic_in_eval",
     Leak: "frozen_for_good",
     StillTraining: "frozen_for_good",
@@ -510,16 +510,16 @@ FAULTS: dict[type[magma.Part], str] = {
     Silent: "documented",
     Shorter: "width_is_kept",
     Looks: "positions_do_not_mix",
-    Claims: "sublayer_is_asked",
+    Claims: "calls_sublayer",
     ReadsPadding: "embeddings_have_their_sizes",
-    Forgets: "goes_on_from_any_state",
+    Forgets: "resumes_from_state",
     NoJson: "examples_are_examples",
     Shuffles: "order_is_repeatable",
     NothingToLearn: "examples_are_examples",
     OneId: "questions_are_repeatable",
     Blind: "right_answers_score",
     Causeless: "padding_and_future_are_not_seen",
-    Keeps: "adapters_come_and_go",
+    Keeps: "adapters_removable",
     Repeats: "cache_changes_nothing",
     Thaws: "frozen_for_good",
     PutsASpace: "texts_in_a_row_are_one",
@@ -534,7 +534,7 @@ FAULTS: dict[type[magma.Part], str] = {
 
 @pytest.mark.parametrize("part", FAULTS, ids=lambda part: part.__name__)
 def test_a_fault_is_found_by_its_check(part: type[magma.Part]) -> None:
-    problems = {one.check: one.problem for one in testing.examine(part) if one.problem}
+    problems = {one.check: one.problem for one in testing.run_checks(part) if one.problem}
     assert FAULTS[part] in problems, problems
     assert len(problems) <= 4, problems
 
@@ -549,7 +549,7 @@ def test_examine_leaves_the_global_generators_alone_and_raises_nothing() -> None
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    found = {one.check: one.problem for one in testing.examine(Broken)}
+    found = {one.check: one.problem for one in testing.run_checks(Broken)}
     assert torch.equal(torch.rand(1), expected)
     assert found["finite"] == "ZeroDivisionError: "
     assert found["documented"] == ""

@@ -29,7 +29,7 @@ class Ears(magma.Encoder):
     modality = "sound"
     def accepts(self, raw): return False
     def prepare(self, raw, rng=None): raise magma.InputError("no")
-    def blank(self): ...
+    def dummy_item(self): ...
     def forward(self, x): ...
 @magma.hookimpl
 def magma_parts(): return [Ears]
@@ -62,7 +62,7 @@ def test_broken_plugins_disable_only_themselves(monkeypatch: pytest.MonkeyPatch,
         bad_import="import a_library_that_is_not_there",
         bad_exit="raise RuntimeError('at import')",
         bad_parts="import magma\n@magma.hookimpl\ndef magma_parts(): return [int]",
-        bad_abstract=GOOD.format(name="half").replace("def blank", "def other"),
+        bad_abstract=GOOD.format(name="half").replace("def dummy_item", "def other"),
         good=GOOD.format(name="ears"),
     )
     assert found.find("encoder", "ears").name == "ears"
@@ -75,7 +75,7 @@ def test_broken_plugins_disable_only_themselves(monkeypatch: pytest.MonkeyPatch,
     assert "SystemExit: 3" in problems["bad_quit"]
     assert "a_library_that_is_not_there" in problems["bad_import"]
     assert "is not a subclass of Encoder" in problems["bad_parts"]
-    assert "Ears is abstract: it lacks blank" in problems["bad_abstract"]
+    assert "Ears is abstract: it lacks dummy_item" in problems["bad_abstract"]
     with pytest.raises(PluginError, match=r"broken: .*bad_import.*a_library_that_is_not_there"):
         found.find("encoder", "half")
 

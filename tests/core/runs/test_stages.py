@@ -158,8 +158,8 @@ def test_stages_are_a_chain_of_runs_that_start_from_the_one_before(tmp_path: Pat
     folders = sorted((tmp_path / "staged/checkpoints").iterdir())
     assert [(folder.name[-1], read_manifest(folder).stage) for folder in folders] == [("3", 0), ("7", 1)]
     assert all(magma.load(folder).generate([2, "is"], max_tokens=1) is not None for folder in folders)
-    assert magma.load(folders[0]).ways()["number"].encoder.frozen
-    assert not magma.load(folders[1]).ways()["number"].encoder.frozen
+    assert magma.load(folders[0]).input_modules()["number"].encoder.frozen
+    assert not magma.load(folders[1]).input_modules()["number"].encoder.frozen
 
 
 @pytest.mark.parametrize("at", [2, 3, 5])

@@ -75,7 +75,7 @@ def test_a_frozen_part_with_a_checkpoints_weights_is_saved_and_loaded_again(tmp_
     train(recipe(), tmp_path / "1")
     train(recipe(FREEZE["encoder"], init={"checkpoint": str(tmp_path / "1")}), tmp_path / "2")
     model = magma.load(tmp_path / "2")
-    assert model.ways()["number"].encoder.frozen
+    assert model.input_modules()["number"].encoder.frozen
     again = magma.load(magma.save(model, tmp_path / "again"))
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in model.state_dict().items())
     assert Recipe.load(tmp_path / "again/recipe.toml", model_only=True).inputs["number"].trainable is False

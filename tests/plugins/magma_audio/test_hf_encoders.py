@@ -83,7 +83,7 @@ def test_whisper_features_match_transformers(samples: int, loud: float) -> None:
     assert torch.equal(item, expected[: len(item)])
     assert bool((expected[len(item) :] == item[-1]).all())
     assert len(item) == min(3000, -(-samples // 160) + 3)
-    assert encoder.size(item) == (1500 if len(item) == 3000 else -(-samples // 320))
+    assert encoder.num_features(item) == (1500 if len(item) == 3000 else -(-samples // 320))
 
 
 @pytest.mark.parametrize("samples", [400, 401, 16000, 48123])
@@ -128,7 +128,7 @@ def test_too_long_is_said_and_a_sample_is_enough(part: type[HFAudioEncoder]) -> 
     with pytest.raises(InputError, match=r"a waveform: it lasts 2 s; allowed: at most [0-9.]+ s, or crop = "):
         encoder.prepare((noise(16000), 8000))
     item = encoder.prepare((np.ones(1, np.float32), 16000))
-    assert encoder(item[None]).values.shape == (1, encoder.size(item), encoder.dim)
+    assert encoder(item[None]).values.shape == (1, encoder.num_features(item), encoder.dim)
     assert bool(encoder(item[None]).values.isfinite().all())
 
 
@@ -251,7 +251,7 @@ def test_hidden_states_are_the_whole_models_and_padding_changes_nothing(kind: st
         features = encoder(encoder.stack(items))
     for row, (wave, item) in enumerate(zip(waves, items, strict=True)):
         expected = original(kind, model, wave)
-        n = encoder.size(item)
+        n = encoder.num_features(item)
         assert features.lengths is None or int(features.lengths[row]) == n
         assert features.values.shape[1:] == (max(map(encoder.size, items)), expected.shape[1])
         assert n == len(expected) or kind.startswith(("whisper", "ast"))
@@ -266,7 +266,7 @@ def test_a_short_recording_has_few_features() -> None:
     sizes = {}
     for part in PARTS:
         encoder = on_meta(part)
-        sizes[part.name] = encoder.size(encoder.prepare((noise(encoder.rate), encoder.rate)))
+        sizes[part.name] = encoder.num_features(encoder.prepare((noise(encoder.rate), encoder.rate)))
     assert sizes == {"whisper": 50, "wav2vec2": 49, "ast": 12 * 10, "clap": 64}
 
 
@@ -274,7 +274,7 @@ def test_a_short_recording_has_few_features() -> None:
 def test_gradients_of_a_recording_know_no_padding(kind: str, tmp_path: Path) -> None:
     encoder = Wav2Vec2.build(weights=str(saved(kind, tmp_path)[1])).eval()
     item, longer = (encoder.prepare((noise(samples), 16000)) for samples in (2000, 9000))
-    n = encoder.size(item)
+    n = encoder.num_features(item)
     found = []
     for batch in ([item], [item, longer]):
         encoder.zero_grad()
@@ -306,7 +306,7 @@ def test_towers_accept_crop_and_refuse_what_every_audio_encoder_does(part: type[
     start = random.Random(0).randint(0, 24_000 - plain.max_samples(8000))
     assert torch.equal(drawn, plain.prepare((long[start:][: plain.max_samples(8000)], 8000)))
     assert not torch.equal(drawn, first)
-    assert cropping.size(drawn) == cropping.length
+    assert cropping.num_features(drawn) == cropping.length
     for bad in ((long[:0], 8000), (long, float("nan")), (np.stack([long, -long]), 8000), (long * np.nan, 8000)):
         with pytest.raises(InputError, match="^a waveform: "):
             cropping.prepare(bad)
@@ -354,7 +354,7 @@ def test_whispers_table_of_positions_is_not_trained_and_not_lost(tmp_path: Path)
     magma.save(first, tmp_path / "saved")
     again = magma.load(tmp_path / "saved")
     for found in (first, again):
-        encoder: Any = found.ways()["audio"].encoder
+        encoder: Any = found.input_modules()["audio"].encoder
         assert torch.equal(encoder.tower.embed_positions.weight, model.encoder.embed_positions.weight)
         assert not any("embed_positions" in name for name, _ in encoder.named_parameters())
     prompt = [(noise(4000), 16000), "A"]
@@ -502,7 +502,7 @@ def test_a_language_model_learns_from_a_tower(part: type[HFAudioEncoder], traina
     waves = [(noise(samples), 8000) for samples in (800, 2000)]
     examples = [Example([Media("audio", w), Text(t, target=True)]) for w, t in zip(waves, (" a", " b"), strict=True)]
     batch = model.collator().batch(examples)
-    encoder = model.ways()["audio"].encoder
+    encoder = model.input_modules()["audio"].encoder
     before = {name: t.clone() for name, t in model.frozen_tensors().items()}
     learning = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(learning, lr=1e-2)

@@ -254,12 +254,12 @@ def test_its_size_is_what_it_gives(samples: int) -> None:
     part = encoder()
     prepared = part.prepare((torch.randn(samples, generator=torch.Generator().manual_seed(1)), 8000))
     features = part(part.stack([prepared]))
-    assert features.values.shape == (1, part.size(prepared), part.dim)
+    assert features.values.shape == (1, part.num_features(prepared), part.dim)
     assert features.lengths is not None
-    assert features.lengths.tolist() == [part.size(prepared)]
-    assert part.size(prepared) <= part.length
-    assert len(prepared) <= len(part.largest()) == 201
-    assert part.size(part.largest()) == part.length == 26
+    assert features.lengths.tolist() == [part.num_features(prepared)]
+    assert part.num_features(prepared) <= part.length
+    assert len(prepared) <= len(part.max_size_item()) == 201
+    assert part.num_features(part.max_size_item()) == part.length == 26
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -273,7 +273,7 @@ def test_padding_changes_nothing(dtype: torch.dtype) -> None:
     together = part(stacked.to(dtype))
     for i, item in enumerate(items):
         alone = part(part.stack([item]).to(dtype)).values[0]
-        n = part.size(item)
+        n = part.num_features(item)
         assert together.lengths[i] == n
         assert torch.allclose(
             together.values[i, :n].float(), alone.float(), atol=1e-5 if dtype == torch.float32 else 0.1
@@ -317,7 +317,7 @@ def test_a_language_model_hears_recordings_of_unequal_length(tmp_path: Path) -> 
     batch = model.collator().batch([Example([Media("audio", f), Text(" seven", target=True)]) for f in files])
     loss = model.train().loss(batch)
     loss.backward()
-    grads = [p.grad for p in model.ways()["audio"].encoder.parameters()]
+    grads = [p.grad for p in model.input_modules()["audio"].encoder.parameters()]
     assert all(g is not None and bool(g.isfinite().all()) for g in grads)
     assert model.generate([files[0], "A"], max_tokens=2) == model.generate([files[0].read_bytes(), "A"], max_tokens=2)
     magma.save(model, tmp_path / "saved")

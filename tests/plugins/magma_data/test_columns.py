@@ -117,7 +117,7 @@ def test_columns_say_which_is_which(write: Callable[[Path], Path], tmp_path: Pat
         (example,) = examples(Captions, folder, input="audio", columns=columns)
         assert told(example) == ("audio", b"sound", ["Hello."])
     asked = task(CocoCaptionsTask, folder, split="train", input="audio", columns=columns)
-    (question,) = asked.examples("test", 0, 0)
+    (question,) = asked.questions("test", 0, 0)
     assert question.answer == "Hello."
     medium = question.segments[0]
     assert isinstance(medium, Media)
@@ -199,7 +199,7 @@ def test_null_is_a_field_that_is_not_there(tmp_path: Path) -> None:
     folder = lines(tmp_path / "val.jsonl", {**row, "id": None, "answer_type": None, "questions": None})
     assert examples(Captions, folder)[0].segments[1] == Text("a", target=True)
     assert examples(Vqa, folder)[0].segments[2] == Text(" b", target=True)
-    (question,) = task(Vqa2Task, folder).examples("test", 0, 0)
+    (question,) = task(Vqa2Task, folder).questions("test", 0, 0)
     assert (question.id, question.group, question.answers) == ("val.jsonl line 1", "", ("b",))
 
 
@@ -210,7 +210,7 @@ def test_an_empty_text_among_others_is_dropped(tmp_path: Path) -> None:
     assert {e.segments[1] for i in range(9) for e, _ in drawn.iterate({"epoch": i, "position": 0})} == {
         Text("a dog", target=True)
     }
-    (question,) = task(CocoCaptionsTask, folder).examples("test", 0, 0)
+    (question,) = task(CocoCaptionsTask, folder).questions("test", 0, 0)
     assert question.answers == ("a dog",)
     lines(folder / "test.jsonl", {"image": "1.png", "captions": ["", " "]})
     problem = examples(Captions, folder)[0].problem
@@ -227,7 +227,7 @@ def test_media_lie_in_a_folder_of_their_own(tmp_path: Path) -> None:
     folder = lines(tmp_path / "rows/test.jsonl", {"image": "1.png", "caption": "a"})
     media = str(tmp_path / "media")
     assert told(examples(Captions, folder, media=media)[0])[1] == b"pixels"
-    (question,) = task(CocoCaptionsTask, folder, media=media).examples("test", 0, 0)
+    (question,) = task(CocoCaptionsTask, folder, media=media).questions("test", 0, 0)
     assert question.segments[0] == Media("image", tmp_path / "media/1.png")
     for path in ("../rows/test.jsonl", "/etc/passwd"):
         lines(folder / "test.jsonl", {"image": path, "caption": "a"})
@@ -284,21 +284,21 @@ def test_no_shot_is_a_copy_of_the_question(tmp_path: Path) -> None:
     files = copies(tmp_path / "files")
     shards = as_shards(files, tmp_path / "shards")
     for seed in range(5):
-        found = [[q.shots for q in task(GqaTask, f, split="val").examples("test", 3, seed)] for f in (files, shards)]
+        found = [[q.shots for q in task(GqaTask, f, split="val").questions("test", 3, seed)] for f in (files, shards)]
         assert found[0] == found[1]
         first, second = found[0]
         assert set(first) <= {"5", "6", "7", "8"}
         assert set(second) <= {"1", "3", "4", "6", "7", "8"}
     with pytest.raises(InputError, match="5 shots: 4 completed examples can stand before question 1"):
-        list(task(GqaTask, files, split="val").examples("test", 5, 0))
+        list(task(GqaTask, files, split="val").questions("test", 5, 0))
 
 
 def test_a_shot_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
     files = copies(tmp_path / "files")
     asked = task(GqaTask, files, split="val")
-    whole = [q.shots for seed in range(9) for q in asked.examples("test", 2, seed)]
+    whole = [q.shots for seed in range(9) for q in asked.questions("test", 2, seed)]
     asked.can_read = lambda medium: medium.value.name != "d.png"
-    found = [q.shots for seed in range(9) for q in asked.examples("test", 2, seed)]
+    found = [q.shots for seed in range(9) for q in asked.questions("test", 2, seed)]
     assert all("6" not in shots and len(set(shots)) == 2 for shots in found)
     kept = [(one, other) for one, other in zip(whole, found, strict=True) if "6" not in one]
     assert kept
@@ -307,7 +307,7 @@ def test_a_shot_that_cannot_be_read_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"0 completed examples can stand before question 1 \(4 others cannot be read\)"
     ):
-        list(asked.examples("test", 1, 0))
+        list(asked.questions("test", 1, 0))
 
 
 def test_digits_and_recordings_show_no_copies_either(tmp_path: Path) -> None:
@@ -321,13 +321,13 @@ def test_digits_and_recordings_show_no_copies_either(tmp_path: Path) -> None:
         media = [s.value for s in question.segments if isinstance(s, Media)]
         return [one.read_bytes() if isinstance(one, Path) else one.tobytes() for one in media]
 
-    for question in SpokenDigitsTask(SpokenDigitsTask.Config(path=str(tmp_path)), 0).examples("train", 1, 0):
+    for question in SpokenDigitsTask(SpokenDigitsTask.Config(path=str(tmp_path)), 0).questions("train", 1, 0):
         *shown, own = contents(question)
         assert own not in shown
-    for question in SameNumberTask(SameNumberTask.Config(path=str(tmp_path)), 0).examples("train", 1, 0):
+    for question in SameNumberTask(SameNumberTask.Config(path=str(tmp_path)), 0).questions("train", 1, 0):
         *shown, image, recording = contents(question)
         assert not {image, recording} & set(shown)
     digits = DigitsTask(DigitsTask.Config(groups=("larger",), limit=60), 0)
-    for question in digits.examples("train", 40, 0):  # some had copies before
+    for question in digits.questions("train", 40, 0):  # some had copies before
         *shown, one, other = contents(question)
         assert not {one, other} & set(shown)

@@ -39,7 +39,7 @@ def test_the_official_accuracy_of_400_cases(part: type[Task]) -> None:
     asked = task(part)
     predictions = [given(case["prediction"], case["answers"]) for case in CASES]
     for prediction, case in zip(predictions, CASES, strict=True):
-        judged = asked.judge(prediction)
+        judged = asked.score_one(prediction)
         assert judged is not None
         assert judged[1] == pytest.approx(case["accuracy"], abs=1e-9), case
     mean = sum(case["accuracy"] for case in CASES) / 400
@@ -121,7 +121,7 @@ def test_each_person_is_compared_with_the_nine_others(times: int, expected: floa
 def test_of_few_answers_one_has_to_match(
     part: type[Task], answers: list[str], prediction: str, expected: float
 ) -> None:
-    judged = task(part).judge(given(prediction, answers))
+    judged = task(part).score_one(given(prediction, answers))
     assert judged is not None
     assert judged[1] == pytest.approx(expected)
 
@@ -140,7 +140,7 @@ def test_every_measure_has_its_words() -> None:
 
 def test_a_question_that_cannot_be_read_is_wrong() -> None:
     lost = Prediction(Question("1", [], "", answers=[""] * 10), "", problem="torn")
-    assert task(Vqa2Task).judge(lost) == ("", 0.0)
+    assert task(Vqa2Task).score_one(lost) == ("", 0.0)
 
 
 def test_cider_of_a_single_image_is_said_to_mean_nothing() -> None:
@@ -165,9 +165,9 @@ def test_figures_by_type_of_answer() -> None:
 
 def test_gqa_is_right_or_wrong_after_the_same_normalisation() -> None:
     asked = task(GqaTask)
-    assert asked.judge(given(" The Car.", ["car"])) == ("car", 100)
-    assert asked.judge(given("cars", ["car"])) == ("cars", 0)
-    assert asked.judge(Prediction(Question("1", [], "car"), "a car")) == ("car", 100)
+    assert asked.score_one(given(" The Car.", ["car"])) == ("car", 100)
+    assert asked.score_one(given("cars", ["car"])) == ("cars", 0)
+    assert asked.score_one(Prediction(Question("1", [], "car"), "a car")) == ("car", 100)
     found = asked.score([given("car", ["car"], "query"), given("no", ["yes"], "verify")])
     assert found == {"accuracy": 50, "accuracy_query": 100, "accuracy_verify": 0}
 
@@ -206,7 +206,7 @@ def test_entailment_is_the_right_label() -> None:
 )
 def test_an_answer_is_as_long_as_the_longest_right_one(answers: list[str], output: str, expected: str) -> None:
     question = Question("1", [], answers[0], answers=answers)
-    assert task(Vqa2Task).extract(question, output) == expected
+    assert task(Vqa2Task).postprocess(question, output) == expected
 
 
 def test_what_was_normalised_stays_as_it_is() -> None:
@@ -216,9 +216,11 @@ def test_what_was_normalised_stays_as_it_is() -> None:
 
 
 def test_other_tasks_cut_too() -> None:
-    assert task(GqaTask).extract(Question("1", [], "red car"), " a red car of hers") == "red car"
-    assert task(SnliVeTask).extract(Question("1", [], "neutral"), "entailment") == "entailment"
-    assert task(CocoCaptionsTask).extract(Question("1", [], "a"), " a dog, Q: what?\nA picture") == "a dog, Q: what?"
+    assert task(GqaTask).postprocess(Question("1", [], "red car"), " a red car of hers") == "red car"
+    assert task(SnliVeTask).postprocess(Question("1", [], "neutral"), "entailment") == "entailment"
+    assert (
+        task(CocoCaptionsTask).postprocess(Question("1", [], "a"), " a dog, Q: what?\nA picture") == "a dog, Q: what?"
+    )
 
 
 # Captions
@@ -286,14 +288,14 @@ def test_captions_that_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_without_java_nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    trial = CocoCaptionsTask.trial(tmp_path)
+    trial = CocoCaptionsTask.check_inputs(tmp_path)
     config = CocoCaptionsTask.Config(**trial.config)
     monkeypatch.setenv("PATH", str(tmp_path))
     (problem,) = CocoCaptionsTask.problems(config)
     assert problem.startswith("java: not found in PATH. CIDEr and BLEU are computed on the tokens of pycocoevalcap's")
     assert "install a Java runtime, 8 or later" in problem
     with pytest.raises(InputError, match="java: not found in PATH"):
-        next(CocoCaptionsTask(config, 0).examples("test", 0, 0))
+        next(CocoCaptionsTask(config, 0).questions("test", 0, 0))
     with pytest.raises(PartError, match="java: not found in PATH"):
         task(NocapsTask).score([given("a dog", ["a dog"])])
     assert Vqa2Task.problems(Vqa2Task.Config(path=str(tmp_path), split="test")) == []

@@ -30,7 +30,7 @@ from PIL import Image
 from program import magma
 from program import start as start_magma
 
-from magma import Example, InputError, Media, State, Text
+from magma import Example, InputError, Media, SourceState, Text
 
 Members = Mapping[str, bytes]
 
@@ -145,7 +145,7 @@ def content(medium: Path | bytes) -> bytes:
     return medium if isinstance(medium, bytes) else medium.read_bytes()
 
 
-def told(rows: Iterator[tuple[Row, State]]) -> list[tuple[str, bytes, str]]:
+def told(rows: Iterator[tuple[Row, SourceState]]) -> list[tuple[str, bytes, str]]:
     return [(row.where, content(row.medium), row.one_of("caption", "captions")) for row, _ in rows]
 
 
@@ -169,10 +169,12 @@ def test_every_layout_gives_the_same_examples(write: Callable[[Path, int, int], 
         assert problem == f"split: given 'test', which {folder} does not have; allowed: train"
 
 
-def passes(rows: Rows, count: int, state: State | None = None, **how: Any) -> list[tuple[str, str | None, State]]:
+def passes(
+    rows: Rows, count: int, state: SourceState | None = None, **how: Any
+) -> list[tuple[str, str | None, SourceState]]:
     """The next rows over as many passes as it takes, with what draws among their texts."""
     how = {"seed": 0, "shuffle": True, "limit": None, **how}
-    found: list[tuple[str, str | None, State]] = []
+    found: list[tuple[str, str | None, SourceState]] = []
     while len(found) < count:
         for row, after in itertools.islice(rows.iterate(state, **how), count - len(found)):
             found.append((row.where, row.seed, after))
@@ -554,7 +556,7 @@ def test_memory_is_flat_over_a_stream_and_it_resumes_from_row_45678(tmp_path: Pa
         )
         tar(tmp_path / f"train-{shard:06}.tar", samples)
     before, count, state = 0, 0, None
-    following: list[tuple[Example, State]] = []
+    following: list[tuple[Example, SourceState]] = []
     for example, after in source(Captions, tmp_path).iterate():
         count += 1
         if count == 20_000:

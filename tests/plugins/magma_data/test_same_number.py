@@ -58,7 +58,7 @@ def test_training_leaves_some_pairs_out_and_half_are_the_same(recordings: Path) 
 
 def test_every_held_out_recording_is_asked_twice_and_guessing_scores_half(recordings: Path) -> None:
     task = SameNumberTask(SameNumberTask.Config(path=str(recordings)), 0)
-    asked = list(task.examples("test", 0, 0))
+    asked = list(task.questions("test", 0, 0))
     assert len(asked) == 100
     for question in asked:
         assert question.answer == ("yes" if question.extra["written"] == question.extra["spoken"] else "no")
@@ -68,14 +68,14 @@ def test_every_held_out_recording_is_asked_twice_and_guessing_scores_half(record
         assert task.score([Prediction(q, text) for q in asked])["accuracy"] == 0.5
     assert task.score([Prediction(q, q.answer) for q in asked]) == {"accuracy": 1.0, "accuracy_unseen": 1.0}
     assert task.score([Prediction(q, "maybe") for q in asked])["accuracy"] == 0.0
-    shot = next(task.examples("test", 2, 0)).segments
+    shot = next(task.questions("test", 2, 0)).segments
     assert [type(s).__name__ for s in shot] == ["Media", "Media", "str"] * 3
     assert shot[2] in (f"{PROMPT} yes\n", f"{PROMPT} no\n")
     limited = SameNumberTask(SameNumberTask.Config(path=str(recordings), limit=7), 0)
-    assert len(list(limited.examples("test", 0, 0))) == 14
-    assert len(list(task.examples("train", 0, 0))) == 160
+    assert len(list(limited.questions("test", 0, 0))) == 14
+    assert len(list(task.questions("train", 0, 0))) == 160
     with pytest.raises(InputError, match="^split: given 'val'; allowed: train, test$"):
-        next(task.examples("val", 0, 0))
+        next(task.questions("val", 0, 0))
 
 
 def run(out: Path, data: Path, *changes: str, processes: int = 1) -> dict[str, dict[str, dict[str, float]]]:

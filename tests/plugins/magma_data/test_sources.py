@@ -18,7 +18,7 @@ from magma_data.sources.rows import RowSource
 from PIL import Image
 
 import magma
-from magma import Example, InputError, Media, State, Text
+from magma import Example, InputError, Media, SourceState, Text
 
 
 def write(folder: Path, name: str, rows: list[Any]) -> None:
@@ -30,7 +30,7 @@ def source(part: type[RowSource], path: Path, seed: int = 0, **fields: Any) -> R
     return part(part.Config(path=str(path), **fields), seed)  # type: ignore[call-arg]
 
 
-def at(epoch: int) -> State:
+def at(epoch: int) -> SourceState:
     return {"epoch": epoch, "position": 0}
 
 
@@ -42,9 +42,9 @@ def problems(rows: RowSource) -> list[str]:
     return [example.problem for example, _ in rows.iterate() if example.problem is not None]
 
 
-def several(pairs: RowSource, count: int, state: State | None = None) -> list[tuple[str, list[str], State]]:
+def several(pairs: RowSource, count: int, state: SourceState | None = None) -> list[tuple[str, list[str], SourceState]]:
     """The next examples, over as many passes as it takes."""
-    found: list[tuple[str, list[str], State]] = []
+    found: list[tuple[str, list[str], SourceState]] = []
     while len(found) < count:
         for example, after in itertools.islice(pairs.iterate(state), count - len(found)):
             found.append((example.name, said(example), after))

@@ -50,7 +50,7 @@ def test_spoken_digits_go_on_from_anywhere_in_an_order_of_each_pass(spoken: Path
 
 def test_spoken_digits_are_asked_for_and_scored(spoken: Path) -> None:
     task = SpokenDigitsTask(SpokenDigitsTask.Config(path=str(spoken), limit=20), 0)
-    asked = list(task.examples("test", 2, 0))
+    asked = list(task.questions("test", 2, 0))
     assert len(asked) == 20
     assert {one.extra["speaker"] for one in asked} == {"ann", "bob"}
     assert len({one.answer for one in asked}) == 10
@@ -61,9 +61,9 @@ def test_spoken_digits_are_asked_for_and_scored(spoken: Path) -> None:
     scores = task.score(said)
     assert scores["accuracy_ann"] == 1.0
     assert scores["accuracy_bob"] == pytest.approx(0.1)
-    assert not {one.id for one in task.examples("train", 0, 0)} & {one.id for one in task.examples("test", 0, 0)}
+    assert not {one.id for one in task.questions("train", 0, 0)} & {one.id for one in task.questions("test", 0, 0)}
     with pytest.raises(InputError, match="^split: given 'val'; allowed: train, test$"):
-        next(task.examples("val", 0, 0))
+        next(task.questions("val", 0, 0))
 
 
 def test_what_is_not_there_is_said_with_where_to_get_it(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def task(part: type[RowsTask], path: Path, **fields: Any) -> RowsTask:
 
 
 def questions(part: type[RowsTask], path: Path, shots: int = 0, seed: int = 0, **fields: Any) -> list[Question]:
-    return list(task(part, path, **fields).examples("test", shots, seed))
+    return list(task(part, path, **fields).questions("test", shots, seed))
 
 
 def told(segments: Sequence[Any]) -> list[str | bytes]:
@@ -297,7 +297,7 @@ def test_each_set_has_its_split_and_its_types(tmp_path: Path) -> None:
 
 def test_any_split_of_the_data_can_be_evaluated(vqa: Path) -> None:
     def ids(asked: str, **fields: Any) -> list[str]:
-        return [q.id for q in task(Vqa2Task, vqa, limit=3, **fields).examples(asked, 0, 0)]
+        return [q.id for q in task(Vqa2Task, vqa, limit=3, **fields).questions(asked, 0, 0)]
 
     assert ids("train") == ["10000", "10001", "11000"]
     assert ids("val") == ids("test") == ids("val", split="train")  # "test": the split that the config names
@@ -309,7 +309,7 @@ def test_any_split_of_the_data_can_be_evaluated(vqa: Path) -> None:
 def test_a_default_path_is_looked_for_in_magma_data(vqa: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAGMA_DATA", str(vqa.parent))
     assert Vqa2Task.problems(Vqa2Task.Config()) == []
-    assert len(list(Vqa2Task(Vqa2Task.Config(), 0).examples("test", 0, 0))) == 6
+    assert len(list(Vqa2Task(Vqa2Task.Config(), 0).questions("test", 0, 0))) == 6
 
 
 def test_captions_are_those_of_an_image(tmp_path: Path) -> None:
@@ -358,9 +358,11 @@ def test_entailment_is_asked_of_a_model_with_a_head(tmp_path: Path) -> None:
         tmp_path / "snli_ve", {"test": rows, "train": [{**row, "id": f"{9 + i}"} for i, row in enumerate(rows)]}
     )
     asking = task(SnliVeTask, folder)
-    (first, *_) = asking.examples("test", 0, 0)
+    (first, *_) = asking.questions("test", 0, 0)
     assert told(first.segments) == [png(0), "It is 0."]
-    assert told(next(asking.examples("test", 1, 0)).segments[1:2])[0] in {f"It is {n}. {labels[n]}\n" for n in range(3)}
+    assert told(next(asking.questions("test", 1, 0)).segments[1:2])[0] in {
+        f"It is {n}. {labels[n]}\n" for n in range(3)
+    }
     model = magma.assemble({**RECIPE, "head": {"use": "linear", "classes": labels}}).eval()
     found = magma.evaluate(model, asking, baselines=("",))
     assert len(found) == 12
@@ -395,7 +397,7 @@ def test_a_missing_set_says_where_it_comes_from(monkeypatch: pytest.MonkeyPatch,
         "holds it"
     )
     with pytest.raises(InputError, match="path: given 'vizwiz', which is neither"):
-        next(VizWizTask(VizWizTask.Config(), 0).examples("test", 0, 0))
+        next(VizWizTask(VizWizTask.Config(), 0).questions("test", 0, 0))
 
 
 def test_a_missing_split_is_named(vqa: Path) -> None:

@@ -74,7 +74,7 @@ def task(**fields: object) -> DigitsTask:
 
 
 def test_questions_and_their_second_step() -> None:
-    questions = list(task(limit=3).examples("test", 0, 0))
+    questions = list(task(limit=3).questions("test", 0, 0))
     assert {q.group: q.segments[1] for q in questions} == {
         "caption": "A picture of",
         "parity_one_step": PARITY,
@@ -91,16 +91,16 @@ def test_questions_and_their_second_step() -> None:
 
 
 def test_only_real_splits_are_asked() -> None:
-    (first, *_) = task(groups=("caption",)).examples("train", 0, 0)
+    (first, *_) = task(groups=("caption",)).questions("train", 0, 0)
     assert first.extra["label"] == images("train")[1][0]
     with pytest.raises(InputError, match="^split: given 'val'; allowed: train, test$"):
-        next(task().examples("val", 0, 0))
+        next(task().questions("val", 0, 0))
 
 
 def test_shots_are_training_images_of_which_the_same_was_asked() -> None:
     groups = ("caption", "name", "parity_one_step", "next_one_step", "larger")
     pixels, labels = images("train")
-    for group, question in zip(groups, task(limit=1, groups=groups).examples("test", 2, 0), strict=True):
+    for group, question in zip(groups, task(limit=1, groups=groups).questions("test", 2, 0), strict=True):
         assert question.group == group
         kinds = [type(segment).__name__ for segment in question.segments]
         assert kinds == [*["Media"] * (1 + (group == "larger")), "str"] * 3
@@ -129,7 +129,7 @@ def test_shots_are_training_images_of_which_the_same_was_asked() -> None:
 
 def test_questions_about_one_image_share_it() -> None:
     """Equal objects, so that it is read once."""
-    questions = list(task(limit=3).examples("test", 0, 0))
+    questions = list(task(limit=3).questions("test", 0, 0))
     first = [q.segments[0] for q in questions if q.id.endswith("/0")]
     assert len(first) == 5
     assert all(one.value is first[0].value for one in first)  # type: ignore[union-attr]
@@ -153,7 +153,7 @@ def test_the_first_word_that_could_be_an_answer_counts(text: str, answer: str, r
 
 
 def test_scores_and_the_sample_sheet(tmp_path: Path) -> None:
-    questions = [q for q in task(limit=30).examples("test", 0, 0) if q.group == "caption"]
+    questions = [q for q in task(limit=30).questions("test", 0, 0) if q.group == "caption"]
     predictions = [Prediction(q, f" a {q.answer}." if i % 3 else " a cat") for i, q in enumerate(questions)]
     assert task().score(predictions) == {"caption_accuracy": 20 / 30}
     (path,) = task().artifacts(tmp_path, predictions)

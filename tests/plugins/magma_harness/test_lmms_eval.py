@@ -271,7 +271,7 @@ def test_media_come_in_every_form_that_datasets_has(
         str(file),
     ]
     encoder = magma.assemble({"name": "s", "lm": {"use": "gptj", "weights": "bundled:tiny"}, "inputs": {"s": SOUND}})
-    prepare = encoder.ways()["s"].encoder.prepare
+    prepare = encoder.input_modules()["s"].encoder.prepare
     for (medium,) in map(harness._flatten_media, [[sound] for sound in sounds]):
         assert torch.allclose(prepare(medium), prepare((wave(440), 8000)), atol=1e-4)
     assert harness._flatten_media({"path": None, "bytes": kept.getvalue()}) == [kept.getvalue()]

@@ -36,7 +36,7 @@ def test_it_reads_the_hidden_state_of_the_last_text_token(model: Magma) -> None:
     batch = model.collator().batch(examples)
     assert batch.labels.tolist() == [1, 1, 1]
     ends = batch.layout.scored % batch.tokens.shape[1]
-    image = model.ways()["image"].prefix.length
+    image = model.input_modules()["image"].prefix.length
     assert ends.tolist() == [image + len(model.lm.encode(text)) - 1 for text in texts]
     with torch.no_grad():
         hidden = model.lm(model.embed(batch), batch.layout)

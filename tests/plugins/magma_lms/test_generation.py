@@ -199,10 +199,10 @@ def test_seeded_sampling_repeats_with_images(seeing: Magma) -> None:
 def test_logits_of_any_segments(seeing: Magma) -> None:
     image, text = picture(7), "A picture of"
     ids = torch.tensor(seeing.lm.encode(text))
-    prepared = seeing.ways()["image"].encoder.prepare(image)
+    prepared = seeing.input_modules()["image"].encoder.prepare(image)
     assert prepared.shape == (3, 64, 64)
     whole = seeing.logits([image, text])
-    positions = seeing.ways()["image"].prefix.length
+    positions = seeing.input_modules()["image"].prefix.length
     assert whole.shape == (positions + len(ids), seeing.lm.vocab)
     for same in ([prepared, ids], [image, ids.int()], [prepared, text], [prepared, ids[:1], ids[1:]]):
         assert torch.equal(seeing.logits(same), whole)

@@ -19,7 +19,7 @@ from magma_lms.rotary import rope_table
 from magma_lms.transformers_lm import TransformersLM
 from torch import Tensor, nn
 
-from magma import Adapter, Cache, Layout, Magma, PartConfig, PartError, Tokens
+from magma import Adapter, BatchLayout, Cache, Magma, PartConfig, PartError, Tokens
 from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.generation.decoding import Decoding
 
@@ -43,7 +43,7 @@ class Sum(Adapter):
 class Beside(Sum):
     """Leaves the sublayer's input alone, and uses it too."""
 
-    keeps_input = True
+    passes_input_through = True
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
         h = sublayer(x)
@@ -51,15 +51,15 @@ class Beside(Sum):
         return h + self.linear(h) + self.linear(x).relu()
 
 
-def layout(lengths: list[int], width: int, scored: Tensor | None = None, start: Tensor | None = None) -> Layout:
+def layout(lengths: list[int], width: int, scored: Tensor | None = None, start: Tensor | None = None) -> BatchLayout:
     rows = len(lengths)
     positions = torch.arange(width).repeat(rows, 1) + (0 if start is None else start[:, None])
-    return Layout(positions, torch.tensor(lengths), torch.arange(rows * width) if scored is None else scored)
+    return BatchLayout(positions, torch.tensor(lengths), torch.arange(rows * width) if scored is None else scored)
 
 
 def run(lm: TransformersLM, tokens: Tensor, lengths: list[int] | None = None) -> Tensor:
     rows, width = tokens.shape
-    found: Tensor = lm.head(lm(lm.embed(tokens), layout(lengths or [width] * rows, width)))
+    found: Tensor = lm.lm_head(lm(lm.embed(tokens), layout(lengths or [width] * rows, width)))
     return found.view(rows, width, -1)
 
 
@@ -78,7 +78,7 @@ def test_logits_match_transformers(lm: TransformersLM) -> None:
 
 def test_scored_positions_alone_come_back(lm: TransformersLM) -> None:
     scored = torch.tensor([3, 20, 35])
-    found = lm.head(lm(lm.embed(TOKENS), layout([12] * 3, 12, scored)))
+    found = lm.lm_head(lm(lm.embed(TOKENS), layout([12] * 3, 12, scored)))
     assert torch.allclose(found, run(lm, TOKENS).flatten(0, 1)[scored], atol=1e-5)
 
 
@@ -93,13 +93,13 @@ def test_padding_changes_nothing_and_is_no_nan(lm: TransformersLM) -> None:
 
 def test_packed_examples_do_not_see_each_other(lm: TransformersLM) -> None:
     lengths = [5, 7]
-    packed = Layout(
+    packed = BatchLayout(
         positions=torch.cat([torch.arange(n) for n in lengths])[None],
         lengths=torch.tensor([12]),
         scored=torch.arange(12),
         segments=torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))[None],
     )
-    found = lm.head(lm(lm.embed(TOKENS[:1]), packed))
+    found = lm.lm_head(lm(lm.embed(TOKENS[:1]), packed))
     apart = torch.cat([run(lm, TOKENS[:1, :5])[0], run(lm, TOKENS[:1, 5:])[0]])
     assert torch.allclose(found, apart, atol=1e-5)
 
@@ -109,10 +109,10 @@ def test_cached_steps_equal_the_whole_for_unequal_prompts(lm: TransformersLM) ->
     cache = lm.new_cache()
     last = torch.tensor(prompts) - 1 + 7 * torch.arange(3)
     ids = torch.stack([torch.cat([TOKENS[i, :n], torch.ones(7 - n, dtype=torch.long)]) for i, n in enumerate(prompts)])
-    found = [lm.head(lm(lm.embed(ids), layout(prompts, 7, last), cache))]
+    found = [lm.lm_head(lm(lm.embed(ids), layout(prompts, 7, last), cache))]
     for step in range(steps):
         ids = torch.stack([TOKENS[i, n + step] for i, n in enumerate(prompts)])[:, None]
-        found.append(lm.head(lm(lm.embed(ids), layout([1] * 3, 1, start=torch.tensor(prompts) + step), cache)))
+        found.append(lm.lm_head(lm(lm.embed(ids), layout([1] * 3, 1, start=torch.tensor(prompts) + step), cache)))
     for i, n in enumerate(prompts):
         whole = run(lm, TOKENS[i : i + 1, : n + steps])[0, n - 1 :]
         assert torch.allclose(torch.stack([step[i] for step in found]), whole, atol=1e-4)
@@ -123,12 +123,12 @@ def test_cache_expand_and_select(lm: TransformersLM) -> None:
     lm(lm.embed(TOKENS[:2, :6]), layout([6, 4], 6), cache)
     many = cache.expand(2).select(torch.tensor([2, 1]))  # of rows 0, 0, 1, 1
     more = TOKENS[:2, 6:9]
-    found = lm.head(lm(lm.embed(more), layout([3, 3], 3, start=torch.tensor([4, 6])), many)).view(2, 3, -1)
+    found = lm.lm_head(lm(lm.embed(more), layout([3, 3], 3, start=torch.tensor([4, 6])), many)).view(2, 3, -1)
     expected = [torch.cat([TOKENS[1, :4], more[0]]), torch.cat([TOKENS[0, :6], more[1]])]
     for row, ids in enumerate(expected):
         assert torch.allclose(found[row], run(lm, ids[None])[0, -3:], atol=1e-4)
     # the first cache is what it was
-    again = lm.head(lm(lm.embed(TOKENS[:2, 6:7]), layout([1, 1], 1, start=torch.tensor([6, 4])), cache))
+    again = lm.lm_head(lm(lm.embed(TOKENS[:2, 6:7]), layout([1, 1], 1, start=torch.tensor([6, 4])), cache))
     assert torch.allclose(again[0], run(lm, TOKENS[:1, :7])[0, -1], atol=1e-4)
 
 
@@ -136,7 +136,7 @@ def test_cache_expand_and_select(lm: TransformersLM) -> None:
 def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: TransformersLM, place: Any) -> None:
     before = run(lm, TOKENS)
     names = set(lm.state_dict())
-    lm.adapt(place, lambda: Sum(lm.dim))
+    lm.add_adapters(place, lambda: Sum(lm.dim))
     lm.freeze()
     after = run(lm, TOKENS)
     assert len(lm.adapters[place]) == 2
@@ -146,18 +146,18 @@ def test_adapters_are_in_every_block_and_leave_without_a_trace(lm: TransformersL
         assert adapter.seen in ([(3, 12, 32, 3, 12, 32)], [(1, 36, 32, 1, 36, 32)])  # OPT's rows are one
     assert {n for n, p in lm.named_parameters() if p.requires_grad} == {n for n in lm.state_dict() if ".adapter." in n}
     with pytest.raises(PartError, match=f"adapters.{place}"):
-        lm.adapt(place, lambda: Sum(lm.dim))
+        lm.add_adapters(place, lambda: Sum(lm.dim))
     lm.remove_adapters()
     assert set(lm.state_dict()) == names
     assert torch.equal(run(lm, TOKENS), before)
 
 
 def test_adapted_decoding_with_a_cache_equals_the_whole(lm: TransformersLM) -> None:
-    lm.adapt("attention", lambda: Sum(lm.dim))
-    lm.adapt("mlp", lambda: Sum(lm.dim))
+    lm.add_adapters("attention", lambda: Sum(lm.dim))
+    lm.add_adapters("mlp", lambda: Sum(lm.dim))
     cache = lm.new_cache()
     lm(lm.embed(TOKENS[:, :11]), layout([11] * 3, 11), cache)
-    last = lm.head(lm(lm.embed(TOKENS[:, 11:]), layout([1] * 3, 1, start=torch.tensor([11] * 3)), cache))
+    last = lm.lm_head(lm(lm.embed(TOKENS[:, 11:]), layout([1] * 3, 1, start=torch.tensor([11] * 3)), cache))
     assert torch.allclose(last, run(lm, TOKENS)[:, -1], atol=1e-4)
 
 
@@ -292,19 +292,19 @@ def test_padding_in_a_cache_does_not_push_tokens_out_of_the_window(family: str) 
     short = cache.select(torch.tensor([1]))
     for position in range(2, 9):  # column 14 in the end
         token = TOKENS[1:2, position : position + 1]
-        last = lm.head(lm(lm.embed(token), layout([1], 1, start=torch.tensor([position])), short))
+        last = lm.lm_head(lm(lm.embed(token), layout([1], 1, start=torch.tensor([position])), short))
     assert torch.allclose(last[0], run(lm, TOKENS[1:2, :9])[0, -1], atol=1e-4)
 
 
 def test_only_the_adapters_learn_and_only_they_leave_eval_mode(lm: TransformersLM) -> None:
-    lm.adapt("attention", lambda: Sum(lm.dim))
-    lm.adapt("mlp", lambda: Sum(lm.dim))
+    lm.add_adapters("attention", lambda: Sum(lm.dim))
+    lm.add_adapters("mlp", lambda: Sum(lm.dim))
     lm.freeze()
     lm.train()
     adapters = {id(module) for adapter in lm.all_adapters() for module in adapter.modules()}
     assert {id(module) for module in lm.modules() if module.training} == adapters
     embeddings = lm.embed(TOKENS).requires_grad_()
-    lm.head(lm(embeddings, layout([12, 5, 8], 12))).square().mean().backward()
+    lm.lm_head(lm(embeddings, layout([12, 5, 8], 12))).square().mean().backward()
     assert embeddings.grad is not None
     assert embeddings.grad[:, 0].abs().sum() > 0
     for name, parameter in lm.named_parameters():
@@ -427,7 +427,7 @@ def test_rows_up_to_the_context_are_what_they_are_one_by_one(family: str) -> Non
         ids = torch.ones(2, width, dtype=torch.long)
         for row, length in enumerate(lengths):
             ids[row, :length] = tokens[row, start[row] : start[row] + length]
-        found = lm.head(lm(lm.embed(ids), layout(lengths, width, start=start), cache)).view(2, width, -1)
+        found = lm.lm_head(lm(lm.embed(ids), layout(lengths, width, start=start), cache)).view(2, width, -1)
         for row, length in enumerate(lengths):
             expected = singles[row][start[row] : start[row] + length]
             assert torch.allclose(found[row, :length], expected, atol=1e-4)
@@ -472,7 +472,7 @@ def test_the_same_modules_run_whatever_a_batch_holds(adapter: type[Sum] | None) 
     lm = build(OURS)
     if adapter:
         for place in ("attention", "mlp"):
-            lm.adapt(place, lambda: adapter(32))
+            lm.add_adapters(place, lambda: adapter(32))
     ran: list[str] = []
     for name, module in lm.named_modules():
         module.register_forward_pre_hook(lambda *_, name=name: ran.append(name))
@@ -480,7 +480,7 @@ def test_the_same_modules_run_whatever_a_batch_holds(adapter: type[Sum] | None) 
     everything = layout([12, 9, 12], 12, torch.tensor([7, 9, 12 + 8, 24 + 11]))
     for first in (0, 7):
         ran.clear()
-        lm(lm.embed(TOKENS), replace(everything, first=first))
+        lm(lm.embed(TOKENS), replace(everything, first_scored=first))
         orders.append(list(ran))
     assert orders[0] == orders[1]
     assert len(orders[0]) > 20
@@ -493,13 +493,13 @@ def test_the_last_block_computes_what_is_scored_alone_and_loses_nothing(place: A
     lm = build(OURS)
     if place != "neither":
         torch.manual_seed(1)
-        lm.adapt(place, lambda: adapter(32))
+        lm.add_adapters(place, lambda: adapter(32))
     embeddings = lm.embed(TOKENS).detach().requires_grad_()
     scored = torch.tensor([7, 9, 12 + 8, 24 + 11])
     found = []
     for first in (0, 7):
         slow = layout([12, 9, 12], 12, scored)
-        hidden = lm(embeddings, Layout(slow.positions, slow.lengths, slow.scored, first))
+        hidden = lm(embeddings, BatchLayout(slow.positions, slow.lengths, slow.scored, first))
         wanted = [embeddings, *(p for adapter in lm.all_adapters() for p in adapter.parameters())]
         found.append([hidden, *torch.autograd.grad(hidden.square().sum(), wanted)])
     for slow_one, fast_one in zip(*found, strict=True):
@@ -518,9 +518,9 @@ def test_selected_cache_rows_are_independent(family: str) -> None:
     def read(tokens: Tensor, cache: Cache, start: int) -> Tensor:
         b, t = tokens.shape
         positions = torch.arange(start, start + t).repeat(b, 1)
-        layout = Layout(positions, torch.full((b,), t), torch.arange(b * t))
+        layout = BatchLayout(positions, torch.full((b,), t), torch.arange(b * t))
         with torch.no_grad():
-            return lm.head(lm(lm.embed(tokens), layout, cache)).view(b, t, -1)
+            return lm.lm_head(lm(lm.embed(tokens), layout, cache)).view(b, t, -1)
 
     read(tokens, cache, 0)
     twins = cache.expand(2)

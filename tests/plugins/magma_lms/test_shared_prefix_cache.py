@@ -9,7 +9,7 @@ from magma_lms.shared_prefix_cache import SharedPrefixCache, attention_reference
 from magma_lms.transformers_lm import TransformersLM
 from torch import Tensor
 
-from magma import Layout
+from magma import BatchLayout
 
 BEGINNINGS = [list(range(2, 9)), list(range(20, 24)), list(range(40, 46))]
 
@@ -26,8 +26,8 @@ def read(lm: TransformersLM, rows: list[list[int]], cache: SharedPrefixCache, st
     tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
     lengths = torch.tensor([len(row) for row in rows])
     positions = torch.arange(width) + torch.tensor(start)[:, None]
-    layout = Layout(positions, lengths, torch.arange(len(rows)) * width + lengths - 1)
-    return lm.head(lm(lm.embed(tokens), layout, cache))
+    layout = BatchLayout(positions, lengths, torch.arange(len(rows)) * width + lengths - 1)
+    return lm.lm_head(lm(lm.embed(tokens), layout, cache))
 
 
 def begun(lm: TransformersLM, count: int) -> SharedPrefixCache:

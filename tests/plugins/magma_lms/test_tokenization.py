@@ -18,13 +18,25 @@ from program import magma as in_process
 from toys import ToyEncoder, ToyPrefix
 
 import magma
-from magma import CheckpointError, Decoding, Example, Input, InputError, Magma, Media, PartError, Text, Tokens, Trial
+from magma import (
+    CheckInputs,
+    CheckpointError,
+    Decoding,
+    Example,
+    Input,
+    InputError,
+    Magma,
+    Media,
+    PartError,
+    Text,
+    Tokens,
+)
 from magma.data.collator import Collator
 from magma.data.tokenization import decode_after, encode
 from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.generation.decoding import Answer, continuations
 from magma.plugins.conformance.text import CHECKS
-from magma.testing import Subject
+from magma.testing import PartUnderTest
 
 SPLITS = [["A:", " seven"], ["A: ", "seven"], ["x\n", "y"], ["", "A: \u20ac", "", "\U0001f600 b"], ["a  ", "  b", "c"]]
 
@@ -147,7 +159,7 @@ def test_bos_that_cannot_be() -> None:
     tokenizer.bos_token = None
     with pytest.raises(PartError, match='lm.bos: given true, and the tokenizer has no BOS token; allowed: "auto"'):
         _ = language_model(tokenizer, bos=True).beginning
-    without = Causal.build(**Causal.trial(Path()).config | {"tokenizer": False})
+    without = Causal.build(**Causal.check_inputs(Path()).config | {"tokenizer": False})
     assert without.beginning == ()
 
 
@@ -312,7 +324,7 @@ def test_the_conformance_kit_finds_no_fault(kind: str, tmp_path: Path) -> None:
     tokenizer = KINDS[kind]()
     tokenizer.save_pretrained(tmp_path)
     fields = language_model(tokenizer).config.model_dump(exclude_none=True)
-    subject = Subject(Causal, Trial({**fields, "tokenizer": str(tmp_path)}))
+    subject = PartUnderTest(Causal, CheckInputs({**fields, "tokenizer": str(tmp_path)}))
     assert subject.make().marks_beginning
     for check in CHECKS:
         check(subject)

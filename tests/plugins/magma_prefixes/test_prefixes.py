@@ -21,7 +21,7 @@ def test_linear_maps_each_feature() -> None:
     assert torch.allclose(out.values, expected)
     assert out.lengths is not None
     assert out.lengths.tolist() == [5, 3]
-    assert (prefix.length, prefix.size(3)) == (5, 3)
+    assert (prefix.length, prefix.num_embeddings(3)) == (5, 3)
 
 
 def test_pooled_makes_k_embeddings_of_one() -> None:
@@ -30,7 +30,7 @@ def test_pooled_makes_k_embeddings_of_one() -> None:
     out = prefix(Features(x)).values
     assert out.shape == (2, 3, 8)
     assert torch.allclose(out.reshape(2, 24), F.linear(x[:, 0], prefix.projection.weight, prefix.projection.bias))
-    assert (prefix.length, prefix.size(1)) == (3, 3)
+    assert (prefix.length, prefix.num_embeddings(1)) == (3, 3)
 
 
 def test_pooled_averages_the_real_features_alone() -> None:
@@ -72,7 +72,7 @@ def test_mlp_is_linear_gelu_linear() -> None:
     out = prefix(Features(x, torch.tensor([5, 3])))
     assert torch.allclose(out.values, expected)
     assert out.lengths is not None
-    assert (prefix.length, prefix.size(3)) == (5, 3)
+    assert (prefix.length, prefix.num_embeddings(3)) == (5, 3)
     assert len(Mlp.build(6, 5, 8, layers=3).projection) == 7
 
 
@@ -89,7 +89,7 @@ def test_transformers_features_see_each_other_and_no_padding() -> None:
     other = prefix(Features(moved, torch.tensor([5, 3]))).values
     assert (other[0, 0] - out[0, 0]).abs().max() > 1e-4
     assert torch.equal(other[1, :3], out[1, :3])
-    assert prefix.size(3) == 3
+    assert prefix.num_embeddings(3) == 3
     with pytest.raises(PartError, match="heads: given 4; allowed: a number that divides the width, 6"):
         Transformer.build(6, 5, 8, heads=4)
 

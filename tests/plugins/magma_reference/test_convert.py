@@ -162,7 +162,7 @@ def test_gpt2s_tokenizer_is_taken_where_it_can_be_had(tmp_path: Path, monkeypatc
         "tokenizer: none, gpt2 cannot be had (there is no network); the model reads and writes token"
     )
     found = magma.load(tmp_path / "without")
-    assert (found.lm.readable, found.lm.vocab, found.lm.eos) == (50_258, 50_400, 50_256)
+    assert (found.lm.num_embeddings, found.lm.vocab, found.lm.eos) == (50_258, 50_400, 50_256)
     assert found.logits([torch.tensor([50_257])]).shape == (1, 50_400)
     words(50_257).save_pretrained(tmp_path / "gpt2")
     monkeypatch.chdir(tmp_path)

@@ -64,7 +64,7 @@ def test_features_have_the_declared_shape_and_every_parameter_learns(part: type[
     assert features.lengths is None
     features.values.square().sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
-    assert encoder.stack([encoder.blank(), encoder.blank()]).shape == (2, 3, 64, 64)
+    assert encoder.stack([encoder.dummy_item(), encoder.dummy_item()]).shape == (2, 3, 64, 64)
 
 
 def test_the_grid_is_what_the_pooling_reads_row_by_row() -> None:
@@ -348,8 +348,8 @@ def test_smaller_images_only_where_the_size_is_not_known() -> None:
     small = torch.zeros(3, 32, 32)
     with pytest.raises(InputError, match=r"float tensor \[3, 32, 32\]"):
         fixed.prepare(small)
-    assert free.size(free.prepare(small)) == 1
-    assert free.size(free.prepare(torch.zeros(3, 64, 32))) == 2
+    assert free.num_features(free.prepare(small)) == 1
+    assert free.num_features(free.prepare(torch.zeros(3, 64, 32))) == 2
     for wrong in (torch.zeros(3, 96, 96), torch.zeros(3, 0, 32)):
         with pytest.raises(InputError, match="given a float tensor"):
             free.prepare(wrong)

@@ -33,7 +33,7 @@ class Lidar(magma.Encoder):
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             raise magma.InputError(f"given {raw!r}; allowed: eight distances, or a .scan file of them") from error
 
-    def blank(self):
+    def dummy_item(self):
         return torch.zeros(8)
 
     def forward(self, x):

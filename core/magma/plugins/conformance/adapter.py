@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from .subject import Check, Subject, Sublayer, another, need, same
+from .subject import Check, PartUnderTest, SublayerCall, another, require, same
 
 
-def width_is_kept(subject: Subject) -> None:
+def width_is_kept(subject: PartUnderTest) -> None:
     """[b, t, d] stays [b, t, d]."""
     adapter = subject.make()
     (given,) = subject.inputs(adapter)
     found = subject.call(adapter, given)
-    need(found.shape == given.shape, f"given {list(given.shape)}, `forward` gave {list(found.shape)}")
+    require(found.shape == given.shape, f"given {list(given.shape)}, `forward` gave {list(found.shape)}")
 
 
-def positions_do_not_mix(subject: Subject) -> None:
+def positions_do_not_mix(subject: PartUnderTest) -> None:
     """A change at one position shows there alone."""
     adapter = subject.make()
     (given,) = subject.inputs(adapter)
@@ -24,20 +24,20 @@ def positions_do_not_mix(subject: Subject) -> None:
     same(one[:, rest], two[:, rest], "what comes out where nothing was changed", 1e-5)
 
 
-def sublayer_is_asked(subject: Subject) -> None:
-    """The sublayer is called, and with `keeps_input` once, with the input itself."""
+def calls_sublayer(subject: PartUnderTest) -> None:
+    """The sublayer is called, and with `passes_input_through` once, with the input itself."""
     adapter = subject.make()
     (given,) = subject.inputs(adapter)
-    sublayer = Sublayer(given)
+    sublayer = SublayerCall(given)
     adapter(given, sublayer)
-    need(bool(sublayer.seen), "the sublayer is never called")
-    if adapter.keeps_input:
+    require(bool(sublayer.seen), "the sublayer is never called")
+    if adapter.passes_input_through:
         ours = len(sublayer.seen) == 1 and sublayer.seen[0] is given
-        need(ours, "`keeps_input` is True, but the sublayer is not called once with the input itself")
+        require(ours, "`passes_input_through` is True, but the sublayer is not called once with the input itself")
 
 
 CHECKS: tuple[Check, ...] = (
     width_is_kept,
     positions_do_not_mix,
-    sublayer_is_asked,
+    calls_sublayer,
 )

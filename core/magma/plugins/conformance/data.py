@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...values import Example, Text, Tokens
-from .subject import MANY, Check, Subject, need
+from .subject import MANY, Check, PartUnderTest, require
 
 
 def _told(example: Example) -> str:
@@ -31,23 +31,23 @@ def _digest(segment: Any) -> str:
     return f"{type(value)} {value.tobytes()}" if hasattr(value, "tobytes") else repr(value)
 
 
-def examples_are_examples(subject: Subject) -> None:
+def examples_are_examples(subject: PartUnderTest) -> None:
     """A pass gives `Example`s with something to learn, each with a state that is JSON."""
     found = list(islice(subject.make().iterate(), MANY))
-    need(bool(found), "a pass gives no example")
+    require(bool(found), "a pass gives no example")
     for example, state in found:
-        need(isinstance(example, Example), f"given a {type(example).__name__}; expected: magma.Example")
-        need(example.problem is None, f"{example.name} cannot be read: {example.problem}")
+        require(isinstance(example, Example), f"given a {type(example).__name__}; expected: magma.Example")
+        require(example.problem is None, f"{example.name} cannot be read: {example.problem}")
         target = example.label is not None or any(getattr(s, "target", False) for s in example.segments)
-        need(target, f"{example.name}: no segment is a target, and it has no label")
+        require(target, f"{example.name}: no segment is a target, and it has no label")
         try:
             back = json.loads(json.dumps(state))
         except TypeError as error:
             raise AssertionError(f"{example.name}: its state is no JSON: {error}") from error
-        need(back == state, f"{example.name}: its state {state} comes back from JSON as {back}")
+        require(back == state, f"{example.name}: its state {state} comes back from JSON as {back}")
 
 
-def order_is_repeatable(subject: Subject) -> None:
+def order_is_repeatable(subject: PartUnderTest) -> None:
     """The same seed gives the same examples, whatever the global generators say."""
     orders = []
     for seed in (1, 2):
@@ -55,28 +55,28 @@ def order_is_repeatable(subject: Subject) -> None:
         np.random.seed(seed)
         torch.manual_seed(seed)
         orders.append([_told(example) for example, _ in islice(subject.make().iterate(), MANY)])
-    need(orders[0] == orders[1], "two sources with one seed give other examples")
+    require(orders[0] == orders[1], "two sources with one seed give other examples")
 
 
-def goes_on_from_any_state(subject: Subject) -> None:
+def resumes_from_state(subject: PartUnderTest) -> None:
     """From the state behind an example the next one follows; the state of a pass's last opens the next pass."""
     found = list(islice(subject.make().iterate(), MANY))
     for i in (0, len(found) // 2, len(found) - 2):
         if 0 <= i < len(found) - 1:
             state = json.loads(json.dumps(found[i][1]))
             following = next(iter(subject.make().iterate(state)), None)
-            need(following is not None, f"behind example {i + 1} of {len(found)} nothing follows")
+            require(following is not None, f"behind example {i + 1} of {len(found)} nothing follows")
             assert following is not None
             same = _told(following[0]) == _told(found[i + 1][0])
-            need(same, f"behind example {i + 1} another one follows than in an unbroken pass")
+            require(same, f"behind example {i + 1} another one follows than in an unbroken pass")
     whole = list(islice(subject.make().iterate(), 5000))
     if len(whole) < 5000:
         again = next(iter(subject.make().iterate(json.loads(json.dumps(whole[-1][1])))), None)
-        need(again is not None, "the state of the last example opens no next pass")
+        require(again is not None, "the state of the last example opens no next pass")
 
 
 CHECKS: tuple[Check, ...] = (
     examples_are_examples,
     order_is_repeatable,
-    goes_on_from_any_state,
+    resumes_from_state,
 )

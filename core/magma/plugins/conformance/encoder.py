@@ -9,36 +9,36 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .subject import Check, Subject, features_of, need, same
+from .subject import Check, PartUnderTest, features_of, require, same
 
 
-def reads_its_inputs(subject: Subject) -> None:
+def reads_its_inputs(subject: PartUnderTest) -> None:
     """`accepts` says yes to what `prepare` takes, and no to what it has never seen."""
     encoder = subject.make()
     for raw in subject.good:
-        need(encoder.accepts(raw) is True, f"`accepts` says no to {raw!r:.60}")
+        require(encoder.accepts(raw) is True, f"`accepts` says no to {raw!r:.60}")
         item = encoder.prepare(raw)
-        need(isinstance(item, Tensor), f"`prepare` gave a {type(item).__name__}; expected: a tensor")
-        need(bool(item.isfinite().all()), f"`prepare` gave values that are not finite for {raw!r:.60}")
-    need(encoder.accepts(object()) is False, "`accepts` says yes to an object of no known type")
+        require(isinstance(item, Tensor), f"`prepare` gave a {type(item).__name__}; expected: a tensor")
+        require(bool(item.isfinite().all()), f"`prepare` gave values that are not finite for {raw!r:.60}")
+    require(encoder.accepts(object()) is False, "`accepts` says yes to an object of no known type")
 
 
-def bad_input_is_refused(subject: Subject) -> None:
+def bad_input_is_refused(subject: PartUnderTest) -> None:
     """`prepare` raises `InputError`, and nothing else, for what it cannot read."""
     encoder = subject.make()
-    need(bool(subject.trial.bad), "its `trial` gives no `bad` inputs")
-    for raw in [*subject.trial.bad, object()]:
+    require(bool(subject.inputs_to_check.bad), "its `check_inputs` gives no `bad` inputs")
+    for raw in [*subject.inputs_to_check.bad, object()]:
         try:
             encoder.prepare(raw)
         except InputError as error:
-            need(bool(str(error)), f"the InputError for {raw!r:.60} says nothing")
+            require(bool(str(error)), f"the InputError for {raw!r:.60} says nothing")
         except Exception as error:
             raise AssertionError(f"`prepare` of {raw!r:.60} raised {type(error).__name__}: {error}") from error
         else:
             raise AssertionError(f"`prepare` takes {raw!r:.60}; it must raise magma.InputError")
 
 
-def preparation_is_repeatable(subject: Subject) -> None:
+def preparation_is_repeatable(subject: PartUnderTest) -> None:
     """`prepare` draws from the `rng` that it is given alone: the same one gives the same item."""
     encoder = subject.make()
     for raw in subject.good:
@@ -46,43 +46,46 @@ def preparation_is_repeatable(subject: Subject) -> None:
         for rng in (lambda: None, lambda: random.Random(5)):
             same(encoder.prepare(raw, rng()), encoder.prepare(raw, rng()), "one input, prepared twice")
         after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
-        need(before[:2] == after[:2] and torch.equal(before[2], after[2]), "`prepare` draws from a global generator")
+        require(before[:2] == after[:2] and torch.equal(before[2], after[2]), "`prepare` draws from a global generator")
 
 
-def features_have_their_sizes(subject: Subject) -> None:
-    """Features are [b, n, dim] with n up to `length`, each item has `size` of them, `largest` has `length`."""
+def features_have_their_sizes(subject: PartUnderTest) -> None:
+    """Features are [b, n, dim] with n up to `length`, each item has `num_features` of them, `max_size_item` has `length`."""
     encoder = subject.make()
-    need(isinstance(getattr(encoder, "modality", None), str), "`modality` is not set")
+    require(isinstance(getattr(encoder, "modality", None), str), "`modality` is not set")
     items = [encoder.prepare(raw) for raw in subject.good]
-    largest = encoder.largest()
-    for batch in (items, [largest], [encoder.blank()]):
+    largest = encoder.max_size_item()
+    for batch in (items, [largest], [encoder.dummy_item()]):
         found = features_of(encoder(encoder.stack(batch)))
         rows, n, width = found.values.shape
-        need(rows == len(batch), f"{len(batch)} items gave {rows} rows")
-        need(width == encoder.dim, f"features have width {width}; `dim` says {encoder.dim}")
-        need(n <= encoder.length, f"an input has {n} features; `length` says at most {encoder.length}")
+        require(rows == len(batch), f"{len(batch)} items gave {rows} rows")
+        require(width == encoder.dim, f"features have width {width}; `dim` says {encoder.dim}")
+        require(n <= encoder.length, f"an input has {n} features; `length` says at most {encoder.length}")
         lengths = [n] * rows if found.lengths is None else found.lengths.tolist()
-        sizes = [encoder.size(item) for item in batch]
-        need(lengths == sizes, f"inputs have {lengths} features; `size` says {sizes}")
-    need(encoder.size(largest) == encoder.length, f"`largest` has {encoder.size(largest)} of {encoder.length} features")
+        sizes = [encoder.num_features(item) for item in batch]
+        require(lengths == sizes, f"inputs have {lengths} features; `num_features` says {sizes}")
+    require(
+        encoder.num_features(largest) == encoder.length,
+        f"`max_size_item` has {encoder.num_features(largest)} of {encoder.length} features",
+    )
 
 
-def blank_stands_in(subject: Subject) -> None:
-    """Where a batch lacks the modality, `blank` takes its place: finite forth and back, and it stacks with any item."""
+def dummy_item_is_usable(subject: PartUnderTest) -> None:
+    """Where a batch lacks the modality, `dummy_item` takes its place: finite forth and back, and it stacks with any item."""
     encoder = subject.make()
     item = encoder.prepare(subject.good[0])
     alone = subject.call(encoder, encoder.stack([item]))[0]
-    beside = subject.call(encoder, encoder.stack([item, encoder.blank()]))[0]
-    n = encoder.size(item)
+    beside = subject.call(encoder, encoder.stack([item, encoder.dummy_item()]))[0]
+    n = encoder.num_features(item)
     same(beside[:n], alone[:n], "an item beside a blank and alone", 1e-4)
     encoder.train()
     # two, as BatchNorm cannot average one
-    found = subject.call(encoder, encoder.stack([encoder.blank()] * 2))
-    need(bool(found.isfinite().all()), "a blank gives features that are not finite")
+    found = subject.call(encoder, encoder.stack([encoder.dummy_item()] * 2))
+    require(bool(found.isfinite().all()), "a blank gives features that are not finite")
     if found.requires_grad:
         (found.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
         bad = [name for name, p in encoder.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-        need(not bad, f"a blank gives gradients that are not finite: {', '.join(bad[:3])}")
+        require(not bad, f"a blank gives gradients that are not finite: {', '.join(bad[:3])}")
 
 
 CHECKS: tuple[Check, ...] = (
@@ -90,5 +93,5 @@ CHECKS: tuple[Check, ...] = (
     bad_input_is_refused,
     preparation_is_repeatable,
     features_have_their_sizes,
-    blank_stands_in,
+    dummy_item_is_usable,
 )

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from .subject import Check, Subject, need
+from .subject import Check, PartUnderTest, require
 
 
-def classes_have_logits(subject: Subject) -> None:
+def classes_have_logits(subject: PartUnderTest) -> None:
     """[m, d] gives [m, c] logits, one a class."""
     head = subject.make()
     (given,) = subject.inputs(head)
     found = subject.call(head, given)
     wanted = (len(given), len(head.classes))
-    need(tuple(found.shape) == wanted, f"logits {list(found.shape)}; expected: {list(wanted)}")
+    require(tuple(found.shape) == wanted, f"logits {list(found.shape)}; expected: {list(wanted)}")
 
 
 CHECKS: tuple[Check, ...] = (classes_have_logits,)

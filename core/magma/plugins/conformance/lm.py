@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from ...interfaces import Adapter
-from .subject import TEXT, Check, Subject, another, layout_of, need, same
+from .subject import TEXT, Check, PartUnderTest, another, layout_of, require, same
 
 
-def text_comes_back(subject: Subject) -> None:
+def text_comes_back(subject: PartUnderTest) -> None:
     """`decode` undoes `encode`, ids lie below `vocab`, and a pass over n tokens gives n rows of `vocab` logits."""
     lm = subject.make()
     ids = lm.encode(TEXT)
-    need(bool(ids) and min(ids) >= 0 and max(ids) < lm.readable, f"ids from {min(ids)} to {max(ids)}")
-    need(lm.decode(ids).strip() == TEXT, f"{TEXT!r} came back as {lm.decode(ids)!r}")
+    require(bool(ids) and min(ids) >= 0 and max(ids) < lm.num_embeddings, f"ids from {min(ids)} to {max(ids)}")
+    require(lm.decode(ids).strip() == TEXT, f"{TEXT!r} came back as {lm.decode(ids)!r}")
     (given,) = subject.inputs(lm)
-    need(given.shape[-1] == lm.dim, f"embeddings of width {given.shape[-1]}; `dim` says {lm.dim}")
+    require(given.shape[-1] == lm.dim, f"embeddings of width {given.shape[-1]}; `dim` says {lm.dim}")
     hidden = lm(given, layout_of(2, given.shape[1]))
-    need(hidden.shape == (2 * given.shape[1], lm.dim), f"hidden states {list(hidden.shape)}")
-    logits = lm.head(hidden)
-    need(logits.shape[-1] == lm.vocab, f"{logits.shape[-1]} logits; `vocab` says {lm.vocab}")
+    require(hidden.shape == (2 * given.shape[1], lm.dim), f"hidden states {list(hidden.shape)}")
+    logits = lm.lm_head(hidden)
+    require(logits.shape[-1] == lm.vocab, f"{logits.shape[-1]} logits; `vocab` says {lm.vocab}")
 
 
-def padding_and_future_are_not_seen(subject: Subject) -> None:
+def padding_and_future_are_not_seen(subject: PartUnderTest) -> None:
     """A position sees neither what follows it nor the padding of its row."""
     lm = subject.make()
     (given,) = subject.inputs(lm)
@@ -39,7 +39,7 @@ def padding_and_future_are_not_seen(subject: Subject) -> None:
     same(padded[:, : width - 2], whole[:, : width - 2], "positions of a padded row", 1e-4)
 
 
-def cache_changes_nothing(subject: Subject) -> None:
+def cache_changes_nothing(subject: PartUnderTest) -> None:
     """A step behind a cache, also one that was expanded or of which rows were selected, is that of one pass."""
     lm = subject.make()
     (given,) = subject.inputs(lm)
@@ -59,8 +59,8 @@ def cache_changes_nothing(subject: Subject) -> None:
     same(expanded, whole[rows, -1], "a step with an expanded cache", 1e-3)
 
 
-def adapters_come_and_go(subject: Subject) -> None:
-    """`adapt` puts one around every block, which alone learn; `remove_adapters` gives the same bits as before."""
+def adapters_removable(subject: PartUnderTest) -> None:
+    """`add_adapters` puts one around every block, which alone learn; `remove_adapters` gives the same bits as before."""
     lm = subject.make()
     (given,) = subject.inputs(lm)
     before = subject.call(lm, given).detach().clone()
@@ -79,17 +79,17 @@ def adapters_come_and_go(subject: Subject) -> None:
             return sublayer(x) + self.constant
 
     for place in ("attention", "mlp"):
-        lm.adapt(place, lambda: Shift(lm.dim))
-        need(bool(lm.adapters.get(place)), f"`adapters` lists none around {place}")
+        lm.add_adapters(place, lambda: Shift(lm.dim))
+        require(bool(lm.adapters.get(place)), f"`adapters` lists none around {place}")
     lm.freeze()
     lm.train()
     after = subject.call(lm, given)
-    need(not torch.equal(after, before), "adapters change nothing")
+    require(not torch.equal(after, before), "adapters change nothing")
     after.float().sum().backward()  # type: ignore[no-untyped-call]
-    need(all(a.constant.grad is not None for a in lm.all_adapters()), "no gradient reaches an adapter")
+    require(all(a.constant.grad is not None for a in lm.all_adapters()), "no gradient reaches an adapter")
     asking = {id(p) for p in lm.parameters() if p.requires_grad}
     own = {id(a.constant) for a in lm.all_adapters()}
-    need(asking <= own, "frozen, weights other than the adapters' ask for gradients")
+    require(asking <= own, "frozen, weights other than the adapters' ask for gradients")
     lm.remove_adapters()
     same(subject.call(lm, given), before, "the language model without its adapters again")
 
@@ -98,5 +98,5 @@ CHECKS: tuple[Check, ...] = (
     text_comes_back,
     padding_and_future_are_not_seen,
     cache_changes_nothing,
-    adapters_come_and_go,
+    adapters_removable,
 )

@@ -7,28 +7,28 @@ from typing import Any
 import torch
 
 from ...interfaces import FrozenLM
-from .subject import Check, Subject, need, same
+from .subject import Check, PartUnderTest, require, same
 
 
-def built_on_meta(subject: Subject) -> None:
+def built_on_meta(subject: PartUnderTest) -> None:
     """`__init__` and `forward` work under `torch.device("meta")`, where no weight takes memory."""
     with torch.device("meta"):
         module: Any = subject.part(subject.config(), *subject.context)  # type: ignore[call-arg]
     held = [name for name, p in module.named_parameters() if not p.is_meta]
-    need(not held, f"these take memory under torch.device('meta'): {', '.join(held[:3])}")
+    require(not held, f"these take memory under torch.device('meta'): {', '.join(held[:3])}")
     (given,) = subject.inputs(subject.make())
     found = subject.call(module.eval(), given.to("meta"))
-    need(found.is_meta, f"forward on meta gave a tensor on {found.device}")
+    require(found.is_meta, f"forward on meta gave a tensor on {found.device}")
 
 
-def finite(subject: Subject) -> None:
+def finite(subject: PartUnderTest) -> None:
     """Values are finite."""
     module = subject.make()
     (given,) = subject.inputs(module)
-    need(bool(subject.call(module, given).isfinite().all()), "`forward` gave values that are not finite")
+    require(bool(subject.call(module, given).isfinite().all()), "`forward` gave values that are not finite")
 
 
-def deterministic_in_eval(subject: Subject) -> None:
+def deterministic_in_eval(subject: PartUnderTest) -> None:
     """In eval mode, twice the same input gives the same bits."""
     module = subject.make()
     (given,) = subject.inputs(module)
@@ -39,17 +39,17 @@ def deterministic_in_eval(subject: Subject) -> None:
     same(found[0], found[1], "two passes in eval mode over one input")
 
 
-def input_unchanged(subject: Subject) -> None:
+def input_unchanged(subject: PartUnderTest) -> None:
     """`forward` does not write into what it is given."""
     module = subject.make()
     (given,) = subject.inputs(module)
     before = given.clone()
     with torch.no_grad():
         subject.call(module, given)
-    need(torch.equal(given, before), "`forward` changed its input in place")
+    require(torch.equal(given, before), "`forward` changed its input in place")
 
 
-def rows_do_not_mix(subject: Subject) -> None:
+def rows_do_not_mix(subject: PartUnderTest) -> None:
     """What a row gives does not depend on the other rows of a batch."""
     module = subject.make()
     (given,) = subject.inputs(module)
@@ -59,17 +59,17 @@ def rows_do_not_mix(subject: Subject) -> None:
         same(alone[0], together[row], f"row {row} alone and in a batch", 1e-4)
 
 
-def any_dtype(subject: Subject) -> None:
+def any_dtype(subject: PartUnderTest) -> None:
     """After `.to(torch.bfloat16)`, a bfloat16 input gives bfloat16 values."""
     module = subject.make()
     (given,) = subject.inputs(module)
     module.to(torch.bfloat16)
     found = subject.call(module, given.to(torch.bfloat16) if given.is_floating_point() else given)
-    need(found.dtype == torch.bfloat16, f"in bfloat16, `forward` gave {found.dtype}")
-    need(bool(found.isfinite().all()), "in bfloat16, `forward` gave values that are not finite")
+    require(found.dtype == torch.bfloat16, f"in bfloat16, `forward` gave {found.dtype}")
+    require(bool(found.isfinite().all()), "in bfloat16, `forward` gave values that are not finite")
 
 
-def any_device(subject: Subject) -> None:
+def any_device(subject: PartUnderTest) -> None:
     """`.to(device)` moves all that `forward` needs: a tensor that is neither parameter nor buffer stays behind."""
     module = subject.make()
     (given,) = subject.inputs(module)
@@ -77,10 +77,10 @@ def any_device(subject: Subject) -> None:
         found = subject.call(module.to("meta"), given.to("meta"))
     except (RuntimeError, NotImplementedError) as error:
         raise AssertionError(f"moved to another device, `forward` fails: {error}") from error
-    need(found.is_meta, f"moved to another device, `forward` gave a tensor on {found.device}")
+    require(found.is_meta, f"moved to another device, `forward` gave a tensor on {found.device}")
 
 
-def gradient_flows(subject: Subject) -> None:
+def gradient_flows(subject: PartUnderTest) -> None:
     """In training every parameter that asks for a gradient gets a finite one; a language model passes it on."""
     module = subject.make()
     (given,) = subject.inputs(module)
@@ -90,33 +90,33 @@ def gradient_flows(subject: Subject) -> None:
     module.train()
     subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]
     if isinstance(module, FrozenLM):
-        need(given.grad is not None and bool(given.grad.abs().sum() > 0), "no gradient reaches the embeddings")
+        require(given.grad is not None and bool(given.grad.abs().sum() > 0), "no gradient reaches the embeddings")
         return
     for name, p in module.named_parameters():
         if p.requires_grad:
-            need(p.grad is not None, f"{name} gets no gradient: nothing that comes out depends on it")
+            require(p.grad is not None, f"{name} gets no gradient: nothing that comes out depends on it")
             assert p.grad is not None
-            need(bool(p.grad.isfinite().all()), f"the gradient of {name} is not finite")
+            require(bool(p.grad.isfinite().all()), f"the gradient of {name} is not finite")
 
 
-def frozen_for_good(subject: Subject) -> None:
+def frozen_for_good(subject: PartUnderTest) -> None:
     """After `freeze`, `train()` brings back neither gradients nor dropout nor moving averages."""
     module = subject.make()
     (given,) = subject.inputs(module)
     module.freeze()
     module.train()
     asking = [name for name, p in module.named_parameters() if p.requires_grad]
-    need(not asking, f"frozen, these still ask for gradients: {', '.join(asking[:3])}")
+    require(not asking, f"frozen, these still ask for gradients: {', '.join(asking[:3])}")
     training = [name or "itself" for name, m in module.named_modules() if m.training]
-    need(not training, f"frozen, these are in training mode after train(): {', '.join(training[:3])}")
+    require(not training, f"frozen, these are in training mode after train(): {', '.join(training[:3])}")
     before = {name: t.clone() for name, t in module.state_dict().items()}
     found = subject.call(module, given)
-    need(not found.requires_grad, "frozen, a gradient leaks: what comes out requires one")
+    require(not found.requires_grad, "frozen, a gradient leaks: what comes out requires one")
     for name, t in module.state_dict().items():
-        need(torch.equal(t, before[name]), f"frozen, a forward pass changed {name}")
+        require(torch.equal(t, before[name]), f"frozen, a forward pass changed {name}")
 
 
-def state_is_saved(subject: Subject) -> None:
+def state_is_saved(subject: PartUnderTest) -> None:
     """A second instance with the first one's `state_dict` gives the same values, after a step of training too."""
     module, other = subject.make(0), subject.make(1)
     (given,) = subject.inputs(module)

@@ -14,10 +14,10 @@ import torch
 
 from ...errors import PluginError
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
-from ...values import Trial
+from ...values import CheckInputs
 from . import adapter, data, encoder, head, lm, module, prefix, task, text
 from . import part as any_part
-from .subject import Check, Subject
+from .subject import Check, PartUnderTest
 
 _KINDS: tuple[tuple[type[Part], tuple[Check, ...]], ...] = (
     (Part, any_part.CHECKS),
@@ -48,7 +48,7 @@ def checks(part: type[Part]) -> list[Check]:
     return [check for kind, check in ALL if issubclass(part, kind)]
 
 
-def examine(part: type[Part], trial: Trial | None = None) -> list[Finding]:
+def run_checks(part: type[Part], trial: CheckInputs | None = None) -> list[Finding]:
     """Run every check of a part; nothing is raised, whatever the part does. The global generators are left alone."""
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # a stranger's may be
     found = []
@@ -56,7 +56,7 @@ def examine(part: type[Part], trial: Trial | None = None) -> list[Finding]:
         for check in checks(part):
             problem = ""
             try:
-                check(Subject(part, trial or part.trial(Path(folder))))
+                check(PartUnderTest(part, trial or part.check_inputs(Path(folder))))
             except Exception as error:  # whatever a stranger's part does
                 problem = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
                 problem = problem or type(error).__name__
@@ -67,7 +67,7 @@ def examine(part: type[Part], trial: Trial | None = None) -> list[Finding]:
     return found
 
 
-def conformance(part: type[Part], trial: Trial | None = None) -> Any:
+def conformance(part: type[Part], trial: CheckInputs | None = None) -> Any:
     """A pytest test of a part, one case a check: `test_lidar = conformance(Lidar)`.
 
     Raises `PluginError` where `part` is none.
@@ -79,6 +79,6 @@ def conformance(part: type[Part], trial: Trial | None = None) -> Any:
 
     @pytest.mark.parametrize("check", checks(part), ids=lambda check: check.__name__)
     def test(check: Check, tmp_path: Path) -> None:
-        check(Subject(part, trial or part.trial(tmp_path)))
+        check(PartUnderTest(part, trial or part.check_inputs(tmp_path)))
 
     return test

@@ -14,21 +14,21 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
-from ...values import Features, Layout, Trial
+from ...values import BatchLayout, CheckInputs, Features
 
 WIDTH, LENGTH, DIM = 16, 5, 32
 """Of the encoder and the language model that a prefix, an adapter or a head is tried with."""
 TEXT = "The answer is seven, and so on."
 MANY = 40
 """Examples or questions that are looked at."""
-Check = Callable[["Subject"], None]
+Check = Callable[["PartUnderTest"], None]
 
 
-class Subject:
+class PartUnderTest:
     """A part on trial, and how its kind is built and called."""
 
-    def __init__(self, part: type[Part], trial: Trial) -> None:
-        self.part, self.trial = part, trial
+    def __init__(self, part: type[Part], trial: CheckInputs) -> None:
+        self.part, self.inputs_to_check = part, trial
         self.context: tuple[Any, ...] = ()
         if issubclass(part, Prefix):
             self.context = (WIDTH, LENGTH, DIM)
@@ -40,9 +40,11 @@ class Subject:
     def config(self) -> Any:
         """The trial's configuration."""
         try:
-            return self.part.Config(**self.trial.config)
+            return self.part.Config(**self.inputs_to_check.config)
         except ValidationError as error:
-            raise AssertionError(f"its trial's config {dict(self.trial.config)} is refused: {error}") from error
+            raise AssertionError(
+                f"its trial's config {dict(self.inputs_to_check.config)} is refused: {error}"
+            ) from error
 
     def make(self, seed: int = 0) -> Any:
         """A ready instance in eval mode; `seed` decides its random weights."""
@@ -75,25 +77,28 @@ class Subject:
         if isinstance(module, Prefix):
             return features_of(module(Features(given))).values
         if isinstance(module, Adapter):
-            found = module(given, Sublayer(given))
+            found = module(given, SublayerCall(given))
         elif isinstance(module, FrozenLM):
             rows, width = given.shape[:2]
             found = module(given, layout_of(rows, width, given.device))
             found = found.view(rows, width, -1)
         else:
             found = module(given)
-        need(isinstance(found, Tensor), f"`forward` gave a {type(found).__name__}; expected: a tensor")
+        require(isinstance(found, Tensor), f"`forward` gave a {type(found).__name__}; expected: a tensor")
         value: Tensor = found
         return value
 
     @property
     def good(self) -> list[Any]:
         """Raw inputs that an encoder takes."""
-        need(len(self.trial.good) >= 2, "its `trial` gives no `good` inputs: at least two that differ are needed")
-        return list(self.trial.good)
+        require(
+            len(self.inputs_to_check.good) >= 2,
+            "its `check_inputs` gives no `good` inputs: at least two that differ are needed",
+        )
+        return list(self.inputs_to_check.good)
 
 
-class Sublayer:
+class SublayerCall:
     """A frozen map of each position on its own; remembers what it was given."""
 
     def __init__(self, like: Tensor) -> None:
@@ -113,7 +118,7 @@ def tokens(lm: FrozenLM) -> Tensor:
     return torch.tensor([ids, ids[::-1]])
 
 
-def need(holds: bool, otherwise: str) -> None:
+def require(holds: bool, otherwise: str) -> None:
     """Fail with this message unless it `holds`."""
     if not holds:
         raise AssertionError(otherwise)
@@ -121,14 +126,14 @@ def need(holds: bool, otherwise: str) -> None:
 
 def features_of(found: Any) -> Features:
     """What `forward` gave, if it is `Features` with three axes."""
-    need(isinstance(found, Features), f"`forward` gave a {type(found).__name__}; expected: magma.Features")
-    need(found.values.ndim == 3, f"`forward` gave values {list(found.values.shape)}; expected: three axes")
+    require(isinstance(found, Features), f"`forward` gave a {type(found).__name__}; expected: magma.Features")
+    require(found.values.ndim == 3, f"`forward` gave values {list(found.values.shape)}; expected: three axes")
     return found  # type: ignore[no-any-return]  # seen to be one
 
 
-def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int] | None = None) -> Layout:
+def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int] | None = None) -> BatchLayout:
     """A batch of unpacked rows in which every position is scored."""
-    return Layout(
+    return BatchLayout(
         torch.arange(width, device=device).repeat(rows, 1),
         torch.tensor(lengths or [width] * rows, device=device),
         torch.arange(rows * width, device=device),
@@ -137,11 +142,11 @@ def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int]
 
 def same(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
     """Fail unless two tensors are equal, up to a tolerance relative to the largest value."""
-    need(one.shape == other.shape, f"{what}: {list(one.shape)} against {list(other.shape)}")
+    require(one.shape == other.shape, f"{what}: {list(one.shape)} against {list(other.shape)}")
     one, other = one.detach().float(), other.detach().float()
     far = float((one - other).abs().max()) if one.numel() else 0.0
     scale = 1 + float(other.abs().max()) if one.numel() else 1.0
-    need(far <= tolerance * scale, f"{what}: they differ by {far:.2g}")
+    require(far <= tolerance * scale, f"{what}: they differ by {far:.2g}")
 
 
 def another(values: Tensor) -> Tensor:

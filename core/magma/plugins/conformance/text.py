@@ -7,41 +7,44 @@ from ...data.collator import Collator
 from ...errors import InputError
 from ...interfaces import FrozenLM
 from ...values import Example, Text
-from .subject import Check, Subject, need
+from .subject import Check, PartUnderTest, require
 
 PAIRS = (("A:", " seven"), ("x\n", "y"), ("a ", "b"))
 ODD = ("a \ufffd", "\U0001f600", "\u00e9t\u00e9")
 
 
-def texts_in_a_row_are_one(subject: Subject) -> None:
+def texts_in_a_row_are_one(subject: PartUnderTest) -> None:
     """Two texts in a row have the tokens of the whole, and one that follows something else keeps its first letter."""
     lm: FrozenLM = subject.make()
     for one, other in PAIRS:
         whole = one + other
         ids, offsets = lm.encode_with_offsets(whole)
-        need(ids == lm.encode(whole), f"`encode_with_offsets` of {whole!r} gives other ids than `encode`")
-        need(offsets is None or len(offsets) == len(ids), f"{len(ids)} tokens of {whole!r} have other offsets")
+        require(ids == lm.encode(whole), f"`encode_with_offsets` of {whole!r} gives other ids than `encode`")
+        require(offsets is None or len(offsets) == len(ids), f"{len(ids)} tokens of {whole!r} have other offsets")
         found = Collator(lm, {}).encode_example(Example([Text(one), Text(other, target=True)]))
         wanted = [*lm.beginning, *ids, lm.eos]
-        need(found.tokens == wanted, f"{one!r} and {other!r} give {found.tokens}; expected: {wanted}")
+        require(found.tokens == wanted, f"{one!r} and {other!r} give {found.tokens}; expected: {wanted}")
         learnt = [token for token, target in zip(found.tokens, found.targets, strict=True) if target][:-1]
         said = tokenization.decode_after(lm, learnt)
         more = len(tokenization.decode_after(lm, learnt[1:])) >= len(other)  # the first token may be of both texts
-        need(said.endswith(other) and not more, f"of {one!r} and {other!r}, the targets say {said!r}")
+        require(said.endswith(other) and not more, f"of {one!r} and {other!r}, the targets say {said!r}")
         after = tokenization.decode_after(lm, tokenization.encode(lm, [other], at_start=False)[0])
-        need(after == other, f"after something else, {other!r} comes back as {after!r}")
+        require(after == other, f"after something else, {other!r} comes back as {after!r}")
 
 
-def odd_letters_are_read(subject: Subject) -> None:
+def odd_letters_are_read(subject: PartUnderTest) -> None:
     """Any text has tokens that it can read; half a surrogate pair is U+FFFD in a prompt, and refused in data."""
     lm: FrozenLM = subject.make()
     for text in ODD:
         ids = lm.encode(text)
-        need(bool(ids), f"{text!r} has no token")
-        need(min(ids) >= 0 and max(ids) < lm.readable, f"{text!r} has tokens {ids}; allowed: 0 to {lm.readable - 1}")
+        require(bool(ids), f"{text!r} has no token")
+        require(
+            min(ids) >= 0 and max(ids) < lm.num_embeddings,
+            f"{text!r} has tokens {ids}; allowed: 0 to {lm.num_embeddings - 1}",
+        )
     collator = Collator(lm, {})
     asked = collator.encode_example(Example([Text("a \ud83d")]), truncate=False).tokens
-    need(asked == [*lm.beginning, *lm.encode("a \ufffd")], "half a surrogate pair is not read as U+FFFD")
+    require(asked == [*lm.beginning, *lm.encode("a \ufffd")], "half a surrogate pair is not read as U+FFFD")
     try:
         collator.encode_example(Example([Text("a \ud83d", target=True)]))
     except InputError:
@@ -49,7 +52,7 @@ def odd_letters_are_read(subject: Subject) -> None:
     raise AssertionError("data with half a surrogate pair is taken; expected: magma.InputError")
 
 
-def typed_control_tokens_are_letters(subject: Subject) -> None:
+def typed_control_tokens_are_letters(subject: PartUnderTest) -> None:
     """The name of a control token in a text gives its letters; a template gives the token itself."""
     lm: FrozenLM = subject.make()
     names = {**{lm.decode([end]): end for end in lm.ends}, **lm.control_tokens}
@@ -58,11 +61,11 @@ def typed_control_tokens_are_letters(subject: Subject) -> None:
             continue
         text = f"a{name}b"
         for ids in (lm.encode(text), lm.encode_with_offsets(text)[0]):
-            need(token not in ids, f"{name!r} in a text is token {token}, as if the model had written it")
+            require(token not in ids, f"{name!r} in a text is token {token}, as if the model had written it")
     for name, token in lm.control_tokens.items():
         filled = Collator(lm, {}).encode_example(Example([Text.fill(f"{name}{{text}}", text="a")])).tokens
         wanted = [*lm.beginning, token]
-        need(filled[: len(wanted)] == wanted, f"a template with {name!r} begins with {filled[: len(wanted)]}")
+        require(filled[: len(wanted)] == wanted, f"a template with {name!r} begins with {filled[: len(wanted)]}")
 
 
 CHECKS: tuple[Check, ...] = (texts_in_a_row_are_one, odd_letters_are_read, typed_control_tokens_are_letters)

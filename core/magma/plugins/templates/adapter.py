@@ -17,7 +17,7 @@ class NewPart(magma.Adapter):
     """What the sublayer gives, and a low-rank map of what it was given; at first the latter is nothing."""
 
     name = "newname"
-    keeps_input = True
+    passes_input_through = True
 
     class Config(magma.PartConfig):
         """`rank` of the map."""

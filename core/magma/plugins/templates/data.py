@@ -31,7 +31,7 @@ class NewPart(magma.DataSource):
         super().__init__(config, seed)
         self.seed = seed
 
-    def iterate(self, state: magma.State | None = None) -> Iterator[tuple[magma.Example, magma.State]]:
+    def iterate(self, state: magma.SourceState | None = None) -> Iterator[tuple[magma.Example, magma.SourceState]]:
         """One pass; the state says which pass, and which example is next."""
         state = state or {"epoch": 0, "next": 0}
         order = list(range(self.config.size))

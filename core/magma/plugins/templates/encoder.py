@@ -38,13 +38,13 @@ class NewPart(magma.Encoder):
         self.layers = nn.Sequential(nn.Linear(config.size, 64), nn.GELU(), nn.Linear(64, FEATURES * config.width))
 
     @classmethod
-    def trial(cls, folder: Path) -> magma.Trial:
+    def check_inputs(cls, folder: Path) -> magma.CheckInputs:
         """What `magma plugin check newname` tries: inputs that are read, and inputs that are refused."""
         written = folder / "one.newname"
         written.write_text("1 2 3 4", encoding="utf-8")
         bad = (folder / "none.newname", [1.0], ["a"] * 4, [float("nan")] * 4)
         good = (written, [1.0, 2.0, 3.0, 4.0], [0, -1, 0.5, 2])
-        return magma.Trial({"size": 4, "width": 8}, good, bad)
+        return magma.CheckInputs({"size": 4, "width": 8}, good, bad)
 
     def accepts(self, raw: Any) -> bool:
         """A list of numbers, or a path that ends in .newname."""
@@ -61,7 +61,7 @@ class NewPart(magma.Encoder):
             raise magma.InputError(f"given {raw!r}; allowed: finite numbers")
         return item
 
-    def blank(self) -> Tensor:
+    def dummy_item(self) -> Tensor:
         """Zeros [s]."""
         return torch.zeros(self.config.size)
 

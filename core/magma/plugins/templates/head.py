@@ -30,9 +30,9 @@ class NewPart(magma.Head):
         self.layers = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, len(config.classes)))
 
     @classmethod
-    def trial(cls, folder: Path) -> magma.Trial:
+    def check_inputs(cls, folder: Path) -> magma.CheckInputs:
         """Two classes."""
-        return magma.Trial({"classes": ("yes", "no")})
+        return magma.CheckInputs({"classes": ("yes", "no")})
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[m, d] to [m, c]."""

@@ -128,7 +128,7 @@ class NewPart(magma.FrozenLM):
         found: Tensor = self.words(tokens)
         return found
 
-    def adapt(self, place: magma.Place, make: Callable[[], magma.Adapter]) -> None:
+    def add_adapters(self, place: magma.Sublayer, make: Callable[[], magma.Adapter]) -> None:
         """One around the sublayer of each block."""
         if place in self.adapters:
             raise magma.PartError(f"{place} is adapted already")
@@ -149,14 +149,14 @@ class NewPart(magma.FrozenLM):
         """An empty one."""
         return KeysAndValues()
 
-    def forward(self, embeddings: Tensor, layout: magma.Layout, cache: magma.Cache | None = None) -> Tensor:
+    def forward(self, embeddings: Tensor, layout: magma.BatchLayout, cache: magma.Cache | None = None) -> Tensor:
         """[b, t, d] to [m, d]."""
         t = embeddings.shape[1]
         columns = torch.arange(t, device=embeddings.device)
         real = columns < layout.lengths[:, None]
         mask = (columns <= columns[:, None]) & real[:, None]  # [b, t, t]
-        if layout.segments is not None:  # packed examples do not see each other
-            mask = mask & (layout.segments[:, None] == layout.segments[..., None])
+        if layout.sequence_ids is not None:  # packed examples do not see each other
+            mask = mask & (layout.sequence_ids[:, None] == layout.sequence_ids[..., None])
         if isinstance(cache, KeysAndValues):
             if cache.real is not None:
                 mask = torch.cat([cache.real[:, None].expand(-1, t, -1), mask], -1)
@@ -169,7 +169,7 @@ class NewPart(magma.FrozenLM):
         found: Tensor = self.norm(x).flatten(0, 1)[layout.scored]
         return found
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def lm_head(self, hidden: Tensor) -> Tensor:
         """[m, d] to [m, v], with the word embeddings."""
         return hidden @ self.words.weight.T
 

@@ -28,7 +28,7 @@ class NewPart(magma.Prefix):
         self.length = encoder_length
         self.layers = nn.Sequential(nn.Linear(encoder_dim, config.hidden), nn.GELU(), nn.Linear(config.hidden, dim))
 
-    def size(self, features: int) -> int:
+    def num_embeddings(self, features: int) -> int:
         """As many embeddings as features."""
         return features
 

@@ -18,7 +18,7 @@ class NewPart(magma.Task):
     """Which of eight numbers is the largest; the first place that the answer names counts."""
 
     name = "newname"
-    primary = "accuracy"
+    primary_metric = "accuracy"
     max_tokens = 8
 
     class Config(magma.PartConfig):
@@ -33,7 +33,7 @@ class NewPart(magma.Task):
         super().__init__(config, seed)
         self.seed = seed
 
-    def examples(self, split: str, shots: int, seed: int) -> Iterator[magma.Question]:
+    def questions(self, split: str, shots: int, seed: int) -> Iterator[magma.Question]:
         """The questions of a split, each behind `shots` answered ones."""
         for i in range(self.config.limit):
             draw = random.Random(f"{self.seed} {split} {shots} {seed} {i}")
