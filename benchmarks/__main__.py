@@ -1,4 +1,4 @@
-"""Run the tables: peers interleaved in one process, median and range over the rounds."""
+"""Measure the tables: peers take turns in one process; median and range over the rounds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Decoding, Magma, atomic_write
-from magma.evaluation.prefix_sharing import Reader
+from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.system.memory import keep_freed_memory
 from magma.values import Segment
 
@@ -27,7 +27,7 @@ from .rows import Row, Step, faster, rounds
 
 
 def training_step(loss: Callable[[], Tensor], parameters: list[nn.Parameter], fused: bool = False) -> Step:
-    """Forward, backward, Adam: torch's own choice of loop, or one kernel, as our trainer has it."""
+    """Forward, backward, Adam: torch's default implementation, or the fused one, as in the trainer."""
     optimizer = torch.optim.Adam(parameters, lr=1e-5, foreach=not fused, fused=fused)
 
     def step() -> None:
@@ -39,7 +39,7 @@ def training_step(loss: Callable[[], Tensor], parameters: list[nn.Parameter], fu
 
 
 def _peers(vocab: int, batch: int = 4) -> tuple[Magma, dict[str, Callable[[], Tensor]]]:
-    """The losses of all three, on the same examples."""
+    """The model, and the losses of all peers on the same examples."""
     model = peers.build(vocab=vocab).train()
     data = peers.examples(batch, vocab)
     media = torch.stack([example.segments[0].value for example in data])
@@ -54,14 +54,14 @@ def _peers(vocab: int, batch: int = 4) -> tuple[Magma, dict[str, Callable[[], Te
 
 
 def _shorter(published: peers.Published, media: Tensor, captions: list[Tensor], width: int) -> Tensor:
-    """The published algorithm on a shorter context: what its padding alone costs."""
+    """The published algorithm with a shorter context: the cost of only its padding."""
     lm: Any = published.model.lm
-    whole, lm.context = lm.context, width
+    context, lm.context = lm.context, width
     try:
         loss: Tensor = published(media, captions)
         return loss
     finally:
-        lm.context = whole
+        lm.context = context
 
 
 def train_vs_published(count: int) -> list[Row]:
@@ -78,7 +78,7 @@ def train_vs_published(count: int) -> list[Row]:
 
 
 def train_vs_transformers(count: int) -> list[Row]:
-    """The same, against the library by hand, with a small and with GPT-2's vocabulary."""
+    """The same, against transformers by hand, with a small vocabulary and with GPT-2's."""
     found = []
     for vocab, target in ((512, 1.5), (50_258, 3.5)):
         model, losses = _peers(vocab)
@@ -106,7 +106,7 @@ def labels(count: int) -> list[Row]:
 
 
 def labels_at_once(captions: Tensor, media: int, eos: int) -> Tensor:
-    """What `peers.labels_by_loop` gives, for all rows together."""
+    """The result of `peers.labels_by_loop`, vectorised."""
     text = captions[:, : captions.shape[1] - media]
     ended = (text == eos).cumsum(1) - (text == eos).long() > 0
     return torch.nn.functional.pad(text.masked_fill(ended, peers.IGNORED), (media, 0), value=peers.IGNORED)
@@ -114,11 +114,11 @@ def labels_at_once(captions: Tensor, media: int, eos: int) -> Tensor:
 
 def token_efficiency(count: int) -> list[Row]:
     """Useful tokens of all: lognormal captions (mean 26, deviation 21), batch 256 in micro-batches of 64."""
-    from magma.data.loader import by_length
+    from magma.data.loader import sort_by_length
 
     model = peers.build(vocab=512, layers=1)
     collator = model.collator(multiple=8)
-    ways: dict[str, list[Any]] = {
+    layouts: dict[str, list[Any]] = {
         "packed in rows of 1,024": [],
         "padded, as they come": [],
         "padded, by length": [],
@@ -129,27 +129,27 @@ def token_efficiency(count: int) -> list[Row]:
         centre = torch.log(torch.tensor(26.0)) - spread**2 / 2
         lengths = torch.exp(centre + spread * torch.randn(256, generator=draw)).round().clamp(1, 400).int().tolist()
         made = [
-            collator.sequence(
+            collator.encode_example(
                 peers.Example([peers.Media("grid", torch.zeros(144, 288)), peers.Tokens(torch.zeros(n).long(), True)])
             )
             for n in lengths
         ]
         useful = sum(map(len, made))
-        ways["packed in rows of 1,024"].append([collator.pack(made[i : i + 64], 1024) for i in range(0, 256, 64)])
-        ways["padded, as they come"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
-        made = by_length(made)
-        ways["padded, by length"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
-        for found in ways.values():
+        layouts["packed in rows of 1,024"].append([collator.pack(made[i : i + 64], 1024) for i in range(0, 256, 64)])
+        layouts["padded, as they come"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
+        made = sort_by_length(made)
+        layouts["padded, by length"].append([collator.pad(made[i : i + 64]) for i in range(0, 256, 64)])
+        for found in layouts.values():
             found[-1] = useful / sum(batch.tokens.numel() for batch in found[-1])
     rows = []
-    for way, found in ways.items():
-        name, target = ("token_efficiency", 0.97) if "packed" in way else (f"token_efficiency: {way}", None)
+    for layout, found in layouts.items():
+        name, target = ("token_efficiency", 0.97) if "packed" in layout else (f"token_efficiency: {layout}", None)
         rows.append(Row(name, statistics.median(found), "useful", target, min(found), max(found)))
     return rows
 
 
 def plugin_overhead(count: int) -> list[Row]:
-    """A model through recipe and registry against the same one wired by hand: equal operators, and time."""
+    """A model built from a recipe against the same one built by hand: the same operators, and the time."""
     from magma_adapters.bottleneck import Sequential
     from magma_lms.gptj import GPTJ
     from magma_prefixes.linear import Linear
@@ -192,7 +192,7 @@ def plugin_overhead(count: int) -> list[Row]:
 
 
 class _Operators(TorchDispatchMode):
-    """The names of all operators that run, in their order."""
+    """Records the names of all operators that run, in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,8 +203,8 @@ class _Operators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _asked(images: int, questions: float, shots: int) -> list[list[Segment]]:
-    """Prompts: the same completed examples before each, `questions` about each image on average."""
+def _prompts(images: int, questions: float, shots: int) -> list[list[Segment]]:
+    """Prompts with the same in-context examples, and on average `questions` about each image."""
     draw = torch.Generator().manual_seed(0)
 
     def text(length: int) -> peers.Tokens:
@@ -222,10 +222,10 @@ def _asked(images: int, questions: float, shots: int) -> list[list[Segment]]:
     return prompts
 
 
-def _reuse(name: str, prompts: list[list[Segment]], batch: int, target: float, count: int) -> list[Row]:
-    """Answers of three tokens, prompts read whole, against what they share read once; both in batches of one size.
+def _prefix_caching(name: str, prompts: list[list[Segment]], batch: int, target: float, count: int) -> list[Row]:
+    """Answers of three tokens, without and with prefix caching, in batches of the same size.
 
-    Width 768: the narrower it is, the more of the time is attention to what is shared, which both do.
+    The width is 768: with a smaller one, attention to the shared prefix, which both compute, takes more of the time.
     """
     model = peers.build(dim=768, layers=3, vocab=512).eval()
     how = Decoding(max_tokens=3)
@@ -236,27 +236,27 @@ def _reuse(name: str, prompts: list[list[Segment]], batch: int, target: float, c
         found["plain"] = [tokens for some in batches for tokens in model.generate_tokens(some, max_tokens=3)]
 
     def reused() -> None:
-        answers = {i: tokens for some in Reader(model, how, batch).tokens(prompts) for i, tokens in some}
+        answers = {i: tokens for some in PrefixCachedGenerator(model, how, batch).tokens(prompts) for i, tokens in some}
         found["reused"] = [answers[i] for i in range(len(prompts))]
 
     times = rounds({"plain": plain, "reused": reused}, count)
     if found["plain"] != found["reused"]:
-        raise AssertionError("shared beginnings change the answers")
+        raise AssertionError("prefix caching changes the answers")
     return [faster(name, times, "plain", "reused", target)]
 
 
 def fewshot_reuse(count: int) -> list[Row]:
-    """Four completed examples before every question, an image each: 780 positions a prompt, 625 of them shared."""
-    return _reuse("fewshot_reuse", _asked(192, 1, 4), 16, 4.5, count)
+    """Four in-context examples with an image before every question: 780 positions a prompt, 625 of them shared."""
+    return _prefix_caching("fewshot_reuse", _prompts(192, 1, 4), 16, 4.5, count)
 
 
 def question_group(count: int) -> list[Row]:
     """VQA v2's 5.3 questions about an image."""
-    return _reuse("question_group", _asked(36, 5.3, 0), 64, 3.5, count)
+    return _prefix_caching("question_group", _prompts(36, 5.3, 0), 64, 3.5, count)
 
 
 def checkpoint_size(_: int) -> list[Row]:
-    """The 6B recipe on paper: every tensor of the published file in half precision, against our checkpoint."""
+    """The 6B recipe, computed: all tensors of the published file in half precision, against our checkpoint."""
     import magma
     from magma.plan import plan
 
@@ -284,7 +284,7 @@ TABLES: dict[str, Callable[[int], list[Row]]] = {
 
 
 def machine() -> dict[str, Any]:
-    """What it ran on."""
+    """The machine and the versions."""
     return {
         "date": date.today().isoformat(),
         "machine": platform.machine(),
@@ -296,7 +296,7 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table, and write it where --json says."""
+    """Print the table, and write it to the file of --json."""
     known = {**TABLES, **GPU_TABLES}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=list(known), metavar="NAME", help=", ".join(known))

@@ -1,4 +1,4 @@
-"""The rows that want a GPU: the 6B model at random weights, made there. The same code runs on small sizes anywhere."""
+"""The rows that need a GPU: the 6B model with random weights. The same code runs with small sizes on any machine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 import magma
 from magma import Example, Magma, Media, Tokens
-from magma.data.loader import ahead, by_length
+from magma.data.loader import prefetch, sort_by_length
 from magma.data.mixture import Mixture
 from magma.recipe.assemble import assemble
 from magma.recipe.recipe import Recipe
-from magma.training.data import feed_of
+from magma.training.data import make_loader
 
 from . import peers
 from .rows import Row, Step, faster, rounds
@@ -31,7 +31,7 @@ from .rows import Row, Step, faster, rounds
 
 @dataclass(frozen=True)
 class Work:
-    """What is run: the defaults are those of the table."""
+    """The sizes of the benchmarks; the defaults are those of the table."""
 
     overrides: tuple[str, ...] = ("train.precision='bf16'",)
     """Of the recipe magma_base."""
@@ -39,7 +39,7 @@ class Work:
     batch: int = 256
     micro: int = 128
     published: int = 8
-    """Examples that the published algorithm takes at once: 2,048 positions each, recomputed."""
+    """Batch size of the published algorithm: 2,048 positions an example, with activation checkpointing."""
     by_hand: int = 32
     decode: tuple[int, ...] = (1, 256)
     new_tokens: int = 64
@@ -47,7 +47,7 @@ class Work:
     """Images that are captioned."""
     photo: tuple[int, int] = (640, 480)
     pace: float = 100.0
-    """Samples a second that the input is to keep up with."""
+    """Samples per second that the input has to deliver."""
     steps: int = 6
     """Of the input."""
 
@@ -56,7 +56,7 @@ FULL = Work()
 
 
 def build(work: Work) -> Magma:
-    """The recipe's model on its device, with random weights: nothing is read, nothing is made elsewhere."""
+    """The recipe's model on its device with random weights, which are made there; no file is read."""
     from transformers.models.gptj.modeling_gptj import create_sinusoidal_positions
 
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self) -> None:
-        """From the gradients, which it takes away."""
+        """Take a step and remove the gradients."""
         for low, high in zip(self.low, self.high, strict=True):
             high.grad, low.grad = None if low.grad is None else low.grad.float(), None
         nn.utils.clip_grad_norm_(self.high, 1.0, foreach=True)
@@ -109,11 +109,11 @@ def _wait(work: Work) -> None:
 
 
 def training(model: Magma, work: Work) -> dict[str, tuple[int, Step]]:
-    """Examples of a step, and the step, of us and of the peers: encoder, language model, optimizer."""
+    """Number of examples and training step of this package and of its peers: encoder, language model, optimizer."""
     optimizer = Adam(model)
     data = examples(model, work.batch)
     collator = model.collator(multiple=8)
-    encoded = by_length([collator.sequence(example) for example in data])
+    encoded = sort_by_length([collator.encode_example(example) for example in data])
     batches = [
         collator.pad(encoded[i : i + work.micro]).to(work.device, model.dtype) for i in range(0, work.batch, work.micro)
     ]
@@ -146,7 +146,7 @@ def training(model: Magma, work: Work) -> dict[str, tuple[int, Step]]:
 
 
 def train_bf16(count: int, work: Work = FULL) -> list[Row]:
-    """GPT-J-6B, RN50x16, adapters 8/8 at random weights: samples a second, memory, and the peers in the same run."""
+    """GPT-J-6B, RN50x16, adapters 8/8, random weights: samples per second, memory, and the peers in the same run."""
     model = build(work)
     made = training(model, work)
     times = rounds({name: step for name, (_, step) in made.items()}, count)
@@ -167,7 +167,7 @@ def train_bf16(count: int, work: Work = FULL) -> list[Row]:
 
 
 def decode(count: int, work: Work = FULL) -> list[Row]:
-    """New tokens a second behind an image, one prompt and many."""
+    """New tokens per second after an image, with one prompt and with many."""
     model = build(work).eval()
     rows = []
     for batch, target in zip(work.decode, (300, 24_000), strict=True):
@@ -185,7 +185,7 @@ def decode(count: int, work: Work = FULL) -> list[Row]:
 
 @contextmanager
 def photos(work: Work) -> Iterator[Path]:
-    """A folder as the data source `captions` reads it."""
+    """A folder for the data source `captions`."""
     with tempfile.TemporaryDirectory() as name:
         folder, lines = Path(name), []
         for i in range(64):
@@ -201,7 +201,7 @@ def _workers() -> int:
 
 
 def captions(count: int, work: Work = FULL) -> list[Row]:
-    """From JPEG files to 20 tokens each, decoded by workers meanwhile."""
+    """From JPEG files to captions of 20 tokens; workers decode the next images meanwhile."""
     model = build(work).eval()
     encoder = model.input_modules()["image"].encoder
     batch = max(work.decode)
@@ -211,7 +211,7 @@ def captions(count: int, work: Work = FULL) -> list[Row]:
         rates = []
         for i in range(count + 1):
             began = time.perf_counter()
-            for images in ahead(chunks, lambda paths: [encoder.prepare(path) for path in paths], _workers(), False):
+            for images in prefetch(chunks, lambda paths: [encoder.prepare(path) for path in paths], _workers(), False):
                 model.generate_tokens([[Media("image", image)] for image in images], max_tokens=20)
             _wait(work)
             if i:
@@ -220,8 +220,8 @@ def captions(count: int, work: Work = FULL) -> list[Row]:
 
 
 def input_stall(_: int, work: Work = FULL) -> list[Row]:
-    """The share of time that a consumer of 100 samples a second waits for its input."""
-    words = ("lm.weights='bundled:tiny'", "inputs.image.encoder.weights=false")  # the tokenizer has to be at hand
+    """The fraction of time that a consumer of 100 samples per second waits for its input."""
+    words = ("lm.weights='bundled:tiny'", "inputs.image.encoder.weights=false")  # a tokenizer that is always available
     with photos(work) as folder:
         recipe = Recipe.load("magma_base", (*work.overrides, *words, f"train.batch_size={work.batch}"))
         source = {"use": "captions", "path": str(folder), "split": "train"}
@@ -229,12 +229,12 @@ def input_stall(_: int, work: Work = FULL) -> list[Row]:
         model = magma.assemble(recipe, device="meta")
         part, config = recipe.part("data.train.0")
         split = (work.micro, work.batch // work.micro)
-        feed = feed_of(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
-        shares = feed.training(Mixture([part(config, 0)], [1.0]), 0)
+        loader = make_loader(recipe, model.collator(256, 8), 0, 1, *split, workers=_workers(), pin=work.device != "cpu")
+        batches = loader.training(Mixture([part(config, 0)], [1.0]), 0)
         waited = total = 0.0
         for i in range(work.steps):
             began = time.perf_counter()
-            next(shares)
+            next(batches)
             if i > 1:  # the workers have started
                 waited += time.perf_counter() - began
             time.sleep(max(0.0, work.batch / work.pace - (time.perf_counter() - began)))

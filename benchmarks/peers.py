@@ -22,7 +22,7 @@ IGNORED = -100
 
 
 class Grid(magma.Encoder):
-    """Features that were computed before [k, e]: what is compared is the language model's side."""
+    """Precomputed features [k, e]: only the language model's part is compared."""
 
     name = "grid"
     modality = "grid"
@@ -55,7 +55,7 @@ class Grid(magma.Encoder):
 
 
 def build(dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048) -> Magma:
-    """The workload's model through instances: GPT-J of this size, adapters 8/8 of the paper."""
+    """The model of the benchmarks: GPT-J of this size, with adapters 8/8 of the paper."""
     from magma_adapters.bottleneck import Sequential
     from magma_lms.gptj import GPTJ
     from magma_prefixes.linear import Linear
@@ -81,7 +81,7 @@ def build(dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048
 
 
 def examples(count: int, vocab: int, seed: int = 0, shortest: int = 8, longest: int = 33) -> list[Example]:
-    """Captions of 8 to 33 tokens behind a grid of features."""
+    """Captions of 8 to 33 tokens after a grid of features."""
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(shortest, longest + 1, (count,), generator=draw).tolist()
     return [
@@ -112,7 +112,7 @@ def padded(captions: Sequence[Tensor], width: int, eos: int) -> Tensor:
 
 
 def labels_by_loop(captions: Tensor, media: int, eos: int) -> Tensor:
-    """[b, t]: the caption up to its first end-of-text behind `media` ignored positions, token by token."""
+    """[b, t]: the caption up to its first end-of-text, after `media` ignored positions, token by token."""
     labels = torch.cat([torch.full((len(captions), media), IGNORED), captions[:, : captions.shape[1] - media]], dim=1)
     for row in labels:
         for at, token in enumerate(row):
@@ -145,8 +145,8 @@ class Published(nn.Module):
     def _block(self, block: Any, x: Tensor) -> Tensor:
         y = block.ln_1(x)
         attention, mlp = block.attn, block.mlp
-        attended = _adapted(attention, y, lambda h: self._attention(getattr(attention, "sublayer", attention), h))
-        fed = _adapted(mlp, y, lambda h: self._feed(getattr(mlp, "sublayer", mlp), h))
+        attended = _apply_adapter(attention, y, lambda h: self._attention(getattr(attention, "sublayer", attention), h))
+        fed = _apply_adapter(mlp, y, lambda h: self._feed(getattr(mlp, "sublayer", mlp), h))
         return attended + fed + x
 
     def _attention(self, attention: Any, x: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class Published(nn.Module):
             p(x).view(b, t, heads, d // heads) for p in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
         sine, cosine = self.model.lm.model.transformer.rope_table[:t].chunk(2, -1)
-        query, key = (_rotated(part, sine, cosine, attention.rotary) for part in (query, key))
+        query, key = (_apply_rope(part, sine, cosine, attention.rotary) for part in (query, key))
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         weights = query @ key.transpose(-1, -2) / (d // heads) ** 0.5
         weights = weights.masked_fill(~self.mask[:, :, :t, :t], torch.finfo(weights.dtype).min)
@@ -183,23 +183,23 @@ class Published(nn.Module):
         )
 
 
-def _adapted(module: Any, x: Tensor, sublayer: Any) -> Tensor:
+def _apply_adapter(module: Any, x: Tensor, sublayer: Any) -> Tensor:
     return module.adapter(x, sublayer) if hasattr(module, "adapter") else sublayer(x)
 
 
-def _rotated(x: Tensor, sine: Tensor, cosine: Tensor, r: int) -> Tensor:
+def _apply_rope(x: Tensor, sine: Tensor, cosine: Tensor, r: int) -> Tensor:
     """Neighbouring dimensions as pairs, [b, t, h, d / h]."""
     sine, cosine = (half.repeat_interleave(2, -1)[None, :, None] for half in (sine, cosine))
-    turning, rest = x[..., :r], x[..., r:]
-    swapped = torch.stack((-turning[..., 1::2], turning[..., ::2]), dim=-1).flatten(-2)
-    return torch.cat([turning * cosine + swapped * sine, rest], dim=-1)
+    rotary, rest = x[..., :r], x[..., r:]
+    swapped = torch.stack((-rotary[..., 1::2], rotary[..., ::2]), dim=-1).flatten(-2)
+    return torch.cat([rotary * cosine + swapped * sine, rest], dim=-1)
 
 
 # transformers by hand
 
 
 class ByHand(nn.Module):
-    """What a user would write: the library's GPT-J, dynamic padding, adapters behind its sublayers, its own loss."""
+    """What a user would write: the library's GPT-J and loss, dynamic padding, adapters after its sublayers."""
 
     def __init__(self, model: Magma) -> None:
         super().__init__()
@@ -216,9 +216,9 @@ class ByHand(nn.Module):
         self.lm.requires_grad_(False).eval()
         for i, block in enumerate(self.lm.transformer.h):
             if "attention" in adapters:
-                block.attn = _Behind(block.attn, adapters["attention"][i])
+                block.attn = _SequentialAdapter(block.attn, adapters["attention"][i])
             if "mlp" in adapters:
-                block.mlp = _Behind(block.mlp, adapters["mlp"][i])
+                block.mlp = _SequentialAdapter(block.mlp, adapters["mlp"][i])
         (input_module,) = model.input_modules().values()
         self.input_module = input_module
         self.eos = mine.eos
@@ -239,20 +239,20 @@ class ByHand(nn.Module):
 
 
 def _fill_buffers(model: Any) -> None:
-    """Buffers that no state dict holds and that are still on meta get their values from the library's own code.
+    """Fill the buffers that are not in the state dict and are still on meta, with the library's own code.
 
-    Each release keeps GPT-J's rotary table in another module, so none is named here.
+    Releases differ in the module that has GPT-J's rotary table, so no name is used here.
     """
     device = next(model.parameters()).device
     for module in model.modules():
-        hollow = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
-        for name in hollow:
+        on_meta = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+        for name in on_meta:
             setattr(module, name, torch.empty_like(getattr(module, name), device=device))
-        if hollow:
+        if on_meta:
             model._init_weights(module)
 
 
-class _Behind(nn.Module):
+class _SequentialAdapter(nn.Module):
     """A sequential adapter around a module of the library."""
 
     def __init__(self, module: nn.Module, adapter: Any) -> None:
@@ -260,7 +260,7 @@ class _Behind(nn.Module):
         self.module, self.adapter = module, adapter
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module gives, its first output adapted."""
+        """The module's outputs, the first one adapted."""
         out = self.module(*args, **kwargs)
         first = out[0] if isinstance(out, tuple) else out
         adapted = first + self.adapter.bottleneck(first)

@@ -1,4 +1,4 @@
-"""What a table is made of: rows, and peers that take turns."""
+"""The rows of a table, and how they are measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of a table."""
+    """One measurement of a table."""
 
     name: str
     value: float
@@ -25,7 +25,7 @@ Step = Callable[[], object]
 
 
 def rounds(steps: dict[str, Step], count: int) -> dict[str, list[float]]:
-    """Seconds of each step in each round, one after another; a round before them is not counted."""
+    """Seconds of each step in each round. The steps take turns, and a first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(count + 1):
         for name, step in steps.items():
@@ -37,6 +37,6 @@ def rounds(steps: dict[str, Step], count: int) -> dict[str, list[float]]:
 
 
 def faster(name: str, times: dict[str, list[float]], slow: str, fast: str, target: float | None) -> Row:
-    """How many times as fast, round by round."""
+    """The ratio of the times, round by round."""
     ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
     return Row(name, statistics.median(ratios), "x", target, min(ratios), max(ratios))

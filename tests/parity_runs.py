@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
     from magma.plugins import registry
     from magma.recipe import parts
     from magma.recipe import recipe as recipe_module
-    from magma.training.progress import Progress, Watcher
+    from magma.training.progress import Callbacks, Progress
     from magma.training.train import train
 
     both = registry.Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
@@ -88,7 +88,7 @@ def main(folder: Path) -> None:
         out = folder / job["out"]
         if job.get("copy") and rank == 0:
             shutil.copytree(folder / job["copy"], out)
-        watcher = Watcher(step=halfway) if job.get("stop") else Watcher()
+        callbacks = Callbacks(step=halfway) if job.get("stop") else Callbacks()
         before = most = anonymous()
         done = threading.Event()
 
@@ -99,7 +99,7 @@ def main(folder: Path) -> None:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        result = train(Recipe.load(job["recipe"]), out, resume=bool(job.get("copy")), watcher=watcher)
+        result = train(Recipe.load(job["recipe"]), out, resume=bool(job.get("copy")), callbacks=callbacks)
         done.set()
         watching.join()
         (out / f"memory-{rank}").write_text(str(most - before))

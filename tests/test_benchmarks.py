@@ -60,7 +60,7 @@ def test_all_three_train_the_same_model() -> None:
 def test_packed_rows_give_the_same_loss_and_gradients() -> None:
     model = peers.build(dim=96, layers=2, vocab=64, context=1024)
     collator = model.collator()
-    encoded = [collator.sequence(example) for example in peers.examples(9, 64)]
+    encoded = [collator.encode_example(example) for example in peers.examples(9, 64)]
     padded, packed = collator.pad(encoded), collator.pack(encoded, 600)
     assert len(packed.tokens) < len(padded.tokens)
     assert packed.layout.sequence_ids is not None

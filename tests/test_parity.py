@@ -91,7 +91,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_process_leaves_the_others_before_python_ends(runs: Path) -> None:
+def test_process_group_is_destroyed_before_exit(runs: Path) -> None:
     assert [path.read_text() for path in sorted(runs.glob("connected-*"))] == ["False", "False"]
 
 
@@ -177,7 +177,7 @@ def test_each_part_keeps_its_learning_rate_on_other_processes(runs: Path) -> Non
             assert [row["lr"] for row in rows(runs, run) if "lr" in row] == rates
 
 
-def test_a_checkpoint_of_zero_3_is_as_any_other(runs: Path) -> None:
+def test_zero3_checkpoint_equals_others(runs: Path) -> None:
     """The same tensors under the same names, whole: nothing of DeepSpeed in it, and `magma.load` needs none."""
     plain, partitioned = trained(runs, name(0, 1, "whole")), trained(runs, name(3, 2, "whole"))
     assert {n: t.shape for n, t in partitioned.items()} == {n: t.shape for n, t in plain.items()}
@@ -200,7 +200,7 @@ def test_a_checkpoint_of_zero_3_is_as_any_other(runs: Path) -> None:
     assert done.stdout.strip() == "True", done.stderr
 
 
-def test_of_a_model_that_zero_3_partitions_nobody_holds_the_whole(tmp_path: Path) -> None:
+def test_zero3_never_materialises_full_model(tmp_path: Path) -> None:
     """Memory that no file stands behind, at its highest, from assembly to the last step."""
     from magma_lms.gptj import GPTJ
 

@@ -16,33 +16,31 @@ from .model import Magma
 Which = Literal["none", "encoder", "lm", "all"]
 
 
-def recompute(model: Magma, which: Which) -> list[nn.Module]:
-    """Switch activation checkpointing on. Losses and gradients do not change.
+def checkpoint_activations(model: Magma, which: Which) -> list[nn.Module]:
+    """Enable activation checkpointing for encoders, for the language model's blocks, or for both.
 
-    Args:
-        model: The model, whose modules are changed in place.
-        which: The encoders, the language model's blocks, or both.
+    Losses and gradients do not change.
 
     Returns:
-        The modules that are recomputed in the backward pass.
+        The modules that keep only their input.
 
     Raises:
-        PartError: The language model does not name its blocks.
+        PartError: If the language model does not name its blocks.
     """
     modules: list[nn.Module] = []
     if which in ("encoder", "all"):
         modules += [input_module.encoder for input_module in model.input_modules().values()]
     if which in ("lm", "all"):
-        modules += blocks(model, "train.activation_checkpointing")
+        modules += lm_blocks(model, "train.activation_checkpointing")
     for module in modules:
         _checkpoint_module(module)
     return modules
 
 
-def blocks(model: Magma, wanted_by: str) -> list[nn.Module]:
-    """The language model's blocks. Raises `PartError` if it names none."""
+def lm_blocks(model: Magma, key: str) -> list[nn.Module]:
+    """The language model's blocks. Raises `PartError` if it does not name them."""
     if not (found := list(model.lm.blocks)):
-        raise PartError(f'{wanted_by}: the language model "{model.lm.name}" does not name its blocks')
+        raise PartError(f'{key}: the language model "{model.lm.name}" does not name its blocks')
     return found
 
 
@@ -60,7 +58,7 @@ def _checkpoint_module(module: nn.Module) -> None:
 
 @contextmanager
 def _freeze_bn_stats(module: nn.Module) -> Iterator[None]:
-    """Keep BatchNorm's running averages: the first forward pass has updated them for this batch."""
+    """Keep the running statistics of BatchNorm during recomputation: they include this batch already."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

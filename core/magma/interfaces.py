@@ -21,7 +21,7 @@ from .errors import PartError
 from .part import Module as Module
 from .part import Part as Part
 from .part import PartConfig as PartConfig
-from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, SourceState
+from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, ScoreUnit, SourceState
 
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
@@ -306,6 +306,8 @@ class Task(Part):
     kind = "task"
     primary_metric: ClassVar[str]
     """The score that tables of runs show first."""
+    score_unit: ClassVar[ScoreUnit] = "fraction"
+    """Fractions (0 to 1), shown with three decimals, or percentages (a metric times 100), shown with one."""
     max_tokens: ClassVar[int] = 16
     """Maximum length of an answer in tokens."""
     stop: ClassVar[tuple[str, ...]] = ()

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data.collator import Collator
-from .data.sequence import Batch, Encoded
+from .data.sequence import Batch, EncodedExample
 from .deprecation import RenamedMember
 from .errors import InputError, PartError
-from .generation.decoding import Answer, Decoding, continuations, decode, decoding_of
+from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
 from .inputs import Input
 from .interfaces import SUBLAYERS, Adapter, FrozenLM, Head, Module, Sublayer
 from .names import module_problem
@@ -120,7 +120,7 @@ class Magma(nn.Module):
             if name in batch.media:
                 values = input_module(batch.media[name]).values
                 slots = batch.slots[name]
-                rows = slots.media * values.shape[1] + slots.steps
+                rows = slots.media_index * values.shape[1] + slots.embedding_index
                 flat = flat.index_copy(0, slots.positions, values.flatten(0, 1).index_select(0, rows).to(flat.dtype))
             elif self.run_all_inputs or torch.is_grad_enabled():
                 flat = flat + self._zero_contribution(input_module, words)
@@ -223,7 +223,7 @@ class Magma(nn.Module):
         with self.eval_mode():
             return in_pieces(rows, lambda some: self._likelihoods(collator.pad(some), some))
 
-    def _likelihoods(self, batch: Batch, rows: Sequence[Encoded]) -> list[tuple[float, bool]]:
+    def _likelihoods(self, batch: Batch, rows: Sequence[EncodedExample]) -> list[tuple[float, bool]]:
         batch = batch.to(self.device, self.dtype)
         logits = self.lm.lm_head(self.lm(self.embed(batch), batch.layout)).float()
         log_probs = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
@@ -234,11 +234,11 @@ class Magma(nn.Module):
             for row, hits in zip(torch.split(log_probs, counts), torch.split(chosen, counts), strict=True)
         ]
 
-    def _continued(self, collator: Collator, prompt: Example, text: str) -> Encoded:
+    def _continued(self, collator: Collator, prompt: Example, text: str) -> EncodedExample:
         """A prompt followed by a text, which is the target; nothing is truncated."""
         ending = Text("")  # no end-of-text is added after a segment that is not a target
         whole = Example([*prompt.segments, Text(text, target=True), ending], f"{prompt.name} followed by {text!r}")
-        row = collator.sequence(whole, whole=True)
+        row = collator.encode_example(whole, truncate=False)
         if row.targets[0]:
             raise InputError(f"{prompt.name} is empty; allowed: at least one token before {text!r}")
         return row
@@ -264,7 +264,9 @@ class Magma(nn.Module):
             TooLong: A prompt does not fit into the context.
         """
         several = _several(prompt)
-        texts = [answer.text for answer in self._answers(prompt if several else [prompt], decoding_of(options))]
+        texts = [
+            answer.text for answer in self._answers(prompt if several else [prompt], decoding_from_options(options))
+        ]
         return texts if several else texts[0]
 
     @overload
@@ -274,12 +276,15 @@ class Magma(nn.Module):
     def generate_tokens(self, prompt: Sequence[Any], **options: Any) -> list[int] | list[list[int]]:
         """As `generate`, but with token ids as the result. Without `stop`, no tokenizer is needed."""
         several = _several(prompt)
-        ids = [list(answer.tokens) for answer in self._answers(prompt if several else [prompt], decoding_of(options))]
+        ids = [
+            list(answer.tokens)
+            for answer in self._answers(prompt if several else [prompt], decoding_from_options(options))
+        ]
         return ids if several else ids[0]
 
     def stream(self, prompt: Sequence[Any], **options: Any) -> Iterator[str]:
         """As `generate` for one prompt, but yields pieces of text as they are generated."""
-        decoding = decoding_of(options)
+        decoding = decoding_from_options(options)
         examples = self._examples(self.collator(), [prompt])
         return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
 
@@ -297,7 +302,7 @@ class Magma(nn.Module):
 
     def _prompts(self, prompts: Sequence[Example]) -> Batch:
         collator = self.collator()
-        encoded = [collator.sequence(example, whole=True) for example in prompts]
+        encoded = [collator.encode_example(example, truncate=False) for example in prompts]
         return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
 
     @staticmethod

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .activation_checkpointing import recompute
-from .data.sequence import Batch, Encoded
+from .activation_checkpointing import checkpoint_activations
+from .data.sequence import Batch, EncodedExample
 from .errors import PartError, TooLong, TrainingError
 from .manifest import OWN, find, origins, read_manifest
 from .measure import EXAMPLES, measure
@@ -181,7 +181,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     totals |= {"parameters": sum(part.parameters for part in parts), "trained": trained}
     totals["frozen"] = totals["parameters"] - trained
     batch = _example(model, recipe, text_tokens)
-    kept_inputs = recompute(model, recipe.train.activation_checkpointing) if recipe.train else []
+    kept_inputs = checkpoint_activations(model, recipe.train.activation_checkpointing) if recipe.train else []
     measured = measure(model, batch, kept_inputs)
     flops, activations = (measured.flops, measured.activations) if measured else (None, None)
     positions = batch.tokens.shape[1]
@@ -297,7 +297,7 @@ def _length(recipe: Recipe, world: int) -> Length | None:
 def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
     """A batch on meta of two equal examples: the largest medium of every input, and text."""
     collator = model.collator(recipe.train.max_length if recipe.train else None)
-    encoded = Encoded([], [], [], "the planned example", 0 if model.head else None)
+    encoded = EncodedExample([], [], [], "the planned example", 0 if model.head else None)
     for name, input_module in model.input_modules().items():
         item = input_module.encoder.max_size_item()
         size = input_module.prefix.num_embeddings(input_module.encoder.num_features(item))

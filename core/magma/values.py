@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -175,5 +175,7 @@ class CheckInputs:
     """Raw inputs for which an encoder raises `InputError`."""
 
 
+ScoreUnit = Literal["fraction", "percent"]
+"""Of a task's scores: fractions (0 to 1), or percentages (0 to 100, or a metric times 100)."""
 SourceState = dict[str, Any]
 """Position of a data source: JSON that the source makes and gets back to resume."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import magma
 from magma import Example, Magma, Media, PartError, Text
-from magma.activation_checkpointing import Which, blocks, recompute
+from magma.activation_checkpointing import Which, checkpoint_activations, lm_blocks
 from magma.plan import plan
 from magma.training.train import train
 
@@ -59,7 +59,7 @@ def stepped(model: Magma) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("which", ["encoder", "lm", "all"])
 def test_recomputing_changes_no_number(which: Which) -> None:
     plain, recomputed = magma.assemble(RECIPE), magma.assemble(RECIPE)
-    assert len(recompute(recomputed, which)) == {"encoder": 1, "lm": 4, "all": 5}[which]
+    assert len(checkpoint_activations(recomputed, which)) == {"encoder": 1, "lm": 4, "all": 5}[which]
     losses, found = zip(*(stepped(model) for model in (plain, recomputed)), strict=True)
     assert torch.equal(*losses)
     for name, tensor in found[0].items():
@@ -86,7 +86,7 @@ def test_a_plan_knows_what_recomputing_saves_and_costs() -> None:
 def test_compiled_blocks_give_the_same() -> None:
     """The backend is torch's for debugging: what is traced is what inductor gets, without its minutes."""
     plain, compiled = (magma.assemble(RECIPE, COMPILED) for _ in range(2))
-    for block in blocks(compiled, "train.compile"):
+    for block in lm_blocks(compiled, "train.compile"):
         block.compile(dynamic=True, backend="aot_eager")
     losses, found = zip(*(stepped(model) for model in (plain, compiled)), strict=True)
     assert torch.allclose(*losses, rtol=1e-6)
@@ -112,4 +112,4 @@ def test_a_language_model_that_names_no_blocks_is_refused() -> None:
     from toys import RECIPE as TOYS
 
     with pytest.raises(PartError, match=r'train\.compile: the language model "toy" does not name its blocks'):
-        blocks(magma.assemble(TOYS), "train.compile")
+        lm_blocks(magma.assemble(TOYS), "train.compile")

@@ -21,7 +21,7 @@ from ..system.ranks import is_first
 
 if TYPE_CHECKING:
     from ..plan import Plan
-    from ..runs.run import Console
+    from ..runs.run import RunCallbacks
 
 
 class _LastingConsole(RichConsole):
@@ -107,11 +107,11 @@ class Screen:
         self.spoke = time.perf_counter()
         self.console.print(Text.assemble((f"{self.spoke - self.began:6.1f} s", "dim"), "  ", text), soft_wrap=True)
 
-    def watcher(self) -> Console:
-        """This screen as the callbacks of a run."""
-        from ..runs.run import Console
+    def callbacks(self) -> RunCallbacks:
+        """This screen as a run's callbacks."""
+        from ..runs.run import RunCallbacks
 
-        return Console(
+        return RunCallbacks(
             say=self.say,
             step=self._step,
             plan=self._plan,

@@ -93,7 +93,7 @@ def ask(
         screen.say("importing libraries")
         from .. import checkpoint
         from ..evaluation.evaluator import BASELINES
-        from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
+        from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
         from ..manifest import find
         from ..recipe.schema import MAX_UNREADABLE
         from ..system.device import check_device, default_device
@@ -105,7 +105,7 @@ def ask(
         model = checkpoint.load(where, lm=lm, device=chosen, say=screen.say)
         place = out or folder / EVALUATIONS / asked.name
         share = MAX_UNREADABLE if max_unreadable is None else max_unreadable
-        named = {**about(asked, seed, where), **({} if fewer_shots else {"fewer_shots": False})}
+        named = {**evaluation_id(asked, seed, where), **({} if fewer_shots else {"fewer_shots": False})}
         evaluation = Evaluation(
             *(model, asked, place, named, seed, batch_size),
             max_unreadable=share,
@@ -113,7 +113,7 @@ def ask(
             say=screen.note,
         )
         found = evaluation.run(shots or [0], BASELINES if baselines else BASELINES[:1], screen.answered)
-    measures = measures_of(place)
+    measures = load_measures(place)
     print_columns(
         [asked.name, "model", "shuffled", "blind", "measured as" if any(measures.values()) else ""],
         [

@@ -39,17 +39,17 @@ def recipe_run(
         words += [word for override in overrides or () for word in ("--set", override)]
         screen.say("importing libraries")
         from ..io import folder_lock
-        from ..runs.run import check, check_folder, run
+        from ..runs.run import check_requirements, check_run_folder, run
         from ..system.launch import HOSTFILE, launch
 
         if several:
-            check(loaded)
+            check_requirements(loaded)
             if hostfile is None:  # other hosts may have other disks
-                check_folder(out, resume)
+                check_run_folder(out, resume)
                 with folder_lock(out, error=TrainingError):
                     pass
         else:
-            report = run(loaded, out, resume=resume, watcher=screen.watcher())
+            report = run(loaded, out, resume=resume, callbacks=screen.callbacks())
             if report:
                 processes = report["processes"]
                 how = ["--nproc", str(processes)] if processes > 1 else []
@@ -74,13 +74,13 @@ def recipe_matrix(
     nproc: Annotated[int, typer.Option(min=1, help="Processes of each run on this machine, one a GPU.")] = 1,
 ) -> None:
     """Run several recipes one after another and print one table. Finished runs are not repeated."""
-    from ..runs.sweep import TABLE, cells, run_matrix, table, write_table
+    from ..runs.sweep import TABLE, run_sweep, sweep_cells, table, write_table
     from .console import print_columns
 
     changes = overrides or []
-    plan = cells(sources, out, seeds or [0], changes)
+    plan = sweep_cells(sources, out, seeds or [0], changes)
     several = ["--nproc", str(nproc)] if nproc > 1 else []
-    failed = run_matrix(plan, changes, lambda text: typer.echo(f"== {text}", err=True), several)
+    failed = run_sweep(plan, changes, lambda text: typer.echo(f"== {text}", err=True), several)
     found = table(plan)
     tasks = dict.fromkeys(name.partition(": ")[0] for scores in found.values() for name in scores)
     for task in tasks:
@@ -122,11 +122,12 @@ def recipe_plan(
         typer.echo("warning: the option --world is now called --nproc", err=True)
     plans = plan_stages(loaded, world or nproc, micro_batch or (), text_tokens)
     if memory is not None:
-        from ..training.microbatch import fitted
+        from ..training.microbatch import fit_micro_batch
 
         trains = [stage.train for stage in loaded.in_stages()]
         plans = [
-            fitted(one, train, int(memory * 1e9)) if train else one for one, train in zip(plans, trains, strict=True)
+            fit_micro_batch(one, train, int(memory * 1e9)) if train else one
+            for one, train in zip(plans, trains, strict=True)
         ]
     if as_json:
         plain = [one.to_dict() for one in plans]

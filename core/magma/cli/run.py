@@ -16,11 +16,11 @@ def run_show(
     png: Annotated[Path | None, typer.Option(help="File of the plot. Default: FOLDER/curves.png.")] = None,
 ) -> None:
     """Plot a run's curves, and print its progress, losses, speed and scores."""
-    from ..runs.folder import draw, figures
+    from ..runs.folder import plot_losses, run_summary
     from .console import print_columns
 
-    print_columns(["", folder.name], [[name, figure] for name, figure in figures(folder).items()])
-    typer.echo(f"curves: {draw([folder], png or folder / 'curves.png', rates=True)}")
+    print_columns(["", folder.name], [[name, figure] for name, figure in run_summary(folder).items()])
+    typer.echo(f"curves: {plot_losses([folder], png or folder / 'curves.png', rates=True)}")
 
 
 @runs.command("compare")
@@ -30,14 +30,14 @@ def run_compare(
     png: Annotated[Path | None, typer.Option(help="File for a plot of both runs. Default: no plot.")] = None,
 ) -> None:
     """Compare two runs: where their recipes differ, and their results."""
-    from ..runs.folder import differences, draw, figures
+    from ..runs.folder import plot_losses, recipe_differences, run_summary
     from .console import print_columns
 
-    left, right = figures(one), figures(other)
-    rows = [[key, *values] for key, values in differences(one, other).items()]
+    left, right = run_summary(one), run_summary(other)
+    rows = [[key, *values] for key, values in recipe_differences(one, other).items()]
     print_columns(["recipe", one.name, other.name], rows)
     typer.echo()
     names = {**left, **right}
     print_columns(["", one.name, other.name], [[n, left.get(n, ""), right.get(n, "")] for n in names])
     if png:
-        typer.echo(f"curves: {draw([one, other], png)}")
+        typer.echo(f"curves: {plot_losses([one, other], png)}")

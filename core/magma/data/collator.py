@@ -1,4 +1,4 @@
-"""Examples to batches: media are decoded, texts are tokenized, rows are padded or packed.
+"""From examples to batches: decode media, tokenize texts, pad or pack rows.
 
 Axes: b batch, t tokens (media positions included), m scored positions, s media positions of one input in a batch.
 """
@@ -18,14 +18,19 @@ from ..errors import InputError, TooLong
 from ..interfaces import Encoder, FrozenLM, Prefix
 from ..values import BatchLayout, Example, Media, Segment, Text, Tokens
 from . import tokenization
-from .sequence import Batch, Encoded, Slots
+from .sequence import Batch, EncodedExample, MediaSlots
+
+_TOO_LONG = (
+    'shorten it, raise train.max_length up to the context, or leave such examples out with train.too_long = "skip"'
+)
+"""What helps in training."""
 
 
 class Collator:
     """Turns examples into batches for one language model and its inputs.
 
-    Everything slow that needs no gradient happens here (decoding media, tokenizing), so that it can run beside the
-    model.
+    All slow work that needs no gradient is here (decoding media, tokenizing), so that worker processes can do it while
+    the model computes.
     """
 
     def __init__(
@@ -33,68 +38,91 @@ class Collator:
         lm: FrozenLM,
         inputs: Mapping[str, tuple[Encoder, Prefix]],
         max_length: int | None = None,
-        multiple: int = 1,
+        pad_to_multiple_of: int = 1,
         classes: Sequence[str] = (),
     ) -> None:
-        """`classes` are those of a model that classifies: every training example needs one of them as its label."""
+        """Set the limits and the classes.
+
+        Args:
+            lm: The language model, for its tokenizer and context.
+            inputs: Encoder and prefix of each input.
+            max_length: Most positions of an example; the context by default.
+            pad_to_multiple_of: Rows are padded to a multiple of this length.
+            classes: The classes of a model that classifies; every training example needs one of them as its label.
+
+        Raises:
+            InputError: If `max_length` is larger than the context.
+        """
         if max_length is not None and max_length > lm.context:
             raise InputError(f"max_length is {max_length}, but the language model's context is {lm.context} tokens")
         self.lm = lm
         self.inputs = inputs
         self.max_length = max_length or lm.context
-        self.multiple = multiple
+        self.pad_to_multiple_of = pad_to_multiple_of
         self.classes = {name: i for i, name in enumerate(classes)}
 
     def segment(self, value: Any) -> Segment:
-        """A raw value of a prompt as a segment: text, token ids, or a medium of the one input that accepts it."""
+        """Make a segment of a raw value of a prompt: text, token ids, or a medium of the one input that accepts it.
+
+        Raises:
+            InputError: If no input accepts the value, or several do.
+        """
         if isinstance(value, Text | Tokens | Media):
             return value
         if isinstance(value, str):
             return Text(value)
         if isinstance(value, Tensor) and value.ndim == 1 and value.dtype in (torch.int64, torch.int32):
             return Tokens(value)
-        takers = [name for name, (encoder, _) in self.inputs.items() if encoder.accepts(value)]
-        if len(takers) == 1:
-            return Media(takers[0], value)
+        accepting = [name for name, (encoder, _) in self.inputs.items() if encoder.accepts(value)]
+        if len(accepting) == 1:
+            return Media(accepting[0], value)
         what = f"a value of type {type(value).__name__}"
         known = ", ".join(self.inputs) or "none"
-        if takers:
-            raise InputError(f"{what} fits several inputs ({', '.join(takers)}): say which with Media(name, value)")
+        if accepting:
+            raise InputError(f"{what} fits several inputs ({', '.join(accepting)}): choose one with Media(name, value)")
         raise InputError(f"no input accepts {what}; inputs: {known}. To choose one, use Media(name, value)")
 
-    def sequence(
-        self, example: Example, rng: random.Random | None = None, whole: bool = False, begins: bool = True
-    ) -> Encoded:
-        """Tokens, targets and prepared media of one example, cut to `max_length`.
+    def encode_example(
+        self, example: Example, rng: random.Random | None = None, truncate: bool = True, at_start: bool = True
+    ) -> EncodedExample:
+        """Tokens, targets and prepared media of one example.
 
-        The language model's `beginning` stands before everything, unless something was read before (`begins` is
-        False). Texts that follow each other are tokenized as one; a token of several texts is a target where one of
-        them is. An end-of-text token follows where the last segment is a target, and is a target itself. Text is cut at
-        the end; where that would split a medium or leave no target, `TooLong` names the example. Of a `whole` example,
-        such as a prompt, nothing may be cut, and U+FFFD takes the place of what cannot be encoded.
+        Texts that follow each other are tokenized as one. A token that belongs to several texts is a target if one of
+        them is. If the last segment is a target, an end-of-text token follows, which is a target too.
+
+        Args:
+            example: The segments.
+            rng: The source of randomness for augmentation; None: no augmentation.
+            truncate: Cut text at the end to `max_length`. False, for prompts: nothing may be cut, and U+FFFD replaces
+                what cannot be encoded.
+            at_start: Put the language model's `beginning` first. False: the positions follow others in a cache.
+
+        Raises:
+            TooLong: If the example does not fit: cutting would split a medium or leave no target, or is not allowed.
+            InputError: If the example is empty or cannot be read.
         """
         if example.problem is not None:
             raise InputError(example.problem)
-        result = Encoded([], [], [], example.name, self._label(example))
-        if begins:
-            self._begin(result, example.segments)
-        nothing = len(result)
+        result = EncodedExample([], [], [], example.name, self._label(example))
+        if at_start:
+            self._add_beginning(result, example.segments)
+        start = len(result)
         for is_text, group in itertools.groupby(example.segments, lambda one: isinstance(one, Text)):
             if is_text:
-                self._add_texts(result, [s for s in group if isinstance(s, Text)], whole, begins, nothing)
+                self._add_texts(result, [s for s in group if isinstance(s, Text)], truncate, at_start, start)
                 continue
             for segment in group:
                 if isinstance(segment, Media):
                     self._add_medium(result, segment, rng)
                 elif isinstance(segment, Tokens):
                     self._add_tokens(result, segment)
-        if len(result) == nothing:
+        if len(result) == start:
             raise InputError(f"{example.name} is empty: it has neither text nor media")
-        wanted = any(isinstance(s, Text | Tokens) and s.target for s in example.segments)
+        has_target = any(isinstance(s, Text | Tokens) and s.target for s in example.segments)
         if isinstance(last := example.segments[-1], Text | Tokens) and last.target:
             result.tokens.append(self.lm.eos)
             result.targets.append(True)
-        return self._cut(result, wanted, whole)
+        return self._truncate(result, has_target, truncate)
 
     def _label(self, example: Example) -> int | None:
         if example.label is None:
@@ -107,14 +135,14 @@ class Collator:
             raise InputError(f"{example.name}: label {example.label!r}; allowed: {', '.join(self.classes)}")
         return self.classes[example.label]
 
-    def _begin(self, result: Encoded, segments: Sequence[Segment]) -> None:
-        """What stands before everything; token ids may bring it themselves."""
+    def _add_beginning(self, result: EncodedExample, segments: Sequence[Segment]) -> None:
+        """The tokens that start every sequence; token ids may have them already."""
         ids = list(self.lm.beginning)
         if not (segments and isinstance(first := segments[0], Tokens) and first.ids[: len(ids)].tolist() == ids):
             result.tokens += ids
             result.targets += [False] * len(ids)
 
-    def _add_tokens(self, result: Encoded, segment: Tokens) -> None:
+    def _add_tokens(self, result: EncodedExample, segment: Tokens) -> None:
         ids = segment.ids.tolist()
         if ids and not 0 <= min(ids) <= max(ids) < self.lm.num_embeddings:
             raise InputError(
@@ -123,26 +151,26 @@ class Collator:
         result.tokens += ids
         result.targets += [segment.target] * len(ids)
 
-    def _add_texts(self, result: Encoded, texts: list[Text], whole: bool, begins: bool, nothing: int) -> None:
-        """Texts that follow each other. `nothing` is how long the sequence is while it has only its beginning."""
-        if whole:
-            texts = [replace(text, text=tokenization.without_halves(text.text)) for text in texts]
+    def _add_texts(self, result: EncodedExample, texts: list[Text], truncate: bool, at_start: bool, start: int) -> None:
+        """Add texts that follow each other. `start` is the length of the sequence that has only its beginning."""
+        if not truncate:
+            texts = [replace(text, text=tokenization.replace_surrogates(text.text)) for text in texts]
         elif problem := next(filter(None, (tokenization.problem(text.text) for text in texts)), None):
             raise InputError(f"{result.name}: {problem}")
         pieces = itertools.groupby(
-            tokenization.parts(texts, self.lm.control_tokens), lambda part: isinstance(part[1], int)
+            tokenization.split_control_tokens(texts, self.lm.control_tokens), lambda part: isinstance(part[1], int)
         )
         for is_control, group in pieces:
             numbers, values = zip(*group, strict=True)
             ids, owners = list(values), [(i, i) for i in range(len(values))]
             if not is_control:
-                ids, owners = tokenization.encode(self.lm, values, begins and len(result) == nothing)
-                self._check_readable(result.name, ids)
+                ids, owners = tokenization.encode(self.lm, values, at_start and len(result) == start)
+                self._check_vocabulary(result.name, ids)
             result.tokens += ids
             result.targets += [any(texts[numbers[i]].target for i in range(a, b + 1)) for a, b in owners]
 
-    def _check_readable(self, name: str, ids: Sequence[int]) -> None:
-        """A tokenizer may have tokens that were added to it and not to the language model."""
+    def _check_vocabulary(self, name: str, ids: Sequence[int]) -> None:
+        """Raise `InputError` for a token that was added to the tokenizer but not to the language model."""
         readable = self.lm.num_embeddings
         if beyond := [token for token in ids if not 0 <= token < readable]:
             raise InputError(
@@ -150,7 +178,7 @@ class Collator:
                 f"model has word embeddings for 0 to {readable - 1}: use the tokenizer it was trained with"
             )
 
-    def _add_medium(self, result: Encoded, segment: Media, rng: random.Random | None) -> None:
+    def _add_medium(self, result: EncodedExample, segment: Media, rng: random.Random | None) -> None:
         if segment.name not in self.inputs:
             known = ", ".join(self.inputs) or "none"
             raise InputError(f'{result.name}: no input is called "{segment.name}"; inputs: {known}')
@@ -165,58 +193,58 @@ class Collator:
         result.tokens += [0] * size
         result.targets += [False] * size
 
-    def _cut(self, result: Encoded, wanted: bool, whole: bool) -> Encoded:
+    def _truncate(self, result: EncodedExample, has_target: bool, allowed: bool) -> EncodedExample:
         limit = self.max_length
         if len(result) <= limit:
             return result
         media_end = max((start + size for _, _, start, size in result.media), default=0)
-        if whole or media_end > limit or (wanted and not any(result.targets[:limit])):
+        if not allowed or media_end > limit or (has_target and not any(result.targets[:limit])):
             raise TooLong(
-                f"{result.name} needs {len(result)} positions ({media_end} up to its last medium), "
-                f"and at most {limit} fit: use fewer or shorter segments"
+                f"{result.name} needs {len(result)} positions ({media_end} up to its last medium), and at most {limit} "
+                f"fit: {_TOO_LONG if allowed else 'use fewer or shorter segments'}"
             )
         return replace(result, tokens=result.tokens[:limit], targets=result.targets[:limit])
 
     def batch(self, examples: Sequence[Example], rng: random.Random | None = None) -> Batch:
-        """A training batch: targets are scored, or the last position of each row where the model classifies."""
-        return self.pad([self.sequence(example, rng) for example in examples])
+        """A training batch. Targets are scored; if the model classifies, the last position of each row."""
+        return self.pad([self.encode_example(example, rng) for example in examples])
 
-    def pad(self, sequences: Sequence[Encoded], score_last: bool = False) -> Batch:
-        """One sequence a row, padded on the right to the longest (rounded up to `multiple`).
+    def pad(self, sequences: Sequence[EncodedExample], score_last: bool = False) -> Batch:
+        """One sequence a row, padded on the right to the longest (rounded up to a multiple of `pad_to_multiple_of`).
 
-        Scored are the positions before each target, or with `score_last` the last position of every row, whose
-        labels are 0 then. Of a model that classifies, the last position of every row that has a label is scored.
+        The positions before each target are scored, or with `score_last` the last position of every row, with labels
+        0. If the model classifies, the last position of every row that has a label is scored.
         """
-        return self._rows([[sequence] for sequence in sequences], score_last)
+        return self._collate_rows([[sequence] for sequence in sequences], score_last)
 
-    def pack(self, sequences: Sequence[Encoded], width: int) -> Batch:
-        """Several sequences a row, each of which sees itself alone, in rows of at most `width` positions.
+    def pack(self, sequences: Sequence[EncodedExample], width: int) -> Batch:
+        """Pack several sequences into rows of at most `width` positions. Attention does not cross sequences.
 
-        As many rows as leave the least padding: the longest sequence first, each into the emptiest row. A sequence
-        that is longer than `width` makes the rows longer.
+        The longest sequence comes first, each goes into the row that has most room, and the number of rows is the one
+        that leaves the least padding. A sequence that is longer than `width` makes the rows longer.
         """
         longest_first = sorted(sequences, key=len, reverse=True)
         width = max(width, len(longest_first[0]))
         fewest = -(-sum(map(len, sequences)) // width)
-        tries = [_spread(longest_first, count) for count in range(fewest, 2 * fewest + 1)]
-        fitting = [rows for rows in tries if _longest(rows) <= width] or [[[one] for one in longest_first]]
-        return self._rows(min(fitting, key=lambda rows: len(rows) * _longest(rows)))
+        tries = [_pack_rows(longest_first, count) for count in range(fewest, 2 * fewest + 1)]
+        fitting = [rows for rows in tries if _max_row_length(rows) <= width] or [[[one] for one in longest_first]]
+        return self._collate_rows(min(fitting, key=lambda rows: len(rows) * _max_row_length(rows)))
 
-    def _rows(self, rows: Sequence[Sequence[Encoded]], score_last: bool = False) -> Batch:
+    def _collate_rows(self, rows: Sequence[Sequence[EncodedExample]], score_last: bool = False) -> Batch:
         lengths = torch.tensor([sum(map(len, row)) for row in rows])
-        width = -(-int(lengths.max()) // self.multiple) * self.multiple
+        width = -(-int(lengths.max()) // self.pad_to_multiple_of) * self.pad_to_multiple_of
         tokens = torch.zeros(len(rows), width, dtype=torch.long)
         targets = torch.zeros(len(rows), width, dtype=torch.bool)
         positions = torch.arange(width).repeat(len(rows), 1)
         segments = torch.full((len(rows), width), -1)
-        placed: list[tuple[int, Encoded]] = []  # flat index of the first position
+        placed: list[tuple[int, EncodedExample]] = []  # flat index of the first position
         for i, row in enumerate(rows):
             start = 0
             for number, sequence in enumerate(row):
                 here = slice(start, start + len(sequence))
                 tokens[i, here] = torch.tensor(sequence.tokens)
                 targets[i, here] = torch.tensor(sequence.targets)
-                targets[i, start] = False  # nothing stands before the first position that could predict it
+                targets[i, start] = False  # no position before the first one could predict it
                 positions[i, here] = torch.arange(len(sequence))
                 segments[i, here] = number
                 placed.append((i * width + start, sequence))
@@ -229,37 +257,39 @@ class Collator:
             scored = last[labelled]
             labels = torch.tensor([placed[i][1].label for i in labelled], dtype=torch.long)
         else:
-            wanted = targets.flatten().nonzero().squeeze(1)
-            scored, labels = wanted - 1, tokens.flatten()[wanted]
+            target_index = targets.flatten().nonzero().squeeze(1)
+            scored, labels = target_index - 1, tokens.flatten()[target_index]
         first = int((scored % width).min()) if len(scored) else width - 1
         packed = any(len(row) > 1 for row in rows)
         layout = BatchLayout(positions, lengths, scored, first, segments if packed else None)
-        media, slots = self._gather(placed)
+        media, slots = self._stack_media(placed)
         return Batch(tokens, layout, labels, media, slots, [sequence.name for _, sequence in placed])
 
-    def _gather(self, placed: Sequence[tuple[int, Encoded]]) -> tuple[dict[str, Tensor], dict[str, Slots]]:
+    def _stack_media(
+        self, placed: Sequence[tuple[int, EncodedExample]]
+    ) -> tuple[dict[str, Tensor], dict[str, MediaSlots]]:
         media, slots = {}, {}
         for name, (encoder, _) in self.inputs.items():
             found = [
-                (item, begins + start, size)
-                for begins, sequence in placed
+                (item, row_start + start, size)
+                for row_start, sequence in placed
                 for owner, item, start, size in sequence.media
                 if owner == name
             ]
             if not found:
                 continue
             media[name] = encoder.stack([item for item, _, _ in found])
-            slots[name] = Slots(
+            slots[name] = MediaSlots(
                 positions=torch.cat([torch.arange(first, first + size) for _, first, size in found]),
-                media=torch.arange(len(found)).repeat_interleave(torch.tensor([size for _, _, size in found])),
-                steps=torch.cat([torch.arange(size) for _, _, size in found]),
+                media_index=torch.arange(len(found)).repeat_interleave(torch.tensor([size for _, _, size in found])),
+                embedding_index=torch.cat([torch.arange(size) for _, _, size in found]),
             )
         return media, slots
 
 
-def _spread(longest_first: Sequence[Encoded], count: int) -> list[list[Encoded]]:
-    """Sequences over so many rows, about equally full."""
-    rows: list[list[Encoded]] = [[] for _ in range(min(count, len(longest_first)))]
+def _pack_rows(longest_first: Sequence[EncodedExample], count: int) -> list[list[EncodedExample]]:
+    """Distribute sequences over `count` rows that are about equally full."""
+    rows: list[list[EncodedExample]] = [[] for _ in range(min(count, len(longest_first)))]
     filled = [0] * len(rows)
     for sequence in longest_first:
         emptiest = filled.index(min(filled))
@@ -268,5 +298,5 @@ def _spread(longest_first: Sequence[Encoded], count: int) -> list[list[Encoded]]
     return rows
 
 
-def _longest(rows: Sequence[Sequence[Encoded]]) -> int:
+def _max_row_length(rows: Sequence[Sequence[EncodedExample]]) -> int:
     return max(sum(map(len, row)) for row in rows)

@@ -11,9 +11,10 @@ from ..values import Example, SourceState
 
 
 class Mixture:
-    """Examples of several sources by weight, for ever, from any point.
+    """An endless stream of examples of several sources, drawn by weight; it can start at any position.
 
-    The next source is the one that is furthest behind its share: no randomness, and the counts are the position.
+    The next example comes from the source that is furthest below its weight. There is no randomness: the numbers of
+    examples drawn so far are the position.
     """
 
     def __init__(self, sources: Sequence[DataSource], weights: Sequence[float]) -> None:
@@ -21,31 +22,31 @@ class Mixture:
         self.weights = weights
         self.counts = [0] * len(sources)
         self.states: list[SourceState | None] = [None] * len(sources)
-        self._running: list[Iterator[tuple[Example, SourceState]] | None] = [None] * len(sources)
+        self._iterators: list[Iterator[tuple[Example, SourceState]] | None] = [None] * len(sources)
 
     def take(self, count: int) -> list[Example]:
         """The next `count` examples."""
         return [self._next() for _ in range(count)]
 
     def _next(self) -> Example:
-        behind = [(done + 1) / weight for done, weight in zip(self.counts, self.weights, strict=True)]
-        i = behind.index(min(behind))
-        for _ in range(2):  # a pass may have ended: then the next one begins
-            running = self._running[i] or self.sources[i].iterate(self.states[i])
-            self._running[i] = running
-            found = next(running, None)
+        drawn = [(count + 1) / weight for count, weight in zip(self.counts, self.weights, strict=True)]
+        i = drawn.index(min(drawn))
+        for _ in range(2):  # a pass may have ended; then the next pass begins
+            iterator = self._iterators[i] or self.sources[i].iterate(self.states[i])
+            self._iterators[i] = iterator
+            found = next(iterator, None)
             if found is not None:
                 self.counts[i] += 1
                 self.states[i] = found[1]
                 return found[0]
-            self._running[i] = None
+            self._iterators[i] = None
         raise TrainingError(f"data.train.{i} ({self.sources[i].name}) has no examples")
 
-    def state(self) -> dict[str, Any]:
-        """JSON from which `restore` goes on."""
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the stream; JSON."""
         return {"counts": list(self.counts), "states": list(self.states)}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a `state`."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue at a position that `state_dict` gave."""
         self.counts, self.states = list(state["counts"]), list(state["states"])
-        self._running = [None] * len(self.sources)
+        self._iterators = [None] * len(self.sources)

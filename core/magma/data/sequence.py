@@ -1,4 +1,4 @@
-"""Token rows and batches of them: what goes into a language model, as numbers.
+"""Encoded examples, and batches of them.
 
 Axes: b batch, t tokens (media positions included), m scored positions, s media positions of one input in a batch.
 """
@@ -15,30 +15,30 @@ from ..values import BatchLayout
 
 
 @dataclass(frozen=True)
-class Slots:
-    """Which positions of a batch the embeddings of one input fill."""
+class MediaSlots:
+    """The positions of a batch that the embeddings of one input fill."""
 
     positions: Tensor
     """[s] flat indices (row * t + column) into the batch."""
-    media: Tensor
+    media_index: Tensor
     """[s] which of that input's media in the batch fills the position."""
-    steps: Tensor
+    embedding_index: Tensor
     """[s] which of that medium's embeddings."""
 
 
 @dataclass
-class Encoded:
+class EncodedExample:
     """One example as numbers, before it is padded."""
 
     tokens: list[int]
-    """[t], 0 where a medium stands."""
+    """[t], 0 at the positions of media."""
     targets: list[bool]
-    """[t], True where the token is to be predicted."""
+    """[t], True where the model has to predict the token."""
     media: list[tuple[str, Tensor, int, int]]
-    """(input, prepared item, first position, how many positions)."""
+    """(input, prepared item, first position, number of positions)."""
     name: str
     label: int | None = None
-    """Index of its class; None: the model is to say its targets."""
+    """Index of its class; None: it has target tokens instead."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -46,20 +46,20 @@ class Encoded:
 
 @dataclass
 class Batch:
-    """What `Magma.forward` takes."""
+    """The argument of `Magma.forward`: padded or packed rows of tokens and media."""
 
     tokens: Tensor
-    """[b, t], 0 where a medium or padding stands."""
+    """[b, t], 0 at the positions of media and padding."""
     layout: BatchLayout
     labels: Tensor
-    """[m] what the scored positions are to predict: tokens, or classes."""
+    """[m] the tokens or classes that the scored positions have to predict."""
     media: dict[str, Tensor]
-    """input -> its model input [b', ...]; inputs that have none here are absent."""
-    slots: dict[str, Slots]
+    """The stacked items of each input [b', ...]; inputs without media in this batch are absent."""
+    slots: dict[str, MediaSlots]
     names: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """On another device; floating media in `dtype`."""
+        """Copy to another device; floating-point media are converted to `dtype`."""
         return self._each(lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=True))
 
     def pin_memory(self) -> Batch:
@@ -80,5 +80,8 @@ class Batch:
                 sequence_ids=None if layout.sequence_ids is None else move(layout.sequence_ids),
             ),
             media={name: move(x) for name, x in self.media.items()},
-            slots={name: Slots(move(s.positions), move(s.media), move(s.steps)) for name, s in self.slots.items()},
+            slots={
+                name: MediaSlots(move(s.positions), move(s.media_index), move(s.embedding_index))
+                for name, s in self.slots.items()
+            },
         )

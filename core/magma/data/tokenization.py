@@ -1,7 +1,7 @@
-"""The tokens of a text that several segments make up: those of the whole text, wherever it was cut.
+"""The tokens of a text that consists of several segments: the same as those of the joined text.
 
-Tokenizers of the SentencePiece kind put a space before a text's first word. That is right at the start of a sequence
-only: a text that follows something else is encoded, and decoded, after an anchor, which is then taken off.
+Tokenizers like SentencePiece put a space before the first word of a text. That is right only at the start of a
+sequence: a text that follows something else is encoded and decoded after an anchor, which is then removed.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from ..values import Text
 
 Encode = Callable[[str], list[int]]
 Owners = list[tuple[int, int]]
-"""For each token the first and the last of the texts that it is made of."""
+"""For each token, the first and the last of the texts that it covers."""
 _ANCHORS = ("\n", "a", ":", "0", "\u00b7")
-"""Short texts; a tokenizer that merges one with the following text hardly merges all of them."""
-_HALF = re.compile("[\ud800-\udfff]")
-_UNKNOWN = "\ufffd"
+"""Short texts. A tokenizer may merge one of them with the text after it, but hardly all of them."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_REPLACEMENT = "\ufffd"
 
 
-def encode(lm: FrozenLM, texts: Sequence[str], begins: bool = True) -> tuple[list[int], Owners]:
-    """Tokens of texts that follow each other, and their owners. `begins`: nothing stands before them.
+def encode(lm: FrozenLM, texts: Sequence[str], at_start: bool = True) -> tuple[list[int], Owners]:
+    """Tokens of texts that follow each other, and their owners. `at_start`: they start the sequence.
 
-    Without `lm.joins` each text is encoded as if it began the sequence.
+    Without `lm.joins` each text is encoded as if it started the sequence.
     """
     if not lm.joins:
         pairs = [(token, number) for number, text in enumerate(texts) for token in lm.encode(text)]
         return [token for token, _ in pairs], [(number, number) for _, number in pairs]
-    anchor = "" if begins or not lm.marks_beginning else _anchor(lm, texts)
+    anchor = "" if at_start or not lm.marks_beginning else _anchor(lm, texts)
     skipped = len(lm.encode(anchor)) if anchor else 0
     if len(texts) == 1:
         ids = lm.encode(anchor + texts[0])[skipped:]
         return ids, [(0, 0)] * len(ids)
     ids, offsets = lm.encode_with_offsets(anchor + "".join(texts))
     if offsets is None:
-        owners = _by_common_beginning(lm.encode, ids, [anchor + texts[0], *texts[1:]])
+        owners = _owners_by_prefix(lm.encode, ids, [anchor + texts[0], *texts[1:]])
     else:
-        owners = _by_offsets(offsets, [anchor + texts[0], *texts[1:]])
+        owners = _owners_by_offsets(offsets, [anchor + texts[0], *texts[1:]])
     return ids[skipped:], owners[skipped:]
 
 
 def _anchor(lm: FrozenLM, texts: Sequence[str]) -> str:
-    """The first anchor of which no token reaches into the text; none, where all do."""
+    """The first anchor whose tokens stay the same before the text; empty if there is none."""
     text = "".join(texts)
     for anchor in _ANCHORS:
         before, whole = lm.encode(anchor), lm.encode(anchor + text)
@@ -55,22 +55,22 @@ def _anchor(lm: FrozenLM, texts: Sequence[str]) -> str:
 
 
 def decode_after(lm: FrozenLM, tokens: Sequence[int]) -> str:
-    """The text of tokens that follow something else, such as an answer: a space that they begin with is kept."""
+    """The text of tokens that follow something else, such as an answer. A space at its start is kept."""
     if not (lm.joins and lm.marks_beginning):
         return lm.decode(tokens)
-    for anchor in _ANCHORS[1:]:  # a line feed may be a byte that the decoder joins with those that follow
+    for anchor in _ANCHORS[1:]:  # a line feed may be a byte that the decoder joins with the next ones
         before = lm.encode(anchor)
-        alone, whole = lm.decode(before), lm.decode([*before, *tokens])
-        if alone and whole.startswith(alone):
-            return whole[len(alone) :]
+        prefix, text = lm.decode(before), lm.decode([*before, *tokens])
+        if prefix and text.startswith(prefix):
+            return text[len(prefix) :]
     return lm.decode(tokens)
 
 
-def _by_common_beginning(encode: Encode, ids: Sequence[int], texts: Sequence[str]) -> Owners:
-    """Owners of the tokens `ids` of the joined texts, for a tokenizer that knows no offsets.
+def _owners_by_prefix(encode: Encode, ids: Sequence[int], texts: Sequence[str]) -> Owners:
+    """Owners of the tokens `ids` of the joined texts, for a tokenizer without offsets.
 
-    A token belongs to the texts before a cut if it is also a token of these texts without the rest. The first one that
-    is not is made of both sides.
+    A token belongs to the texts before a boundary if these texts have the same token without the rest. The first token
+    that differs belongs to both sides.
     """
     first, last = [0] * len(ids), [0] * len(ids)
     text = ""
@@ -85,7 +85,7 @@ def _by_common_beginning(encode: Encode, ids: Sequence[int], texts: Sequence[str
     return list(zip(first, last, strict=True))
 
 
-def _by_offsets(offsets: Sequence[tuple[int, int]], texts: Sequence[str]) -> Owners:
+def _owners_by_offsets(offsets: Sequence[tuple[int, int]], texts: Sequence[str]) -> Owners:
     """Owners of tokens with these offsets (first character, and the one after the last) into the joined texts."""
     ends = list(accumulate(map(len, texts)))
     most = len(texts) - 1
@@ -97,21 +97,21 @@ def _by_offsets(offsets: Sequence[tuple[int, int]], texts: Sequence[str]) -> Own
 
 
 def problem(text: str) -> str | None:
-    """Why no tokenizer accepts a text: half of a surrogate pair."""
-    found = _HALF.search(text)
+    """Why no tokenizer accepts a text (half of a surrogate pair); None if there is no problem."""
+    found = _SURROGATE.search(text)
     return found and (
         f"its text has \\u{ord(found.group()):04x} at character {found.start() + 1}, half of a surrogate pair; "
         "allowed: characters that can be written in UTF-8"
     )
 
 
-def without_halves(text: str) -> str:
-    """U+FFFD for each half of a surrogate pair, as decoders of UTF-8 put it for what they cannot read."""
-    return _HALF.sub(_UNKNOWN, text)
+def replace_surrogates(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, as decoders of UTF-8 do."""
+    return _SURROGATE.sub(_REPLACEMENT, text)
 
 
-def parts(texts: Sequence[Text], control: Mapping[str, int]) -> Iterator[tuple[int, str | int]]:
-    """(Number of the text, plain text or control token): control tokens are found where a text allows them."""
+def split_control_tokens(texts: Sequence[Text], control: Mapping[str, int]) -> Iterator[tuple[int, str | int]]:
+    """(Number of the text, plain text or control token). Control tokens are found only where a text allows them."""
     names = "|".join(map(re.escape, sorted(control, key=len, reverse=True)))
     for number, text in enumerate(texts):
         at = 0

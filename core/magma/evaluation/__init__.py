@@ -1,5 +1,5 @@
-"""Questions of a task to answers, scores and tables.
+"""From the questions of a task to answers, scores and tables.
 
-`evaluator.py` asks a model, with the baselines; `prefix_sharing.py` reads once what several prompts begin with;
-`results.py` keeps every answer in JSONL so that an evaluation resumes; `report.py` makes the tables.
+`evaluator.py` runs a model on a task, with the control runs; `prefix_sharing.py` caches prefixes that several prompts
+share; `results.py` writes every answer to JSONL, so that an evaluation can resume; `report.py` makes the tables.
 """

@@ -1,11 +1,11 @@
-"""Ask a model a task's questions, with the two baselines that show what the media are worth."""
+"""Run a model on a task's questions, with the two control runs that show how much the media matter."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 import random
-from collections.abc import Callable, Container, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from ..interfaces import Task
 from ..model import Magma
 from ..recipe.schema import MAX_UNREADABLE
 from ..values import Media, Prediction, Question
-from .prefix_sharing import Reader, identity, not_empty, refusal, unreadable
+from .prefix_sharing import PrefixCachedGenerator, drop_empty_texts, prompt_error, segment_key, unreadable_error
 
 Baseline = Literal["", "shuffled", "blind"]
 BASELINES: tuple[Baseline, ...] = ("", "shuffled", "blind")
@@ -34,79 +34,138 @@ def evaluate(
     max_unreadable: float = MAX_UNREADABLE,
     fewer_shots: bool = True,
 ) -> list[Prediction]:
-    """Greedy answers to every question, for the model itself and for each baseline.
+    """Run a model on every question of a task, with greedy decoding, and again for each control run.
 
-    shuffled: each input's media change places at random. blind: they are taken away; questions of which nothing is
-    left are answered with nothing. A question that cannot be read has a `problem` and counts as wrong; raises
-    `InputError` where `max_unreadable` allows no such share of them (`check_readable`). A question that is too long is
-    asked with `fewer_shots`, which its prediction counts; otherwise, or where it does not fit alone, raises `TooLong`.
+    The control runs are "shuffled", in which every question gets the media of another question, and "blind", without
+    media. A question without any content is answered with an empty text. A question that cannot be read has a
+    `problem` and counts as wrong.
+
+    Args:
+        model: The model.
+        task: The task.
+        split: Of the task's data.
+        shots: Number of in-context examples before each question.
+        seed: Draws the in-context examples and shuffles the media.
+        batch_size: Questions in a batch.
+        baselines: The runs; "" is the model itself.
+        progress: Called with the number of answers so far and the number of all answers.
+        max_unreadable: The largest fraction of questions that may be unreadable.
+        fewer_shots: Whether a question that is too long is asked with fewer in-context examples.
+
+    Returns:
+        The predictions in the order of the questions, one run after the other. `Task.score` computes scores of those
+        of one run.
+
+    Raises:
+        InputError: If more questions cannot be read than `max_unreadable` allows.
+        TooLong: If a question does not fit, even without in-context examples, or `fewer_shots` is False.
+
+    Example:
+        >>> predictions = magma.evaluate(model, task, shots=4)
+        >>> task.score([p for p in predictions if p.baseline == ""])
     """
-    ask = Asker(model, task, batch_size, fewer_shots)
+    runner = TaskRunner(model, task, batch_size, fewer_shots)
     questions = list(task.questions(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
     for baseline in baselines:
         answered: dict[int, Prediction] = {}
-        for found in ask(questions, baseline, seed):
+        for found in runner.run(questions, baseline, seed, max_unreadable=max_unreadable):
             answered |= found
             done += len(found)
             progress(done, total)
-        check_readable([p.problem for p in answered.values() if p.problem], len(answered), max_unreadable)
         predictions += [answered[i] for i in sorted(answered)]
     return predictions
 
 
-def check_readable(problems: Sequence[str], asked: int, share: float) -> None:
-    """Raise `InputError` where more of the `asked` questions cannot be read than `share` allows, or all of them.
+def check_readable(problems: Sequence[str], asked: int, limit: float) -> None:
+    """Raise `InputError` if a larger fraction of the `asked` questions than `limit` cannot be read, or all of them.
 
-    A single one is allowed wherever `share` is not 0: of a few questions it is a large share.
+    A single one is allowed unless `limit` is 0: of a few questions it is a large fraction.
     """
-    if problems and (len(problems) == asked or len(problems) > max(share * asked, 1 if share else 0)):
+    if problems and (len(problems) == asked or len(problems) > max(limit * asked, 1 if limit else 0)):
         raise InputError(
-            f"{len(problems)} of {asked} questions cannot be read, and max_unreadable allows a share of {share:g}:"
+            f"{len(problems)} of {asked} questions cannot be read, and max_unreadable allows a fraction of {limit:g}:"
             f"{first_of(problems)}"
         )
 
 
-class Asker:
-    """Asks one model a task's questions. Media and examples that questions share are read once (`reuse`).
+class TaskRunner:
+    """Runs one model on a task's questions. Prefixes that questions share are computed once (`prefix_sharing`).
 
-    What the model can read is what the task may show.
+    The task may show only in-context examples that the model can read.
     """
 
     def __init__(self, model: Magma, task: Task, batch_size: int, fewer_shots: bool = True) -> None:
-        """`fewer_shots`: leave out completed examples of a question that is too long."""
+        """`fewer_shots`: leave out in-context examples of a question that is too long."""
         self.model, self.task, self.batch_size, self.fewer_shots = model, task, batch_size, fewer_shots
         self.collator = model.collator()
-        self.reader = Reader(model, Decoding(max_tokens=task.max_tokens, stop=task.stop), batch_size)
+        decoding = Decoding(max_tokens=task.max_tokens, stop=task.stop)
+        self.generator = PrefixCachedGenerator(model, decoding, batch_size)
         self.not_shown: list[str] = []
-        """Why the task was told not to show a medium, once for each of them."""
+        """Why the task must not show a medium, once for each of them."""
         self._known: set[str] = set()
-        self.torn: set[Hashable] = set()
-        """Media of questions that could not be read: they do not change places."""
+        self.unreadable: set[Hashable] = set()
+        """Media of questions that could not be read. The shuffled run leaves them where they are."""
         task.can_read = self.can_read
 
     def can_read(self, medium: Media) -> bool:
-        """Can the model read this medium of a completed example?"""
+        """Whether the model can read this medium of an in-context example."""
         if medium.name not in self.collator.inputs:
-            return True  # no matter of the medium: whoever asks is told that there is no such input
-        problem = unreadable(self.collator, [medium], "a completed example")
+            return True  # the error about the missing input comes with the question
+        problem = unreadable_error(self.collator, [medium], "an in-context example")
         if problem and str(problem) not in self._known:
             self._known.add(str(problem))
             self.not_shown.append(str(problem))
         return problem is None
 
-    def __call__(
-        self, questions: Sequence[Question], baseline: Baseline, seed: int, wanted: Container[int] | None = None
+    def run(
+        self,
+        questions: Iterable[Question],
+        baseline: Baseline,
+        seed: int,
+        *,
+        window: int | None = None,
+        answered: Collection[int] = (),
+        max_unreadable: float = MAX_UNREADABLE,
     ) -> Iterator[dict[int, Prediction]]:
-        """Batch by batch, number of a question to its prediction; of the `wanted` ones alone, by default of all.
+        """Answer questions, and the follow-up questions that the task asks after an answer.
 
-        As long as the task has something to ask behind an answer, it is asked.
+        Args:
+            questions: In order; a question's number is its position.
+            baseline: The control run, or "".
+            seed: Shuffles the media.
+            window: Questions that are held in memory, and whose media are shuffled among each other; None: all.
+            answered: Numbers of questions that have a readable answer already and are left out.
+            max_unreadable: The largest fraction of questions so far that may be unreadable, after each window.
+
+        Yields:
+            Batch by batch, the predictions by the number of the question.
+
+        Raises:
+            InputError: If too many questions cannot be read.
+            TooLong: If a question does not fit.
         """
-        asked = [self._segmented(question) for question in questions]
+        numbered = enumerate(questions)
+        done, problems = len(answered), dict[int, str]()
+        while chunk := list(itertools.islice(numbered, window)):
+            first = chunk[0][0]
+            skip = {number - first for number in answered}
+            for batch in self._window([question for _, question in chunk], baseline, seed, skip):
+                found = {first + i: batch[i] for i in sorted(batch)}
+                done += len(found)
+                problems |= {number: p.problem for number, p in found.items() if p.problem}
+                yield found
+            check_readable([problems[number] for number in sorted(problems)], done, max_unreadable)
+
+    def _window(
+        self, questions: Sequence[Question], baseline: Baseline, seed: int, skip: Container[int]
+    ) -> Iterator[dict[int, Prediction]]:
+        """Batch by batch, the predictions of one window by index, without those to `skip`."""
+        asked = [self._with_segments(question) for question in questions]
         if baseline:
-            asked = _shuffled(asked, seed, self.torn) if baseline == "shuffled" else _blind(asked)
-        waiting = {i: question for i, question in enumerate(asked) if wanted is None or i in wanted}
+            asked = _shuffle_media(asked, seed, self.unreadable) if baseline == "shuffled" else _drop_media(asked)
+        waiting = {i: question for i, question in enumerate(asked) if i not in skip}
         dropped: dict[int, int] = {}
         while waiting:
             following: dict[int, Question] = {}
@@ -117,11 +176,11 @@ class Asker:
                     question = waiting[i]
                     text = "" if problem else self.task.postprocess(question, output)
                     prediction = Prediction(question, text, baseline, output, problem, dropped.get(i, 0))
-                    behind = None if problem else self.task.follow_up(prediction)
-                    if behind is None:
+                    follow_up = None if problem else self.task.follow_up(prediction)
+                    if follow_up is None:
                         final[i] = prediction
                     else:
-                        following[i] = self._segmented(behind)
+                        following[i] = self._with_segments(follow_up)
                 if final:
                     yield final
             for i, (shorter, count) in shortened.items():
@@ -129,57 +188,63 @@ class Asker:
                 dropped[i] = dropped.get(i, 0) + count
             waiting = following
 
-    def _segmented(self, question: Question) -> Question:
+    def _with_segments(self, question: Question) -> Question:
         return replace(question, segments=[self.collator.segment(value) for value in question.segments])
 
     def _shortened(self, question: Question, error: TooLong) -> tuple[Question, int]:
-        """A question with as many of its completed examples as fit, the nearest ones, and how many are left out.
+        """Keep as many in-context examples of a question as fit, the last ones.
 
-        Raises the error that says that it is too long where that is not allowed or not possible.
+        Returns:
+            The shorter question, and the number of examples that were left out.
+
+        Raises:
+            TooLong: If leaving out examples is not allowed, or does not help.
         """
         if not self.fewer_shots:
             raise error
         shots = len(question.shot_lengths)
 
-        def problem(kept: int) -> InputError | None:
-            segments = _without(question, shots - kept).segments
-            return refusal(self.collator, not_empty(segments), f"question {question.id}")
+        def error_with(kept: int) -> InputError | None:
+            segments = _drop_shots(question, shots - kept).segments
+            return prompt_error(self.collator, drop_empty_texts(segments), f"question {question.id}")
 
         def too_long(kept: int) -> bool:
-            return isinstance(problem(kept), TooLong)
+            return isinstance(error_with(kept), TooLong)
 
-        shortest = problem(0) if shots else error
+        shortest = error_with(0) if shots else error
         if isinstance(shortest, TooLong):
             raise shortest
-        # Each try reads every medium: the number is doubled until it is too large, as few of very many may fit.
-        beyond = 1
-        while beyond < shots and not too_long(beyond):
-            beyond *= 2
-        kept = bisect.bisect_left(range(beyond // 2 + 1, min(beyond, shots)), True, key=too_long) + beyond // 2
-        return _without(question, shots - kept), shots - kept
+        # Each try reads every medium. Doubling the number first is fast where only few of very many fit.
+        too_many = 1
+        while too_many < shots and not too_long(too_many):
+            too_many *= 2
+        kept = bisect.bisect_left(range(too_many // 2 + 1, min(too_many, shots)), True, key=too_long) + too_many // 2
+        return _drop_shots(question, shots - kept), shots - kept
 
     def _batches(
         self, questions: Mapping[int, Question], shortened: dict[int, tuple[Question, int]]
     ) -> Iterator[list[tuple[int, str, str]]]:
-        """(Number, all that the model says, why it cannot be read) of each question; "" where a question is empty.
+        """Batches of (number, output, problem) of each question; an empty question has an empty output.
 
-        Those that are too long are left out; `shortened` gets what `_shortened` makes of them.
+        A question that is too long is left out, and `shortened` gets what `_shortened` makes of it.
         """
-        if empty := [(i, "", "") for i, q in questions.items() if not not_empty(q.segments)]:
+        if empty := [(i, "", "") for i, q in questions.items() if not drop_empty_texts(q.segments)]:
             yield empty
-        left = [i for i, q in questions.items() if not_empty(q.segments)]
+        remaining = [i for i, q in questions.items() if drop_empty_texts(q.segments)]
         refused: list[tuple[int, str, str]] = []
 
         def refuse(number: int, error: InputError) -> None:
             if isinstance(error, TooLong):
-                shortened[left[number]] = self._shortened(questions[left[number]], error)
+                shortened[remaining[number]] = self._shortened(questions[remaining[number]], error)
                 return
-            refused.append((left[number], "", str(error)))
-            media = [s for s in questions[left[number]].segments if isinstance(s, Media)]
-            self.torn |= {identity(medium) for medium in media if unreadable(self.collator, [medium], medium.name)}
+            refused.append((remaining[number], "", str(error)))
+            media = [s for s in questions[remaining[number]].segments if isinstance(s, Media)]
+            self.unreadable |= {
+                segment_key(medium) for medium in media if unreadable_error(self.collator, [medium], medium.name)
+            }
 
-        for batch in self._outputs([questions[i] for i in left], refuse):
-            yield [(left[i], output, "") for i, output in batch]
+        for batch in self._outputs([questions[i] for i in remaining], refuse):
+            yield [(remaining[i], output, "") for i, output in batch]
             if refused:
                 yield refused
                 refused = []
@@ -187,37 +252,37 @@ class Asker:
     def _outputs(
         self, questions: Sequence[Question], refuse: Callable[[int, InputError], None]
     ) -> Iterator[list[tuple[int, str]]]:
-        """Batch by batch, (place in the list, output); `refuse` gets the place of what cannot be read."""
+        """Batches of (index, output); `refuse` gets the index of a question that cannot be read."""
         prompts, names = [q.segments for q in questions], [f"question {q.id}" for q in questions]
         if self.model.head is None:
-            yield from self.reader.answers(prompts, names, refuse)
+            yield from self.generator.answers(prompts, names, refuse)
             return
         for at in range(0, len(prompts), self.batch_size):
             batch = list(range(at, min(at + self.batch_size, len(prompts))))
             try:
-                chances = self.model.classify([prompts[i] for i in batch])
+                probabilities = self.model.classify([prompts[i] for i in batch])
             except InputError:
-                problems = {i: refusal(self.collator, not_empty(prompts[i]), names[i]) for i in batch}
+                problems = {i: prompt_error(self.collator, drop_empty_texts(prompts[i]), names[i]) for i in batch}
                 if not any(problems.values()):
                     raise
                 for i, problem in problems.items():
                     if problem:
                         refuse(i, problem)
                 batch = [i for i in batch if problems[i] is None]
-                chances = self.model.classify([prompts[i] for i in batch]) if batch else []
-            yield [(i, max(scores, key=scores.__getitem__)) for i, scores in zip(batch, chances, strict=True)]
+                probabilities = self.model.classify([prompts[i] for i in batch]) if batch else []
+            yield [(i, max(scores, key=scores.__getitem__)) for i, scores in zip(batch, probabilities, strict=True)]
 
 
-def _shuffled(questions: Sequence[Question], seed: int, torn: Container[Hashable]) -> list[Question]:
-    """Each input's media change places: a medium is everywhere replaced by one and the same other medium.
+def _shuffle_media(questions: Sequence[Question], seed: int, unreadable: Container[Hashable]) -> list[Question]:
+    """Shuffle each input's media: every occurrence of a medium is replaced by the same other medium.
 
-    Those that are `torn` stay where they are, so that no other question gets them.
+    Those that are `unreadable` stay where they are, so that no other question gets them.
     """
     known: dict[str, dict[Hashable, Media]] = {}
     for question in questions:
         for segment in question.segments:
-            if isinstance(segment, Media) and identity(segment) not in torn:
-                known.setdefault(segment.name, {})[identity(segment)] = segment
+            if isinstance(segment, Media) and segment_key(segment) not in unreadable:
+                known.setdefault(segment.name, {})[segment_key(segment)] = segment
     others: dict[Hashable, Media] = {}
     for name in sorted(known):
         keys = list(known[name])
@@ -225,12 +290,13 @@ def _shuffled(questions: Sequence[Question], seed: int, torn: Container[Hashable
         others |= {key: known[name][other] for key, other in zip(keys, (*keys[1:], *keys[:1]), strict=True)}
 
     def other(segment: Any) -> Any:
-        return others.get(identity(segment), segment) if isinstance(segment, Media) else segment
+        return others.get(segment_key(segment), segment) if isinstance(segment, Media) else segment
 
     return [replace(question, segments=list(map(other, question.segments))) for question in questions]
 
 
-def _blind(questions: Sequence[Question]) -> list[Question]:
+def _drop_media(questions: Sequence[Question]) -> list[Question]:
+    """Remove all media."""
     blind = []
     for question in questions:
         kept = [not isinstance(segment, Media) for segment in question.segments]
@@ -241,8 +307,8 @@ def _blind(questions: Sequence[Question]) -> list[Question]:
     return blind
 
 
-def _without(question: Question, count: int) -> Question:
-    """A question without the first `count` of its completed examples."""
+def _drop_shots(question: Question, count: int) -> Question:
+    """A question without the first `count` of its in-context examples."""
     named = len(question.shots) // len(question.shot_lengths)
     return replace(
         question,

@@ -1,4 +1,4 @@
-"""Tables of what `magma eval` measured, with the numbers of a paper beside ours."""
+"""Tables of the scores of `magma eval`, with the numbers of a paper beside them."""
 
 from __future__ import annotations
 
@@ -7,57 +7,84 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast, get_args
 
+from ..errors import PluginError
+from ..interfaces import Task
 from ..manifest import RECIPE, find
+from ..plugins.registry import installed
 from ..recipe.recipe import Recipe
+from ..values import ScoreUnit
 from .results import EVALUATIONS, SCORES
+
+UNITS = get_args(ScoreUnit)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is known of one run: scores, and what a paper reports of its recipe. Keys are TASK.SCORE@SHOTS."""
+class RunScores:
+    """The scores of one run, and those that a paper reports for its recipe. Keys are TASK.SCORE@SHOTS."""
 
     name: str
     scores: Mapping[str, float]
     published: Mapping[str, float]
     primary: frozenset[str]
-    """Keys of the scores that their tasks name first."""
+    """Keys of the main scores of their tasks."""
     measures: Mapping[str, str] = field(default_factory=dict)
     """How scores were measured."""
+    units: Mapping[str, ScoreUnit | None] = field(default_factory=dict)
+    """The unit of each task's scores; None where it is not known."""
 
 
-def measured(run: Path) -> Measured:
-    """Everything that `magma eval` left in the folder of a run or checkpoint."""
+def load_run_scores(run: Path) -> RunScores:
+    """Load the scores of all evaluations in the folder of a run or checkpoint."""
     own = run / RECIPE
     recipe = Recipe.load(own if own.is_file() else find(run) / RECIPE, model_only=True)
     scores: dict[str, float] = {}
     primary: set[str] = set()
     measures: dict[str, str] = {}
+    units: dict[str, ScoreUnit | None] = {}
     for path in sorted(run.glob(f"{EVALUATIONS}/*/{SCORES}")):
-        told = json.loads(path.read_text(encoding="utf-8"))
-        for shots, by in told["scores"].items():
-            scores |= {f"{told['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
-            primary.add(f"{told['task']}.{told['primary']}@{shots}")
-            by_score = told.get("measures", {}).get(shots, {})
-            measures |= {f"{told['task']}.{name}@{shots}": said for name, said in by_score.items()}
+        found = json.loads(path.read_text(encoding="utf-8"))
+        units[found["task"]] = found["unit"] if found.get("unit") in UNITS else _unit_of(found["task"])
+        for shots, by in found["scores"].items():
+            scores |= {f"{found['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
+            primary.add(f"{found['task']}.{found['primary']}@{shots}")
+            by_score = found.get("measures", {}).get(shots, {})
+            measures |= {f"{found['task']}.{name}@{shots}": measured for name, measured in by_score.items()}
     published = {
-        f"{task}.{name}@{shots}": figure
+        f"{task}.{name}@{shots}": value
         for task, by in recipe.published.items()
-        for name, figures in by.items()
-        for shots, figure in figures.items()
+        for name, values in by.items()
+        for shots, value in values.items()
     }
-    return Measured(recipe.name, scores, published, frozenset(primary), measures)
+    return RunScores(recipe.name, scores, published, frozenset(primary), measures, units)
+
+
+def _unit_of(task: str) -> ScoreUnit | None:
+    """The unit of an installed task's scores: files of earlier versions do not say it."""
+    try:
+        part = installed().find("task", task).part
+    except PluginError:
+        return None
+    return cast(type[Task], part).score_unit
 
 
 def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
-    """Task to table, the first row its head: a row a run, a column for each score and number of shots.
+    """Tables of several runs: a table for each task, with a row for each run and a column for each score and shots.
 
-    A figure that a paper reports stands in brackets beside ours. The last table is the mean over all columns of one
-    score, as the paper's "Avg."; "measures" says how figures were measured, where that is known.
+    A score that a paper reports is in brackets beside the run's own. Percentages have one decimal, fractions three. A
+    table of averages has the mean over all columns of one score, as the paper's "Avg."; the table "measures" says how
+    scores were measured, where that is known.
+
+    Args:
+        runs: Folders of runs or checkpoints.
+
+    Returns:
+        Rows of texts by the table's name. The first row is the head.
     """
-    found = [measured(run) for run in runs]
+    found = [load_run_scores(run) for run in runs]
     keys = dict.fromkeys(
-        key for one in found for key in (*sorted(one.published), *sorted(one.scores)) if _wanted(key, found)
+        key for one in found for key in (*sorted(one.published), *sorted(one.scores)) if _is_shown(key, found)
     )
     tasks: dict[str, list[str]] = {}
     for key in keys:
@@ -68,37 +95,42 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
         head = [key.partition(".")[2].replace("@", " @ ") for key in columns]
         tables[task] = [["run", *head], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
     tables |= _averages(found)
-    if said := [row for one in found for row in _measures(one, keys)]:
-        tables["measures"] = [["run", "task", "score", "measured as"], *said]
+    if measures := [row for one in found for row in _measures(one, keys)]:
+        tables["measures"] = [["run", "task", "score", "measured as"], *measures]
     return tables
 
 
-def _measures(one: Measured, keys: Iterable[str]) -> list[list[str]]:
-    """A row for each score of a task that was measured alike for all numbers of shots."""
+def _measures(one: RunScores, keys: Iterable[str]) -> list[list[str]]:
+    """A row for each score of a task, with the numbers of shots for which it was measured in the same way."""
     rows: dict[tuple[str, str, str], list[str]] = {}
     for key in keys:
         if key in one.measures:
             task, _, score = key.partition(".")
             name, _, shots = score.partition("@")
             rows.setdefault((task, name, one.measures[key]), []).append(shots)
-    return [[one.name, task, f"{name} @ {', '.join(shots)}", said] for (task, name, said), shots in rows.items()]
+    return [
+        [one.name, task, f"{name} @ {', '.join(shots)}", measured] for (task, name, measured), shots in rows.items()
+    ]
 
 
-def _wanted(key: str, found: Sequence[Measured]) -> bool:
-    """Primary scores, and what a paper reports."""
+def _is_shown(key: str, found: Sequence[RunScores]) -> bool:
+    """Whether it is a main score, or one that a paper reports."""
     return any(key in one.published or key in one.primary for one in found)
 
 
-def _cell(one: Measured, key: str) -> str:
-    return _beside(one.scores.get(key), one.published.get(key))
+def _cell(one: RunScores, key: str) -> str:
+    unit = one.units.get(key.partition(".")[0])
+    return _format_with_reference(one.scores.get(key), unit, one.published.get(key))
 
 
-def _beside(ours: float | None, theirs: float | None) -> str:
-    shown = "-" if ours is None else f"{ours:.3f}" if abs(ours) <= 1 else f"{ours:.1f}"
-    return shown if theirs is None else f"{shown} ({theirs:.1f})"
+def _format_with_reference(score: float | None, unit: ScoreUnit | None, published: float | None) -> str:
+    """A score with the decimals of its unit, and a paper's score, which is in percent, in brackets."""
+    decimals = {"percent": ".1f", "fraction": ".3f", None: ".4g"}[unit]
+    shown = "-" if score is None else f"{score:{decimals}}"
+    return shown if published is None else f"{shown} ({published:.1f})"
 
 
-def _averages(found: Sequence[Measured]) -> dict[str, list[list[str]]]:
+def _averages(found: Sequence[RunScores]) -> dict[str, list[list[str]]]:
     """Over the columns of one score that at least two tasks have."""
     names = {key.partition(".")[2].partition("@")[0] for one in found for key in (*one.scores, *one.published)}
     tables = {}
@@ -106,11 +138,22 @@ def _averages(found: Sequence[Measured]) -> dict[str, list[list[str]]]:
         rows, tasks = [], set()
         for one in found:
             means = []
+            units: set[ScoreUnit | None] = set()
             for values in (one.scores, one.published):
                 chosen = {k: v for k, v in values.items() if k.partition(".")[2].partition("@")[0] == name}
                 tasks |= {key.partition(".")[0] for key in chosen}
+                if values is one.scores:
+                    units = {one.units.get(key.partition(".")[0]) for key in chosen}
+                    if units == {"percent", "fraction"}:
+                        chosen = {key: _percent(one, key) for key in chosen}
                 means.append(statistics.fmean(chosen.values()) if chosen else None)
-            rows.append([one.name, _beside(*means)])
+            unit: ScoreUnit | None = None if None in units else "percent" if "percent" in units else "fraction"
+            rows.append([one.name, _format_with_reference(means[0], unit, means[1])])
         if len(tasks) > 1:
             tables[f"average {name}"] = [["run", "average"], *rows]
     return tables
+
+
+def _percent(one: RunScores, key: str) -> float:
+    """A score of a known unit in percent."""
+    return one.scores[key] * (100 if one.units[key.partition(".")[0]] == "fraction" else 1)

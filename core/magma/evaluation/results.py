@@ -1,8 +1,8 @@
-"""What `magma eval` writes: every answer in JSONL, and scores in JSON.
+"""The files of `magma eval`: every answer in JSONL, and scores in JSON.
 
-A folder for each task: `0_shot.jsonl`, `0_shot.shuffled.jsonl`, `0_shot.blind.jsonl` and so on, a line an answer in the
-order of the questions, and `scores.json`. A file that is being written ends with `.partial`; an evaluation that was
-ended goes on from it.
+Each task has a folder with `0_shot.jsonl`, `0_shot.shuffled.jsonl`, `0_shot.blind.jsonl` and so on, with a line for
+each answer in the order of the questions, and `scores.json`. A file that is being written ends with `.partial`; an
+interrupted evaluation resumes from it.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from ..model import Magma
 from ..recipe.notation import parse_json
 from ..recipe.schema import MAX_UNREADABLE
 from ..values import Media, Prediction, Question, Text, Tokens
-from .evaluator import BASELINES, Asker, Baseline, check_readable
+from .evaluator import BASELINES, Baseline, TaskRunner
 
-ABOUT, SCORES = "about.json", "scores.json"
+IDENTITY, SCORES = "about.json", "scores.json"
 EVALUATIONS = "eval"
 WINDOW = 4096
-"""Questions that are held in memory, and whose media change places in the shuffled baseline."""
+"""Questions that are held in memory, and whose media the control run shuffles among each other."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One task asked of one model."""
+    """The evaluation of one model on one task, with its folder."""
 
     model: Magma
     task: Task
     folder: Path
-    about: Mapping[str, Any]
-    """JSON that identifies it: a folder goes on with the same alone."""
+    evaluation_id: Mapping[str, Any]
+    """JSON that identifies it: an evaluation resumes only in a folder with the same one."""
     seed: int = 0
     batch_size: int = 64
     split: str = "test"
     artifacts: Path | None = None
-    """Where the task draws; the folder where it is not given."""
+    """The folder of the files that the task draws; by default the folder of the evaluation."""
     max_unreadable: float = MAX_UNREADABLE
-    """A larger share of questions that cannot be read ends the evaluation."""
+    """The largest fraction of questions that may be unreadable."""
     fewer_shots: bool = True
-    """Ask a question that does not fit with all completed examples with fewer of them; otherwise it is an error."""
+    """Ask a question that is too long with fewer in-context examples; otherwise it is an error."""
     say: Callable[[str], None] = lambda _: None
-    """Gets what a person has to know: which questions cannot be read."""
+    """Receives messages that the user has to know: which questions cannot be read."""
 
     def run(
         self,
@@ -61,37 +61,52 @@ class Evaluation:
         *,
         replace: bool = False,
     ) -> dict[str, dict[str, dict[str, float]]]:
-        """Ask what has not been answered yet; shots to baseline ("model" for none) to scores.
+        """Answer the questions that have no answer yet, and write the scores.
 
-        Raises `InputError` where the folder holds another evaluation, or takes its place, and where too many questions
-        cannot be read.
+        Args:
+            shots: Numbers of in-context examples.
+            baselines: The runs; "" is the model itself.
+            progress: Called with the name of the run and the number of its answers so far.
+            replace: Whether an evaluation with another identity in the folder is replaced.
+
+        Returns:
+            Scores by number of shots and run; the model itself is called "model".
+
+        Raises:
+            InputError: If the folder holds another evaluation, or too many questions cannot be read.
         """
         known, measures = self._known(replace)
         fewer: dict[str, dict[str, int]] = {}
-        asker = Asker(self.model, self.task, self.batch_size, self.fewer_shots)
+        runner = TaskRunner(self.model, self.task, self.batch_size, self.fewer_shots)
         for count, baseline in itertools.product(shots, baselines):
-            rows = self._answers(asker, count, baseline, progress)
-            predictions = [prediction_of(row, baseline) for row in rows]
+            rows = self._answers(runner, count, baseline, progress)
+            predictions = [prediction_from_row(row, baseline) for row in rows]
             known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
             if not baseline:
                 measures[str(count)] = self.task.measures(predictions)
             if not count and not baseline:
                 self.task.artifacts(self.artifacts or self.folder, predictions)
-            told = {**self.about, "primary": self.task.primary_metric, "questions": len(rows), "scores": known}
-            told["measures"] = measures
+            written = {
+                **self.evaluation_id,
+                "primary": self.task.primary_metric,
+                "unit": self.task.score_unit,
+                "questions": len(rows),
+                "scores": known,
+            }
+            written["measures"] = measures
             if short := sum("dropped_shots" in row for row in rows):
                 fewer.setdefault(str(count), {})[baseline or "model"] = short
             if fewer:
-                told["asked_with_fewer_shots"] = fewer
-            atomic_write(self.folder / SCORES, json.dumps(told, indent=1) + "\n")
+                written["asked_with_fewer_shots"] = fewer
+            atomic_write(self.folder / SCORES, json.dumps(written, indent=1) + "\n")
         return known
 
     def _known(self, replace: bool) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, str]]]:
-        """Scores of before, and how they were measured."""
+        """Earlier scores in the folder, and how they were measured."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        file, plain = self.folder / ABOUT, json.loads(json.dumps(self.about))
+        file, plain = self.folder / IDENTITY, json.loads(json.dumps(self.evaluation_id))
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else plain
-        if "config" in before:  # a field that a later version has added had its default
+        if "config" in before:  # a field that a later version added had its default value
             before["config"] = {**_defaults(self.task), **self.task.config.rename_keys(before["config"])}
         if other := [key for key in {**before, **plain} if before.get(key) != plain.get(key)]:
             if not replace:
@@ -106,9 +121,9 @@ class Evaluation:
         return found.get("scores", {}), found.get("measures", {})
 
     def _answers(
-        self, asker: Asker, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
+        self, runner: TaskRunner, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
     ) -> list[dict[str, Any]]:
-        """The rows of one file, which is written where it is not complete; what could not be read is asked again."""
+        """The rows of one file. It is completed if necessary; questions that could not be read are asked again."""
         name = f"{shots}_shot{f'.{baseline}' if baseline else ''}"
         what = f"{self.task.name}, {shots} {'shot' if shots == 1 else 'shots'}{f', {baseline}' if baseline else ''}"
         path = self.folder / f"{name}.jsonl"
@@ -120,34 +135,38 @@ class Evaluation:
             return known
         _rewrite(partial, rows.values())  # without a last line that was cut off
         done = len(rows)
+        questions = self.task.questions(self.split, shots, self.seed)
+        batches = runner.run(
+            questions,
+            baseline,
+            self.seed,
+            window=WINDOW,
+            answered=frozenset(rows),
+            max_unreadable=self.max_unreadable,
+        )
         with partial.open("a", encoding="utf-8") as file:
-            questions = enumerate(self.task.questions(self.split, shots, self.seed))
-            while window := list(itertools.islice(questions, WINDOW)):
-                first = window[0][0]
-                wanted = {i - first for i, _ in window} - {number - first for number in rows}
-                for found in asker([q for _, q in window], baseline, self.seed, wanted):
-                    new = [self._row(first + i, prediction) for i, prediction in sorted(found.items())]
-                    rows |= {row["number"]: row for row in new}
-                    file.writelines(_line(row) for row in new)
-                    file.flush()
-                    done += len(new)
-                    progress(what, done)
-                check_readable(_problems(rows.values()), len(rows), self.max_unreadable)
+            for found in batches:
+                new = [self._row(number, prediction) for number, prediction in found.items()]
+                rows |= {row["number"]: row for row in new}
+                file.writelines(_line(row) for row in new)
+                file.flush()
+                done += len(new)
+                progress(what, done)
         ordered = [rows[number] for number in sorted(rows)]
         _rewrite(path, ordered)
         partial.unlink()
-        self._report(asker, path, ordered)
+        self._report(runner, path, ordered)
         return ordered
 
-    def _report(self, asker: Asker, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Say what could not be read, where there was something."""
-        if asker.not_shown:
-            self.say(f"other completed examples are shown than those that cannot be read:{first_of(asker.not_shown)}")
-            asker.not_shown.clear()
+    def _report(self, runner: TaskRunner, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Report what could not be read."""
+        if runner.not_shown:
+            self.say(f"in-context examples that cannot be read are replaced by others:{first_of(runner.not_shown)}")
+            runner.not_shown.clear()
         if fewer := sum("dropped_shots" in row for row in rows):
             self.say(
-                f"{fewer} of {len(rows)} questions do not fit with all completed examples and are asked with fewer; "
-                f"{path} has how many are left out, in dropped_shots"
+                f"{fewer} of {len(rows)} questions do not fit with all in-context examples and are asked with fewer; "
+                f"{path} has the number of examples that were left out, in dropped_shots"
             )
         if problems := _problems(rows):
             self.say(
@@ -162,7 +181,7 @@ class Evaluation:
             "number": number,
             "id": question.id,
             "group": question.group,
-            "prompt": _told(question.segments),
+            "prompt": _prompt_text(question.segments),
             "shots": list(question.shots),
             "output": prediction.output,
             "prediction": prediction.text,
@@ -178,26 +197,26 @@ class Evaluation:
 
 
 def _problems(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Why rows could not be asked, in the order of the questions."""
+    """Why questions could not be read, in their order."""
     return [row["problem"] for row in sorted(rows, key=lambda row: row["number"]) if "problem" in row]
 
 
 def _defaults(task: Task) -> dict[str, Any]:
-    """The fields of a task's config that need not be given, as JSON."""
+    """The defaults of a task's config, as JSON."""
     fields = type(task.config).model_fields.items()
     optional = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
     plain: dict[str, Any] = type(task.config).model_construct(**optional).model_dump(mode="json", include=set(optional))
     return plain
 
 
-def measures_of(folder: Path) -> dict[str, dict[str, str]]:
-    """Shots to score to how it was measured, of the folder of an evaluation."""
+def load_measures(folder: Path) -> dict[str, dict[str, str]]:
+    """How the scores in the folder of an evaluation were measured, by number of shots and score."""
     found: dict[str, dict[str, str]] = json.loads((folder / SCORES).read_text(encoding="utf-8")).get("measures", {})
     return found
 
 
-def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
-    """What identifies an evaluation of a checkpoint."""
+def evaluation_id(task: Task, seed: int, folder: Path) -> dict[str, Any]:
+    """The identity of an evaluation of a checkpoint; JSON."""
     return {
         "task": task.name,
         "config": task.config.model_dump(mode="json"),
@@ -206,8 +225,8 @@ def about(task: Task, seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def _told(segments: Iterable[Any]) -> str:
-    """A prompt as a person reads it."""
+def _prompt_text(segments: Iterable[Any]) -> str:
+    """A prompt as readable text."""
     return "".join(
         f"[{s.name}]" if isinstance(s, Media) else s.text if isinstance(s, Text) else f"[{len(s.ids)} tokens]"
         for s in segments
@@ -215,8 +234,8 @@ def _told(segments: Iterable[Any]) -> str:
     )
 
 
-def prediction_of(row: Mapping[str, Any], baseline: str = "") -> Prediction:
-    """What a line of a file of predictions tells, as a task scores it: `prediction`, and `answers` or `answer`."""
+def prediction_from_row(row: Mapping[str, Any], baseline: str = "") -> Prediction:
+    """A line of a file of predictions (`prediction`, and `answers` or `answer`) as a task scores it."""
     answers = row.get("answers") or []
     question = Question(
         _text(row, "id"),
@@ -232,15 +251,20 @@ def prediction_of(row: Mapping[str, Any], baseline: str = "") -> Prediction:
 
 
 def _text(row: Mapping[str, Any], key: str, default: str = "") -> str:
-    """A field as text; null is a field that is not there."""
+    """A field as text; null counts as a missing field."""
     value = row.get(key)
     return default if value is None else str(value)
 
 
 def score_file(task: Task, path: Path) -> dict[str, Any]:
-    """The scores of a file of predictions, and of each of its lines where the task judges those.
+    """Score a file of predictions.
 
-    Raises `InputError` for a line that is none.
+    Returns:
+        The scores; `measures`, how they were measured; and `per_item`, the score of each line, if the task scores
+        single answers.
+
+    Raises:
+        InputError: If a line is not a prediction.
     """
     predictions = []
     for number, row in enumerate(_lines(path, strict=True), 1):
@@ -251,7 +275,7 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
             raise InputError(f"{path} line {number}: answers: given {answers!r}; allowed: a list of texts")
         if not answers and not isinstance(row.get("answer"), str):
             raise InputError(f"{path} line {number}: neither `answers` nor `answer`; allowed: one of them")
-        predictions.append(prediction_of(row))
+        predictions.append(prediction_from_row(row))
     if not predictions:
         raise InputError(f"{path} has no predictions; allowed: JSONL, a line a prediction")
     judged = [task.score_one(prediction) for prediction in predictions]
@@ -264,7 +288,7 @@ def score_file(task: Task, path: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
-    """Rows of JSONL; without `strict`, one that was cut off ends the file."""
+    """The rows of JSONL. Without `strict` the file ends at a line that was cut off."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -277,7 +301,7 @@ def _lines(path: Path, strict: bool = False) -> Iterator[dict[str, Any]]:
         except ValueError as error:
             if not strict:
                 return
-            raise InputError(f"{path} line {number}: no JSON: {error}") from error
+            raise InputError(f"{path} line {number}: not JSON: {error}") from error
         if not isinstance(row, dict):
             raise InputError(f"{path} line {number}: given a {type(row).__name__}; allowed: an object")
         yield row
@@ -288,5 +312,5 @@ def _rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    """A line of JSON in readable letters; half a surrogate pair, which no file can hold, is escaped."""
+    """A line of JSON with readable characters; half of a surrogate pair, which UTF-8 cannot encode, is escaped."""
     return json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"

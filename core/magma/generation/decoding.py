@@ -21,14 +21,24 @@ from ..values import BatchLayout, Cache
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to choose the next token. Temperature 0 is greedy; `top_k` 0 and `top_p` 1 leave all tokens in."""
+    """How the next token is chosen, and when generation stops.
+
+    Example:
+        >>> model.generate([value, "This is"], max_tokens=16, temperature=0.7, top_p=0.9)
+    """
 
     max_tokens: int = 32
+    """The largest number of new tokens."""
     temperature: float = 0.0
+    """0: greedy decoding. Otherwise logits are divided by it, and the token is sampled."""
     top_k: int = 0
+    """Sample only from this number of most likely tokens; 0: from all."""
     top_p: float = 1.0
+    """Sample only from the most likely tokens that together have this probability (nucleus sampling); 1: from all."""
     stop: tuple[str, ...] = ()
+    """Generation ends at one of these texts, which is not part of the answer."""
     seed: int | None = None
+    """Of the sampling; None: the global generator."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
@@ -46,49 +56,56 @@ class Decoding:
             raise InputError(f"seed is {self.seed!r}; allowed: -2**63 to 2**64 - 1, or none")
 
 
-def choose(logits: Tensor, how: Decoding, generator: torch.Generator | None = None) -> Tensor:
+def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None = None) -> Tensor:
     """The next token [b] from logits [b, v].
 
     Top-p keeps the smallest set of most likely tokens whose probability reaches `top_p`.
     """
-    if how.temperature == 0:
+    if decoding.temperature == 0:
         return logits.argmax(-1)
-    # Below the highest, so that the coldest temperature leaves that one at 0 and sends the others to minus infinity.
+    # The maximum is subtracted first: at a tiny temperature it stays 0 and the others become minus infinity.
     logits = logits.float()
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(how.temperature, torch.finfo(torch.float32).tiny)
-    if how.top_k:
-        least = logits.topk(min(how.top_k, logits.shape[-1])).values[:, -1:]
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(decoding.temperature, torch.finfo(torch.float32).tiny)
+    if decoding.top_k:
+        least = logits.topk(min(decoding.top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    if how.top_p < 1:
+    if decoding.top_p < 1:
         ordered, order = logits.sort(descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        ordered = ordered.masked_fill(before >= how.top_p, -torch.inf)
+        ordered = ordered.masked_fill(before >= decoding.top_p, -torch.inf)
         logits = torch.empty_like(logits).scatter_(-1, order, ordered)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
 
 
 @torch.no_grad()
 def decode(
-    lm: FrozenLM, embeddings: Tensor, layout: BatchLayout, how: Decoding, cache: Cache | None = None
+    lm: FrozenLM, embeddings: Tensor, layout: BatchLayout, decoding: Decoding, cache: Cache | None = None
 ) -> Iterator[list[Answer]]:
-    """Every row's answer so far, after each token, until all rows have ended.
+    """Generate until all rows have ended.
 
-    `embeddings` [b, t, d] are right-padded prompts, or what follows behind a `cache`, which is filled on; `layout`
-    scores the last real position of each row. A row ends at one of `lm.ends`, at a stop string (which is not part of
-    its text), at `max_tokens` or where the context is full. Tokens that the model can score but not
-    read (`lm.num_embeddings` and above) are never chosen.
+    A row ends at one of `lm.ends`, at a stop string, at `max_tokens`, or where the context is full.
+
+    Args:
+        lm: The language model.
+        embeddings: Right-padded prompts [b, t, d], or what follows the positions of `cache`.
+        layout: Of the embeddings; the last real position of each row is scored.
+        decoding: How tokens are chosen. Tokens without a word embedding are never chosen.
+        cache: Keys and values of earlier positions; it is extended in place.
+
+    Yields:
+        After each token, the answers of all rows so far.
     """
     rows = embeddings.shape[0]
     generator = None
-    if how.seed is not None:
-        generator = torch.Generator(embeddings.device).manual_seed(how.seed)
+    if decoding.seed is not None:
+        generator = torch.Generator(embeddings.device).manual_seed(decoding.seed)
     cache = lm.new_cache() if cache is None else cache
-    answers = [Answer(lm, how) for _ in range(rows)]
+    answers = [Answer(lm, decoding) for _ in range(rows)]
     alive = list(range(rows))
-    lengths = layout.positions.gather(1, layout.lengths[:, None] - 1).squeeze(1) + 1  # with what the cache holds
+    lengths = layout.positions.gather(1, layout.lengths[:, None] - 1).squeeze(1) + 1  # with those in the cache
     hidden = lm(embeddings, layout, cache)
     while True:
-        tokens = choose(lm.lm_head(hidden)[:, : lm.num_embeddings], how, generator)
+        tokens = choose(lm.lm_head(hidden)[:, : lm.num_embeddings], decoding, generator)
         full = (lengths >= lm.context).tolist()
         keep = []
         for i, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
@@ -108,13 +125,13 @@ def decode(
 
 
 class Answer:
-    """One row's tokens, and the text they make up to a stop string."""
+    """The generated tokens of one row, and their text up to a stop string."""
 
-    def __init__(self, lm: FrozenLM, how: Decoding) -> None:
-        self.lm, self.how = lm, how
+    def __init__(self, lm: FrozenLM, decoding: Decoding) -> None:
+        self.lm, self.decoding = lm, decoding
         self.tokens: list[int] = []
         self.end: int | None = None
-        """Where in the text a stop string begins."""
+        """The position of the stop string in the text."""
 
     @property
     def text(self) -> str:
@@ -126,25 +143,25 @@ class Answer:
         if token in self.lm.ends:
             return False
         self.tokens.append(token)
-        if self.how.stop:
+        if self.decoding.stop:
             text = decode_after(self.lm, self.tokens)
-            ends = [at for stop in self.how.stop if (at := text.find(stop)) >= 0]
+            ends = [at for stop in self.decoding.stop if (at := text.find(stop)) >= 0]
             if ends:
                 self.end = min(ends)
                 return False
-        return len(self.tokens) < self.how.max_tokens
+        return len(self.tokens) < self.decoding.max_tokens
 
 
 def continuations(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """What a growing text adds each time.
+    """The new part of a text each time it becomes longer.
 
-    Held back until it is certain: an unfinished character, and an ending that may become a stop string.
+    An unfinished character, and an end that may become a stop string, are held back until they are certain.
     """
     shown, text = 0, ""
     for text in pieces:
-        whole = text.rstrip("\ufffd")  # the character that follows may be one of a stop string
-        held = max((n for s in stop for n in range(1, len(s)) if whole.endswith(s[:n])), default=0)
-        certain = len(whole) - held
+        complete = text.rstrip("\ufffd")  # the next character may belong to a stop string
+        held = max((n for s in stop for n in range(1, len(s)) if complete.endswith(s[:n])), default=0)
+        certain = len(complete) - held
         if certain > shown:
             yield text[shown:certain]
             shown = certain
@@ -152,11 +169,11 @@ def continuations(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
         yield text[shown:]
 
 
-def decoding_of(how: Mapping[str, Any]) -> Decoding:
-    """Options as a caller gives them; `stop` may be one string. Raises `InputError` for an unknown one."""
+def decoding_from_options(options: Mapping[str, Any]) -> Decoding:
+    """The options of `generate`; `stop` may be a single string. Raises `InputError` for an unknown option."""
     known = Decoding.__dataclass_fields__
-    for key in how:
+    for key in options:
         if key not in known:
             raise InputError(f'generate has no option "{key}"; options: {", ".join(known)}.{did_you_mean(key, known)}')
-    stop = how.get("stop", ())
-    return Decoding(**{**how, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})
+    stop = options.get("stop", ())
+    return Decoding(**{**options, "stop": (stop,) if isinstance(stop, str) else tuple(stop)})

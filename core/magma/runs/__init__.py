@@ -1,5 +1,5 @@
-"""A run from beginning to end, and the folder that it leaves.
+"""A run from start to end, and its folder.
 
 `run.py` trains, evaluates and reports one recipe, `stages.py` trains its stages one after another, `sweep.py` runs
-a family of recipes, and `folder.py` reads what the folders of runs hold.
+several recipes, and `folder.py` reads the folders of runs.
 """

@@ -1,4 +1,4 @@
-"""What a run's folder tells, finished or still running: its curves, its figures, and two runs side by side."""
+"""What the folder of a finished or running run contains: curves, scores, and the comparison of two runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from ..training.metrics import METRICS
 
 REPORT = "report.json"
 RECENT = 50
-"""Steps that a speed is taken over."""
+"""Steps over which a speed is averaged."""
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; one that is being written at this moment is left out."""
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without a row that is just being written."""
     path = folder / METRICS
     if not path.is_file():
         raise InputError(f"{folder} has no {METRICS}; allowed: the folder of a run that has begun")
@@ -35,9 +35,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def figures(folder: Path) -> dict[str, str]:
-    """Name to figure, as a table shows them: how far it is, losses, speed, scores."""
-    rows = metrics(folder)
+def run_summary(folder: Path) -> dict[str, str]:
+    """Progress, losses, speed and scores, by name, as texts for a table."""
+    rows = read_metrics(folder)
     recipe = recipe_of_run(folder)
     stages = recipe.get("stages", [])
     steps = [row for row in rows if "loss" in row]
@@ -48,7 +48,7 @@ def figures(folder: Path) -> dict[str, str]:
     report = json.loads(report_path.read_text(encoding="utf-8")) if report_path.is_file() else {}
     found = {
         "recipe": str(recipe.get("name", "")),
-        "state": "finished" if report.get("finished") else "stopped" if report else "running, or killed",
+        "state": "finished" if report.get("finished") else "stopped" if report else "no report yet (running or killed)",
         "steps": f"{steps[-1]['step'] if steps else 0:,} of {total:,}",
         "examples": f"{sum(row.get('samples', 0) for row in steps):,}",
     }
@@ -83,15 +83,15 @@ def _length(train: Mapping[str, Any]) -> int:
     return steps
 
 
-def differences(one: Path, other: Path) -> dict[str, tuple[str, str]]:
-    """Dotted keys of the two recipes whose values differ; "" where a recipe has no such key."""
+def recipe_differences(one: Path, other: Path) -> dict[str, tuple[str, str]]:
+    """Dotted keys of the two recipes whose values differ, with both values; "" for a missing key."""
     found = [dict(flat(recipe_of_run(folder))) for folder in (one, other)]
     keys = [key for key in {**found[0], **found[1]} if found[0].get(key) != found[1].get(key)]
     return {key: (str(found[0].get(key, "")), str(found[1].get(key, ""))) for key in keys}
 
 
 def recipe_of_run(folder: Path) -> dict[str, Any]:
-    """The tables of recipe.toml. Raises `InputError` where it is not there, or cannot be read."""
+    """The tables of recipe.toml. Raises `InputError` if it is missing or cannot be read."""
     path = folder / RECIPE
     if not path.is_file():
         raise InputError(f"{folder} has no {RECIPE}; allowed: the folder of a run")
@@ -101,8 +101,8 @@ def recipe_of_run(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
-def beginnings(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """The first step of each stage; nothing of a run without stages."""
+def stage_starts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The first step of each stage; empty for a run without stages."""
     found: dict[str, int] = {}
     for row in rows:
         if "stage" in row:
@@ -111,15 +111,15 @@ def beginnings(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _mark_stages(ax: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line and a name where each stage begins."""
-    for name, step in beginnings(rows).items():
+    """Draw a line and a name at the start of each stage."""
+    for name, step in stage_starts(rows).items():
         ax.axvline(step - 0.5, color="0.6", linewidth=1, linestyle="--")
         place = ax.get_xaxis_transform()  # x in steps, y from the bottom of the axes to the top
         ax.text(step, 0.98, name, transform=place, fontsize=8, color="0.4", rotation=90, va="top", parse_math=False)
 
 
-def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
-    """A PNG of the losses of every step and every evaluation; with `rates`, of the learning rates below."""
+def plot_losses(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
+    """Write a PNG with the losses of every step and every evaluation; with `rates`, with the learning rates too."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -128,8 +128,8 @@ def draw(folders: Sequence[Path], path: Path, rates: bool = False) -> Path:
     figure, axes = plt.subplots(1 + rates, figsize=(7, 4 + 3 * rates), squeeze=False, sharex=True)
     losses, *below = axes[:, 0]
     for i, folder in enumerate(folders):
-        rows = metrics(folder)
-        name = folder.name.replace("$", r"\$")  # between two of them matplotlib reads mathematics
+        rows = read_metrics(folder)
+        name = folder.name.replace("$", r"\$")  # matplotlib takes text between two of them for mathematics
         whose = f"{name}: " if len(folders) > 1 else ""
         for key, style in (("loss", "-"), ("evaluation_loss", "o-")):
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,29 +13,29 @@ from typing import Any
 
 from .. import checkpoint
 from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
-from ..evaluation.results import EVALUATIONS, Evaluation, about, measures_of
+from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
 from ..interfaces import Task
 from ..io import atomic_write, folder_lock
 from ..manifest import CHECKPOINTS, RECIPE, combined_sha256, read_manifest
 from ..plan import Plan, plan_stages
 from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
-from ..training.progress import Result, Watcher
-from .folder import REPORT, draw, recipe_of_run
+from ..training.progress import Callbacks, Result
+from .folder import REPORT, plot_losses, recipe_of_run
 from .stages import train_stages
 
 LOSS = "loss.png"
 
 
 @dataclass
-class Console(Watcher):
-    """A watcher that is also told what the run will cost, and of the evaluation."""
+class RunCallbacks(Callbacks):
+    """Functions that are also called for the plan of a run, and for its evaluation."""
 
     plan: Callable[[Plan], None] = lambda _: None
     asked: Callable[[str, int], None] = lambda *_: None
-    """What is asked, and how many questions have their answer."""
+    """The evaluation that runs, and the number of questions that have an answer."""
     stopped: Callable[[int], None] = lambda _: None
-    """The number of the signal that stopped the run; it is called in every process."""
+    """The number of the signal that stopped the run. It is called in every process."""
 
 
 def run(
@@ -43,89 +44,87 @@ def run(
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
-    watcher: Console | None = None,
+    callbacks: RunCallbacks | None = None,
+    watcher: RunCallbacks | None = None,
 ) -> dict[str, Any]:
-    """Train a recipe, ask its tasks' questions of the finished checkpoint, and write everything into `out`.
+    """Train a recipe, evaluate the finished checkpoint on its tasks, and write everything into a folder.
 
-    `out` gets recipe.toml, metrics.jsonl, loss.png, checkpoints/, report.json and what the tasks draw; skipped.jsonl
-    lists what could not be read, where the recipe says to skip that. Returns the report; an interrupted run's has
-    `finished` false and no scores. With several processes the first one reports.
+    The folder gets recipe.toml, metrics.jsonl, loss.png, checkpoints/, report.json and what the tasks draw. If the
+    recipe skips examples that cannot be read, skipped.jsonl lists them.
+
+    Args:
+        source: A recipe, the path of a TOML file, the name of a bundled recipe, or tables.
+        out: The folder of the run.
+        overrides: Changes of the recipe, such as `"train.steps=100"`. Only for a `source` that is not a `Recipe`.
+        resume: Continue a run that was interrupted, from its newest checkpoint.
+        callbacks: Functions that are called during the run.
+        watcher: The former name of `callbacks`.
+
+    Returns:
+        The report, as in report.json. That of an interrupted run has `finished` False and no scores. With several
+        processes, the first one returns the report and the others return an empty dictionary.
+
+    Raises:
+        RecipeError: If the recipe has mistakes, or this machine lacks something that it needs.
+        TrainingError: If the folder holds another run, or the run cannot continue.
+        MagmaError: Whatever a part, a data source or a task raises of this kind.
+
+    Example:
+        >>> report = magma.run("quickstart", "runs/first", ["train.steps=100"])
     """
-    watcher = watcher or Console()
+    if watcher is not None:
+        warnings.warn("magma.run: watcher is now called callbacks", DeprecationWarning, stacklevel=2)
+    callbacks = callbacks or watcher or RunCallbacks()
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
-    check(recipe)
+    check_requirements(recipe)
     out = Path(out)
-    check_folder(out, resume)
+    check_run_folder(out, resume)
     rank, size = ranks()
     if rank:
-        result = train_stages(recipe, out, resume=resume, watcher=watcher)
+        result = train_stages(recipe, out, resume=resume, callbacks=callbacks)
         if result.stopped_by:
-            watcher.stopped(result.stopped_by)
+            callbacks.stopped(result.stopped_by)
         return {}
-    with folder_lock(out, watcher.note, TrainingError):
-        watcher.say("planning")
+    with folder_lock(out, callbacks.note, TrainingError):
+        callbacks.say("planning")
         plans = plan_stages(recipe, size)
         for planned in plans:
-            watcher.plan(planned)
-        if resume:  # the run keeps its recipe until it is certain that this one goes with its checkpoint
-            watcher = replace(watcher, begun=partial(_take_over, recipe, out, watcher.note))
+            callbacks.plan(planned)
+        if resume:  # the run keeps its recipe until this one has been accepted
+            callbacks = replace(callbacks, begun=partial(_replace_recipe, recipe, out, callbacks.note))
         else:
             _write_recipe(recipe, out)
-        result = train_stages(recipe, out, resume=resume, watcher=watcher, plans=plans)
+        result = train_stages(recipe, out, resume=resume, callbacks=callbacks, plans=plans)
         if result.stopped_by:
-            watcher.stopped(result.stopped_by)
-        return _report(recipe, out, result, watcher)
+            callbacks.stopped(result.stopped_by)
+        return _report(recipe, out, result, callbacks)
 
 
 def _write_recipe(recipe: Recipe, out: Path) -> None:
     atomic_write(out / RECIPE, recipe.to_toml())
 
 
-def _take_over(recipe: Recipe, out: Path, note: Callable[[str], None]) -> None:
-    """The recipe that a run resumes with becomes the run's."""
+def _replace_recipe(recipe: Recipe, out: Path, note: Callable[[str], None]) -> None:
+    """Replace the run's recipe by the one that it resumes with."""
     try:
         seed = recipe_of_run(out).get("seed", 0)
-    except InputError:  # it cannot be read, and is not needed any more
+    except InputError:  # it cannot be read, and is replaced
         seed = recipe.seed
     if seed != recipe.seed:
         note(
-            f"seed: the run had {seed} until now, and is resumed with {recipe.seed}: data sources draw in the order of "
-            f"seed {recipe.seed} from here, so that examples of this pass may come twice or not at all"
+            f"seed: the run had {seed} until now, and resumes with {recipe.seed}: data sources use the order of seed "
+            f"{recipe.seed} from here, so examples of this pass may be used twice or not at all"
         )
     _write_recipe(recipe, out)
 
 
-def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict[str, Any]:
-    report = _facts(recipe, result)
+def _report(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) -> dict[str, Any]:
+    """Write report.json and the curves of a finished run; the report."""
+    report = _run_facts(recipe, result)
     if result.finished:
-        draw([out], out / LOSS)
+        plot_losses([out], out / LOSS)
         if recipe.tasks:
-            watcher.say(f"loading {result.folder}")
-            model = checkpoint.load(result.folder, device=result.device, say=watcher.say)
-            scores: dict[str, Any] = {}
-            measures: dict[str, dict[str, str]] = {}
-            last = recipe.in_stages()[-1].train
-            assert last is not None
-            for i, table in enumerate(recipe.tasks):
-                part, config = recipe.part(f"tasks.{i}")
-                task: Task = part(config, recipe.seed)
-                earlier = any(other.use == table.use for other in recipe.tasks[:i])
-                place = out / EVALUATIONS / (f"{task.name}.{i}" if earlier else task.name)
-                named, share = about(task, 0, result.folder), last.max_unreadable
-                asked = Evaluation(model, task, place, named, artifacts=out, max_unreadable=share, say=watcher.note)
-                found = asked.run(table.shots, progress=watcher.asked, replace=True)
-                for shots in table.shots:
-                    name = f"{i}.{with_shots(task.name, shots)}"
-                    scores[name] = scored = found[str(shots)]
-                    if said := measures_of(place).get(str(shots)):
-                        measures[name] = said
-                    if len(scores) == 1:
-                        report[task.primary_metric] = scored["model"][task.primary_metric]
-                        report["shuffled_accuracy"] = scored["shuffled"][task.primary_metric]
-                        report["blind_accuracy"] = scored["blind"][task.primary_metric]
-            report["tasks"] = scores
-            if measures:
-                report["measures"] = measures
+            report |= _evaluate_tasks(recipe, out, result, callbacks)
     atomic_write(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]
@@ -133,26 +132,65 @@ def _report(recipe: Recipe, out: Path, result: Result, watcher: Console) -> dict
     return report
 
 
-def with_shots(name: str, shots: int) -> str:
-    """How a score is called that was asked for behind so many completed examples: `digits`, `digits@4`."""
+def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) -> dict[str, Any]:
+    """Evaluate the finished checkpoint on the recipe's tasks; the fields of the report."""
+    callbacks.say(f"loading {result.folder}")
+    model = checkpoint.load(result.folder, device=result.device, say=callbacks.say)
+    train = recipe.in_stages()[-1].train
+    assert train is not None
+    main: dict[str, float] = {}
+    scores: dict[str, Any] = {}
+    measures: dict[str, dict[str, str]] = {}
+    for i, table in enumerate(recipe.tasks):
+        part, config = recipe.part(f"tasks.{i}")
+        task: Task = part(config, recipe.seed)
+        is_repeated = any(other.use == table.use for other in recipe.tasks[:i])
+        folder = out / EVALUATIONS / (f"{task.name}.{i}" if is_repeated else task.name)
+        evaluation = Evaluation(
+            *(model, task, folder, evaluation_id(task, 0, result.folder)),
+            artifacts=out,
+            max_unreadable=train.max_unreadable,
+            say=callbacks.note,
+        )
+        found = evaluation.run(table.shots, progress=callbacks.asked, replace=True)
+        for shots in table.shots:
+            name = f"{i}.{score_name(task.name, shots)}"
+            scores[name] = found[str(shots)]
+            main = main or _main_scores(task, scores[name])
+            if measured := load_measures(folder).get(str(shots)):
+                measures[name] = measured
+    return {**main, "tasks": scores, **({"measures": measures} if measures else {})}
+
+
+def _main_scores(task: Task, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The main score of a task, and the same score of the control runs."""
+    main = {task.primary_metric: scores["model"][task.primary_metric]}
+    for baseline in ("shuffled", "blind"):
+        # The second name is the former one, kept for one version: programs read report.json.
+        main |= dict.fromkeys((f"{baseline}_score", f"{baseline}_accuracy"), scores[baseline][task.primary_metric])
+    return main
+
+
+def score_name(name: str, shots: int) -> str:
+    """The name of a task's scores with this number of in-context examples: `digits`, `digits@4`."""
     return f"{name}@{shots}" if shots else name
 
 
-def check(recipe: Recipe) -> None:
-    """Raise `RecipeError` with all that this machine lacks to run it."""
+def check_requirements(recipe: Recipe) -> None:
+    """Raise `RecipeError` with everything that this machine lacks to run the recipe."""
     if missing := recipe.problems():
         raise RecipeError(f"{recipe.name} cannot run on this machine", missing, MISSING_NOUN)
 
 
-def check_folder(out: Path, resume: bool) -> None:
-    """Raise `TrainingError` where a run that begins would overwrite another one, or one that goes on has not begun."""
+def check_run_folder(out: Path, resume: bool) -> None:
+    """Raise `TrainingError` if a new run would overwrite another one, or a resumed one has not begun."""
     if not resume and (out / CHECKPOINTS).exists():
-        raise TrainingError(f"{out} holds a run already: choose another folder with --out, or go on with --resume")
+        raise TrainingError(f"{out} holds a run already: choose another folder with --out, or resume with --resume")
     if resume and not (out / RECIPE).is_file():
-        raise TrainingError(f"{out} holds no run to go on with: start one without --resume")
+        raise TrainingError(f"{out} holds no run to resume: start one without --resume")
 
 
-def _facts(recipe: Recipe, result: Result) -> dict[str, Any]:
+def _run_facts(recipe: Recipe, result: Result) -> dict[str, Any]:
     manifest = read_manifest(result.folder)
     return {
         "recipe": recipe.name,

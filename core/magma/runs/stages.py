@@ -1,7 +1,7 @@
 """A recipe with [[stages]]: one training after another, in one folder. A recipe without them is one training.
 
-A stage is what a run of its recipe with `[init] checkpoint` would be, to the bit: it starts from the last checkpoint of
-the stage before it, with a new optimizer and schedule, and draws its data from the beginning.
+A stage gives bit-identical results to a run of its recipe with `[init] checkpoint`: it starts from the last checkpoint
+of the stage before it, with a new optimizer and schedule, and draws its data from the start.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..manifest import CHECKPOINTS, STATE
 from ..plan import Plan
 from ..recipe.recipe import Recipe
 from ..recipe.stages import changes, training_identity
-from ..training.checkpoints import latest
-from ..training.microbatch import explained
-from ..training.processes import join
-from ..training.progress import Result, Watcher
-from ..training.state import TRAINER, Finished, Place, State
+from ..training.checkpoints import latest_checkpoint
+from ..training.microbatch import explain_out_of_memory
+from ..training.processes import init_distributed
+from ..training.progress import Callbacks, Result
+from ..training.state import TRAINER, FinishedStage, StageContext, TrainerState
 from ..training.train import check_can_train, check_fits, train
 
 
@@ -29,37 +29,49 @@ def train_stages(
     out: Path,
     *,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
     plans: Sequence[Plan] = (),
 ) -> Result:
-    """Train every stage of a recipe; `plans` are those of each one, if known. The result is that of all of them.
+    """Train every stage of a recipe.
 
-    Raises what `train` raises, and `CheckpointError` where this recipe changes a stage that has ended.
+    Args:
+        recipe: With stages or without.
+        out: The folder of the run.
+        resume: Continue from the newest checkpoint of the run.
+        callbacks: What to call while it runs.
+        plans: Of each stage, if known.
+
+    Returns:
+        The result of all stages together.
+
+    Raises:
+        CheckpointError: If this recipe changes a stage that has ended.
+        MagmaError: Whatever `train` raises.
     """
-    watcher = watcher or Watcher()
+    callbacks = callbacks or Callbacks()
     stages = recipe.in_stages()
 
-    def trained(number: int, resume: bool, place: Place | None = None) -> Result:
+    def train_stage(number: int, resume: bool, context: StageContext | None = None) -> Result:
         stage, plan = stages[number], plans[number] if plans else None
         costs = plan.costs if plan else None
-        with explained(stage, plan):
-            return train(stage, out, resume=resume, watcher=watcher, costs=costs, plan=plan, place=place)
+        with explain_out_of_memory(stage, plan):
+            return train(stage, out, resume=resume, callbacks=callbacks, costs=costs, plan=plan, stage=context)
 
-    last = latest(out) if resume else None
+    last = latest_checkpoint(out) if resume else None
     finished = _finished(recipe, stages, last) if last else []
     if not recipe.stages:
-        return trained(0, resume)
-    watcher.say("loading the trainer")
+        return train_stage(0, resume)
+    callbacks.say("loading the trainer")
     for number, stage in enumerate(stages):
         check_can_train(stage, f"stages[{number}]: ")
-        check_fits(stage, join())
+        check_fits(stage, init_distributed())
     result: Result | None = None
     for number in range(len(finished), len(stages)):
-        watcher.say(f"{recipe.stage_label(number)}, of {len(stages)}")
+        callbacks.say(f"{recipe.stage_label(number)}, of {len(stages)}")
         start = out / CHECKPOINTS / f"step-{finished[-1].checkpoint:08d}" if finished else None
         later = sum(stage.train.total_steps for stage in stages[number + 1 :] if stage.train)
-        place = Place(recipe, number, start, tuple(finished), later)
-        ended = trained(number, resume, place)
+        context = StageContext(recipe, number, start, tuple(finished), later)
+        ended = train_stage(number, resume, context)
         resume = False
         result = _added(result, ended)
         if not ended.finished:
@@ -76,7 +88,7 @@ def train_stages(
 
 
 def _added(earlier: Result | None, ended: Result) -> Result:
-    """A stage's result with the time, the memory and the broken fingerprints of those before it in this process."""
+    """A stage's result, combined with time, memory and changed fingerprints of the stages before it in this process."""
     if earlier is None:
         return ended
     return replace(
@@ -92,7 +104,7 @@ def _learnt(stage: Recipe) -> dict[str, Any]:
 
 
 def _with_current_names(learnt: Mapping[str, Any], stage: Recipe) -> dict[str, Any]:
-    """What a stage learnt, under the names that the keys of its parts have now."""
+    """What a stage learnt, with the current names of its parts' keys."""
     names = {
         f"{path}.{former}": f"{path}.{current}"
         for path, part, _ in stage.parts()
@@ -101,8 +113,8 @@ def _with_current_names(learnt: Mapping[str, Any], stage: Recipe) -> dict[str, A
     return {names.get(key, key): value for key, value in learnt.items()}
 
 
-def _entry(stage: Recipe, ended: Result, before: Sequence[Finished]) -> Finished:
-    return Finished(
+def _entry(stage: Recipe, ended: Result, before: Sequence[FinishedStage]) -> FinishedStage:
+    return FinishedStage(
         learnt=_learnt(stage),
         checkpoint=int(ended.folder.name.rpartition("-")[2]),
         steps=ended.steps - sum(one.steps for one in before),
@@ -112,13 +124,13 @@ def _entry(stage: Recipe, ended: Result, before: Sequence[Finished]) -> Finished
     )
 
 
-def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[Finished]:
-    """The stages that had ended before a checkpoint. Raises `CheckpointError` where this recipe has others."""
-    finished = State.read(last / STATE / TRAINER).finished
+def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[FinishedStage]:
+    """The stages that had ended before a checkpoint. Raises `CheckpointError` if this recipe has other ones."""
+    finished = TrainerState.read(last / STATE / TRAINER).finished
     if len(finished) >= len(stages):
         raise CheckpointError(
             f"{last} is of stage {len(finished) + 1}, and this recipe has {len(recipe.stages) or 'no'} [[stages]]: "
-            "resume with the recipe that the run began with"
+            "resume with the recipe that the run was started with"
         )
     for number, (one, stage) in enumerate(zip(finished, stages, strict=False)):
         if changed := changes(_with_current_names(one.learnt, stage), _learnt(stage)):

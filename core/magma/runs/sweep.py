@@ -1,6 +1,6 @@
-"""A family of recipes, each with several seeds, one run after another: what is done is not done again.
+"""Several recipes, each with several seeds, one run after another. Finished runs are not repeated.
 
-A folder for each run, and one table at the end.
+Each run has a folder, and there is one table at the end.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from ..errors import TrainingError
 from ..io import atomic_write
 from ..manifest import RECIPE
 from ..recipe.recipe import Recipe
-from ..system.launch import run_alone
+from ..system.launch import run_subprocess
 from ..system.signals import STOP_SIGNALS, exit_status
-from .folder import REPORT, metrics
-from .run import check
+from .folder import REPORT, read_metrics
+from .run import check_requirements
 
 TABLE = "matrix.json"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a matrix."""
+    """One run of a sweep."""
 
     recipe: Recipe
     source: str
@@ -35,31 +35,35 @@ class Cell:
 
     @property
     def report(self) -> dict[str, Any]:
-        """What the run left; nothing where it has not finished."""
+        """The report of the run; empty if it has not finished."""
         path = self.folder / REPORT
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return found if found.get("finished") else {}
 
 
-def cells(sources: Sequence[str], out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
-    """Seed by seed, every recipe: after the first seed there is a whole table. Raises `RecipeError`."""
+def sweep_cells(sources: Sequence[str], out: Path, seeds: Sequence[int], overrides: Sequence[str]) -> list[Cell]:
+    """The runs, seed by seed: after the first seed the table has every recipe. Raises `RecipeError`."""
     recipes = [(source, Recipe.load(source, overrides)) for source in sources]
     names = [recipe.name for _, recipe in recipes]
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise TrainingError(f"recipes of one name: {', '.join(twins)}; their runs would share a folder")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise TrainingError(f"recipes with the same name: {', '.join(duplicates)}; their runs would share a folder")
     for _, recipe in recipes:
-        check(recipe)
+        check_requirements(recipe)
     return [
         Cell(recipe, source, seed, out / recipe.name / f"seed_{seed}") for seed in seeds for source, recipe in recipes
     ]
 
 
-def run_matrix(
+def run_sweep(
     plan: Sequence[Cell], overrides: Sequence[str], say: Callable[[str], None], arguments: Sequence[str] = ()
 ) -> list[Cell]:
-    """Run what has not finished, each in a process of its own, and go on behind one that fails. Returns those.
+    """Run what has not finished, each run in a separate process, and continue after a failed one.
 
-    A signal that stops a run stops all of it: `SystemExit` with that run's status.
+    Returns:
+        The runs that failed.
+
+    Raises:
+        SystemExit: With the run's status, if a signal stops a run.
     """
     failed = []
     for i, cell in enumerate(plan, 1):
@@ -71,7 +75,7 @@ def run_matrix(
         begun = (cell.folder / RECIPE).is_file()
         words = ["recipe", "run", cell.source, "--out", str(cell.folder), *arguments, *(["--resume"] if begun else [])]
         words += [word for change in (*overrides, f"seed={cell.seed}") for word in ("--set", change)]
-        status = run_alone(words)
+        status = run_subprocess(words)
         if status in map(exit_status, STOP_SIGNALS):
             say(f"{where}: stopped; the same command resumes it")
             raise SystemExit(status)
@@ -81,8 +85,8 @@ def run_matrix(
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One score of one recipe, over its seeds."""
+class SeedScores:
+    """One score of one recipe over its seeds."""
 
     mean: float
     low: float
@@ -94,27 +98,29 @@ class Figure:
         return f"{self.mean:.3f}{spread}"
 
 
-def table(plan: Sequence[Cell]) -> dict[str, dict[str, Figure]]:
-    """Recipe to score to figure, of the runs that have finished; scores are called TASK: SCORE.
+def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
+    """The scores of the finished runs by recipe and name, which is TASK: SCORE.
 
-    The lowest evaluation loss stands in front, as `training: evaluation_loss`, where a run has one.
+    The lowest evaluation loss of a run, if it has one, comes first, as `training: evaluation_loss`.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for cell in plan:
         scores = found.setdefault(cell.recipe.name, {})
-        if cell.report and (losses := [r["evaluation_loss"] for r in metrics(cell.folder) if "evaluation_loss" in r]):
+        if cell.report and (
+            losses := [r["evaluation_loss"] for r in read_metrics(cell.folder) if "evaluation_loss" in r]
+        ):
             scores.setdefault("training: evaluation_loss", []).append(min(losses))
         for task, by in cell.report.get("tasks", {}).items():
             for name, value in by["model"].items():
                 scores.setdefault(f"{task.partition('.')[2]}: {name}", []).append(value)
     return {
-        recipe: {name: Figure(statistics.fmean(v), min(v), max(v), v) for name, v in scores.items()}
+        recipe: {name: SeedScores(statistics.fmean(v), min(v), max(v), v) for name, v in scores.items()}
         for recipe, scores in found.items()
     }
 
 
 def write_table(plan: Sequence[Cell], path: Path) -> None:
-    """The table for programs: every run's scores, baselines among them."""
+    """Write the scores of every run as JSON, including those of the control runs."""
     runs = [{"recipe": c.recipe.name, "seed": c.seed, **c.report} for c in plan if c.report]
     kept = ("recipe", "seed", "steps", "seconds", "tasks", "frozen_unchanged")
     rows = [{key: run[key] for key in kept if key in run} for run in runs]

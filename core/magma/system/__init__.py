@@ -1,1 +1,1 @@
-"""The machine: processes, signals, ranks, devices, memory and home folders. Nothing here knows a model."""
+"""The machine: processes, signals, ranks, devices, memory and home folders. Nothing here depends on a model."""

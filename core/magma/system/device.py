@@ -8,9 +8,10 @@ from ..errors import InputError
 
 
 def check_device(given: torch.device | str, meta: bool = False) -> torch.device:
-    """The device of this name; "meta" only where it is asked for.
+    """The device of this name; "meta" only with `meta`.
 
-    Raises `InputError` where torch has no such device, or this machine has none.
+    Raises:
+        InputError: If torch or this machine has no such device.
     """
     allowed = ", ".join(available())
     try:
@@ -31,7 +32,7 @@ def check_device(given: torch.device | str, meta: bool = False) -> torch.device:
 
 
 def default_device() -> str:
-    """A GPU where there is one, else the CPU."""
+    """The GPU, if there is one, else the CPU."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -44,6 +45,6 @@ def available() -> list[str]:
 
 
 def _count(kind: str) -> int:
-    """How many devices of a kind torch can use."""
+    """The number of devices of a kind that torch can use."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return torch.accelerator.device_count() if found is not None and found.type == kind else 0

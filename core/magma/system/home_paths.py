@@ -20,7 +20,7 @@ def expand_home(value: Any) -> Any:
 
 
 def accept_home(program: typer.Typer) -> None:
-    """Expand `~` in every path that a command of this program gets; those of plugins too."""
+    """Expand `~` in every path argument of this program's commands, including those of plugins."""
     for command in program.registered_commands:
         if command.callback is not None and not hasattr(command.callback, "accepts_home"):
             command.callback = _expanding(command.callback)
@@ -34,5 +34,5 @@ def _expanding(callback: Callable[..., Any]) -> Callable[..., Any]:
     def expanded(*args: Any, **options: Any) -> Any:
         return callback(*args, **{name: expand_home(value) for name, value in options.items()})
 
-    expanded.accepts_home = True  # type: ignore[attr-defined]  # a mark, for a program that is extended twice
+    expanded.accepts_home = True  # type: ignore[attr-defined]  # so that it is not wrapped twice
     return expanded

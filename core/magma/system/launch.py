@@ -1,8 +1,8 @@
-"""Start `magma` in several processes, pass signals on to them, and wait until all have ended.
+"""Start `magma` in several processes, forward signals to them, and wait until all have ended.
 
-The processes of this machine are children of this one. On other hosts `python -m magma.system.launch`, started by ssh,
-starts them, and reads its orders from its input: a JSON object, then a line with a signal's number for each signal.
-When the input ends, because the connection is lost or this process is killed, so do the processes of that host.
+The processes of this machine are children of this one. On other hosts, `python -m magma.system.launch` is started by
+ssh and starts them. It reads its standard input: a JSON object with the command, then a line with the number of each
+signal. When the input ends, because the connection is lost or this process is killed, the processes of that host end.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from ..errors import InputError, TrainingError
 from .signals import LAUNCHER, STOP_SIGNALS, exit_status, stop_requests
 
 HOSTFILE = "MAGMA_HOSTFILE"
-"""Environment variable of processes that were started on the hosts of a hostfile: its path."""
+"""Environment variable with the path of the hostfile, for processes that were started from one."""
 PORT = 29500
-"""Where the first host listens for the others, as torch and DeepSpeed do; MASTER_PORT in the environment changes it."""
+"""The port of the first host, the default of torch and DeepSpeed; MASTER_PORT in the environment changes it."""
 GRACE_S = 10.0
-"""After a failure: how long the other processes may take to report the same one."""
+"""After a failure, the time in which the other processes may report the same one."""
 POLL_S = 0.1
-_PASSED_ON = (
+_FORWARDED = (
     *("CUDA_DEVICE_ORDER", "GLOO_", "HF_", "LD_LIBRARY_PATH", "MAGMA_", "MLFLOW_", "MV2_", "NCCL_", "OMP_"),
     *("PATH", "PYTHON", "TOKENIZERS_", "TORCH_", "UCX_", "WANDB_"),
 )
-"""Beginnings of the variables that other hosts get."""
+"""Prefixes of the environment variables that other hosts get."""
 _STOPPED = tuple(map(exit_status, STOP_SIGNALS))
 _SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ServerAliveInterval=30")
 
 
 @dataclass(frozen=True)
 class Child:
-    """A process that was started, and how errors name it."""
+    """A process that was started, and its name in messages."""
 
     name: str
     process: subprocess.Popen[Any]
 
     def signal(self, number: int) -> None:
-        """Pass a signal on, through ssh where the child is an ssh."""
+        """Forward a signal, through ssh if the child is an ssh."""
         with suppress(OSError):  # it has ended
             if self.process.stdin is None:
                 self.process.send_signal(number)
@@ -57,7 +57,7 @@ class Child:
                 self.process.stdin.flush()
 
     def kill(self) -> None:
-        """End it, and what it started, at once."""
+        """End it, and its children, immediately."""
         with suppress(OSError):
             self.process.kill()
 
@@ -70,16 +70,21 @@ class Child:
 
 
 def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None = None) -> int:
-    """Run `magma ARGUMENTS` in several processes, here or on the hosts of a hostfile; the exit status.
+    """Run `magma ARGUMENTS` in several processes, on this machine or on the hosts of a hostfile.
 
-    A first signal reaches every process, and each saves before it ends; a second one ends all of them at once. Raises
-    `InputError` for a hostfile that cannot be read.
+    The first signal is forwarded to every process, which saves before it ends; a second one kills all of them.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        InputError: If the hostfile cannot be read.
     """
     command = [sys.executable, "-m", "magma.cli", *arguments]
     if hostfile is not None:
         hosts = read_hostfile(hostfile)
         return supervise(lambda: _start_hosts(hosts, command, {HOSTFILE: str(hostfile)}))
-    # Imported by whoever checks the recipe anyway. A store of this process, as torchrun's, leaves no port to guess.
+    # Checking the recipe has imported torch already. A store in this process, like torchrun's, gets a free port.
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not in its __all__
 
     store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
@@ -88,33 +93,33 @@ def launch(arguments: Sequence[str], processes: int = 1, hostfile: Path | None =
     return supervise(lambda: _start_ranks(command, range(processes), processes, {**os.environ, **own}))
 
 
-def run_alone(arguments: Sequence[str]) -> int:
-    """Run `magma ARGUMENTS` in one process that ends with this one; the exit status."""
+def run_subprocess(arguments: Sequence[str]) -> int:
+    """Run `magma ARGUMENTS` in one process, which ends with this one; the exit status."""
     command = [sys.executable, "-m", "magma.cli", *arguments]
     environment = {**os.environ, LAUNCHER: str(os.getpid())}
     return supervise(lambda: iter([Child("the process", subprocess.Popen(command, env=environment))]))
 
 
 def supervise(start: Callable[[], Iterator[Child]]) -> int:
-    """Start children, pass signals on, and wait; the exit status of the first one that fails, else 0.
+    """Start children, forward signals, and wait; the exit status of the first one that fails, else 0.
 
-    Where one fails, the others get `GRACE_S` to end; where a signal ends one, they are ended at once. Where one has
-    stopped after a signal, the others have agreed to stop and get all the time that they need.
+    If one fails, the others get `GRACE_S` seconds to end; if a signal kills one, they are killed immediately. If one
+    has stopped after a signal, the others have agreed to stop and get all the time that they need.
     """
     children: list[Child] = []
 
-    def end_all(_: int = 0) -> None:
+    def kill_all(_: int = 0) -> None:
         for child in children:
             child.kill()
 
-    status, passed, deadline = 0, False, float("inf")
-    with stop_requests(again=end_all) as request:
+    status, forwarded, deadline = 0, False, float("inf")
+    with stop_requests(again=kill_all) as request:
         try:
             children.extend(start())
             running = list(children)
             while running:
-                if request and not passed:
-                    passed = True
+                if request and not forwarded:
+                    forwarded = True
                     for child in running:
                         child.signal(request.number)
                 for child in [one for one in running if one.process.poll() is not None]:
@@ -128,10 +133,10 @@ def supervise(start: Callable[[], Iterator[Child]]) -> int:
                             with suppress(OSError):
                                 print(f"magma: {signal.Signals(-ended).name} ended {child.name}", file=sys.stderr)
                 if running and time.monotonic() > deadline:
-                    end_all()
+                    kill_all()
                 time.sleep(POLL_S if running else 0)
         finally:
-            end_all()
+            kill_all()
             for child in children:
                 child.wait()
     killed = request and status == exit_status(signal.SIGKILL)
@@ -178,9 +183,9 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 
 def _start_hosts(hosts: Mapping[str, int], command: Sequence[str], more: Mapping[str, str]) -> Iterator[Child]:
-    """An ssh for each host. All of them need this folder and this Python in the same place."""
+    """An ssh for each host. Every host needs this folder and this Python at the same path."""
     size, first = sum(hosts.values()), 0
-    environment = {**{key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}, **more}
+    environment = {**{key: value for key, value in os.environ.items() if key.startswith(_FORWARDED)}, **more}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     environment["MASTER_ADDR"] = os.environ.get("MASTER_ADDR") or _address(next(iter(hosts)))
     environment["MASTER_PORT"] = os.environ.get("MASTER_PORT") or str(PORT)
@@ -188,11 +193,11 @@ def _start_hosts(hosts: Mapping[str, int], command: Sequence[str], more: Mapping
     serving = shlex.join([path, sys.executable, "-m", "magma.system.launch"])
     remote = f"cd {shlex.quote(str(Path.cwd()))} && exec env {serving}"
     for host, slots in hosts.items():
-        # In a session of its own, so that a terminal's Ctrl-C does not cut the connection.
+        # In a new session, so that a terminal's Ctrl-C does not end the connection.
         ssh = subprocess.Popen([*_SSH, host, remote], stdin=subprocess.PIPE, start_new_session=True)
         order = {"command": list(command), "first": first, "count": slots, "size": size, "environment": environment}
         assert ssh.stdin is not None
-        with suppress(OSError):  # ssh has failed, and says why
+        with suppress(OSError):  # ssh has failed and printed the reason
             ssh.stdin.write(json.dumps(order).encode() + b"\n")
             ssh.stdin.flush()
         yield Child(f"ssh to {host}", ssh)
@@ -200,7 +205,7 @@ def _start_hosts(hosts: Mapping[str, int], command: Sequence[str], more: Mapping
 
 
 def _address(host: str) -> str:
-    """The address of the first host, under which the others find it: a name may be known only to this machine's ssh."""
+    """The address of the first host for the others: its name may be known only to this machine's ssh."""
     try:
         done = subprocess.run([*_SSH, host, "hostname -I || hostname"], capture_output=True, text=True, check=False)
     except OSError as error:
@@ -212,16 +217,16 @@ def _address(host: str) -> str:
 
 
 def serve() -> int:
-    """On a host: start its processes as the first line of the input says, and pass on the signals of later lines."""
+    """On a host: start the processes of the first line of the input, and forward the signals of the next lines."""
     order = json.loads(sys.stdin.readline())
 
     def follow() -> None:
         for line in sys.stdin:
             os.kill(os.getpid(), int(line))
-        os.kill(os.getpid(), signal.SIGKILL)  # the processes end with this one
+        os.kill(os.getpid(), signal.SIGKILL)  # its processes end with it
 
     def start() -> Iterator[Child]:
-        threading.Thread(target=follow, name="orders", daemon=True).start()  # signals are handled from now on
+        threading.Thread(target=follow, name="signals", daemon=True).start()  # signals are handled from now on
         ranks = range(order["first"], order["first"] + order["count"])
         yield from _start_ranks(order["command"], ranks, order["size"], {**os.environ, **order["environment"]})
 

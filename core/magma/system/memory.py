@@ -1,4 +1,4 @@
-"""Memory of a device: how much there is, and what to do when it runs out."""
+"""Memory of a device: how much is available, and how to continue when it runs out."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from ..io import error_summary
 
 T = TypeVar("T")
 R = TypeVar("R")
-_WORDS = (
+_MESSAGES = (
     "out of memory",
     "can't allocate memory",
     "could not create a primitive",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-"""What libraries write where torch raises a plain RuntimeError."""
+"""Parts of messages of libraries for which torch raises a plain RuntimeError."""
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # glibc's malloc.h
 
 
 def ran_out(error: BaseException) -> bool:
-    """Was there too little memory?"""
+    """Whether an error says that memory ran out."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def free_unused() -> None:
-    """Give back what nothing refers to any more: a failed pass leaves circles of references and cached blocks."""
+    """Free unreferenced memory: a failed pass leaves reference cycles and cached blocks."""
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
         trim(0)
@@ -47,7 +47,7 @@ def free_unused() -> None:
 
 
 def available(device: str) -> int:
-    """Bytes that this process can use: of its GPU, or its share of what main memory has left."""
+    """Bytes that this process can use: of its GPU, or its part of the free main memory."""
     if device != "cpu":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device))
@@ -55,7 +55,7 @@ def available(device: str) -> int:
 
 
 def _main_memory() -> int:
-    """Bytes that are available on this machine, or to this container."""
+    """Bytes that are available on this machine or in this container."""
     limits = []
     with contextlib.suppress(OSError, ValueError):
         line = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
@@ -66,15 +66,24 @@ def _main_memory() -> int:
 
 
 def in_pieces(items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]], size: int | None = None) -> list[R]:
-    """What `work` gives for all items, in order, at most `size` at a time and fewer where memory runs out.
+    """Call `work` on batches of the items, at most `size` each, and smaller ones if memory runs out.
 
-    `work` gives a result for each item. Raises `OutOfMemory` where a single item needs too much.
+    Args:
+        items: What to process.
+        work: Returns a result for each item of a batch.
+        size: The largest batch; None: all items.
+
+    Returns:
+        The results in order.
+
+    Raises:
+        OutOfMemory: If a single item needs too much memory.
     """
-    return Pieces(size or max(1, len(items)))(items, work)
+    return BatchMapper(size or max(1, len(items)))(items, work)
 
 
-class Pieces:
-    """The same for one batch after another: a size that was too large is not tried again."""
+class BatchMapper:
+    """The same for several calls: a size that was too large is not tried again."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -91,24 +100,25 @@ class Pieces:
                     raise
                 if len(piece) == 1:
                     raise OutOfMemory(
-                        f"memory ran out with a single prompt: {first_line(error)}. Shorter prompts, smaller media, "
-                        "fewer tokens to generate or half precision need less"
+                        f"memory ran out with a single prompt: {memory_error_summary(error)}. Shorter prompts, smaller "
+                        "media, fewer tokens to generate or half precision need less"
                     ) from None
             self.size = len(piece) // 2
             free_unused()  # not before the error and its frames are gone
         return found
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says, without the place in torch's source and the allocator's advice."""
+def memory_error_summary(error: BaseException) -> str:
+    """An error's message without the position in torch's source and the allocator's advice."""
     text = error_summary(error)
     return text.partition("err == 0. ")[2].partition(". ")[0] or text.partition(". ")[0].rstrip(".")
 
 
 def keep_freed_memory() -> None:
-    """Tell glibc to keep what is freed: it gives tensors of a few megabytes back and has each one faulted in anew.
+    """Make glibc keep freed memory. By default it returns tensors of a few megabytes to the system each time.
 
-    On a CPU that was a third of a small step. What the environment says (MALLOC_...) stands.
+    On a CPU the page faults for new ones took a third of a small step. Variables MALLOC_... of the environment have
+    priority.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):

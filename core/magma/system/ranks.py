@@ -1,4 +1,4 @@
-"""This process among those that a launcher started: its rank and their number, from the launcher's variables."""
+"""Rank of this process and number of processes, from the launcher's environment variables."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ _NUMBERS = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 1, "LOCAL_RANK": 0, "LOCA
 
 
 class Ranks(NamedTuple):
-    """One of `size` processes."""
+    """Rank of this process among `size` processes."""
 
     rank: int = 0
     size: int = 1
 
 
 def is_first() -> bool:
-    """Does this process report? Only one does."""
+    """Whether this is the first process, which reports."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def ranks() -> Ranks:
-    """Rank and number of processes; without RANK this is the only one.
+    """Rank and number of processes; without RANK in the environment this is the only process.
 
-    Raises `TrainingError` where the variables are incomplete or no valid numbers.
+    Raises:
+        TrainingError: If the variables are incomplete, or not valid numbers.
     """
     if "RANK" not in os.environ:
         return Ranks()
@@ -41,7 +42,7 @@ def ranks() -> Ranks:
     for name, least in _NUMBERS.items():
         given = os.environ.get(name, str(least))
         if not (given.isascii() and given.isdigit() and int(given) >= least):
-            raise TrainingError(f"{name} in the environment: given {given!r}; allowed: a whole number from {least} on")
+            raise TrainingError(f"{name} in the environment: given {given!r}; allowed: a whole number, {least} or more")
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if rank >= size:
         raise TrainingError(f"RANK in the environment: given {rank}; allowed: less than WORLD_SIZE, which is {size}")

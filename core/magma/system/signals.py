@@ -1,7 +1,7 @@
-"""Signals that ask a run to stop, and processes that end with their parent.
+"""Signals that request a stop, and processes that end with their parent.
 
-A stopped run saves a checkpoint and exits with 128 plus the signal's number. Nothing is imported here but the standard
-library: a launched process watches its parent before anything else is loaded.
+A stopped run saves a checkpoint and exits with 128 plus the signal's number. This module imports only the standard
+library, because a launched process watches its parent before it loads anything else.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from contextlib import contextmanager
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C; docker, Kubernetes and systemd; a closed terminal; SLURM's warning before the time limit."""
 LAUNCHER = "MAGMA_LAUNCHER"
-"""Environment variable: process id of the `magma` that started this process and passes signals on to it."""
+"""Environment variable: process id of the `magma` that started this process and forwards signals to it."""
 REPEAT_S = 1.0
 """Signals within this many seconds are one request: a service manager signals the launcher and its children."""
 _WATCH_S = 1.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _FOREIGN_LAUNCHERS = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
-"""Variables that torchrun and DeepSpeed's launcher set, whose processes have to end with them."""
+"""Variables of torchrun and DeepSpeed's launcher. Their processes have to end with them."""
 _launched = False
 
 
 class StopRequest:
-    """The first signal that asked for a stop; false while there is none."""
+    """The first signal that requested a stop; false while there is none."""
 
     number = 0
 
@@ -42,7 +42,7 @@ def exit_status(number: int) -> int:
 
 
 def end_at_once(number: int) -> None:
-    """What the signal does to a program that does not handle it."""
+    """Do what the signal does by default."""
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     signal.signal(number, signal.SIG_DFL)
@@ -82,13 +82,13 @@ def stop_requests(again: Callable[[int], None] | None = None) -> Iterator[StopRe
 
 
 def ignore_stop_signals() -> None:
-    """Leave the stop to the parent process, which needs this one until it has saved."""
+    """Ignore the signals in a child that its parent needs until it has saved."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def end_with_launcher() -> None:
-    """In a process that a launcher started: end when the launcher ends, even if nothing can be passed on any more."""
+    """In a process that a launcher started: end when the launcher ends, even if it could not forward a signal."""
     global _launched
     parent = os.environ.pop(LAUNCHER, None)  # it is not the launcher of this process's own children
     if parent is not None:
@@ -125,7 +125,7 @@ def _kernel_ends_with_parent() -> bool:
 
 
 def _watch(parent: int) -> None:
-    """Kill this process when its parent is another one: orphans get a new parent."""
+    """Kill this process when its parent changes: a process whose parent has ended gets a new one."""
     while os.getppid() == parent:
         time.sleep(_WATCH_S)
     os.kill(os.getpid(), signal.SIGKILL)

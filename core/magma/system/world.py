@@ -1,4 +1,4 @@
-"""This process among all that train together."""
+"""This process among those that train together: rank, device, sums over processes, and how to abort together."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from .memory import first_line, ran_out
+from .memory import memory_error_summary, ran_out
 
 T = TypeVar("T")
-PEAKS = {
+PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
@@ -25,7 +25,7 @@ PEAKS = {
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
 }
-"""Dense half-precision FLOPs a second, from the makers' datasheets, by what is in a GPU's name."""
+"""Dense half-precision FLOPs per second of the manufacturers' data sheets, by a part of the GPU's name."""
 _COLLECTIVES = (
     *("all_reduce", "all_reduce_coalesced", "reduce", "broadcast", "barrier"),
     *("reduce_scatter", "reduce_scatter_tensor", "all_gather", "all_gather_coalesced", "all_gather_into_tensor"),
@@ -33,15 +33,15 @@ _COLLECTIVES = (
 )
 
 
-class MemoryShort(Exception):
-    """Memory ran out here or in another process; all processes raise it at the same place of their communication."""
+class MemoryExhausted(Exception):
+    """Memory ran out in this process or another one; all processes raise it at the same collective operation."""
 
 
-class Agreement:
-    """What lets several processes abandon a piece of work together when memory runs out in one of them.
+class CollectiveAbort:
+    """Lets all processes abort a piece of work when memory runs out in one of them.
 
-    A process that waits in a collective operation for one that has failed would wait for ever. So each operation
-    is preceded by a small one, in a group of the main memory's own, in which a process that has failed says so.
+    A process would wait for ever in a collective operation for another one that has failed. So a small all-reduce on
+    the CPU comes before each operation, in which a failed process reports its failure.
     """
 
     def __init__(self) -> None:
@@ -49,12 +49,12 @@ class Agreement:
         self.active = False
 
     def guard(self, backend: Any) -> None:
-        """Let the operations of a communication backend ask first."""
+        """Add the exchange before each collective operation of a communication backend."""
         for name in _COLLECTIVES:
             if plain := getattr(backend, name, None):
-                setattr(backend, name, self._asking_first(plain))
+                setattr(backend, name, self._with_exchange(plain))
 
-    def _asking_first(self, plain: Callable[..., Any]) -> Callable[..., Any]:
+    def _with_exchange(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def operation(*args: Any, **kwargs: Any) -> Any:
             if self.active:
                 self.exchange()
@@ -63,57 +63,57 @@ class Agreement:
         return operation
 
     def exchange(self, failure: str = "") -> None:
-        """Raise `MemoryShort` in all processes if one has failed."""
+        """Raise `MemoryExhausted` in all processes if one has failed."""
         failed = torch.tensor([int(bool(failure))])
         torch.distributed.all_reduce(failed, group=self._group)
         if failed.item():
             self.active = False
-            raise MemoryShort(failure or "in another process")
+            raise MemoryExhausted(failure or "in another process")
 
 
 @dataclass(frozen=True)
-class World:
-    """This process among all of them."""
+class DistributedContext:
+    """Rank, number of processes and device of this process."""
 
     rank: int = 0
     size: int = 1
     device: str = "cpu"
-    agreement: Agreement | None = None
-    """None where there is one process."""
+    collective_abort: CollectiveAbort | None = None
+    """None for a single process."""
 
     @contextmanager
-    def abandoned_together(self) -> Iterator[None]:
-        """A piece of work that all processes abandon with `MemoryShort` if memory runs out in one of them."""
-        agreement = self.agreement
-        if agreement:
-            agreement.active = True
+    def abort_together(self) -> Iterator[None]:
+        """A block that all processes leave with `MemoryExhausted` if memory runs out in one of them."""
+        collective = self.collective_abort
+        if collective:
+            collective.active = True
         try:
             yield
-            if agreement:
-                agreement.exchange()
+            if collective:
+                collective.exchange()
         except (RuntimeError, MemoryError) as error:
             if not ran_out(error):
                 raise
-            failure = first_line(error)
-            if agreement:
-                agreement.exchange(failure)
-            raise MemoryShort(failure) from None
+            failure = memory_error_summary(error)
+            if collective:
+                collective.exchange(failure)
+            raise MemoryExhausted(failure) from None
         finally:
-            if agreement:
-                agreement.active = False
+            if collective:
+                collective.active = False
 
     def sum(self, *values: float) -> list[float]:
         """Each value, summed over the processes."""
         if self.size == 1:
             return list(values)
-        if self.agreement and self.agreement.active:
-            self.agreement.exchange()
+        if self.collective_abort and self.collective_abort.active:
+            self.collective_abort.exchange()
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         torch.distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
     def gather(self, value: T) -> list[T]:
-        """Everyone's value, by rank; small ones that can be pickled."""
+        """The values of all processes, by rank; small ones that can be pickled."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -121,20 +121,20 @@ class World:
         return found
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all processes."""
         if self.size > 1:
             torch.distributed.barrier()
 
     @property
-    def peak(self) -> float | None:
-        """FLOPs a second of this GPU in half precision by its datasheet; None where it is not known here."""
+    def peak_flops(self) -> float | None:
+        """FLOPs per second of this GPU in half precision by its data sheet; None where it is not in `PEAK_FLOPS`."""
         if self.device == "cpu":
             return None
         model = torch.cuda.get_device_name()
-        return next((peak for part, peak in PEAKS.items() if part in model), None)
+        return next((peak for part, peak in PEAK_FLOPS.items() if part in model), None)
 
     def memory(self) -> int:
-        """The most bytes this process has held: of its GPU, of main memory without one."""
+        """The most bytes that this process has allocated: on its GPU, or in main memory without one."""
         if self.device != "cpu":
             return int(torch.cuda.max_memory_allocated())
         import resource

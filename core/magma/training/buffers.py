@@ -1,4 +1,4 @@
-"""Tensors that training changes and no gradient does, such as the statistics of BatchNorm."""
+"""Tensors that training changes without a gradient, such as the running statistics of BatchNorm."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor, nn
 
 from ..model import Magma
-from ..system.world import World
+from ..system.world import DistributedContext
 
 
 class Buffers:
-    """The buffers that training changes, to be put back where a step is repeated or skipped."""
+    """The buffers that training changes; they are restored if a step is repeated or skipped."""
 
     def __init__(self, model: Magma) -> None:
         self.tensors = [t for t in model.trained_tensors().values() if not isinstance(t, nn.Parameter)]
 
     def copies(self) -> list[Tensor]:
-        """What they hold now."""
+        """Copies of their current values."""
         return [t.clone() for t in self.tensors]
 
     def restore(self, copies: Sequence[Tensor]) -> None:
-        """Back to what `copies` gave."""
+        """Restore the values that `copies` gave."""
         for buffer, old in zip(self.tensors, copies, strict=True):
             buffer.copy_(old)
 
 
-def average_buffers(model: Magma, world: World) -> None:
-    """Each process's BatchNorm saw its own share: the model's statistics are their mean."""
+def average_buffers(model: Magma, world: DistributedContext) -> None:
+    """Replace statistics by their mean over the processes: each BatchNorm has seen only its process's examples."""
     if world.size == 1:
         return
     for tensor in model.trained_tensors().values():

@@ -1,18 +1,18 @@
-"""What a recipe says of its data, as the loader of one process takes it."""
+"""Data sources and loader of a recipe, for one process."""
 
 from __future__ import annotations
 
 import os
 
 from ..data.collator import Collator
-from ..data.loader import Feed
+from ..data.loader import RankLoader
 from ..interfaces import DataSource
 from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
 
 
-def sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
-    """The data sources of one use (`train` or `evaluation`), and how often each is drawn from."""
+def build_sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
+    """The data sources of one use (`train` or `evaluation`), and their weights."""
     found, weights = [], []
     for i, table in enumerate(getattr(recipe.data, use)):
         part, config = recipe.part(f"data.{use}.{i}")
@@ -21,15 +21,15 @@ def sources(recipe: Recipe, use: str) -> tuple[list[DataSource], list[float]]:
     return found, weights
 
 
-def workers_of(train: Train, gpu: bool) -> int:
-    """Processes that prepare batches; where a GPU waits for them, this process's share of the cores, up to 8."""
+def num_workers(train: Train, gpu: bool) -> int:
+    """Number of worker processes; by default, with a GPU, this process's part of the CPU cores, up to 8."""
     if train.workers is not None:
         return train.workers
     share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return min(8, max(1, share - 1)) if gpu else 0
 
 
-def feed_of(
+def make_loader(
     recipe: Recipe,
     collator: Collator,
     rank: int,
@@ -38,11 +38,11 @@ def feed_of(
     accumulation: int,
     workers: int,
     pin: bool,
-) -> Feed:
-    """The loader of one of `size` processes; it takes `accumulation` micro-batches of `micro` examples a step."""
+) -> RankLoader:
+    """The loader of one of `size` processes; a step has `accumulation` micro-batches of `micro` examples."""
     train = recipe.train
     assert train is not None
-    return Feed(
+    return RankLoader(
         collator,
         seed=recipe.seed,
         batch_size=train.batch_size,

@@ -1,7 +1,9 @@
-"""DeepSpeed around a model: the optimizer's step, and its state. Only this file and `processes.py` import deepspeed.
+"""DeepSpeed around a model: gradients, the optimizer's step, and the optimizer's state.
 
-ZeRO partitions optimizer states, gradients or weights over the processes. What is given or taken here is whole, under
-the model's own names, whatever the stage and however many processes: a run goes on with another number of either.
+ZeRO partitions optimizer states, gradients or weights over the processes. What this class takes and gives are full
+tensors under the model's own names, at every stage and with any number of processes, so that a run can resume with
+another stage or number. `zero.py` has what differs between the stages. Only these two files and `processes.py` import
+deepspeed.
 """
 
 from __future__ import annotations
@@ -11,30 +13,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ..errors import TrainingError
 from ..model import Magma
 from ..plan import reduce_bucket, zero_stage
 from ..recipe.assemble import DTYPES
 from ..recipe.schema import Train
-from ..system.world import World
-from .processes import quiet
-from .unfinished_step import discard
+from ..system.world import DistributedContext
+from .processes import suppress_logs
+from .zero import ADAM_STATES, partition_parameters, zero_adapter
 
-AVERAGES = ("exp_avg", "exp_avg_sq")
-"""What Adam keeps of every parameter, by torch's names."""
 MASTER = "master"
 """The float32 copy of a parameter that is trained in half precision."""
-_SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class Engine:
-    """A model and its optimizer, in one of several processes.
-
-    `rates` gives each part's highest learning rate. Raises `TrainingError` where nothing would be learnt.
-    """
+    """A model and its optimizer, in one of several processes."""
 
     def __init__(
         self,
@@ -43,20 +38,32 @@ class Engine:
         train: Train,
         config: Mapping[str, Any],
         batches: tuple[int, int],
-        world: World,
+        world: DistributedContext,
     ) -> None:
-        """`config` is DeepSpeed's own, without what [train] owns; `batches` are micro-batch size and accumulation."""
+        """Start DeepSpeed.
+
+        Args:
+            model: The model to train.
+            rates: The peak learning rate of each part.
+            train: The recipe's [train] table.
+            config: DeepSpeed's own configuration, without the keys that [train] decides.
+            batches: Micro-batch size and number of accumulation steps.
+            world: This process among those that train together.
+
+        Raises:
+            TrainingError: If nothing is trainable, or a trainable parameter belongs to no part.
+        """
         import deepspeed
 
         self.model, self.world, self.train = model, world, train
         self.stage = zero_stage(train, config)
         micro, accumulation = batches
-        groups = _groups(model, rates)
+        groups = _parameter_groups(model, rates)
         full = {
             "train_batch_size": micro * accumulation * world.size,
             "train_micro_batch_size_per_gpu": micro,
             "gradient_accumulation_steps": accumulation,
-            "gradient_clipping": train.gradient_clipping if self.stage else 0.0,  # below, where the norm is known
+            "gradient_clipping": train.gradient_clipping if self.stage else 0.0,  # stage 0 clips in its adapter
             "bf16": {"enabled": train.precision == "bf16"},
             "fp16": {"enabled": train.precision == "fp16"},
             "zero_allow_untested_optimizer": True,
@@ -72,18 +79,16 @@ class Engine:
         }
         wanted = train.optimizer
         make = torch.optim.AdamW if wanted.use == "adamw" else torch.optim.Adam
-        with quiet():
+        with suppress_logs():
             if self.stage == 3:
-                _partition(model, full, DTYPES[train.precision], world)
+                partition_parameters(model, full, DTYPES[train.precision], world)
             optimizer = make(groups, betas=wanted.betas, eps=wanted.eps, weight_decay=wanted.weight_decay, fused=True)
             self._engine, *_ = deepspeed.initialize(
                 model=model, optimizer=optimizer, config=full, dist_init_required=False
             )
-        deep: Any = self._engine.optimizer
-        self._zero: Any = deep if self.stage else None
-        self._adam: Any = deep.optimizer if self.stage else deep
-        self.highest = {group["name"]: group["lr"] for group in self._groups}
+        self.base_lrs = {group["name"]: group["lr"] for group in self._groups}
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.zero = zero_adapter(self.stage, self._engine, self.trained, world)
         self.norm = math.nan
         """Of the last step's gradient, before it was clipped."""
 
@@ -94,199 +99,128 @@ class Engine:
 
     # Steps
 
-    def rates(self, factor: float) -> dict[str, float]:
-        """Set every part's learning rate to this fraction of its highest, and tell them."""
+    def set_lr(self, multiplier: float) -> dict[str, float]:
+        """Set every part's learning rate to this fraction of its peak; the rates that were set."""
         for group in self._groups:
-            group["lr"] = self.highest[group["name"]] * factor
+            group["lr"] = self.base_lrs[group["name"]] * multiplier
         return {group["name"]: group["lr"] for group in self._groups}
 
     def __call__(self, batch: Any) -> Tensor:
+        """The loss of a micro-batch, a scalar."""
         loss: Tensor = self._engine(batch)
         return loss
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of one micro-batch."""
-        self._engine.backward(loss)
+    def backward(self, loss: Tensor, *, skip: bool = False) -> None:
+        """Compute the gradients of one micro-batch.
+
+        With `skip` in all processes, `step` will change neither weights nor optimizer. DeepSpeed has no call that drops
+        a step (https://github.com/deepspeedai/DeepSpeed/issues/1496): every micro-batch needs its backward pass in
+        every process, because the hooks on the parameters start the communication and count the micro-batches. But a
+        gradient that is not finite makes `step` return without an update: in ZeRO's own check at every precision
+        (https://github.com/deepspeedai/DeepSpeed/issues/8415), at stage 0 in the adapter. So the loss is multiplied by
+        NaN. The graph stays that of a normal step, and all processes communicate as usual.
+        """
+        self._engine.backward(loss * math.nan if skip else loss)
         if not self._engine.is_gradient_accumulation_boundary():
-            self._engine.step()  # it counts
+            self._engine.step()  # only counts the micro-batch
 
     def step(self) -> bool:
-        """A step along the gradients of all micro-batches; False where there was none to take.
+        """A step along the gradients of all micro-batches; False where it was skipped.
 
         A gradient that is not finite changes nothing: weights and optimizer stay as they are.
         """
-        if not self.stage:
-            gradients = [p.grad for p in self.trained.values() if p.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            self.norm = float(norm)
-            if not math.isfinite(self.norm):
-                for p in self.trained.values():
-                    p.grad = None  # what torch's optimizers pass over
-                self._engine.step()
-                return False
-            if self.train.gradient_clipping:
-                nn.utils.clip_grads_with_norm_(self.trained.values(), self.train.gradient_clipping, norm)
-        self._engine.step()
-        if self.stage:
-            norm = self._engine.get_global_grad_norm()
-            self.norm = math.nan if norm is None else float(norm)
-            return not self._zero.overflow
-        return True
+        applied, self.norm = self.zero.step(self.train.gradient_clipping)
+        return applied
 
     def restart(self, micro: int, accumulation: int) -> None:
-        """Take back the micro-batches of a step that was not finished; the next ones are of this size and number."""
-        discard(self._engine, self.stage)
+        """Discard the micro-batches of an unfinished step; the next ones have this size and number."""
+        self.zero.discard_step()
         self._engine.set_train_micro_batch_size(micro)
         self._engine.set_train_batch_size(micro * accumulation * self.world.size)
-        if self.stage:
-            self._zero.gradient_accumulation_steps = accumulation
+        self.zero.set_accumulation(accumulation)
 
     def release(self) -> None:
-        """Free the weights and the optimizer: another model follows, and what DeepSpeed has hooked keeps this one."""
+        """Free the weights and the optimizer before the next stage; DeepSpeed's hooks would keep this model."""
         self._engine.destroy()
         nothing = torch.empty(0)
         for p in self.model.parameters():
             p.grad = None
-            if self.stage == 3:
-                p.ds_tensor.data = nothing  # type: ignore[attr-defined]  # DeepSpeed's
+        self.zero.release(list(self.model.parameters()))
         for tensor in [*self.model.parameters(), *self.model.buffers()]:
             tensor.data = nothing.to(tensor.dtype)
-        self._adam.state.clear()
-        for group in self._adam.param_groups:
+        self.zero.adam.state.clear()
+        for group in self.zero.adam.param_groups:
             for p in group["params"]:
                 p.data = nothing.to(p.dtype)
 
-    # Whole tensors
+    # Full tensors
 
-    def whole(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def iter_full_tensors(self, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Each tensor in full, one after the other, on every process."""
-        if self.stage < 3:
-            yield from tensors.items()
-            return
-        import deepspeed
-        from deepspeed.runtime.zero.partition_parameters import is_zero_param
-
-        for name, tensor in tensors.items():
-            if is_zero_param(tensor):
-                with deepspeed.zero.GatheredParameters([tensor]):
-                    yield name, tensor.detach().clone()
-            else:
-                yield name, tensor
+        return self.zero.iter_full_tensors(tensors)
 
     @torch.no_grad()
-    def state(self, applied: int) -> dict[str, Tensor]:
-        """What the optimizer has gathered in `applied` steps, by parameter: averages, and float32 copies.
+    def optimizer_state(self, applied: int) -> dict[str, Tensor]:
+        """The optimizer's state after `applied` steps: `PARAMETER.exp_avg` and so on, and float32 copies.
 
-        All processes take part; the first one gets it, the others nothing.
+        All processes call it. The first one gets the state, the others an empty dictionary.
         """
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_fp32_param
 
         if applied:
-            self._link()
+            self.zero.relink()
         found: dict[str, Tensor] = {}
         for name, p in self.trained.items():
-            whole = {}
+            full = {}
             if self.train.precision != "fp32":
-                whole[MASTER] = safe_get_full_fp32_param(p)
-            for key in AVERAGES if applied else ():
-                whole[key] = safe_get_full_optimizer_state(p, key) if self.stage else self._adam.state[p][key]
+                full[MASTER] = safe_get_full_fp32_param(p)
+            for key in ADAM_STATES if applied else ():
+                full[key] = self.zero.get_state(p, key)
             if self.world.rank == 0:
-                found |= {f"{name}.{key}": value.detach().cpu() for key, value in whole.items()}
+                found |= {f"{name}.{key}": value.detach().cpu() for key, value in full.items()}
         return found
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor], state: Any, applied: int) -> None:
-        """Go on from trained tensors and a `state` in an open safetensors file; every process gives the same ones."""
-        import deepspeed
+        """Load trained tensors and the optimizer's state; every process calls it with the same ones.
 
+        Args:
+            tensors: Trained tensors by name.
+            state: An open safetensors file with what `optimizer_state` gave.
+            applied: The number of steps that the optimizer has taken.
+        """
         known = set(state.keys())
         own = self.model.trained_tensors()
 
         def exact(name: str) -> Tensor:
-            """As precise as the checkpoint has it: of half precision its float32 copy."""
+            """As precise as the checkpoint has it: the float32 copy of a tensor in half precision."""
             master = f"{name}.{MASTER}"
             found: Tensor = state.get_tensor(master) if master in known else tensors[name]
             return found
 
         for name in tensors:
-            if self.stage == 3 and name in self.trained:
-                with deepspeed.zero.GatheredParameters([own[name]], modifier_rank=0):
-                    if self.world.rank == 0:
-                        own[name].copy_(exact(name))
+            if name in self.trained:
+                self.zero.copy_trained(own[name], exact(name))
             else:
                 own[name].copy_(exact(name))
         if applied:
-            self._make_averages(applied)
+            self.zero.init_adam_state(applied)
         for name, p in self.trained.items():
-            if self.stage:
-                self._put(p, exact(name).float(), None)
-            for key in AVERAGES if applied else ():
-                self._put(p, state.get_tensor(f"{name}.{key}"), key)
+            self.zero.set_master(p, exact(name).float())
+            for key in ADAM_STATES if applied else ():
+                self.zero.set_state(p, state.get_tensor(f"{name}.{key}").to(self.world.device), key)
 
-    def _make_averages(self, applied: int) -> None:
-        """Adam makes them in its first step: here before it, to be filled, with the count of steps so far."""
-        kept = [flat for _, flat in self._flat()] if self.stage else self.trained.values()
-        for p in kept:
-            self._adam.state[p] = {
-                "step": torch.tensor(float(applied), device=p.device),
-                **{key: torch.zeros_like(p, memory_format=torch.preserve_format) for key in AVERAGES},
-            }
-        self._link()
+    def loss_scaler_state(self) -> dict[str, float]:
+        """The state of the loss scaler of half precision; JSON. Empty where there is none."""
+        return self.zero.loss_scaler_state()
 
-    def _flat(self) -> list[tuple[list[nn.Parameter], Tensor]]:
-        """ZeRO's groups of parameters, each with its flat float32 share."""
-        zero = self._zero
-        if self.stage == 3:
-            return list(zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True))
-        if hasattr(zero, "bf16_groups"):
-            return list(zip(zero.bf16_groups, zero.fp32_groups_flat_partition, strict=True))
-        return list(zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True))
-
-    def _link(self) -> None:
-        """Tell parameters where their averages are: DeepSpeed does so before every group has made its own."""
-        from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-        if self.stage in (1, 2):
-            for parameters, flat in self._flat():
-                lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
-
-    def _put(self, p: nn.Parameter, value: Tensor, key: str | None) -> None:
-        """A whole float32 tensor into one parameter's average, or its float32 copy without a key."""
-        from deepspeed import utils
-
-        value = value.to(self.world.device)
-        if not self.stage:
-            assert key is not None
-            self._adam.state[p][key].copy_(value)
-        elif self.stage < 3 and key is None:
-            utils.safe_set_full_fp32_param(p, value)
-        elif self.stage < 3:
-            utils.safe_set_full_optimizer_state(p, value, key)
-        else:  # the last share is padded, which DeepSpeed's own function for whole tensors forgets
-            share = p.ds_tensor.numel()  # type: ignore[attr-defined]  # DeepSpeed's
-            padded = F.pad(value.flatten(), (0, share * self.world.size - value.numel()))
-            own = padded.narrow(0, share * self.world.rank, share)
-            if key is None:
-                utils.safe_set_local_fp32_param(p, own)
-            else:
-                utils.safe_set_local_optimizer_state(p, own, key)
-
-    @property
-    def scale(self) -> dict[str, float]:
-        """Where the loss scaler of half precision stands; JSON."""
-        scaler = getattr(self._zero, "loss_scaler", None)
-        return {key: getattr(scaler, key) for key in _SCALER if hasattr(scaler, key)}
-
-    @scale.setter
-    def scale(self, found: Mapping[str, float]) -> None:
-        """A scaler of another kind, or none, belongs to another precision: then this one starts fresh."""
-        if found.keys() == self.scale.keys():
-            for key, value in found.items():
-                setattr(self._zero.loss_scaler, key, value)
+    def load_loss_scaler_state(self, state: Mapping[str, float]) -> None:
+        """Restore it. The state of another kind of scaler belongs to another precision and is not used."""
+        self.zero.load_loss_scaler_state(state)
 
 
-def _groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:
-    """One parameter group a part that learns."""
+def _parameter_groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """One parameter group for each trainable part."""
     groups = [
         {"params": [p for p in model.part_parameters(path) if p.requires_grad], "lr": rate, "name": path}
         for path, rate in rates.items()
@@ -299,19 +233,3 @@ def _groups(model: Magma, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     if stray:
         raise TrainingError(f"{len(stray)} trainable parameters belong to no declared part, the first is {stray[0]}")
     return groups
-
-
-def _partition(model: Magma, config: Mapping[str, Any], dtype: torch.dtype, world: World) -> None:
-    """Every parameter to its shares, one at a time: of weights that are mapped from a file, nobody holds the whole."""
-    import deepspeed
-
-    for module in model.modules():
-        parameters = list(module.parameters(recurse=False))
-        for p in parameters:
-            p.data = p.data.to(world.device, dtype, copy=True)  # DeepSpeed writes to it, and a mapped page would stay
-        if parameters:
-            alone = nn.Module()
-            alone.held = nn.ParameterList(parameters)
-            deepspeed.zero.Init(module=alone, config_dict_or_path=dict(config), dtype=dtype)
-            world.barrier()  # nobody runs ahead: what it sends would pile up with the others
-    model.to(device=world.device, dtype=dtype)  # the buffers

@@ -1,25 +1,127 @@
-"""metrics.jsonl and skipped.jsonl: files with a line per step, and the speeds that the lines have."""
+"""metrics.jsonl: a row for each step and each evaluation; the same numbers go to the callbacks."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from ..data.sequence import Batch
 from ..errors import TrainingError
 from ..io import atomic_write
 from ..plan import Costs
+from ..recipe.schema import Train
+from ..system.world import DistributedContext
+from .progress import Callbacks, Progress
+from .state import StageContext, TrainerState
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
 """The examples that were left out because they could not be read, a line each."""
 
 
-def sizes_of(batches: Sequence[Batch], inputs: Sequence[str]) -> list[int]:
+class StepResult(NamedTuple):
+    """What the trainer measured in one step, over all processes."""
+
+    loss: float
+    """Mean over the global batch's targets, in nats; NaN where there is none."""
+    gradient_norm: float
+    """Before clipping."""
+    applied: bool
+    """False where the step was skipped."""
+    lr: dict[str, float]
+    """Learning rate of each part."""
+    samples: int
+    sizes: Sequence[float]
+    """What `batch_sizes` gives, summed over the processes."""
+    began: float
+    """`time.perf_counter()` before the batch was requested."""
+    waited: float
+    """Seconds until the batch was there."""
+
+
+class MetricsLogger:
+    """Writes metrics.jsonl in the first process, and reports each step to the callbacks in every process."""
+
+    def __init__(
+        self,
+        out: Path,
+        stage: StageContext,
+        train: Train,
+        inputs: Sequence[str],
+        costs: Costs | None,
+        world: DistributedContext,
+        callbacks: Callbacks,
+    ) -> None:
+        """`inputs` are the names of the model's inputs; `costs` are those of a plan, to compute FLOPs per second."""
+        self.path, self.stage, self.train, self.inputs = out / METRICS, stage, train, inputs
+        self.costs, self.world, self.callbacks = costs, world, callbacks
+        self._log: JsonLinesLog | None = None
+
+    @contextmanager
+    def open(self, step: int) -> Iterator[None]:
+        """Open the file; keep the rows of a resumed run up to `step`."""
+        if self.world.rank:
+            yield
+            return
+        with JsonLinesLog(self.path, step) as self._log:
+            yield
+
+    def sync(self) -> None:
+        """Flush everything to disk."""
+        if self._log:
+            self._log.sync()
+
+    def log_step(self, state: TrainerState, result: StepResult) -> None:
+        """Write the row of a step and report it."""
+        row = self._row(state.step, result)
+        if self._log:
+            self._log.write(row)
+        self.callbacks.step(
+            Progress(
+                step=state.step,
+                steps=state.first + self.train.total_steps + self.stage.later_steps,
+                loss=math.nan if row["loss"] is None else row["loss"],
+                rates=result.lr,
+                samples_per_s=row["samples_per_s"],
+                tokens_per_s=row["tokens_per_s"],
+                flops_per_s=row.get("flops_per_s"),
+                useful_flops_per_s=row.get("useful_flops_per_s"),
+                peak_flops_per_s=self.world.peak_flops if self.train.precision != "fp32" else None,
+                memory=self.world.memory(),
+                skipped=not result.applied,
+            )
+        )
+
+    def log_evaluation(self, step: int, loss: float) -> None:
+        """Write the row of an evaluation and report it."""
+        if self._log:
+            self._log.write({"step": step, **self.stage.metrics_fields, "evaluation_loss": loss})
+        self.callbacks.say(f"step {step}: evaluation loss {loss:.4f}")
+
+    def _row(self, step: int, result: StepResult) -> dict[str, Any]:
+        """The row of a step. Numbers that are not finite are null."""
+        took = time.perf_counter() - result.began
+        return {
+            "step": step,
+            **self.stage.metrics_fields,
+            "loss": result.loss if math.isfinite(result.loss) else None,
+            "gradient_norm": result.gradient_norm if result.applied and math.isfinite(result.gradient_norm) else None,
+            "lr": result.lr,
+            "samples": result.samples,
+            **({} if result.applied else {"skipped": True}),
+            "waited_s": result.waited,
+            "samples_per_s": result.samples / took,
+            **throughput(self.costs, self.inputs, result.sizes, took, self.world.size),
+        }
+
+
+def batch_sizes(batches: Sequence[Batch], inputs: Sequence[str]) -> list[int]:
     """Positions without padding, all positions, and media of each input, of all micro-batches of a step."""
     return [sum(counts) for counts in zip(*(_sizes(batch, inputs) for batch in batches), strict=True)]
 
@@ -29,61 +131,55 @@ def _sizes(batch: Batch, inputs: Sequence[str]) -> list[int]:
     return [int(batch.layout.lengths.sum()), batch.tokens.numel(), *media]
 
 
-def speeds(
-    costs: Costs | None, inputs: Sequence[str], sizes: Sequence[float], took: float, processes: int
+def throughput(
+    costs: Costs | None, inputs: Sequence[str], sizes: Sequence[float], seconds: float, processes: int
 ) -> dict[str, float]:
-    """Tokens, and FLOPs of each process, a second; `sizes` are those of `sizes_of`."""
+    """Tokens per second, and FLOPs per second of each process; `sizes` are those of `batch_sizes`."""
     useful, positions, *media = sizes
-    found = {"tokens_per_s": useful / took}
+    found = {"tokens_per_s": useful / seconds}
     if costs:
         for name, tokens in (("flops_per_s", positions), ("useful_flops_per_s", useful)):
-            counted = costs.flops(tokens, dict(zip(inputs, media, strict=True)))
-            found[name] = counted / took / processes
+            flops = costs.flops(tokens, dict(zip(inputs, media, strict=True)))
+            found[name] = flops / seconds / processes
     return found
 
 
-class Log:
-    """A file whose lines are of a step each; a resumed run goes on behind the step it starts from.
+class JsonLinesLog:
+    """A file of JSON lines, each of which belongs to a step. A resumed run appends after the step it resumes from.
 
-    What later steps wrote before a sudden end goes: those steps come again, and write it again.
+    Lines of later steps, from before a sudden end, are removed: those steps are repeated, and written again.
     """
 
-    def __init__(self, path: Path, active: bool, step: int) -> None:
-        self.file: IO[str] | None = None
-        if not active:
-            return
+    def __init__(self, path: Path, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if step and path.is_file():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         atomic_write(path, "".join(f"{line}\n" for line in kept))
-        self.file = path.open("a", encoding="utf-8", buffering=1)  # whoever watches sees whole lines
+        self.file: IO[str] = path.open("a", encoding="utf-8", buffering=1)  # readers see only whole lines
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> JsonLinesLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.file:
-            self.file.close()
+        self.file.close()
 
-    def write(self, row: dict[str, Any]) -> None:
-        """One line."""
-        if self.file:
-            try:
-                self.file.write(json.dumps(row) + "\n")
-            except OSError as error:
-                raise TrainingError(
-                    f"{self.file.name} could not be written: {error}; make room, then go on with --resume"
-                ) from error
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Append one line."""
+        try:
+            self.file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise TrainingError(
+                f"{self.file.name} could not be written: {error}; free some space, then resume with --resume"
+            ) from error
 
     def sync(self) -> None:
-        """Everything so far is on disk."""
-        if self.file:
-            os.fsync(self.file.fileno())
+        """Flush everything to disk."""
+        os.fsync(self.file.fileno())
 
 
 def _step_of(line: str) -> float:
-    """The step of a row; a line that a sudden end cut short belongs to none."""
+    """The step of a line; infinity for a line that a sudden end has cut."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

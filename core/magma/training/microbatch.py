@@ -1,4 +1,4 @@
-"""The size of a micro-batch: what fits into memory by the plan's estimate, and less of it when memory runs out."""
+"""The micro-batch size: what fits into memory by the plan's estimate; it becomes smaller if memory runs out."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from ..errors import OutOfMemory
 from ..plan import Plan, divisors, micro_batches, zero_stage
 from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
-from ..system.memory import available, first_line, ran_out
+from ..system.memory import available, memory_error_summary, ran_out
 from ..system.ranks import ranks
-from ..system.world import World
+from ..system.world import DistributedContext
 
 USABLE = 0.9
-"""Share of the memory that a plan may fill: the allocator, kernels and communication need some more."""
+"""Fraction of the memory that a plan may fill; the allocator, kernels and communication need the rest."""
 
 
 class Choice(NamedTuple):
-    """Examples that a process takes at once, and why."""
+    """A micro-batch size, and the reason for it."""
 
     size: int
     reason: str
 
 
-def choose(train: Train, processes: int, plan: Plan | None, memory: int) -> Choice:
-    """The micro-batch size of a run on devices of so many bytes. Raises `TrainingError` where shares do not divide."""
+def choose_micro_batch(train: Train, processes: int, plan: Plan | None, memory: int) -> Choice:
+    """The micro-batch size of a run on devices with `memory` bytes. Raises `TrainingError` if sizes do not divide."""
     largest, _ = micro_batches(train, processes)
     share = train.batch_size // processes
     if train.micro_batch_size != "auto":
-        return Choice(largest, "train.micro_batch_size says so")
+        return Choice(largest, "set by train.micro_batch_size")
     if train.loss == "micro_batch_mean":
-        return Choice(share, 'train.loss = "micro_batch_mean" depends on it, so that memory does not decide it')
+        return Choice(share, 'not chosen by memory, because train.loss = "micro_batch_mean" depends on it')
     if plan is None or plan.needed(share) is None:
-        return Choice(share, "its memory cannot be estimated")
+        return Choice(share, "the memory cannot be estimated")
     fitting = [n for n in divisors(share) if (plan.needed(n) or 0) <= USABLE * memory]
     size = max(fitting, default=1)
     needed = f"an estimated {_gigabytes(plan.needed(size))} of {_gigabytes(memory)} available"
@@ -45,24 +45,24 @@ def choose(train: Train, processes: int, plan: Plan | None, memory: int) -> Choi
     return Choice(size, f"{needed}; {larger} need {_gigabytes(plan.needed(larger))}" if larger else needed)
 
 
-def fitted(plan: Plan, train: Train, memory: int) -> Plan:
-    """A plan with the micro-batch size that a run on such devices gets."""
+def fit_micro_batch(plan: Plan, train: Train, memory: int) -> Plan:
+    """A plan with the micro-batch size that a run on devices with `memory` bytes gets."""
     if plan.length is None:
         return plan
-    size = choose(train, plan.world, plan, memory).size
+    size = choose_micro_batch(train, plan.world, plan, memory).size
     share = train.batch_size // plan.world
     return replace(plan, length=replace(plan.length, micro_batch_size=size, accumulation=share // size))
 
 
 @dataclass
 class MicroBatch:
-    """The size that all processes of a run use at this moment."""
+    """The micro-batch size that all processes of a run use now."""
 
     train: Train
     processes: int
     size: int
     table: str = ""
-    """What the plan says of the memory, for errors."""
+    """The plan's estimate of the memory, for errors."""
 
     @property
     def share(self) -> int:
@@ -75,33 +75,33 @@ class MicroBatch:
         return self.share // self.size
 
     def halve(self, failure: str, advice: str) -> None:
-        """About half of it, so that the share divides evenly. Raises `OutOfMemory` where it is a single example."""
+        """Use about half of it, a divisor of the share. Raises `OutOfMemory` if it is a single example."""
         if self.size == 1:
             raise OutOfMemory(f"memory ran out with a single example in each process: {failure}{self.table}\n{advice}")
         if self.train.loss == "micro_batch_mean":
             raise OutOfMemory(
                 f"memory ran out with {self.size} examples in each process: {failure}{self.table}\n"
-                'train.loss = "micro_batch_mean" depends on the size of a micro-batch, which therefore stays: '
+                'train.loss = "micro_batch_mean" depends on the micro-batch size, so it is not reduced: '
                 "set a smaller train.micro_batch_size"
             )
         self.size = max(n for n in divisors(self.share) if n <= self.size // 2)
 
 
-def agreed(recipe: Recipe, world: World, plan: Plan | None) -> tuple[MicroBatch, str]:
-    """The size that all processes start with, and a sentence that says why: the first one's plan decides."""
+def agree_on_micro_batch(recipe: Recipe, world: DistributedContext, plan: Plan | None) -> tuple[MicroBatch, str]:
+    """The size that all processes start with, chosen by the first one's plan, and a sentence with the reason."""
     train = recipe.train
     assert train is not None
     memory = min(world.gather(available(world.device)))
-    size, reason = world.gather(choose(train, world.size, plan, memory))[0]
+    size, reason = world.gather(choose_micro_batch(train, world.size, plan, memory))[0]
     table = _table(plan) if plan else ""
     found = MicroBatch(train, world.size, size, table)
-    times = "at once" if found.accumulation == 1 else f"in {found.accumulation} micro-batches of {size}"
+    count = "at once" if found.accumulation == 1 else f"in {found.accumulation} micro-batches of {size}"
     each = " in each process" if world.size > 1 else ""
-    return found, f"a step takes {found.share} examples{each} {times}: {reason}"
+    return found, f"a step takes {found.share} examples{each} {count}: {reason}"
 
 
-def advice(recipe: Recipe, processes: int) -> str:
-    """What would need less memory, and is not done yet."""
+def memory_advice(recipe: Recipe, processes: int) -> str:
+    """Settings that would need less memory and are not used yet."""
     train = recipe.train
     assert train is not None
     ideas = []
@@ -113,24 +113,26 @@ def advice(recipe: Recipe, processes: int) -> str:
     if train.precision == "fp32":
         ideas.append('train.precision = "bf16" (it is "fp32")')
     length = f" (it is {train.max_length})" if train.max_length else " (it is the context)"
-    ideas.append(f"shorter sequences: a smaller train.max_length{length}, media of fewer positions")
-    return "What needs less:" + "".join(f"\n  - {idea}" for idea in ideas)
+    ideas.append(f"shorter sequences: a smaller train.max_length{length}, media with fewer positions")
+    return "To need less memory:" + "".join(f"\n  - {idea}" for idea in ideas)
 
 
 @contextmanager
-def explained(recipe: Recipe, plan: Plan | None = None) -> Iterator[None]:
-    """Memory that runs out where no smaller micro-batch helps: for weights or the optimizer's state."""
+def explain_out_of_memory(recipe: Recipe, plan: Plan | None = None) -> Iterator[None]:
+    """Raise `OutOfMemory` with advice if memory runs out where no smaller micro-batch helps, such as for weights."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         table, processes = _table(plan) if plan else "", ranks().size
-        raise OutOfMemory(f"memory ran out: {first_line(error)}{table}\n{advice(recipe, processes)}") from error
+        raise OutOfMemory(
+            f"memory ran out: {memory_error_summary(error)}{table}\n{memory_advice(recipe, processes)}"
+        ) from error
 
 
 def _table(plan: Plan) -> str:
-    """Gigabytes of one GPU at every stage of ZeRO, for a text."""
+    """A text table: gigabytes of one GPU at every stage of ZeRO."""
     if plan.length is None:
         return ""
     lines: list[tuple[str, ...]] = [("", "weights", "gradients", "buffers", "optimizer", "one example")]

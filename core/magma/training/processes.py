@@ -1,4 +1,4 @@
-"""The processes that train together: DeepSpeed's communication is started, and ended while Python still runs."""
+"""The communication between the processes that train together: it starts here, and ends while Python still runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from functools import cache
 import torch
 
 from ..system.memory import keep_freed_memory
-from ..system.world import Agreement, World
+from ..system.world import CollectiveAbort, DistributedContext
 
 LEAVE_S = 5.0
-"""How long the end of the process waits for its communication to end: another process may have failed."""
+"""How long a process waits at its end for its communication to end: another process may have failed."""
 
 
 def _import_muon() -> None:
@@ -40,9 +40,9 @@ def _import_muon() -> None:
         compiler.compile = decorator
 
 
-def join() -> World:
-    """Join the processes that a launcher started, or be the only one."""
-    with quiet():
+def init_distributed() -> DistributedContext:
+    """Connect the processes that a launcher started, or set up a single one."""
+    with suppress_logs():
         import deepspeed
         from deepspeed.accelerator import get_accelerator
 
@@ -51,48 +51,51 @@ def join() -> World:
     backend = accelerator.communication_backend_name()
     if accelerator.device_name() == "cpu":
         keep_freed_memory()
-        # It is compiled at the first use, for minutes and only where there is a compiler; results are the same.
+        # Its first use compiles it for minutes, and needs a compiler; results are the same without it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     local = int(os.environ.get("LOCAL_RANK", 0))
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local)
     if not torch.distributed.is_initialized():
-        atexit.register(_leave)
+        atexit.register(_destroy_process_group)
     if "RANK" not in os.environ and not torch.distributed.is_initialized():
-        # alone: no port, and nothing in the environment that a child of this process would take for its own
+        # A single process needs no port, and no environment variables, which its children would inherit.
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # public, but not in its __all__
         torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     device = accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu"
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return World(rank, size, device, _agreement() if size > 1 else None)
+    return DistributedContext(rank, size, device, _collective_abort() if size > 1 else None)
 
 
-def _leave() -> None:
-    """End the communication while Python still runs: threads of gloo that outlive it end a process with SIGABRT.
+def _destroy_process_group() -> None:
+    """End the communication while Python still runs. Threads of gloo that run longer end the process with SIGABRT.
 
-    See pytorch/pytorch issue 190489. That exit status would make a launcher end the processes that still work.
+    See https://github.com/pytorch/pytorch/issues/190489. Because of that exit status a launcher would end the other
+    processes, which may still save.
     """
     if torch.distributed.is_initialized():
-        leaving = threading.Thread(target=torch.distributed.destroy_process_group, name="leave", daemon=True)
-        leaving.start()
-        leaving.join(LEAVE_S)
+        thread = threading.Thread(
+            target=torch.distributed.destroy_process_group, name="destroy process group", daemon=True
+        )
+        thread.start()
+        thread.join(LEAVE_S)
 
 
 @cache
-def _agreement() -> Agreement:
-    """One a process, however many runs it trains."""
+def _collective_abort() -> CollectiveAbort:
+    """One for each process, for all runs that it trains."""
     from deepspeed.comm import comm
 
-    agreement = Agreement()
-    agreement.guard(comm.cdb)
-    return agreement
+    collective = CollectiveAbort()
+    collective.guard(comm.cdb)
+    return collective
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """DeepSpeed warns about itself, and says on a CPU that it found no GPU."""
+def suppress_logs() -> Iterator[None]:
+    """Hide DeepSpeed's warnings about itself, and its message on a CPU that there is no GPU."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What a training reports while it runs, and how it ended."""
+"""What a training reports while it runs, and its result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass
 class Progress:
-    """What a step tells whoever watches."""
+    """What a step reports."""
 
     step: int
     steps: int
@@ -25,27 +25,29 @@ class Progress:
     useful_flops_per_s: float | None
     """Without padding."""
     peak_flops_per_s: float | None
-    """What this process's GPU could do in half precision; None where that is not known, or not what it computes in."""
+    """The peak of this process's GPU in half precision; None where it is not known, or training is in float32."""
     memory: int
-    """The most bytes this process has held."""
+    """The most bytes that this process has allocated."""
     skipped: bool
 
 
 @dataclass
-class Watcher:
-    """Who is told what happens; all do nothing by default."""
+class Callbacks:
+    """Functions that are called while a training runs; by default they do nothing."""
 
     say: Callable[[str], None] = lambda _: None
+    """What the run is doing now."""
     step: Callable[[Progress], None] = lambda _: None
+    """The end of a step."""
     note: Callable[[str], None] = lambda _: None
-    """What a person has to know, and what stays on the screen."""
+    """A message that the user has to know; it stays on the screen."""
     begun: Callable[[], None] = lambda: None
-    """Weights and state are loaded: nothing of the run was refused."""
+    """Weights and state are loaded, and the run was accepted."""
 
 
 @dataclass
 class Result:
-    """How a run ended."""
+    """The result of a training."""
 
     folder: Path
     """The last checkpoint."""
@@ -53,13 +55,13 @@ class Result:
     seconds: float
     """Wall-clock seconds of the training loop of this process, evaluations and checkpoints included."""
     finished: bool
-    """False where a signal stopped it."""
+    """False if a signal stopped it."""
     stopped_by: int
     """The number of that signal, the same in all processes; 0: none."""
     frozen: dict[str, str]
     """Fingerprints of the frozen tensors before training."""
     changed: list[str]
-    """Frozen tensors whose fingerprints are others after it: none, or something is badly wrong."""
+    """Frozen tensors whose fingerprints have changed; not empty only if something is badly wrong."""
     skipped: int
     """Examples that did not fit."""
     unreadable: int
@@ -67,6 +69,6 @@ class Result:
     skipped_steps: int
     """Steps whose loss or gradient was not finite, whose loss was a spike, or none of whose examples could be read."""
     memory: int
-    """The most bytes this process has held."""
+    """The most bytes that this process has allocated."""
     device: str
-    """Where this process trained."""
+    """The device of this process."""

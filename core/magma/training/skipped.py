@@ -1,70 +1,91 @@
-"""Examples that cannot be read: listed in skipped.jsonl and counted. Too many of them end a training."""
+"""Examples that cannot be read: they are listed in skipped.jsonl and counted. Too many of them end a training."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..data.loader import Share, Unreadable
+from ..data.loader import RankBatch, SkippedExample
 from ..errors import TrainingError, first_of
 from ..recipe.schema import Train
-from ..system.world import World
-from .metrics import SKIPPED, Log
-from .state import State
+from ..system.world import DistributedContext
+from .metrics import SKIPPED, JsonLinesLog
+from .state import TrainerState
 
-_ENOUGH = 100
-"""Of fewer examples the share that cannot be read says nothing."""
-_KEPT = 3
-"""Reasons that are remembered for an error."""
+_MIN_EXAMPLES = 100
+"""With fewer examples, the fraction that cannot be read means little."""
+_MAX_REASONS = 3
+"""Reasons that are kept for an error."""
 
 
-class SkippedExamples:
-    """The examples of all processes that are left out because they cannot be read."""
+class SkipLog:
+    """Lists and counts the examples of all processes that are left out because they cannot be read."""
 
-    def __init__(self, out: Path, train: Train, world: World) -> None:
+    def __init__(self, out: Path, train: Train, world: DistributedContext) -> None:
         self.path, self.train, self.world = out / SKIPPED, train, world
-        self.log = Log(self.path, False, 0)
-        """Opened by the training loop."""
         self.reasons: list[str] = []
         """Why examples could not be read, the first few."""
+        self._log: JsonLinesLog | None = None
 
-    def leave_out(self, state: State, share: Share, count: int) -> None:
-        """List this step's examples that cannot be read, `count` over all processes; too many of them end the run.
+    @contextmanager
+    def open(self, step: int) -> Iterator[None]:
+        """Open the file, where the recipe skips examples and this is the first process; keep the lines up to `step`."""
+        if self.world.rank or self.train.unreadable != "skip":
+            yield
+            return
+        with JsonLinesLog(self.path, step) as self._log:
+            yield
 
-        They end it before the step: nothing is saved, and what was saved before is good.
+    def sync(self) -> None:
+        """Flush everything to disk."""
+        if self._log:
+            self._log.sync()
+
+    def record(self, state: TrainerState, batch: RankBatch, count: int) -> None:
+        """List the examples of this step that cannot be read, `count` over all processes.
+
+        Raises:
+            TrainingError: If they are too many. This is before the step: nothing is saved, and the last checkpoint is
+                good.
         """
         step = state.step + 1
         if count:
-            found = sorted(itertools.chain(*self.world.gather(share.unreadable)))
+            found = sorted(itertools.chain(*self.world.gather(batch.unreadable)))
             for one in found:
-                self.log.write({"step": step, **one._asdict()})
-            self.reasons += [one.reason for one in found][: _KEPT - len(self.reasons)]
+                if self._log:
+                    self._log.write({"step": step, **one._asdict()})
+            self.reasons += [one.reason for one in found][: _MAX_REASONS - len(self.reasons)]
         state.unreadable_examples += count
-        drawn = state.done * self.train.batch_size + share.samples
-        if drawn >= _ENOUGH and state.unreadable_examples > self.train.max_unreadable * drawn:
+        drawn = state.done * self.train.batch_size + batch.samples
+        if drawn >= _MIN_EXAMPLES and state.unreadable_examples > self.train.max_unreadable * drawn:
             raise TrainingError(
                 f"step {step}: {state.unreadable_examples} of the {drawn} examples so far cannot be read, and "
-                f"train.max_unreadable allows a share of {self.train.max_unreadable:g}; {self.path} lists all:"
+                f"train.max_unreadable allows a fraction of {self.train.max_unreadable:g}; {self.path} lists all:"
                 f"{first_of(self.reasons)}"
             )
 
-    def check_evaluated(
+    def check_evaluation(
         self,
-        state: State,
-        unreadable: Sequence[Unreadable],
+        step: int,
+        unreadable: Sequence[SkippedExample],
         count: int,
         samples: int,
-        save: Callable[[State], Path],
+        save: Callable[[], Path],
         say: Callable[[str], None],
     ) -> None:
-        """Say which of the `samples` evaluation examples cannot be read; `count` over all processes."""
+        """Report which of the `samples` evaluation examples cannot be read; `count` over all processes.
+
+        Raises:
+            TrainingError: If they are too many, after saving a checkpoint.
+        """
         reasons = [one.reason for one in sorted(itertools.chain(*self.world.gather(list(unreadable))))]
-        said = f"{count} of the {samples} evaluation examples cannot be read"
-        if count == samples or (samples >= _ENOUGH and count > self.train.max_unreadable * samples):
-            folder = save(state)
+        summary = f"{count} of the {samples} evaluation examples cannot be read"
+        if count == samples or (samples >= _MIN_EXAMPLES and count > self.train.max_unreadable * samples):
+            folder = save()
             raise TrainingError(
-                f"step {state.step}: {said}, and train.max_unreadable allows a share of "
+                f"step {step}: {summary}, and train.max_unreadable allows a fraction of "
                 f"{self.train.max_unreadable:g}; the weights are in {folder}:{first_of(reasons)}"
             )
-        say(f"step {state.step}: {said} and are left out:{first_of(reasons)}")
+        say(f"step {step}: {summary} and are left out:{first_of(reasons)}")

@@ -1,8 +1,9 @@
-"""What a resume needs beside weights, optimizer and random generators: counts, the place in the data, stages."""
+"""The trainer's part of a checkpoint: counters, position in the data, finished stages. JSON."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,13 @@ from ..recipe.notation import parse_json
 from ..recipe.recipe import Recipe
 
 TRAINER = "trainer.json"
+_JSON_KEYS = {"loss_ema": "average", "loss_scaler": "scale", "early_stopping": "best"}
+"""Fields whose keys in the file have other names, which earlier versions chose."""
+_FIELDS = {key: name for name, key in _JSON_KEYS.items()}
 
 
 @dataclass
-class Best:
-    """The lowest evaluation loss of a run that stops early."""
-
-    loss: float
-    step: int
-    waited: int = 0
-    """Evaluations since then."""
-
-
-@dataclass
-class Finished:
+class FinishedStage:
     """A stage that has ended. JSON."""
 
     learnt: dict[str, Any]
@@ -38,62 +32,78 @@ class Finished:
 
 
 @dataclass
-class State:
-    """Where a run stands, weights, optimizer and generators apart. JSON."""
+class TrainerState:
+    """What a run needs to resume, besides weights, optimizer and random generators. JSON."""
 
     step: int = 0
     """Of the whole run."""
     first: int = 0
     """The steps of the stages before this one."""
-    finished: list[Finished] = field(default_factory=list)
-    """The stages before this one. The counts below are those of this one."""
+    finished: list[FinishedStage] = field(default_factory=list)
+    """The stages before this one. The counters below belong to this one."""
     applied: int = 0
     """Steps that changed the weights; the others were skipped."""
     skipped_in_a_row: int = 0
+    """Consecutive skipped steps up to now."""
     empty_in_a_row: int = 0
-    """Those of them of whose examples none could be read."""
-    average: float | None = None
-    """The loss of late."""
+    """Those among them that had no readable example."""
+    loss_ema: float | None = None
+    """Exponential moving average of the loss, of steps that were not skipped."""
     skipped_examples: int = 0
-    """Those that did not fit."""
+    """Examples that did not fit."""
     unreadable_examples: int = 0
     processes: int = 1
     micro_batch: int | None = None
     data: dict[str, Any] = field(default_factory=dict)
-    scale: dict[str, float] = field(default_factory=dict)
-    best: Best | None = None
+    """The state of the mixture of data sources."""
+    loss_scaler: dict[str, float] = field(default_factory=dict)
+    early_stopping: dict[str, Any] | None = None
+    """The state of `EarlyStopping`."""
 
     @property
     def done(self) -> int:
         """The steps of this stage so far."""
         return self.step - self.first
 
+    def state_dict(self) -> dict[str, Any]:
+        """The object of the file."""
+        return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
+
     @classmethod
-    def read(cls, path: Path) -> State:
-        """From the file of a checkpoint. Raises `CheckpointError`."""
+    def from_state_dict(cls, state: Mapping[str, Any]) -> TrainerState:
+        """The state that `state_dict` gave."""
+        found = {_FIELDS.get(key, key): value for key, value in state.items()}
+        return cls(**{**found, "finished": [FinishedStage(**one) for one in found.get("finished", [])]})
+
+    @classmethod
+    def read(cls, path: Path) -> TrainerState:
+        """Read the file of a checkpoint.
+
+        Raises:
+            CheckpointError: If it is missing or damaged.
+        """
         try:
-            found = parse_json(path.read_text(encoding="utf-8"))
-            finished = [Finished(**one) for one in found.get("finished", [])]
-            return cls(**{**found, "best": found["best"] and Best(**found["best"]), "finished": finished})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path.parents[1]} has no state to go on from: {error}") from error
+            return cls.from_state_dict(parse_json(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path.parents[1]} has no state to resume from: {error}") from error
 
 
 @dataclass(frozen=True)
-class Place:
-    """A stage's place in its run."""
+class StageContext:
+    """What a stage knows about the run that it belongs to."""
 
-    whole: Recipe
+    recipe: Recipe
     """The recipe with all of its stages."""
     number: int | None = None
     """Which stage it is, counted from 0; None: the run has no stages."""
     start: Path | None = None
     """The last checkpoint of the stage before it."""
-    finished: tuple[Finished, ...] = ()
-    later: int = 0
+    finished: tuple[FinishedStage, ...] = ()
+    """The stages before it."""
+    later_steps: int = 0
     """Steps of the stages after it, by the recipe."""
 
     @property
-    def mark(self) -> dict[str, str]:
-        """What a row of the metrics says of the stage."""
-        return {} if self.number is None else {"stage": self.whole.stage_label(self.number)}
+    def metrics_fields(self) -> dict[str, str]:
+        """The fields of a row of the metrics that name the stage."""
+        return {} if self.number is None else {"stage": self.recipe.stage_label(self.number)}

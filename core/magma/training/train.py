@@ -1,4 +1,4 @@
-"""Train a recipe, or one of its stages: check it, build the model, run the trainer, and say how it ended."""
+"""Train a recipe, or one of its stages: check it, build the model, run the trainer, return the result."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from pathlib import Path
 
 import torch
 
-from ..activation_checkpointing import blocks, recompute
+from ..activation_checkpointing import checkpoint_activations, lm_blocks
 from ..errors import TrainingError
 from ..manifest import differing, find
 from ..plan import Costs, Plan, micro_batches, zero_stage
 from ..recipe.assemble import DTYPES, assemble, learning_rates
 from ..recipe.recipe import Recipe
 from ..system.signals import stop_requests
-from ..system.world import World
-from .checkpoints import latest, remove_unfinished
-from .initialize import restore_frozen, start_from
-from .microbatch import agreed
-from .processes import join
-from .progress import Result, Watcher
-from .state import Place
+from ..system.world import DistributedContext
+from .checkpoints import latest_checkpoint, remove_unfinished
+from .initialize import load_initial_weights, restore_frozen
+from .microbatch import agree_on_micro_batch
+from .processes import init_distributed
+from .progress import Callbacks, Result
+from .state import StageContext
 from .trainer import Trainer
 
 
@@ -29,66 +29,82 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    watcher: Watcher | None = None,
+    callbacks: Callbacks | None = None,
     costs: Costs | None = None,
     plan: Plan | None = None,
-    place: Place | None = None,
+    stage: StageContext | None = None,
 ) -> Result:
-    """Train a recipe without stages, or one stage at its `place`, and leave its checkpoint under `out`.
+    """Train a recipe without stages, or one stage, and write its checkpoints under `out`.
 
-    One process, or one of several that a launcher started; `costs` are a plan's, to tell FLOPs a second, and the first
-    process's `plan` decides an automatic micro-batch size. Raises `TrainingError`, `CheckpointError`, `OutOfMemory` or
-    what a part raises; a signal saves a checkpoint and returns.
+    This process is the only one, or one of several that a launcher started. A signal that asks for a stop saves a
+    checkpoint and ends the training.
+
+    Args:
+        recipe: Of the training; a stage's own recipe.
+        out: The folder of the run.
+        resume: Continue from the newest checkpoint of the run; start again where there is none.
+        callbacks: What to call while it runs.
+        costs: Of a plan, to compute FLOPs per second.
+        plan: Chooses an automatic micro-batch size; the first process's plan counts.
+        stage: The stage's position in its run; None for a recipe without stages.
+
+    Returns:
+        The result, in every process.
+
+    Raises:
+        TrainingError: If it cannot start or continue.
+        CheckpointError: If a checkpoint cannot be loaded or written.
+        OutOfMemory: If a single example needs more memory than there is.
     """
-    watcher = watcher or Watcher()
-    place = place or Place(recipe)
-    watcher.say("loading the trainer")
+    callbacks = callbacks or Callbacks()
+    stage = stage or StageContext(recipe)
+    callbacks.say("loading the trainer")
     check_can_train(recipe)
-    world = join()
+    world = init_distributed()
     check_fits(recipe, world)
     assert recipe.train is not None
-    micro_batch, said = agreed(recipe, world, plan)
-    watcher.note(said)
-    partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # then each weight moves when its turn comes
-    last = latest(out) if resume else None
-    start = None if last else place.start or (recipe.init.checkpoint and find(recipe.init.checkpoint))
-    model = assemble(recipe, device=None if partitioned or start else world.device, say=watcher.say)
+    micro_batch, reason = agree_on_micro_batch(recipe, world, plan)
+    callbacks.note(reason)
+    partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # each weight moves when it is partitioned
+    last = latest_checkpoint(out) if resume else None
+    start = None if last else stage.start or (recipe.init.checkpoint and find(recipe.init.checkpoint))
+    model = assemble(recipe, device=None if partitioned or start else world.device, say=callbacks.say)
     dtype = DTYPES[recipe.train.precision]
     if last:
         restore_frozen(model, last, dtype)
     if start:
-        start_from(model, start, dtype, watcher.say)
+        load_initial_weights(model, start, dtype, callbacks.say)
         if not partitioned:
             model.to(device=world.device, dtype=dtype)
-    recompute(model, recipe.train.activation_checkpointing)
+    checkpoint_activations(model, recipe.train.activation_checkpointing)
     if recipe.train.compile:
-        for block in blocks(model, "train.compile"):
+        for block in lm_blocks(model, "train.compile"):
             block.compile(dynamic=True)
     torch.manual_seed(recipe.seed + world.rank)
     with stop_requests() as request:
-        watcher.say("starting DeepSpeed")
-        run = Trainer(recipe, out, world, watcher, model, micro_batch, costs, place)
+        callbacks.say("starting DeepSpeed")
+        trainer = Trainer(recipe, out, world, callbacks, model, micro_batch, costs, stage)
         if resume:
-            _resume(run, last)
-        watcher.begun()
-        watcher.say("training: the first step takes longer than the others")
+            _resume(trainer, last)
+        callbacks.begun()
+        callbacks.say("training: the first step takes longer than the others")
         began = time.perf_counter()
-        finished = run.loop(lambda: bool(request))
-        folder = run.checkpoints.finish(run.state, finished)
+        finished = trainer.loop(lambda: bool(request))
+        folder = trainer.finish(finished)
         seconds = time.perf_counter() - began
-        watcher.say("comparing the frozen weights' fingerprints")
-        changed = differing(run.checkpoints.frozen, run.checkpoints.fingerprints())
+        callbacks.say("comparing the fingerprints of the frozen weights")
+        changed = differing(trainer.checkpoints.frozen, trainer.checkpoints.fingerprints())
         stopped_by = next(filter(None, world.gather(request.number)), 0)  # any process may have received it
-    if place.later:
-        run.engine.release()
-    state = run.state
+    if stage.later_steps:
+        trainer.engine.release()
+    state = trainer.state
     return Result(
         folder=folder,
         steps=state.step,
         seconds=seconds,
         finished=finished and not stopped_by,
         stopped_by=stopped_by,
-        frozen=run.checkpoints.frozen,
+        frozen=trainer.checkpoints.frozen,
         changed=changed,
         skipped=state.skipped_examples,
         unreadable=state.unreadable_examples,
@@ -98,18 +114,18 @@ def train(
     )
 
 
-def _resume(run: Trainer, last: Path | None) -> None:
-    """From the newest checkpoint; from the start where the run ended before it wrote one."""
-    if run.world.rank == 0:
-        remove_unfinished(run.out)
-    run.world.barrier()
+def _resume(trainer: Trainer, last: Path | None) -> None:
+    """Resume from the newest checkpoint, or from the start if the run ended before it wrote one."""
+    if trainer.world.rank == 0:
+        remove_unfinished(trainer.out)
+    trainer.world.barrier()
     if last:
-        run.resume(last)
-    run.watcher.say(f"going on from step {run.state.step}")
+        trainer.resume(last)
+    trainer.callbacks.say(f"resuming from step {trainer.state.step}")
 
 
 def check_can_train(recipe: Recipe, where: str = "") -> None:
-    """Raise `TrainingError` where a recipe, or the stage that `where` names, has nothing to train or to train on."""
+    """Raise `TrainingError` if a recipe, or the stage that `where` names, has nothing to train or no data."""
     if recipe.train is None:
         raise TrainingError(f"{where}the recipe has no [train] table")
     if not recipe.data.train:
@@ -118,8 +134,8 @@ def check_can_train(recipe: Recipe, where: str = "") -> None:
         raise TrainingError(f"{where}nothing to train: no input and no adapter has a trainable parameter")
 
 
-def check_fits(recipe: Recipe, world: World) -> None:
-    """Raise `TrainingError` for a precision or a batch that these processes cannot have."""
+def check_fits(recipe: Recipe, world: DistributedContext) -> None:
+    """Raise `TrainingError` for a precision or a batch size that these processes do not support."""
     assert recipe.train is not None
     if recipe.train.precision == "fp16" and world.device == "cpu":
         raise TrainingError('train.precision: given "fp16"; allowed on a CPU: "bf16", "fp32"')

@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, and resuming after an end of any kind.
+"""The training loop: steps, evaluations, checkpoints, and how a run resumes.
 
 A step is one global batch: `batch_size` examples, over all processes and accumulation steps.
 """
@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..data.loader import Share, Unreadable
+from ..data.loader import RankBatch, SkippedExample
 from ..data.mixture import Mixture
 from ..data.sequence import Batch
 from ..errors import TrainingError
@@ -26,129 +26,180 @@ from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
 from ..schedule import lr_multiplier
 from ..system.memory import free_unused
-from ..system.world import MemoryShort, World
+from ..system.world import DistributedContext, MemoryExhausted
 from .buffers import Buffers, average_buffers
 from .checkpoints import CheckpointManager
-from .data import feed_of, sources, workers_of
+from .data import build_sources, make_loader, num_workers
 from .engine import Engine
-from .metrics import METRICS, Log, sizes_of, speeds
-from .microbatch import MicroBatch, advice
-from .progress import Progress, Watcher
-from .rng import own_generators, set_own_generators
-from .skipped import SkippedExamples
-from .state import Place, State
-from .stopping import EarlyStopping, check_learning
+from .metrics import MetricsLogger, StepResult, batch_sizes
+from .microbatch import MicroBatch, memory_advice
+from .progress import Callbacks
+from .rng import get_rng_states, set_rng_states
+from .skipped import SkipLog
+from .state import StageContext, TrainerState
+from .stopping import EarlyStopping, raise_if_too_many_skipped
 
-_SMOOTH = 0.98
-"""Share of the old value in the average loss that a spike is measured by."""
+_LOSS_EMA_DECAY = 0.98
+"""Of the moving average of the loss that a spike is compared with."""
+
+
+class _Counts(NamedTuple):
+    """What a step's batch has, summed over the processes."""
+
+    targets: int
+    too_long: int
+    unreadable: int
+    sizes: list[float]
+    """What `batch_sizes` gives."""
 
 
 class Trainer:
-    """One process's side of a run, or of one of its stages."""
+    """Trains one recipe, or one of its stages, in one of several processes."""
 
     def __init__(
         self,
         recipe: Recipe,
         out: Path,
-        world: World,
-        watcher: Watcher,
+        world: DistributedContext,
+        callbacks: Callbacks,
         model: Magma,
         micro_batch: MicroBatch,
         costs: Costs | None,
-        place: Place,
+        stage: StageContext,
     ) -> None:
         assert recipe.train is not None
-        self.recipe, self.out, self.world, self.watcher, self.model = recipe, out, world, watcher, model
-        self.micro_batch, self.costs, self.place = micro_batch, costs, place
+        self.recipe, self.world, self.callbacks, self.model = recipe, world, callbacks, model
+        self.micro_batch, self.out = micro_batch, out
         self.train: Train = recipe.train
-        first = sum(stage.steps for stage in place.finished)
-        self.state = State(
+        first = sum(earlier.steps for earlier in stage.finished)
+        self.state = TrainerState(
             step=first,
             first=first,
-            finished=list(place.finished),
+            finished=list(stage.finished),
             processes=world.size,
             micro_batch=micro_batch.size,
         )
         gpu = world.device != "cpu"
         batches = micro_batch.size, micro_batch.accumulation
-        self.feed = feed_of(
+        self.loader = make_loader(
             recipe,
             model.collator(self.train.max_length, 8 if gpu else 1),
             world.rank,
             world.size,
             *batches,
-            workers=workers_of(self.train, gpu),
+            workers=num_workers(self.train, gpu),
             pin=gpu,
         )
-        self.mixture = Mixture(*sources(recipe, "train"))
-        self.state.data = self.mixture.state()
-        self.shares: Iterator[Share] = iter(())
-        self.evaluation, _ = sources(recipe, "evaluation")
+        self.mixture = Mixture(*build_sources(recipe, "train"))
+        self.state.data = self.mixture.state_dict()
+        self.batches: Iterator[RankBatch] = iter(())
+        self.evaluation, _ = build_sources(recipe, "evaluation")
         model.run_all_inputs = world.size > 1
         self.engine = Engine(model, learning_rates(recipe), self.train, recipe.deepspeed, batches, world)
         self.checkpoints = CheckpointManager(
-            out, place, self.train.keep_checkpoints, model, self.engine, world, watcher
+            out, stage, self.train.keep_checkpoints, model, self.engine, world, callbacks
         )
-        self.early_stopping = EarlyStopping(self.train.early_stopping, self.checkpoints.save)
-        self.skipped = SkippedExamples(out, self.train, world)
+        self.early_stopping = EarlyStopping(self.train.early_stopping)
+        self.skipped = SkipLog(out, self.train, world)
+        self.metrics = MetricsLogger(out, stage, self.train, list(self.loader.collator.inputs), costs, world, callbacks)
         self.buffers = Buffers(model)
+
+    # The loop
+
+    def loop(self, stop_requested: Callable[[], bool]) -> bool:
+        """Train to the end, or until a process is asked to stop; True where the end was reached."""
+        total = self.train.total_steps
+        with self.metrics.open(self.state.step), self.skipped.open(self.state.step):
+            self.model.train()
+            self.batches = self.loader.training(self.mixture, self.state.done)
+            while True:
+                began = time.perf_counter()
+                batch = next(self.batches, None)
+                if batch is None:
+                    return True
+                self.metrics.log_step(self.state, self.step(batch, began))
+                raise_if_too_many_skipped(self.state, self.train, self.skipped, self.save)
+                done = self.state.done
+                if (done == total or _is_due(done, self.train.evaluate_every)) and not self._evaluate():
+                    return True
+                (end,) = self.world.sum(float(stop_requested()))
+                if end and done < total:
+                    return False
+                if _is_due(done, self.train.checkpoint_every) and done < total:
+                    self._sync_logs()
+                    self.save()
+
+    def _evaluate(self) -> bool:
+        """Compute and record the evaluation loss; False where training has to stop early."""
+        value = self.evaluate_loss()
+        if value is None:
+            return True
+        self.metrics.log_evaluation(self.state.step, value)
+        if not self.train.early_stopping:
+            return True
+        self._sync_logs()
+        if self.early_stopping.update(self.state.step, value):
+            self.save()
+        return not self.early_stopping.should_stop
+
+    def _sync_logs(self) -> None:
+        """Before a checkpoint, the rows up to its step are on disk."""
+        self.metrics.sync()
+        self.skipped.sync()
 
     # Steps
 
-    def step(self, share: Share, began: float) -> dict[str, Any]:
-        """One optimizer step; its row of the metrics. `began` is when its input was asked for."""
+    def step(self, batch: RankBatch, began: float) -> StepResult:
+        """One optimizer step. `began` is the time when its batch was requested."""
         waited = time.perf_counter() - began
-        rates = self.engine.rates(lr_multiplier(self.train, self.state.done))
-        inputs = list(self.feed.collator.inputs)
-        sizes: Sequence[float] = sizes_of(share.batches, inputs)
-        targets, too_long, unreadable, *sizes = self.world.sum(
-            sum(len(batch.labels) for batch in share.batches), share.too_long, len(share.unreadable), *sizes
-        )
-        self.skipped.leave_out(self.state, share, int(unreadable))
-        if not targets and not unreadable:
-            raise TrainingError(f"step {self.state.step + 1}: none of its {share.samples} examples has a target token")
-        before = self.buffers.copies()
-        # Where everything is left out there is no step: a gradient of zero would still move what has momentum.
-        summed = self._gradients(share, targets, before) if targets else torch.zeros(())
-        applied = bool(targets) and self.engine.step()
-        if not applied:  # BatchNorm has averaged what nobody learns from
-            self.buffers.restore(before)
+        rates = self.engine.set_lr(lr_multiplier(self.train, self.state.done))
+        counts = self._sum_counts(batch)
+        self.skipped.record(self.state, batch, counts.unreadable)
+        if not counts.targets and not counts.unreadable:
+            raise TrainingError(f"step {self.state.step + 1}: none of its {batch.samples} examples has a target token")
+        buffers = self.buffers.copies()
+        # Without any target there is no step: a gradient of zero would still move what has momentum.
+        summed = self._forward_backward(batch, counts.targets, buffers) if counts.targets else torch.zeros(())
+        applied = bool(counts.targets) and self.engine.step()
+        if not applied:
+            self.buffers.restore(buffers)  # BatchNorm's statistics must not include a skipped batch
         (total,) = self.world.sum(float(summed))
-        mean = total / targets if targets else math.nan
-        self._count(mean, share, int(too_long), applied, empty=not targets)
-        took = time.perf_counter() - began
-        return {
-            "step": self.state.step,
-            **self.place.mark,
-            "loss": mean if math.isfinite(mean) else None,
-            "gradient_norm": self.engine.norm if applied and math.isfinite(self.engine.norm) else None,
-            "lr": rates,
-            "samples": share.samples,
-            **({} if applied else {"skipped": True}),
-            "waited_s": waited,
-            "samples_per_s": share.samples / took,
-            **speeds(self.costs, inputs, sizes, took, self.world.size),
-        }
+        loss = total / counts.targets if counts.targets else math.nan
+        self._update_state(batch, loss, counts, applied)
+        return StepResult(loss, self.engine.norm, applied, rates, batch.samples, counts.sizes, began, waited)
 
-    def _gradients(self, share: Share, targets: float, buffers: Sequence[Tensor]) -> Tensor:
-        """Forward and backward of all micro-batches: the loss, summed over this process's targets.
+    def _sum_counts(self, batch: RankBatch) -> _Counts:
+        """What all processes have of this step."""
+        targets, too_long, unreadable, *sizes = self.world.sum(
+            sum(len(micro.labels) for micro in batch.batches),
+            batch.too_long,
+            len(batch.unreadable),
+            *batch_sizes(batch.batches, self.metrics.inputs),
+        )
+        return _Counts(int(targets), int(too_long), int(unreadable), sizes)
 
-        When memory runs out, the step begins again with smaller micro-batches in all processes, from the `buffers` that
-        it began with.
+    def _forward_backward(self, batch: RankBatch, targets: int, buffers: Sequence[Tensor]) -> Tensor:
+        """Forward and backward pass of all micro-batches.
+
+        If memory runs out in any process, all of them repeat the step with smaller micro-batches, from the `buffers`
+        and random generators that it began with.
+
+        Returns:
+            The loss, summed over this process's targets.
         """
-        generators = own_generators(self.world)
+        generators = get_rng_states(self.world)
         while True:
             try:
-                with self.world.abandoned_together():
-                    return self._accumulate(share.batches, targets)
-            except MemoryShort as short:
-                failure = str(short)
+                with self.world.abort_together():
+                    return self._accumulate(batch.batches, targets)
+            except MemoryExhausted as error:
+                failure = str(error)
             self.buffers.restore(buffers)
-            set_own_generators(generators)
-            self._halve(failure)
-            share = next(self.shares)
+            set_rng_states(generators)
+            self._halve_micro_batch(failure)
+            batch = next(self.batches)
 
-    def _accumulate(self, batches: Sequence[Batch], targets: float) -> Tensor:
+    def _accumulate(self, batches: Sequence[Batch], targets: int) -> Tensor:
         device, dtype = self.world.device, DTYPES[self.train.precision]
         summed = torch.zeros((), dtype=torch.float64, device=device)
         for i, batch in enumerate(batches):
@@ -159,155 +210,129 @@ class Trainer:
                 loss = loss * (len(batches) * self.world.size / targets)
             else:
                 loss = loss / max(1, len(batch.labels))
-            if i + 1 == len(batches) and self._is_spike(summed, targets):
-                loss = loss * math.nan  # a gradient that is not finite changes nothing
-            self.engine.backward(loss)
+            is_last = i + 1 == len(batches)
+            self.engine.backward(loss, skip=is_last and self._is_spike(summed, targets))
         return summed
 
-    def _halve(self, failure: str) -> None:
-        """Go on with smaller micro-batches from the state as it is. Raises `OutOfMemory`."""
-        size = self.micro_batch.size
-        self.micro_batch.halve(failure, advice(self.recipe, self.world.size))
-        self.watcher.note(
-            f"step {self.state.step + 1}: memory ran out with {size} examples at once ({failure}); "
-            f"it is repeated with {self.micro_batch.size}"
-        )
-        self._use_micro_batch()
+    def _is_spike(self, summed: Tensor, targets: int) -> bool:
+        """Whether the step's loss is too far above the moving average; `summed` is over this process's targets.
 
-    def _use_micro_batch(self) -> None:
-        """Bring the engine and what it is fed to the size of micro-batches, at the beginning of a step."""
-        size, accumulation = self.micro_batch.size, self.micro_batch.accumulation
-        self.engine.restart(size, accumulation)
-        free_unused()
-        self.state.micro_batch = size
-        self.feed = replace(self.feed, micro=size, accumulation=accumulation)
-        self.mixture.restore(self.state.data)
-        self.shares = self.feed.training(self.mixture, self.state.done)
-
-    def _is_spike(self, summed: Tensor, targets: float) -> bool:
-        """Is this loss, summed over this process's targets, too far above those of late? All processes agree."""
-        average, limit = self.state.average, self.train.spike_factor
+        All processes get the same answer.
+        """
+        average, limit = self.state.loss_ema, self.train.spike_factor
         if limit is None or average is None:
             return False  # without waiting for the GPU
         return self.world.sum(float(summed))[0] / targets > limit * average
 
-    def _count(self, loss: float, share: Share, too_long: int, applied: bool, empty: bool) -> None:
-        """Keep book of a step."""
+    def _update_state(self, batch: RankBatch, loss: float, counts: _Counts, applied: bool) -> None:
+        """Count a step."""
         state = self.state
         state.step += 1
-        state.data = share.state
-        state.skipped_examples += too_long
+        state.data = batch.state
+        state.skipped_examples += counts.too_long
         state.applied += applied
         state.skipped_in_a_row = 0 if applied else state.skipped_in_a_row + 1
-        state.empty_in_a_row = 0 if applied else state.empty_in_a_row + empty
+        state.empty_in_a_row = 0 if applied else state.empty_in_a_row + (not counts.targets)
         if applied:
-            state.average = loss if state.average is None else _SMOOTH * state.average + (1 - _SMOOTH) * loss
+            before = state.loss_ema
+            state.loss_ema = loss if before is None else _LOSS_EMA_DECAY * before + (1 - _LOSS_EMA_DECAY) * loss
 
-    # Beside the steps
+    # Memory
+
+    def _halve_micro_batch(self, failure: str) -> None:
+        """Use smaller micro-batches from now on. Raises `OutOfMemory` where that is not possible."""
+        size = self.micro_batch.size
+        self.micro_batch.halve(failure, memory_advice(self.recipe, self.world.size))
+        self.callbacks.note(
+            f"step {self.state.step + 1}: memory ran out with {size} examples at once ({failure}); "
+            f"it is repeated with {self.micro_batch.size}"
+        )
+        self._apply_micro_batch()
+
+    def _apply_micro_batch(self) -> None:
+        """Set the size of micro-batches in engine and loader, at the start of a step."""
+        size, accumulation = self.micro_batch.size, self.micro_batch.accumulation
+        self.engine.restart(size, accumulation)
+        free_unused()
+        self.state.micro_batch = size
+        self.loader = replace(self.loader, micro=size, accumulation=accumulation)
+        self.mixture.load_state_dict(self.state.data)
+        self.batches = self.loader.training(self.mixture, self.state.done)
+
+    # Evaluation
 
     @torch.no_grad()
     def evaluate_loss(self) -> float | None:
         """Mean loss per target over the evaluation sets; None where there are none.
 
-        Raises `TrainingError`, after a checkpoint, where too many of their examples cannot be read.
+        Raises:
+            TrainingError: If too many of their examples cannot be read, after saving a checkpoint.
         """
         if not self.evaluation:
             return None
         average_buffers(self.model, self.world)
         while True:
             try:
-                with self.world.abandoned_together(), self.model.eval_mode():
-                    total, targets, samples, unreadable = self._evaluated()
+                with self.world.abort_together(), self.model.eval_mode():
+                    total, targets, samples, unreadable = self._sum_evaluation()
                 break
-            except MemoryShort as short:
-                failure = str(short)
-            self._halve(failure)
+            except MemoryExhausted as error:
+                failure = str(error)
+            self._halve_micro_batch(failure)
         total, counted, count = self.world.sum(total, targets, len(unreadable))
         if count:
-            self.skipped.check_evaluated(
-                self.state, unreadable, int(count), samples, self.checkpoints.save, self.watcher.say
+            self.skipped.check_evaluation(
+                self.state.step, unreadable, int(count), samples, self.save, self.callbacks.say
             )
         return total / counted if counted else None
 
-    def _evaluated(self) -> tuple[float, int, int, list[Unreadable]]:
+    def _sum_evaluation(self) -> tuple[float, int, int, list[SkippedExample]]:
         """The summed loss of this process's examples, their targets, all examples, and what cannot be read."""
         total, targets, samples = 0.0, 0, 0
-        unreadable: list[Unreadable] = []
+        unreadable: list[SkippedExample] = []
         for source in self.evaluation:
-            for share in self.feed.evaluation(source):
-                samples += share.samples
-                unreadable += share.unreadable
-                for batch in share.batches:
+            for found in self.loader.evaluation(source):
+                samples += found.samples
+                unreadable += found.unreadable
+                for batch in found.batches:
                     loss = self.model(batch.to(self.world.device, DTYPES[self.train.precision]))
                     total, targets = total + float(loss), targets + len(batch.labels)
         return total, targets, samples, unreadable
 
+    # Checkpoints
+
+    def save(self) -> Path:
+        """Save a checkpoint of the current step."""
+        self.state.early_stopping = self.early_stopping.state_dict()
+        best = self.early_stopping.best
+        return self.checkpoints.save(self.state, best.step if best else None)
+
+    def finish(self, finished: bool) -> Path:
+        """The run's result: the last checkpoint, or the best one of a finished run with early stopping.
+
+        Checkpoints after the best one are removed.
+        """
+        best = self.early_stopping.best
+        return self.checkpoints.remove_after(best.step) if finished and best else self.save()
+
     def resume(self, folder: Path) -> None:
-        """Go on from a checkpoint of this run, with as many processes as it had or another number."""
+        """Continue from a checkpoint of this run, with the same number of processes or another one."""
         state = self.checkpoints.load(folder)
         if state.processes != self.world.size:
-            self.watcher.say(f"{folder} was written by {state.processes} processes, and {self.world.size} go on")
-        self.mixture.restore(state.data)
+            self.callbacks.say(
+                f"{folder} was written by {state.processes} processes; {self.world.size} processes continue"
+            )
+        self.mixture.load_state_dict(state.data)
+        self.early_stopping.load_state_dict(state.early_stopping)
         same, size = state.processes == self.world.size, state.micro_batch
         state.processes, state.micro_batch = self.world.size, self.micro_batch.size
         self.state = state
-        other = size not in (None, self.micro_batch.size)
-        if same and size and other and self.train.micro_batch_size == "auto" and not self.micro_batch.share % size:
-            self.micro_batch.size = size  # whatever memory is free now, sums keep their order
-            self._use_micro_batch()
+        differs = size not in (None, self.micro_batch.size)
+        if same and size and differs and self.train.micro_batch_size == "auto" and not self.micro_batch.share % size:
+            self.micro_batch.size = size  # the order of sums stays the same, whatever memory is free now
+            self._apply_micro_batch()
 
-    def loop(self, stopped: Callable[[], bool]) -> bool:
-        """Train to the end, or until all agree to stop; True where the end was reached."""
-        total = self.train.total_steps
-        first, begun = self.world.rank == 0, self.state.step
-        skips = first and self.train.unreadable == "skip"
-        with Log(self.out / METRICS, first, begun) as metrics, Log(self.skipped.path, skips, begun) as self.skipped.log:
-            self.model.train()
-            self.shares = self.feed.training(self.mixture, self.state.done)
-            while share := self._next():
-                row = self.step(*share)
-                metrics.write(row)
-                self._tell(row)
-                check_learning(self.state, self.train, self.skipped, self.checkpoints.save)
-                step, every = self.state.done, self.train.evaluate_every
-                if step == total or (every and step % every == 0):
-                    value = self.evaluate_loss()
-                    if value is not None:
-                        metrics.write({"step": self.state.step, **self.place.mark, "evaluation_loss": value})
-                        self.watcher.say(f"step {self.state.step}: evaluation loss {value:.4f}")
-                        if self.train.early_stopping:
-                            metrics.sync()
-                            self.skipped.log.sync()
-                            if not self.early_stopping.improves(self.state, value):
-                                return True
-                (end,) = self.world.sum(float(stopped()))
-                if end and step < total:
-                    return False
-                every = self.train.checkpoint_every
-                if every and step % every == 0 and step < total:
-                    metrics.sync()
-                    self.skipped.log.sync()
-                    self.checkpoints.save(self.state)
-        return True
 
-    def _next(self) -> tuple[Share, float] | None:
-        """The input of a step, and when it was asked for."""
-        began = time.perf_counter()
-        share = next(self.shares, None)
-        return None if share is None else (share, began)
-
-    def _tell(self, row: Mapping[str, Any]) -> None:
-        told = Progress(
-            step=row["step"],
-            steps=self.state.first + self.train.total_steps + self.place.later,
-            loss=math.nan if row["loss"] is None else row["loss"],
-            rates=row["lr"],
-            samples_per_s=row["samples_per_s"],
-            tokens_per_s=row["tokens_per_s"],
-            flops_per_s=row.get("flops_per_s"),
-            useful_flops_per_s=row.get("useful_flops_per_s"),
-            peak_flops_per_s=self.world.peak if self.train.precision != "fp32" else None,
-            memory=self.world.memory(),
-            skipped="skipped" in row,
-        )
-        self.watcher.step(told)
+def _is_due(step: int, every: int) -> bool:
+    """Whether something that that happens every `every` steps is due after this one; 0: never."""
+    return bool(every) and step % every == 0

@@ -15,6 +15,7 @@ class ScoredAnswersTask(RowsTask):
     """A task in which each answer has a score in percent; accuracy is the mean."""
 
     primary_metric = "accuracy"
+    score_unit = "percent"
     max_tokens = 12
 
     @abstractmethod

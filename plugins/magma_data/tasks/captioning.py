@@ -34,6 +34,7 @@ class _CaptionTask(RowsTask):
 
     config: _CaptionConfig
     primary_metric = "cider"
+    score_unit = "percent"
     max_tokens = 32
     stop = ("\n",)
 

@@ -89,7 +89,7 @@ def test_verify_says_what_is_as_it_was_written(
 def test_a_second_run_does_not_overwrite_the_first(run: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     done = magma("recipe", "run", "quickstart", "--out", run[0], *QUICK)
     assert done.returncode == 2
-    assert "holds a run already: choose another folder with --out, or go on with --resume" in done.stderr
+    assert "holds a run already: choose another folder with --out, or resume with --resume" in done.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -32,10 +32,10 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> Any:
     def shown(*told: tuple[float, Progress]) -> list[str]:
         screen, text = Screen(), io.StringIO()
         screen.console = module.plain_console(file=text)
-        watcher = screen.watcher()
+        callbacks = screen.callbacks()
         for second, one in told:
             now[0] = second
-            watcher.step(one)
+            callbacks.step(one)
         return text.getvalue().splitlines()
 
     return shown
@@ -115,7 +115,7 @@ def test_no_console_reads_markup(folder: str) -> None:
     """Columns of a bar have a switch of their own."""
     for file in (Path(__file__).parents[3] / folder).rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        for call in re.findall(r"\b(?:Rich)?Console\(.*(?:stderr|width|\*\*options).*\)", text):
+        for call in re.findall(r"\b(?:Rich)?RunCallbacks\(.*(?:stderr|width|\*\*options).*\)", text):
             assert "markup=False, emoji=False" in call, f"{file}: {call}"
         for call in re.findall(r"\bTextColumn\(.*?\)", text):
             assert "markup=False" in call, f"{file}: {call}"
@@ -145,7 +145,7 @@ def test_a_screen_that_is_gone_does_not_end_a_run(number: int, terminal: bool, m
     with Screen() as screen:
         screen.say("saving a checkpoint")
         screen.note("a note")
-        screen.watcher().step(progress(1))
+        screen.callbacks().step(progress(1))
         screen.live.refresh()
         screen.report({"finished": False, "steps": 1, "stopped_by": "SIGINT"}, Path(), ["magma"])
     assert screen.console.quiet

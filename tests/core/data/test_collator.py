@@ -19,7 +19,7 @@ def collator() -> Collator:
 
 def test_media_and_text_keep_their_order(collator: Collator) -> None:
     example = Example([Text("ab"), Media("number", 1), Text("c"), Media("number", 3)])
-    found = collator.sequence(example)
+    found = collator.encode_example(example)
     # a number n fills n + 1 positions
     assert found.tokens == [*b"ab", 0, 0, *b"c", 0, 0, 0, 0]
     assert [(name, start, size) for name, _, start, size in found.media] == [("number", 2, 2), ("number", 5, 4)]
@@ -42,7 +42,7 @@ def test_labels_are_the_targets_and_one_end(collator: Collator) -> None:
 
 
 def test_text_after_the_last_target_gets_no_end(collator: Collator) -> None:
-    found = collator.sequence(Example([Text("a", target=True), Text("b")]))
+    found = collator.encode_example(Example([Text("a", target=True), Text("b")]))
     assert found.tokens == [*b"ab"]
     assert found.targets == [True, False]
 
@@ -53,25 +53,25 @@ def test_first_position_is_never_scored(collator: Collator) -> None:
     assert batch.layout.scored.tolist() == [0, 1]
 
 
-def test_slots_point_at_real_features_alone(collator: Collator) -> None:
+def test_media_slots_exclude_padding(collator: Collator) -> None:
     batch = collator.batch([Example([Media("number", 1), Text("a")]), Example([Text("b"), Media("number", 0)])])
     slots = batch.slots["number"]
     width = batch.tokens.shape[1]
     assert slots.positions.tolist() == [0, 1, width + 1]
-    assert slots.media.tolist() == [0, 0, 1]
-    assert slots.steps.tolist() == [0, 1, 0]
+    assert slots.media_index.tolist() == [0, 0, 1]
+    assert slots.embedding_index.tolist() == [0, 1, 0]
 
 
 def test_width_is_rounded_up() -> None:
     lm = ToyLM(ToyLM.Config())
-    batch = Collator(lm, {}, multiple=8).batch([Example([Text("abc"), Text("d", target=True)])])
+    batch = Collator(lm, {}, pad_to_multiple_of=8).batch([Example([Text("abc"), Text("d", target=True)])])
     assert batch.tokens.shape == (1, 8)
     assert batch.layout.lengths.tolist() == [5]
 
 
 def test_text_is_cut_at_the_end(collator: Collator) -> None:
     collator.max_length = 6
-    found = collator.sequence(Example([Media("number", 1), Text("abcdefgh", target=True)]))
+    found = collator.encode_example(Example([Media("number", 1), Text("abcdefgh", target=True)]))
     assert len(found) == 6
     assert found.tokens[2:] == [*b"abcd"]
 
@@ -82,18 +82,18 @@ def test_text_is_cut_at_the_end(collator: Collator) -> None:
 def test_an_example_that_cannot_fit_is_named(collator: Collator, segments: list[object]) -> None:
     collator.max_length = 6
     with pytest.raises(TooLong, match=r"row 17 needs .* at most 6 fit"):
-        collator.sequence(Example(segments, "row 17"))  # type: ignore[arg-type]
+        collator.encode_example(Example(segments, "row 17"))  # type: ignore[arg-type]
 
 
 def test_wrong_values_are_named(collator: Collator) -> None:
     with pytest.raises(InputError, match=r"row 3: number: given 9; allowed: 0 to 3"):
-        collator.sequence(Example([Media("number", 9)], "row 3"))
+        collator.encode_example(Example([Media("number", 9)], "row 3"))
     with pytest.raises(InputError, match=r'no input is called "picture"; inputs: number'):
-        collator.sequence(Example([Media("picture", 1)]))
+        collator.encode_example(Example([Media("picture", 1)]))
     with pytest.raises(InputError, match="is empty"):
-        collator.sequence(Example([]))
+        collator.encode_example(Example([]))
     with pytest.raises(InputError, match="token ids must be 0 to 256, got 5 to 300"):
-        collator.sequence(Example([Tokens(torch.tensor([5, 300]))]))
+        collator.encode_example(Example([Tokens(torch.tensor([5, 300]))]))
 
 
 def test_raw_values_find_their_input(collator: Collator) -> None:
@@ -115,11 +115,11 @@ def test_max_length_beyond_the_context_is_refused() -> None:
         Collator(ToyLM(ToyLM.Config()), {}, max_length=100)
 
 
-def test_batches_move_and_cast_media_alone(collator: Collator) -> None:
+def test_batch_to_casts_only_media(collator: Collator) -> None:
     batch = collator.batch([Example([Media("number", 1), Text("a"), Text("b", target=True)])])
     moved = batch.to("meta", torch.bfloat16)
     assert moved.media["number"].dtype == torch.bfloat16
     assert moved.tokens.dtype == torch.int64
-    assert {t.device.type for t in (moved.tokens, moved.labels, moved.layout.scored, moved.slots["number"].media)} == {
-        "meta"
-    }
+    assert {
+        t.device.type for t in (moved.tokens, moved.labels, moved.layout.scored, moved.slots["number"].media_index)
+    } == {"meta"}

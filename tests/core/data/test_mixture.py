@@ -11,7 +11,7 @@ from magma import TrainingError
 from magma.data.mixture import Mixture
 
 
-def test_a_mixture_keeps_its_weights_and_its_place() -> None:
+def test_mixture_keeps_weights_and_position() -> None:
     def make() -> Mixture:
         sources = [ToySource(ToySource.Config(length=5), 0), ToySource(ToySource.Config(length=3, text_only=True), 0)]
         return Mixture(sources, [3.0, 1.0])
@@ -20,9 +20,9 @@ def test_a_mixture_keeps_its_weights_and_its_place() -> None:
     taken = whole.take(40)
     assert sum(len(example.segments) == 2 for example in taken) == 10
     first = half.take(17)
-    state = json.loads(json.dumps(half.state()))
+    state = json.loads(json.dumps(half.state_dict()))
     again = make()
-    again.restore(state)
+    again.load_state_dict(state)
     assert first + again.take(23) == taken
 
 

@@ -13,7 +13,7 @@ from toys import RECIPE, ToyEncoder, ToyTask
 
 import magma
 from magma import InputError, Media, PartConfig, Prediction, Question, Text, TooLong
-from magma.evaluation.evaluator import Asker, check_readable
+from magma.evaluation.evaluator import TaskRunner, check_readable
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -53,7 +53,7 @@ def test_every_question_is_asked_of_every_baseline() -> None:
     assert seen[-1] == (24, 24)
 
 
-def test_a_follow_up_stands_behind_the_answer() -> None:
+def test_follow_up_questions_are_asked_after_the_answer() -> None:
     model = magma.assemble(RECIPE).eval()
     predictions = magma.evaluate(model, TwoSteps(PartConfig(), 0), baselines=("",))
     for prediction in predictions:
@@ -104,7 +104,7 @@ def test_a_question_that_cannot_be_read_is_wrong_and_the_others_are_asked(
     assert not any(p.problem for p in found[16:])
 
 
-def test_a_model_that_classifies_goes_on_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_of_a_classifier_continues_after_unreadable_questions(monkeypatch: pytest.MonkeyPatch) -> None:
     model = magma.assemble({**RECIPE, "head": {"use": "classes", "classes": ["even", "odd"]}}).eval()
     whole = magma.evaluate(model, ToyTask(PartConfig(), 0), baselines=("",))
     torn(monkeypatch, 1)
@@ -119,7 +119,7 @@ def test_too_many_of_them_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError) as raised:
         magma.evaluate(model, TwoSteps(PartConfig(), 0), baselines=("",))
     assert str(raised.value) == (
-        "2 of 8 questions cannot be read, and max_unreadable allows a share of 0.01:"
+        "2 of 8 questions cannot be read, and max_unreadable allows a fraction of 0.01:"
         "\n  - question 2: number: 2.num is torn\n  - question 6: number: 2.num is torn"
     )
 
@@ -151,9 +151,9 @@ def test_a_task_knows_what_the_model_can_read(monkeypatch: pytest.MonkeyPatch) -
     torn(monkeypatch, 2)
     task = ToyTask(PartConfig(), 0)
     assert task.can_read(Media("number", 2))  # nobody asks yet
-    asker = Asker(magma.assemble(RECIPE).eval(), task, 4)
+    runner = TaskRunner(magma.assemble(RECIPE).eval(), task, 4)
     assert [task.can_read(Media("number", n)) for n in (1, 2)] == [True, False]
-    assert asker.not_shown == ["a completed example: number: 2.num is torn"]
+    assert runner.not_shown == ["an in-context example: number: 2.num is torn"]
     assert task.can_read(Media("smell", 2))  # a mistake in the task, not in the medium
 
 

@@ -10,7 +10,7 @@ from toys import RECIPE, ToyLM
 
 import magma
 from magma import Decoding, InputError, Magma, Media, Text, TooLong
-from magma.evaluation.prefix_sharing import Reader
+from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.values import Segment
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -61,14 +61,14 @@ def test_answers_are_those_of_one_by_one(model: Magma, kind: str, batch_size: in
     prompts = KINDS[kind]
     expected = [model.generate(prompt, max_tokens=4) for prompt in prompts]
     found: dict[int, str] = {}
-    for batch in Reader(model, HOW, batch_size).answers(prompts):
+    for batch in PrefixCachedGenerator(model, HOW, batch_size).answers(prompts):
         assert not found.keys() & dict(batch).keys()
         found |= dict(batch)
     assert [found[i] for i in range(len(prompts))] == expected
 
 
-def answered(model: Magma, prompts: list[list[Segment]], reader: Reader | None = None) -> None:
-    for _ in (reader or Reader(model, HOW)).answers(prompts):
+def answered(model: Magma, prompts: list[list[Segment]], generator: PrefixCachedGenerator | None = None) -> None:
+    for _ in (generator or PrefixCachedGenerator(model, HOW)).answers(prompts):
         pass
 
 
@@ -82,13 +82,13 @@ def test_what_prompts_share_is_read_once(model: Magma, read: list[int]) -> None:
 
 
 def test_a_common_beginning_is_kept_from_call_to_call(model: Magma, read: list[int]) -> None:
-    reader = Reader(model, HOW)
-    answered(model, KINDS["the same examples first"], reader)
+    generator = PrefixCachedGenerator(model, HOW)
+    answered(model, KINDS["the same examples first"], generator)
     read.clear()
-    answered(model, [[*SHOTS, number(0), Text("x")], [*SHOTS, number(1), Text("x")]], reader)
+    answered(model, [[*SHOTS, number(0), Text("x")], [*SHOTS, number(1), Text("x")]], generator)
     assert read[0] == 1 + 2 + 2  # no examples
     read.clear()
-    answered(model, [[number(0), Text("x")], [number(0), Text("y")]], reader)
+    answered(model, [[number(0), Text("x")], [number(0), Text("y")]], generator)
     assert read[:2] == [1, 2]
 
 
@@ -100,13 +100,13 @@ def test_equal_prompts_are_answered_once(model: Magma, read: list[int]) -> None:
 def test_what_does_not_fit_is_named(model: Magma) -> None:
     long: list[Segment] = [number(1), Text("a" * 40), number(0), Text("b" * 30)]
     with pytest.raises(TooLong, match="the second needs"):
-        next(Reader(model, HOW).answers([[number(1), Text("a")], long], ["the first", "the second"]))
+        next(PrefixCachedGenerator(model, HOW).answers([[number(1), Text("a")], long], ["the first", "the second"]))
     together = [[*long[:3], Text(letter * 30)] for letter in "bc"]  # each part fits, and both do not
     with pytest.raises(TooLong, match="prompt 0 needs 73 positions, and 64 fit"):
-        next(Reader(model, HOW).answers(together))
+        next(PrefixCachedGenerator(model, HOW).answers(together))
 
 
 def test_a_model_that_classifies_is_refused() -> None:
     model = magma.assemble({**RECIPE, "head": {"use": "classes", "classes": ["a", "b"]}})
     with pytest.raises(InputError, match="it classifies"):
-        next(Reader(model, HOW).answers([[Text("a")]]))
+        next(PrefixCachedGenerator(model, HOW).answers([[Text("a")]]))

@@ -144,7 +144,7 @@ def test_questions_asked_with_fewer_shots_are_counted(toys: None, tmp_path: Path
     told = json.loads((tmp_path / "a/scores.json").read_text())["asked_with_fewer_shots"]
     assert told["2"]["model"] == counts["2_shot.jsonl"]
     assert set(told) == {"2"}
-    assert any(f"{counts['2_shot.jsonl']} of 40 questions do not fit with all completed" in one for one in said)
+    assert any(f"{counts['2_shot.jsonl']} of 40 questions do not fit with all in-context" in one for one in said)
     before = (tmp_path / "a/scores.json").read_text()
     asked.run([0, 2])
     assert (tmp_path / "a/scores.json").read_text() == before
@@ -196,7 +196,7 @@ def test_the_program_scores_as_the_official_evaluation_does(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1: no JSON"),
+        ("{", "line 1: not JSON"),
         ("[]", "line 1: given a list; allowed: an object"),
         ('{"answers": ["a"]}', "line 1: prediction: given None; allowed: text"),
         ('{"prediction": "a", "answers": "a"}', "line 1: answers: given 'a'; allowed: a list of texts"),
@@ -229,7 +229,7 @@ def run_folder(folder: Path, published: str, **scores: dict[str, float]) -> Path
     return folder
 
 
-def test_a_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
+def test_report_shows_published_scores_in_brackets(tmp_path: Path) -> None:
     published = "[published]\nvqa2 = { accuracy = { 0 = 32.7, 4 = 43.8 } }\ncoco = { cider.0 = 39.6 }\n"
     one = run_folder(tmp_path / "one", published, vqa2={"0": 31.04, "2": 40.0}, gqa={"0": 7.0})
     two = run_folder(tmp_path / "two", "", vqa2={"0": 0.25})
@@ -237,11 +237,20 @@ def test_a_papers_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert tables["vqa2"] == [
         ["run", "accuracy @ 0", "accuracy @ 2", "accuracy @ 4"],
         ["one", "31.0 (32.7)", "40.0", "- (43.8)"],
-        ["two", "0.250", "-", "-"],
+        ["two", "0.2", "-", "-"],
     ]
     assert tables["coco"] == [["run", "cider @ 0"], ["one", "- (39.6)"], ["two", "-"]]
     assert tables["gqa"][1] == ["one", "7.0"]
-    assert tables["average accuracy"] == [["run", "average"], ["one", "26.0 (38.2)"], ["two", "0.250"]]
+    assert tables["average accuracy"] == [["run", "average"], ["one", "26.0 (38.2)"], ["two", "0.2"]]
+
+
+def test_the_unit_of_a_score_decides_its_decimals(tmp_path: Path) -> None:
+    """Of the file; of the installed task, for files of earlier versions; four digits where neither is known."""
+    folder = run_folder(tmp_path / "one", "", vqa2={"0": 0.8}, digits={"0": 1.0}, mine={"0": 0.8}, strange={"0": 0.8})
+    file = folder / "eval/mine/scores.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "unit": "percent"}))
+    tables = report([folder])
+    assert [tables[task][1][1] for task in ("vqa2", "digits", "mine", "strange")] == ["0.8", "1.000", "0.8", "0.8"]
 
 
 def test_published_figures_are_not_inherited_and_table_1_averages() -> None:
@@ -369,7 +378,7 @@ def test_what_cannot_be_read_is_listed_and_asked_again_once_it_can(
             + "".join(f"\n  - question {i}: number: 3.num is torn" for i in (3, 7, 11))
             + "\n  - and 7 others"
         ]
-        with pytest.raises(InputError, match="10 of 40 questions cannot be read, and max_unreadable allows a share"):
+        with pytest.raises(InputError, match="10 of 40 questions cannot be read, and max_unreadable allows a fraction"):
             replace(asked, folder=tmp_path / "ends", max_unreadable=0.2).run([0], [""])
     asked.run([0], [""])
     assert rows(tmp_path / "torn") == rows(tmp_path / "whole")

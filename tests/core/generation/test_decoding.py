@@ -68,7 +68,7 @@ def test_the_context_is_never_exceeded(model: Magma) -> None:
     assert len(text) <= 5
 
 
-def test_generation_leaves_the_mode_alone(model: Magma) -> None:
+def test_generation_restores_training_mode(model: Magma) -> None:
     model.train()
     model.generate(PROMPTS[0], max_tokens=2)
     assert model.training

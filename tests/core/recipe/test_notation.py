@@ -13,7 +13,7 @@ from toys import RECIPE
 from magma import InputError, Recipe, RecipeError
 from magma.evaluation.results import score_file
 from magma.recipe.notation import DEPTH, TooDeep, check_depth, parse_json, parse_toml
-from magma.runs.folder import differences
+from magma.runs.folder import recipe_differences
 
 MANY = 100_000
 DOTS = 1000
@@ -95,7 +95,7 @@ def test_other_files_of_users_are_refused_by_name(tmp_path: Path) -> None:
     for text in (f"x = {'[' * MANY}{']' * MANY}", "no TOML"):
         (tmp_path / "recipe.toml").write_text(text)
         with pytest.raises(InputError, match="recipe.toml cannot be read: "):
-            differences(tmp_path, tmp_path)
+            recipe_differences(tmp_path, tmp_path)
     (tmp_path / "p.jsonl").write_text("[" * MANY + "]" * MANY)
-    with pytest.raises(InputError, match="p.jsonl line 1: no JSON: it is nested"):
+    with pytest.raises(InputError, match="p.jsonl line 1: not JSON: it is nested"):
         score_file(None, tmp_path / "p.jsonl")  # type: ignore[arg-type]  # read before it is scored

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from magma import InputError, cli
-from magma.runs.folder import differences, draw, figures, metrics
+from magma.runs.folder import plot_losses, read_metrics, recipe_differences, run_summary
 
 RECIPE = """name = "{name}"
 [lm]
@@ -43,10 +43,10 @@ def made(folder: Path, questions: float = 0.25, steps: int = 20, finished: bool 
 
 
 def test_figures_of_a_running_and_of_a_finished_run(tmp_path: Path) -> None:
-    running = figures(made(tmp_path / "running"))
+    running = run_summary(made(tmp_path / "running"))
     assert running == {
         "recipe": "running",
-        "state": "running, or killed",
+        "state": "no report yet (running or killed)",
         "steps": "20 of 40",
         "examples": "160",
         "loss": "0.1500",
@@ -55,20 +55,20 @@ def test_figures_of_a_running_and_of_a_finished_run(tmp_path: Path) -> None:
         "evaluation loss": "0.7500",
         "lowest evaluation loss": "0.5000 at step 10",
     }
-    finished = figures(made(tmp_path / "finished", finished=True))
+    finished = run_summary(made(tmp_path / "finished", finished=True))
     assert (finished["state"], finished["digits: caption_accuracy"]) == ("finished", "0.875")
-    assert len(metrics(tmp_path / "running")) == 22
+    assert len(read_metrics(tmp_path / "running")) == 22
 
 
 def test_where_two_recipes_differ(tmp_path: Path) -> None:
     one, other = made(tmp_path / "one"), made(tmp_path / "other", questions=0.5)
-    assert differences(one, other) == {"name": ("one", "other"), "data.train.0.questions": ("0.25", "0.5")}
+    assert recipe_differences(one, other) == {"name": ("one", "other"), "data.train.0.questions": ("0.25", "0.5")}
 
 
 def test_the_curves_are_drawn(tmp_path: Path) -> None:
     one, other = made(tmp_path / "one"), made(tmp_path / "other")
     for folders, rates, size in (([one], False, (700, 400)), ([one, other], True, (700, 700))):
-        with Image.open(draw(folders, tmp_path / "curves.png", rates)) as image:
+        with Image.open(plot_losses(folders, tmp_path / "curves.png", rates)) as image:
             assert image.size == size
             assert len(np.unique(np.asarray(image.convert("L")))) > 50
     assert not list(tmp_path.glob(".*"))
@@ -92,4 +92,4 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no metrics.jsonl; allowed: the folder of a run that has begun"):
-        figures(tmp_path)
+        run_summary(tmp_path)

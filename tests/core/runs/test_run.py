@@ -19,7 +19,7 @@ import magma
 from magma import RecipeError, TrainingError
 from magma.io import folder_lock
 from magma.recipe.parts import build_part
-from magma.runs.run import Console
+from magma.runs.run import RunCallbacks
 
 pytestmark = pytest.mark.usefixtures("stored_toys")
 
@@ -29,8 +29,10 @@ def test_the_report_is_what_the_run_did(tmp_path: Path) -> None:
     assert report == json.loads((tmp_path / "run/report.json").read_text())
     task = ToyTask(magma.PartConfig(), 0)
     predictions = magma.evaluate(magma.load(tmp_path / "run"), task)
-    for key, baseline in (("count_accuracy", ""), ("shuffled_accuracy", "shuffled"), ("blind_accuracy", "blind")):
+    for key, baseline in (("count_accuracy", ""), ("shuffled_score", "shuffled"), ("blind_score", "blind")):
         assert report[key] == task.score([p for p in predictions if p.baseline == baseline])["count_accuracy"]
+    assert report["shuffled_accuracy"] == report["shuffled_score"]  # the former name
+    assert report["blind_accuracy"] == report["blind_score"]
     assert (report["steps"], report["finished"], report["frozen_tensors"]) == (6, True, 10)
     assert report["parts"]["lm"] == {"name": "toy", "from": "unknown 0", "parameters": 7296, "trained": 0}
 
@@ -82,7 +84,7 @@ def test_a_folder_is_written_by_one_run_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_begins_again(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="holds no run to go on with"):
+    with pytest.raises(TrainingError, match="holds no run to resume"):
         magma.run(RECIPE, tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
     whole = magma.run(RECIPE, tmp_path / "whole")
@@ -113,13 +115,13 @@ def test_another_seed_is_reported_by_resume(tmp_path: Path) -> None:
     stored_toy.bring(tmp_path)
     raw = {**copy.deepcopy(RECIPE), "lm": {"use": "stored", "weights": str(tmp_path / "lm")}}
     noted: list[str] = []
-    watcher = Console(note=lambda line: noted.append(line) if "seed" in line else None)
-    magma.run(raw, tmp_path / "run", watcher=watcher)
-    magma.run(raw, tmp_path / "run", resume=True, watcher=watcher)
+    callbacks = RunCallbacks(note=lambda line: noted.append(line) if "seed" in line else None)
+    magma.run(raw, tmp_path / "run", callbacks=callbacks)
+    magma.run(raw, tmp_path / "run", resume=True, callbacks=callbacks)
     assert noted == []
-    magma.run(raw, tmp_path / "run", ["seed=1", "train.steps=7"], resume=True, watcher=watcher)
+    magma.run(raw, tmp_path / "run", ["seed=1", "train.steps=7"], resume=True, callbacks=callbacks)
     assert [line.partition(":")[0] for line in noted] == ["seed"]
-    assert "the run had 0 until now, and is resumed with 1" in noted[0]
+    assert "the run had 0 until now, and resumes with 1" in noted[0]
     assert "seed = 1" in (tmp_path / "run/recipe.toml").read_text()
 
 
@@ -149,7 +151,7 @@ def test_a_signal_stops_a_run_which_saves_and_resumes_to_the_same_bytes(number: 
                 os.kill(os.getpid(), number)
 
         out = tmp_path / f"stopped{step}"
-        report = magma.run(RECIPE, out, watcher=Console(step=signalled, stopped=stopped.append))
+        report = magma.run(RECIPE, out, callbacks=RunCallbacks(step=signalled, stopped=stopped.append))
         assert (report["finished"], report["stopped_by"]) == (False, signal.Signals(number).name)
         assert report["steps"] == step
         assert "tasks" not in report
@@ -183,3 +185,10 @@ def test_a_file_system_without_locks_is_noted(number: int, tmp_path: Path, monke
         pass
     said = f"{tmp_path}/run/.lock cannot be locked: {os.strerror(number)}; do not start a second process that writes to"
     assert notes == [f"{said} {tmp_path}/run"]
+
+
+def test_the_former_name_of_callbacks_is_accepted_with_a_warning(tmp_path: Path) -> None:
+    notes: list[str] = []
+    with pytest.warns(DeprecationWarning, match="watcher is now called callbacks"):
+        magma.run(RECIPE, tmp_path / "run", watcher=RunCallbacks(say=notes.append))
+    assert "planning" in notes

@@ -19,9 +19,9 @@ from magma import CheckpointError, Recipe, RecipeError, TrainingError
 from magma.manifest import read_manifest
 from magma.plan import plan_stages
 from magma.recipe.schema import Init
-from magma.runs.folder import beginnings, figures, metrics
+from magma.runs.folder import read_metrics, run_summary, stage_starts
 from magma.runs.stages import train_stages
-from magma.training.progress import Watcher
+from magma.training.progress import Callbacks
 from magma.training.train import train
 
 pytestmark = [
@@ -50,7 +50,7 @@ def weights(out: Path) -> bytes:
 
 
 def untimed(out: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in metrics(out)]
+    return [{key: value for key, value in row.items() if not key.endswith("_s")} for row in read_metrics(out)]
 
 
 # Recipes
@@ -79,7 +79,7 @@ def test_what_show_prints_is_the_same_recipe(tmp_path: Path) -> None:
     assert "stages" not in recipe(stages=[]).to_toml()
 
 
-def test_a_length_may_stand_in_the_stages_only() -> None:
+def test_a_length_may_be_set_only_in_stages() -> None:
     train_table = {key: value for key, value in RECIPE["train"].items() if key != "steps"}
     stages = recipe(train=train_table).in_stages()
     assert [stage.train.total_steps for stage in stages if stage.train] == [3, 4]
@@ -148,11 +148,11 @@ def test_stages_are_a_chain_of_runs_that_start_from_the_one_before(tmp_path: Pat
     train(second.model_copy(update={"init": Init(checkpoint=str(tmp_path / "1"))}), tmp_path / "2")
     assert weights(tmp_path / "staged") == weights(tmp_path / "2")
     assert (result.steps, result.finished, result.changed, result.folder.name) == (7, True, [], "step-00000007")
-    rows = metrics(tmp_path / "staged")
+    rows = read_metrics(tmp_path / "staged")
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert losses == [row["loss"] for run in "12" for row in metrics(tmp_path / run) if "loss" in row]
+    assert losses == [row["loss"] for run in "12" for row in read_metrics(tmp_path / run) if "loss" in row]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 5, 6, 7]
-    assert beginnings(rows) == {LABELS[0]: 1, LABELS[1]: 4}
+    assert stage_starts(rows) == {LABELS[0]: 1, LABELS[1]: 4}
     assert [set(rows[0]["lr"]), len(rows[-2]["lr"])] == [{"inputs.number.prefix"}, 3]
     # each stage's last checkpoint stays
     folders = sorted((tmp_path / "staged/checkpoints").iterdir())
@@ -174,7 +174,7 @@ def test_a_run_of_stages_resumes_where_it_was(tmp_path: Path, at: int) -> None:
             raise KeyboardInterrupt  # as sudden as a kill
 
     with pytest.raises(KeyboardInterrupt):
-        train_stages(loaded, tmp_path / "parts", watcher=Watcher(step=fail))
+        train_stages(loaded, tmp_path / "parts", callbacks=Callbacks(step=fail))
     train_stages(loaded, tmp_path / "parts", resume=True)
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
     assert untimed(tmp_path / "parts") == untimed(tmp_path / "whole")
@@ -188,10 +188,10 @@ def test_a_signal_in_any_stage_is_an_end_to_resume_from(tmp_path: Path, at: int)
         if now.step == at:
             os.kill(os.getpid(), signal.SIGINT)
 
-    stopped = train_stages(recipe(), tmp_path, watcher=Watcher(step=stop))
+    stopped = train_stages(recipe(), tmp_path, callbacks=Callbacks(step=stop))
     assert (stopped.finished, stopped.steps) == (False, at)
     told: list[Any] = []
-    result = train_stages(recipe(), tmp_path, resume=True, watcher=Watcher(step=told.append))
+    result = train_stages(recipe(), tmp_path, resume=True, callbacks=Callbacks(step=told.append))
     assert (result.finished, result.steps) == (True, 7)
     assert [(now.step, now.steps) for now in told] == [(step, 7) for step in range(at + 1, 8)]
 
@@ -219,7 +219,7 @@ def test_stages_under_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stag
     train_stages(recipe(), tmp_path / "plain")
     monkeypatch.setattr("magma.training.train.assemble", assemble)
     train_stages(recipe(deepspeed={"zero_optimization": {"stage": stage}}), tmp_path / "zero")
-    found = [[row["loss"] for row in metrics(tmp_path / run) if "loss" in row] for run in ("plain", "zero")]
+    found = [[row["loss"] for row in read_metrics(tmp_path / run) if "loss" in row] for run in ("plain", "zero")]
     assert found[1] == pytest.approx(found[0], rel=1e-4)
     # two models do not fit where one does: the first stage's has been freed
     held = [sum(t.untyped_storage().nbytes() for t in [*m.parameters(), *m.buffers()]) for m in models]
@@ -233,9 +233,9 @@ def test_early_stopping_ends_a_stage_with_its_best_weights(tmp_path: Path, monke
     early = {"train": {"steps": 20, "evaluate_every": 2, "early_stopping": 2}}
     loaded = recipe(stages=[early, {"train": {"steps": 4, "evaluate_every": 2}}])
     said: list[str] = []
-    result = train_stages(loaded, tmp_path, watcher=Watcher(say=said.append))
+    result = train_stages(loaded, tmp_path, callbacks=Callbacks(say=said.append))
     assert (result.steps, result.finished) == (12, True)
-    assert beginnings(metrics(tmp_path)) == {"stage 1": 1, "stage 2": 9}
+    assert stage_starts(read_metrics(tmp_path)) == {"stage 1": 1, "stage 2": 9}
     assert any(line.startswith(f"starting from {tmp_path}/checkpoints/step-00000004: ") for line in said)
 
 
@@ -244,7 +244,7 @@ def test_a_finished_stage_cannot_be_changed(tmp_path: Path) -> None:
         if now.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
-    train_stages(recipe(), tmp_path, watcher=Watcher(step=stop))
+    train_stages(recipe(), tmp_path, callbacks=Callbacks(step=stop))
     with pytest.raises(CheckpointError) as raised:
         train_stages(recipe("stages.0.train.lr=0.5"), tmp_path, resume=True)
     assert str(raised.value) == (
@@ -254,7 +254,7 @@ def test_a_finished_stage_cannot_be_changed(tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"step-00000005 is of stage 2, and this recipe has no \[\[stages\]\]"):
         train_stages(recipe(stages=[]), tmp_path, resume=True)
-    with pytest.raises(CheckpointError, match=r"adapters\.mlp was trained until now, and this recipe has it frozen"):
+    with pytest.raises(CheckpointError, match=r"adapters\.mlp was trained until now, and is frozen in this recipe"):
         train_stages(recipe("stages.1.adapters.mlp.trainable=false"), tmp_path, resume=True)
     # what decides no weight may change, and so may the stage that runs
     allowed = ("stages.0.train.micro_batch_size=2", "stages.1.train.lr=0.5", "train.workers=0")
@@ -301,6 +301,6 @@ def test_the_commands_and_the_curves(tmp_path: Path) -> None:
     assert [one["steps"] for one in told["stages"]] == [3, 4]
     report = magma.run(recipe(), tmp_path / "run")
     assert (report["finished"], report["steps"], "tasks" in report) == (True, 7, True)
-    found = figures(tmp_path / "run")
+    found = run_summary(tmp_path / "run")
     assert (found["steps"], found["stage"]) == ("7 of 7", "stage 2")
     assert (tmp_path / "run/loss.png").is_file()

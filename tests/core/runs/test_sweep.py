@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from magma import RecipeError, TrainingError
-from magma.runs.sweep import cells, run_matrix, table, write_table
+from magma.runs.sweep import run_sweep, sweep_cells, table, write_table
 
 BASE = 'name = "{name}"\n[lm]\nuse = "gptj"\nweights = "bundled:tiny"\n[train]\nsteps = 1\nbatch_size = 1\nlr = 1e-3\n'
 
@@ -45,7 +45,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return int(failed)
 
-    monkeypatch.setattr("magma.runs.sweep.run_alone", run)
+    monkeypatch.setattr("magma.runs.sweep.run_subprocess", run)
     return seen
 
 
@@ -53,15 +53,15 @@ def test_every_recipe_runs_with_every_seed_and_finished_ones_once(
     recipes: list[str], commands: list[list[str]], tmp_path: Path
 ) -> None:
     changes = ["train.lr=2e-3"]
-    plan = cells(recipes, tmp_path / "out", [0, 1], changes)
+    plan = sweep_cells(recipes, tmp_path / "out", [0, 1], changes)
     said: list[str] = []
-    failed = run_matrix(plan, changes, said.append)
+    failed = run_sweep(plan, changes, said.append)
     assert [(cell.recipe.name, cell.seed) for cell in failed] == [("b", 0), ("b", 1)]
     assert [words[2] for words in commands] == recipes * 2  # after the first seed there is a table
     assert commands[0][-4:] == ["--set", "train.lr=2e-3", "--set", "seed=0"]
     assert table(plan)["b"] == {}
     commands.clear()
-    assert run_matrix(plan, changes, said.append, ["--nproc", "2"]) == []
+    assert run_sweep(plan, changes, said.append, ["--nproc", "2"]) == []
     assert len(commands) == 2
     assert all("--resume" in words and "--nproc" in words for words in commands)
     assert said[-4] == "1/4 a, seed 0: finished before"
@@ -75,12 +75,12 @@ def test_every_recipe_runs_with_every_seed_and_finished_ones_once(
 
 
 def test_mistakes_are_found_before_anything_is_run(recipes: list[str], tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="recipes of one name: a"):
-        cells([recipes[0], recipes[0]], tmp_path, [0], [])
+    with pytest.raises(TrainingError, match="recipes with the same name: a"):
+        sweep_cells([recipes[0], recipes[0]], tmp_path, [0], [])
     with pytest.raises(RecipeError, match="train.lrr"):
-        cells(recipes, tmp_path, [0], ["train.lrr=1"])
+        sweep_cells(recipes, tmp_path, [0], ["train.lrr=1"])
     with pytest.raises(RecipeError, match="mini_adapters_none cannot run"):
-        cells(["mini/adapters/none"], tmp_path, [0], ["lm.weights=/nowhere/at/all"])
+        sweep_cells(["mini/adapters/none"], tmp_path, [0], ["lm.weights=/nowhere/at/all"])
 
 
 def test_a_signal_that_stops_a_run_stops_the_others(
@@ -92,8 +92,8 @@ def test_a_signal_that_stops_a_run_stops_the_others(
         started.append(words)
         return 143
 
-    monkeypatch.setattr("magma.runs.sweep.run_alone", stopped)
+    monkeypatch.setattr("magma.runs.sweep.run_subprocess", stopped)
     with pytest.raises(SystemExit) as ended:
-        run_matrix(cells(recipes, tmp_path / "out", [0], []), [], lambda _: None)
+        run_sweep(sweep_cells(recipes, tmp_path / "out", [0], []), [], lambda _: None)
     assert ended.value.code == 143
     assert len(started) == 1

@@ -14,7 +14,7 @@ from toys import RECIPE, TightEncoder, ToyTask
 import magma
 from magma import Magma, OutOfMemory, PartConfig
 from magma.system import memory
-from magma.system.memory import Pieces, in_pieces, ran_out
+from magma.system.memory import BatchMapper, in_pieces, ran_out
 
 PROMPTS: list[list[Any]] = [[0, "is"], [3, "is not"], [2, "is"], [1, "was"], [3, "is"]]
 
@@ -90,7 +90,7 @@ def test_pieces() -> None:
     assert in_pieces(range(7), double) == [2 * i for i in range(7)]
     assert tried == [7, 3, 3, 1]
     tried.clear()
-    pieces = Pieces(8)
+    pieces = BatchMapper(8)
     assert pieces(range(4), double) == [0, 2, 4, 6]
     assert pieces(range(3), double) == [0, 2, 4]
     assert tried == [4, 2, 2, 2, 1]
@@ -107,7 +107,9 @@ def test_what_counts_as_too_little_memory() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
     assert ran_out(raised.value)
-    assert memory.first_line(raised.value).startswith("DefaultCPUAllocator: can't allocate memory: you tried to alloc")
+    assert memory.memory_error_summary(raised.value).startswith(
+        "DefaultCPUAllocator: can't allocate memory: you tried to alloc"
+    )
     assert ran_out(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
     assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert not ran_out(RuntimeError("shape mismatch"))

@@ -12,7 +12,7 @@ WHOLE = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_POR
 
 
 @pytest.fixture(autouse=True)
-def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def single_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*WHOLE, "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -37,11 +37,11 @@ def test_a_launchers_variables(monkeypatch: pytest.MonkeyPatch) -> None:
             {"WORLD_SIZE": None, "MASTER_ADDR": None, "MASTER_PORT": ""},
             "and WORLD_SIZE, MASTER_ADDR, MASTER_PORT are not",
         ),
-        ({"RANK": "first"}, "RANK in the environment: given 'first'; allowed: a whole number from 0 on"),
-        ({"RANK": "-1"}, "RANK in the environment: given '-1'; allowed: a whole number from 0 on"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE in the environment: given '0'; allowed: a whole number from 1 on"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT in the environment: given 'http'; allowed: a whole number from 1 on"),
-        ({"LOCAL_RANK": "x"}, "LOCAL_RANK in the environment: given 'x'; allowed: a whole number from 0 on"),
+        ({"RANK": "first"}, "RANK in the environment: given 'first'; allowed: a whole number, 0 or more"),
+        ({"RANK": "-1"}, "RANK in the environment: given '-1'; allowed: a whole number, 0 or more"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE in the environment: given '0'; allowed: a whole number, 1 or more"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT in the environment: given 'http'; allowed: a whole number, 1 or more"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK in the environment: given 'x'; allowed: a whole number, 0 or more"),
         ({"RANK": "2"}, "RANK in the environment: given 2; allowed: less than WORLD_SIZE, which is 2"),
     ],
 )

@@ -16,8 +16,8 @@ import magma
 from magma import CheckpointError, Recipe
 from magma.manifest import origins, read_manifest
 from magma.plan import plan
-from magma.training.initialize import start_from
-from magma.training.progress import Watcher
+from magma.training.initialize import load_initial_weights
+from magma.training.progress import Callbacks
 from magma.training.train import train
 from magma.verify import verify
 
@@ -53,7 +53,7 @@ def test_a_part_that_was_frozen_is_trained_and_the_reverse(tmp_path: Path) -> No
     one = after(tmp_path / "1")
     assert [changed(fresh, one, part) for part in (ENCODER, PREFIX, ADAPTER)] == [False, True, False]
     init = {"checkpoint": str(tmp_path / "1")}
-    train(recipe(FREEZE["prefix"], init=init), tmp_path / "2", watcher=Watcher(say=said.append))
+    train(recipe(FREEZE["prefix"], init=init), tmp_path / "2", callbacks=Callbacks(say=said.append))
     two = after(tmp_path / "2")
     assert [changed(one, two, part) for part in (ENCODER, PREFIX, ADAPTER)] == [True, False, True]
     assert next(line for line in said if line.startswith("starting from")) == (
@@ -92,7 +92,7 @@ def test_a_run_with_a_frozen_part_from_a_checkpoint_resumes_to_the_byte(tmp_path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(loaded, tmp_path / "parts", watcher=Watcher(step=fail))
+        train(loaded, tmp_path / "parts", callbacks=Callbacks(step=fail))
     train(loaded, tmp_path / "parts", resume=True)
     ends = [tmp_path / run / "checkpoints/step-00000004/trained.safetensors" for run in ("whole", "parts")]
     assert ends[0].read_bytes() == ends[1].read_bytes()
@@ -115,7 +115,7 @@ def test_the_two_runs_may_have_other_precisions(tmp_path: Path, first: str, seco
     stored = magma.load(tmp_path / "1").state_dict()[f"{PREFIX}linear.weight"].float()
     begun = torch.float32 if second == "fp32" else torch.bfloat16
     model = magma.assemble(recipe(f"train.precision={second}"), device=None)
-    start_from(model, magma.checkpoint.find(tmp_path / "1"), begun)
+    load_initial_weights(model, magma.checkpoint.find(tmp_path / "1"), begun)
     assert torch.equal(model.state_dict()[f"{PREFIX}linear.weight"], stored.to(begun))
 
 
@@ -126,10 +126,10 @@ def test_own_weights_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -
         train(recipe("seed=1", init=init), tmp_path / "2")
     assert str(raised.value) == (
         f"{magma.checkpoint.find(tmp_path / '1')}: parts that were frozen in its run start from their own weights, and "
-        "these are not the ones of that run:"
-        "\n  - lm: 10 of 10 tensors are others"
-        "\n  - inputs.number.encoder: 2 of 7 tensors are others"
-        "\nGive these parts the weights, the sizes and the seed that they had there"
+        "these differ from those of that run:"
+        "\n  - lm: 10 of 10 tensors differ"
+        "\n  - inputs.number.encoder: 2 of 7 tensors differ"
+        "\nUse the same weights, sizes and seed for these parts"
     )
     assert not (tmp_path / "2/checkpoints").exists()
 
@@ -138,7 +138,7 @@ def test_a_part_that_the_checkpoint_lacks_is_new_and_one_that_the_recipe_lacks_i
     train(recipe(adapters={}), tmp_path / "1")
     said: list[str] = []
     init = {"checkpoint": str(tmp_path / "1")}
-    train(recipe(init=init), tmp_path / "2", watcher=Watcher(say=said.append))
+    train(recipe(init=init), tmp_path / "2", callbacks=Callbacks(say=said.append))
     assert any(line.endswith("own weights: lm; new: adapters.mlp") for line in said)
     with pytest.raises(CheckpointError, match=r"lm.mlp.adapter.down.bias is not a tensor of this model"):
         train(recipe(init={"checkpoint": str(tmp_path / "2")}, adapters={}), tmp_path / "3")
@@ -171,5 +171,5 @@ def test_a_checkpoint_of_an_earlier_version_starts_a_run(tmp_path: Path) -> None
 
 def test_other_frozen_weights_are_refused_by_resume(tmp_path: Path) -> None:
     train(recipe("train.checkpoint_every=1"), tmp_path)
-    with pytest.raises(CheckpointError, match=r"10 of 10 frozen tensors are not what they were, the first is lm\."):
+    with pytest.raises(CheckpointError, match=r"10 of 10 frozen tensors differ from those of .*, the first is lm\."):
         train(recipe("seed=1"), tmp_path, resume=True)

@@ -17,9 +17,9 @@ from toys import RECIPE
 import magma
 from magma import OutOfMemory, Recipe
 from magma.plan import Plan, plan
-from magma.runs.run import Console
-from magma.training.microbatch import choose, fitted
-from magma.training.progress import Watcher
+from magma.runs.run import RunCallbacks
+from magma.training.microbatch import choose_micro_batch, fit_micro_batch
+from magma.training.progress import Callbacks
 from magma.training.train import train
 
 pytestmark = [
@@ -60,10 +60,10 @@ def test_a_step_is_repeated_in_smaller_micro_batches(tmp_path: Path, stage: int)
         said: list[str] = []
         out = tmp_path / when
         tight = table(stage, when=when, batches=1, train={"micro_batch_size": 4})
-        assert train(Recipe.load(tight), out, watcher=Watcher(note=said.append)).finished
+        assert train(Recipe.load(tight), out, callbacks=Callbacks(note=said.append)).finished
         assert_same(out, tmp_path / "small")
         assert said == [
-            "a step takes 8 examples in 2 micro-batches of 4: train.micro_batch_size says so",
+            "a step takes 8 examples in 2 micro-batches of 4: set by train.micro_batch_size",
             "step 1: memory ran out with 4 examples at once (toy out of memory); it is repeated with 2",
         ]
 
@@ -85,7 +85,7 @@ def test_an_evaluation_is_repeated_in_smaller_batches(tmp_path: Path) -> None:
         raw = table(train={"evaluate_every": 2, "micro_batch_size": 8 if name == "tight" else 2}, **more)
         raw["data"]["evaluation"] = [{"use": "counting"}]
         said: list[str] = []
-        train(Recipe.load(raw), tmp_path / name, watcher=Watcher(note=said.append))
+        train(Recipe.load(raw), tmp_path / name, callbacks=Callbacks(note=said.append))
         assert len(said) == (3 if name == "tight" else 1)
     tight, small = (
         [row["evaluation_loss"] for row in rows_of(tmp_path / name) if "evaluation_loss" in row]
@@ -98,7 +98,7 @@ def test_an_evaluation_is_repeated_in_smaller_batches(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_the_size(tmp_path: Path) -> None:
     train(Recipe.load(table(train={"steps": 2})), tmp_path)
     said: list[str] = []
-    train(Recipe.load(table(rows=4, train={"steps": 3})), tmp_path, resume=True, watcher=Watcher(note=said.append))
+    train(Recipe.load(table(rows=4, train={"steps": 3})), tmp_path, resume=True, callbacks=Callbacks(note=said.append))
     assert not any("ran out" in text for text in said)
     state = json.loads((tmp_path / "checkpoints/step-00000003/state/trainer.json").read_text())
     assert state["micro_batch"] == 2
@@ -108,7 +108,9 @@ def test_a_single_example_that_does_not_fit_is_an_error_with_the_plan(tmp_path: 
     said: list[str] = []
     with pytest.raises(OutOfMemory) as raised:
         magma.run(
-            table(batchnorm="frozen", rows=0, train={"max_length": 60}), tmp_path, watcher=Console(note=said.append)
+            table(batchnorm="frozen", rows=0, train={"max_length": 60}),
+            tmp_path,
+            callbacks=RunCallbacks(note=said.append),
         )
     lines = str(raised.value).splitlines()
     assert lines[0] == "memory ran out with a single example in each process: toy out of memory"
@@ -116,11 +118,11 @@ def test_a_single_example_that_does_not_fit_is_an_error_with_the_plan(tmp_path: 
     assert lines[2].split() == ["weights", "gradients", "buffers", "optimizer", "one", "example"]
     assert [line.split()[:2] for line in lines[3:6]] == [["ZeRO", "1"], ["ZeRO", "2"], ["ZeRO", "3"]]
     assert lines[6:] == [
-        "What needs less:",
+        "To need less memory:",
         '  - train.activation_checkpointing = "all" (it is "none")',
         "  - deepspeed.zero_optimization.stage = 3 with several GPUs (--nproc) (it is 0)",
         '  - train.precision = "bf16" (it is "fp32")',
-        "  - shorter sequences: a smaller train.max_length (it is 60), media of fewer positions",
+        "  - shorter sequences: a smaller train.max_length (it is 60), media with fewer positions",
     ]
     assert len(said) == 4  # the size at the start, and three times half of it
 
@@ -154,22 +156,22 @@ def test_the_largest_micro_batch_that_fits(planned: Plan, fits: int, size: int) 
     train_table = Recipe.load(table()).train
     assert train_table is not None
     memory = -(-10 * fits // 9)
-    assert choose(train_table, 1, planned, memory).size == size
-    length = fitted(planned, train_table, memory).length
+    assert choose_micro_batch(train_table, 1, planned, memory).size == size
+    length = fit_micro_batch(planned, train_table, memory).length
     assert length is not None
     assert (length.micro_batch_size, length.accumulation) == (size, 8 // size)
-    assert choose(train_table.model_copy(update={"micro_batch_size": 4}), 1, planned, memory).size == 4
+    assert choose_micro_batch(train_table.model_copy(update={"micro_batch_size": 4}), 1, planned, memory).size == 4
 
 
 def test_the_reason_is_printed(planned: Plan) -> None:
     train_table = Recipe.load(table()).train
     assert train_table is not None
     large = replace(planned, activation_bytes_per_sample=10**9)
-    assert choose(train_table, 1, large, 5 * 10**9) == (
+    assert choose_micro_batch(train_table, 1, large, 5 * 10**9) == (
         4,
         "an estimated 4 GB of 5 GB available; 8 need 8 GB",
     )
-    assert choose(train_table, 1, replace(large, activation_bytes_per_sample=None), 1).size == 8
+    assert choose_micro_batch(train_table, 1, replace(large, activation_bytes_per_sample=None), 1).size == 8
 
 
 @pytest.mark.slow

@@ -19,12 +19,12 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToySource
 
 import magma
 from magma import Example, InputError, Recipe, TooLong, TrainingError, checkpoint
-from magma.data.loader import Feed
+from magma.data.loader import RankLoader
 from magma.data.mixture import Mixture
 from magma.manifest import read_manifest
 from magma.plan import Costs, micro_batches
 from magma.schedule import lr_multiplier
-from magma.training.progress import Progress, Watcher
+from magma.training.progress import Callbacks, Progress
 from magma.training.train import train
 
 pytestmark = [
@@ -44,7 +44,7 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-def test_it_learns_and_the_frozen_stay(tmp_path: Path) -> None:
+def test_training_learns_and_keeps_frozen_weights(tmp_path: Path) -> None:
     result = train(recipe(("train.steps=150", "train.lr=2e-2")), tmp_path)
     found = losses(tmp_path)
     assert len(found) == 150
@@ -115,7 +115,7 @@ def test_a_partial_last_batch_is_a_step(tmp_path: Path) -> None:
     assert [row["samples"] for row in rows if "samples" in row] == [4, 4, 2]
 
 
-def test_resume_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_resume_gives_the_same_losses_and_weights(tmp_path: Path) -> None:
     changes = ("train.steps=8",)
     train(recipe(changes), tmp_path / "whole")
 
@@ -123,7 +123,7 @@ def test_resume_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
         if progress.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    stopped = train(recipe(changes), tmp_path / "parts", watcher=Watcher(step=interrupt))
+    stopped = train(recipe(changes), tmp_path / "parts", callbacks=Callbacks(step=interrupt))
     assert not stopped.finished
     assert stopped.steps == 3
     assert stopped.folder.name == "step-00000003"
@@ -165,7 +165,7 @@ def test_half_precision_resumes_in_float32_from_its_copies(tmp_path: Path) -> No
             assert torch.allclose(p, copies[f"{name}.master"], rtol=0, atol=1e-9), name
 
 
-def test_checkpoints_on_the_way_are_kept_and_pruned(tmp_path: Path) -> None:
+def test_intermediate_checkpoints_are_pruned(tmp_path: Path) -> None:
     train(recipe(("train.checkpoint_every=1", "train.keep_checkpoints=3")), tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-0000000{n}" for n in (4, 5, 6)]
     assert magma.load(tmp_path / "checkpoints/step-00000004").logits([1]).shape == (2, 257)
@@ -254,7 +254,7 @@ def test_a_run_of_an_earlier_version_keeps_its_way_with_texts(tmp_path: Path) ->
         if now.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    folder = train(recipe(), tmp_path, watcher=Watcher(step=stop)).folder
+    folder = train(recipe(), tmp_path, callbacks=Callbacks(step=stop)).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.pop("text") == {"beginning": [], "joined": True}
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -298,7 +298,7 @@ def test_a_row_that_cannot_be_read_is_skipped_and_its_place_kept(
 
     out = tmp_path / "parts"
     with pytest.raises(KeyboardInterrupt):
-        train(loaded, out, watcher=Watcher(step=fail))
+        train(loaded, out, callbacks=Callbacks(step=fail))
     assert len(skipped(out)) == 5
     result = train(loaded, out, resume=True)
     assert (result.unreadable, result.skipped_steps) == (8, 0)
@@ -306,13 +306,13 @@ def test_a_row_that_cannot_be_read_is_skipped_and_its_place_kept(
     assert losses(out) == losses(tmp_path / "whole")
 
 
-def test_too_many_that_cannot_be_read_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_unreadable_examples_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torn(monkeypatch, 2)
     changes = ("train.unreadable=skip", "train.steps=40", "train.checkpoint_every=10")
     with pytest.raises(TrainingError) as raised:
         train(recipe(changes), tmp_path)
     assert str(raised.value) == (
-        "step 25: 13 of the 100 examples so far cannot be read, and train.max_unreadable allows a share of 0.01; "
+        "step 25: 13 of the 100 examples so far cannot be read, and train.max_unreadable allows a fraction of 0.01; "
         f"{tmp_path / 'skipped.jsonl'} lists all:"
         "\n  - row 2 is no row\n  - row 2 is no row\n  - row 2 is no row"
     )
@@ -349,7 +349,7 @@ def test_a_run_that_can_read_nothing_ends_with_the_reasons(
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_what_was_learnt_before_nothing_could_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_from_before_unreadable_steps_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torn(monkeypatch, *range(4, 40))
     longer = {"train": [{"use": "counting", "length": 40}]}
     changes = ("train.unreadable=skip", "train.steps=9", "train.max_skipped_steps=3")
@@ -362,14 +362,14 @@ def test_an_evaluation_set_that_cannot_be_read_is_reported(tmp_path: Path, monke
     torn(monkeypatch, 8, 9)
     data = {"train": [{"use": "counting"}], "evaluation": [{"use": "counting", "length": 12}]}
     said: list[str] = []
-    train(recipe(("train.unreadable=skip",), data=data), tmp_path / "some", watcher=Watcher(say=said.append))
+    train(recipe(("train.unreadable=skip",), data=data), tmp_path / "some", callbacks=Callbacks(say=said.append))
     assert (
         "step 6: 2 of the 12 evaluation examples cannot be read and are left out:"
         "\n  - row 8 is no row\n  - row 9 is no row"
     ) in said
     torn(monkeypatch, *range(8, 12))
     data["evaluation"] = [{"use": "counting", "length": 12}]
-    monkeypatch.setattr("magma.data.loader.Feed.encode", _all_torn(Feed.encode))
+    monkeypatch.setattr("magma.data.loader.RankLoader.encode", _all_torn(RankLoader.encode))
     with pytest.raises(
         TrainingError, match="step 6: 12 of the 12 evaluation examples cannot be read, and train"
     ) as raised:
@@ -380,7 +380,7 @@ def test_an_evaluation_set_that_cannot_be_read_is_reported(tmp_path: Path, monke
 def _all_torn(plain: Any) -> Any:
     """Nothing that is encoded without a random generator, as in evaluations, can be read."""
 
-    def encode(self: Feed, example: Example, rng: random.Random | None = None) -> Any:
+    def encode(self: RankLoader, example: Example, rng: random.Random | None = None) -> Any:
         return plain(self, example, rng) if rng else InputError(f"{example.name} is torn")
 
     return encode
@@ -420,7 +420,7 @@ def rising(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
 EARLY = ("train.steps=20", "train.evaluate_every=2", "train.early_stopping=2", "train.checkpoint_every=3")
 
 
-def test_it_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rising(monkeypatch, [3.0, 1.0, 2.0, 1.5, 0.1])
     evaluated = {**copy.deepcopy(RECIPE["data"]), "evaluation": RECIPE["data"]["train"]}
     result = train(recipe(EARLY, data=evaluated), tmp_path / "early")
@@ -430,7 +430,7 @@ def test_it_stops_early_and_keeps_the_best(tmp_path: Path, monkeypatch: pytest.M
     assert read_manifest(result.folder).step == 4
 
 
-def test_an_early_stop_is_counted_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_early_stopping_patience_survives_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluated = {**copy.deepcopy(RECIPE["data"]), "evaluation": RECIPE["data"]["train"]}
     loaded = recipe(EARLY, data=evaluated)
 
@@ -439,7 +439,7 @@ def test_an_early_stop_is_counted_on_after_an_interruption(tmp_path: Path, monke
             os.kill(os.getpid(), signal.SIGINT)
 
     rising(monkeypatch, [3.0, 1.0, 2.0])
-    assert not train(loaded, tmp_path, watcher=Watcher(step=stop)).finished
+    assert not train(loaded, tmp_path, callbacks=Callbacks(step=stop)).finished
     rising(monkeypatch, [1.5])
     result = train(loaded, tmp_path, resume=True)
     assert (result.steps, result.finished, result.folder.name) == (8, True, "step-00000004")
@@ -511,7 +511,7 @@ def test_a_step_that_is_not_finite_changes_nothing(
         assert not all(torch.equal(t, kept[2][n]) for n, t in kept[1].items())
 
 
-def test_a_spike_is_skipped_where_the_recipe_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_spikes_are_skipped_with_spike_factor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meddle(monkeypatch, {4}, lambda y: 1000 * y)
     assert train(recipe(), tmp_path / "learnt").skipped_steps == 0
     meddle(monkeypatch, {4}, lambda y: 1000 * y)
@@ -551,7 +551,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
         with pytest.raises(
             magma.CheckpointError, match=r"step-00000004 could not be written.*step-00000002 is the last"
         ):
-            train(recipe(changes), tmp_path / "full", watcher=Watcher(step=fill))
+            train(recipe(changes), tmp_path / "full", callbacks=Callbacks(step=fill))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in (tmp_path / "full/checkpoints").iterdir()] == ["step-00000002"]
@@ -577,7 +577,7 @@ def test_workers_prepare_the_same_batches(tmp_path: Path) -> None:
     assert "Traceback" not in str(caught.value)
 
 
-def test_an_interruption_with_workers_ahead_loses_no_example(tmp_path: Path) -> None:
+def test_interruption_with_prefetch_loses_no_example(tmp_path: Path) -> None:
     changes = ("train.steps=8", "train.workers=2")
 
     def stop(now: Progress) -> None:
@@ -585,7 +585,7 @@ def test_an_interruption_with_workers_ahead_loses_no_example(tmp_path: Path) -> 
             os.kill(os.getpid(), signal.SIGINT)
 
     train(recipe(("train.steps=8",)), tmp_path / "whole")
-    assert train(recipe(changes), tmp_path / "parts", watcher=Watcher(step=stop)).steps == 3
+    assert train(recipe(changes), tmp_path / "parts", callbacks=Callbacks(step=stop)).steps == 3
     assert train(recipe(changes), tmp_path / "parts", resume=True).steps == 8
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
@@ -593,7 +593,7 @@ def test_an_interruption_with_workers_ahead_loses_no_example(tmp_path: Path) -> 
 def test_a_step_tells_speed_rates_and_memory(tmp_path: Path) -> None:
     told: list[Progress] = []
     costs = Costs(100.0, {"number": 7.0})
-    train(recipe(), tmp_path, watcher=Watcher(step=told.append), costs=costs)
+    train(recipe(), tmp_path, callbacks=Callbacks(step=told.append), costs=costs)
     assert [now.step for now in told] == [1, 2, 3, 4, 5, 6]
     assert all(now.memory > 2**20 and not now.skipped for now in told)
     assert all(now.flops_per_s is not None and now.useful_flops_per_s is not None for now in told)
@@ -604,7 +604,7 @@ def test_a_step_tells_speed_rates_and_memory(tmp_path: Path) -> None:
     assert all(now.tokens_per_s > 4 * now.samples_per_s for now in told)
 
 
-def test_a_checkpoint_without_its_state_is_no_place_to_go_on_from(tmp_path: Path) -> None:
+def test_resume_refuses_a_checkpoint_without_state(tmp_path: Path) -> None:
     train(recipe(), tmp_path)
     state = tmp_path / "checkpoints/step-00000006/state"
     (state / "optimizer.safetensors").write_bytes(b"cut short")
@@ -613,8 +613,8 @@ def test_a_checkpoint_without_its_state_is_no_place_to_go_on_from(tmp_path: Path
     manifest = state.parent / "manifest.json"
     older = {key: value for key, value in json.loads(manifest.read_text()).items() if key != "state"}
     manifest.write_text(json.dumps(older))
-    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from: .*header"):
+    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to .* from: .*header"):
         train(recipe(), tmp_path, resume=True)
     (state / "trainer.json").write_text('{"step": 6')
-    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to go on from"):
+    with pytest.raises(magma.CheckpointError, match=r"step-00000006 has no state to .* from"):
         train(recipe(), tmp_path, resume=True)

@@ -19,7 +19,7 @@ from magma_lms.transformers_lm import TransformersLM
 from torch import Tensor, nn
 
 from magma import Adapter, BatchLayout, Cache, Magma, PartConfig, PartError, Tokens
-from magma.evaluation.prefix_sharing import Reader
+from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.generation.decoding import Decoding
 
 
@@ -253,7 +253,7 @@ def test_answers_up_to_the_context_are_those_of_single_prompts(family: str) -> N
     model = Magma(lm)
     tokens = torch.randint(2, 96, (64,), generator=torch.Generator().manual_seed(3))
     prompts = [tokens[:length] for length in (64, 63, 50, 40)]
-    reader = Reader(model, Decoding(max_tokens=100))
+    reader = PrefixCachedGenerator(model, Decoding(max_tokens=100))
     together = dict(one for batch in reader.tokens([[Tokens(prompt)] for prompt in prompts]) for one in batch)
     assert [len(together[row]) for row in range(4)] == [1, 2, 15, 25]  # the last one is chosen, and never read
     assert [together[row] for row in range(4)] == [model.generate_tokens([p], max_tokens=100) for p in prompts]

@@ -33,7 +33,7 @@ from magma import (
 )
 from magma.data.collator import Collator
 from magma.data.tokenization import decode_after, encode
-from magma.evaluation.prefix_sharing import Reader
+from magma.evaluation.prefix_sharing import PrefixCachedGenerator
 from magma.generation.decoding import Answer, continuations
 from magma.plugins.conformance.text import CHECKS
 from magma.testing import PartUnderTest
@@ -64,7 +64,7 @@ def splits() -> list[list[str]]:
 def test_texts_in_a_row_have_the_tokens_of_the_whole(lm: Causal) -> None:
     collator = Collator(lm, {})
     for texts in splits():
-        found = collator.sequence(Example([Text(text) for text in texts]))
+        found = collator.encode_example(Example([Text(text) for text in texts]))
         assert found.tokens == lm._tokenizer("".join(texts))["input_ids"], texts
         assert found.tokens[0] == 1, "BOS, as the tokenizer's own call gives it"
 
@@ -72,10 +72,12 @@ def test_texts_in_a_row_have_the_tokens_of_the_whole(lm: Causal) -> None:
 def test_a_text_after_a_medium_gets_no_space_of_its_own(lm: Causal) -> None:
     collator = seeing(lm).collator()
     for texts in splits():
-        found = collator.sequence(Example([Media("number", 0), *(Text(text) for text in texts)]))
+        found = collator.encode_example(Example([Media("number", 0), *(Text(text) for text in texts)]))
         assert found.tokens[:2] == [1, 0]
         assert decode_after(lm, found.tokens[2:]) == "".join(texts)
-    pieces = lm._tokenizer.convert_ids_to_tokens(collator.sequence(Example([Media("number", 0), Text("y")])).tokens)
+    pieces = lm._tokenizer.convert_ids_to_tokens(
+        collator.encode_example(Example([Media("number", 0), Text("y")])).tokens
+    )
     assert pieces[2:] == ["y"]
 
 
@@ -83,7 +85,7 @@ def test_a_token_of_two_texts_is_a_target_where_one_of_them_is(lm: Causal) -> No
     collator = Collator(lm, {})
 
     def learnt(*texts: Text) -> list[str]:
-        found = collator.sequence(Example(texts))
+        found = collator.encode_example(Example(texts))
         ids = [token for token, target in zip(found.tokens, found.targets, strict=True) if target]
         return list(lm._tokenizer.convert_ids_to_tokens(ids))
 
@@ -98,7 +100,7 @@ def test_a_token_of_two_texts_is_a_target_where_one_of_them_is(lm: Causal) -> No
 
 def test_an_answer_keeps_its_first_space(lm: Causal) -> None:
     answer = Answer(lm, Decoding(stop=(" x",)))
-    for token in encode(lm, [" seven nine x"], begins=False)[0]:
+    for token in encode(lm, [" seven nine x"], at_start=False)[0]:
         answer.add(token)
     assert answer.text == " seven nine"
     assert list(continuations(iter([" ", " seven"]), ())) == [" ", "seven"]
@@ -123,7 +125,7 @@ def test_prompts_that_begin_alike_are_read_as_each_by_itself(lm: Causal) -> None
         [*shared, Text("y"), Media("number", 3), Text("Q:"), Text(" x")],
     ]
     how = Decoding(max_tokens=4)
-    found = dict(one for batch in Reader(model, how).tokens(prompts) for one in batch)
+    found = dict(one for batch in PrefixCachedGenerator(model, how).tokens(prompts) for one in batch)
     assert [found[i] for i in range(3)] == [model.generate_tokens(prompt, max_tokens=4) for prompt in prompts]
 
 
@@ -144,12 +146,12 @@ def test_bos_by_recipe() -> None:
 
 def test_bos_stands_before_media_once_and_is_no_target() -> None:
     collator = seeing(language_model(prepend())).collator()
-    found = collator.sequence(Example([Media("number", 0), Text("y", target=True)]))
+    found = collator.encode_example(Example([Media("number", 0), Text("y", target=True)]))
     assert (found.tokens[:2], found.targets[:2], found.media[0][2]) == ([1, 0], [False, False], 1)
-    assert collator.sequence(Example([Tokens(torch.tensor([1, 5]))])).tokens == [1, 5]
-    assert collator.sequence(Example([Tokens(torch.tensor([5, 1]))])).tokens == [1, 5, 1]
+    assert collator.encode_example(Example([Tokens(torch.tensor([1, 5]))])).tokens == [1, 5]
+    assert collator.encode_example(Example([Tokens(torch.tensor([5, 1]))])).tokens == [1, 5, 1]
     with pytest.raises(InputError, match="is empty"):
-        collator.sequence(Example([Text("")]))
+        collator.encode_example(Example([Text("")]))
 
 
 def test_bos_that_cannot_be() -> None:
@@ -183,7 +185,7 @@ def test_a_checkpoint_keeps_what_it_was_trained_with(stored: Path, tmp_path: Pat
     texts = [Text("A:"), Text(" seven")]
 
     def read(model: Magma) -> list[int]:
-        return model.collator().sequence(Example(texts)).tokens
+        return model.collator().encode_example(Example(texts)).tokens
 
     tokenizer = prepend()
     assert read(magma.load(stored)) == tokenizer("A: seven")["input_ids"]
@@ -218,16 +220,16 @@ def test_half_a_surrogate_pair(lm: Causal) -> None:
     text = "cool \ud83d"
     collator = Collator(lm, {})
     with pytest.raises(InputError, match=r"row 3: its text has \\ud83d at character 6, half of a surrogate pair"):
-        collator.sequence(Example([Text(text, target=True)], "row 3"))
-    asked = collator.sequence(Example([Text(text)]), whole=True)
-    assert asked.tokens == collator.sequence(Example([Text("cool \ufffd")])).tokens
+        collator.encode_example(Example([Text(text, target=True)], "row 3"))
+    asked = collator.encode_example(Example([Text(text)]), truncate=False)
+    assert asked.tokens == collator.encode_example(Example([Text("cool \ufffd")])).tokens
     assert len(Magma(lm).generate_tokens([text, "caf\udce9"], max_tokens=2)) == 2
     assert len(Magma(lm).log_likelihood([["a"]], [text])) == 1
 
 
 def test_typed_control_tokens_are_letters(lm: Causal) -> None:
     for typed in (END, "<s>", "<unk>", f"a{END}b <s>"):
-        found = Collator(lm, {}).sequence(Example([Text(typed)]))
+        found = Collator(lm, {}).encode_example(Example([Text(typed)]))
         assert found.tokens[0] == 1
         assert not {0, 1, 2} & set(found.tokens[1:])
         assert lm.decode(found.tokens[1:]) == typed
@@ -253,14 +255,14 @@ def test_a_template_may_hold_control_tokens_and_its_values_none(lm: Causal) -> N
     collator = Collator(lm, {})
     filled = Text.fill("<s>A:{text}</s> x", text=f" seven{END}")
     assert filled.text == f"<s>A: seven{END}</s> x"
-    found = collator.sequence(Example([filled])).tokens
+    found = collator.encode_example(Example([filled])).tokens
     assert (found.count(1), found.count(2)) == (2, 1)
-    assert found[2:-2] == encode(lm, [f"A: seven{END}"], begins=False)[0]
+    assert found[2:-2] == encode(lm, [f"A: seven{END}"], at_start=False)[0]
     nested = Text.fill("Q: {question} A:", question="{question}?")
     assert (nested.text, nested.control) == ("Q: {question}? A:", ((0, 3), (14, 17)))
     both = nested + Text(" x") + Text.fill("</s>")
     assert (both.text, both.control) == ("Q: {question}? A: x</s>", ((0, 3), (14, 17), (19, 23)))
-    assert collator.sequence(Example([Text(filled.text)])).tokens.count(1) == 1
+    assert collator.encode_example(Example([Text(filled.text)])).tokens.count(1) == 1
 
 
 def test_added_tokens_beyond_the_word_embeddings() -> None:
@@ -271,7 +273,7 @@ def test_added_tokens_beyond_the_word_embeddings() -> None:
         InputError,
         match=rf"row 1: the tokenizer gives token {lm.vocab} \('zebra'\), .* embeddings for 0 to {lm.vocab - 1}",
     ):
-        Collator(lm, {}).sequence(Example([Text("a zebra")], "row 1"))
+        Collator(lm, {}).encode_example(Example([Text("a zebra")], "row 1"))
     tokenizer.add_special_tokens({"bos_token": "<new>"})
     with pytest.raises(PartError, match=rf"lm.bos: the tokenizer puts token {lm.vocab + 1} before a text"):
         _ = language_model_of(lm.vocab, tokenizer).beginning
@@ -311,7 +313,7 @@ def test_a_stream_shows_what_generate_gives(lm: Causal) -> None:
         for text in (f"seven {stop} x", f"{stop}", "seven b\u20ad \U0001f601", "seven \ufffd"):
             how = Decoding(stop=(stop,), max_tokens=99)
             answer, seen = Answer(lm, how), []
-            for token in encode(lm, [text], begins=False)[0]:
+            for token in encode(lm, [text], at_start=False)[0]:
                 more = answer.add(token)
                 seen.append(answer.text)
                 if not more:

@@ -21,14 +21,14 @@ def texts_in_a_row_are_one(subject: PartUnderTest) -> None:
         ids, offsets = lm.encode_with_offsets(whole)
         require(ids == lm.encode(whole), f"`encode_with_offsets` of {whole!r} gives other ids than `encode`")
         require(offsets is None or len(offsets) == len(ids), f"{len(ids)} tokens of {whole!r} have other offsets")
-        found = Collator(lm, {}).sequence(Example([Text(one), Text(other, target=True)]))
+        found = Collator(lm, {}).encode_example(Example([Text(one), Text(other, target=True)]))
         wanted = [*lm.beginning, *ids, lm.eos]
         require(found.tokens == wanted, f"{one!r} and {other!r} give {found.tokens}; expected: {wanted}")
         learnt = [token for token, target in zip(found.tokens, found.targets, strict=True) if target][:-1]
         decoded = tokenization.decode_after(lm, learnt)
         more = len(tokenization.decode_after(lm, learnt[1:])) >= len(other)  # the first token may belong to both texts
         require(decoded.endswith(other) and not more, f"of {one!r} and {other!r}, the targets are {decoded!r}")
-        after = tokenization.decode_after(lm, tokenization.encode(lm, [other], begins=False)[0])
+        after = tokenization.decode_after(lm, tokenization.encode(lm, [other], at_start=False)[0])
         require(after == other, f"after something else, {other!r} is decoded as {after!r}")
 
 
@@ -43,10 +43,10 @@ def odd_letters_are_read(subject: PartUnderTest) -> None:
             f"{text!r} has tokens {ids}; allowed: 0 to {lm.num_embeddings - 1}",
         )
     collator = Collator(lm, {})
-    asked = collator.sequence(Example([Text("a \ud83d")]), whole=True).tokens
+    asked = collator.encode_example(Example([Text("a \ud83d")]), truncate=False).tokens
     require(asked == [*lm.beginning, *lm.encode("a \ufffd")], "half a surrogate pair is not read as U+FFFD")
     try:
-        collator.sequence(Example([Text("a \ud83d", target=True)]))
+        collator.encode_example(Example([Text("a \ud83d", target=True)]))
     except InputError:
         return
     raise AssertionError("data with half a surrogate pair is accepted; expected: magma.InputError")
@@ -63,7 +63,7 @@ def typed_control_tokens_are_letters(subject: PartUnderTest) -> None:
         for ids in (lm.encode(text), lm.encode_with_offsets(text)[0]):
             require(token not in ids, f"{name!r} in a text is token {token}, as if the model had written it")
     for name, token in lm.control_tokens.items():
-        filled = Collator(lm, {}).sequence(Example([Text.fill(f"{name}{{text}}", text="a")])).tokens
+        filled = Collator(lm, {}).encode_example(Example([Text.fill(f"{name}{{text}}", text="a")])).tokens
         wanted = [*lm.beginning, token]
         require(filled[: len(wanted)] == wanted, f"a template with {name!r} begins with {filled[: len(wanted)]}")
 
