@@ -263,11 +263,8 @@ class Magma(nn.Module):
             InputError: No input accepts a segment, or an option is unknown.
             TooLong: A prompt does not fit into the context.
         """
-        several = _several(prompt)
-        texts = [
-            answer.text for answer in self._answers(prompt if several else [prompt], decoding_from_options(options))
-        ]
-        return texts if several else texts[0]
+        texts = [answer.text for answer in self._answers(prompt, options)]
+        return texts if _several(prompt) else texts[0]
 
     @overload
     def generate_tokens(self, prompt: Prompts, **options: Any) -> list[list[int]]: ...
@@ -275,12 +272,8 @@ class Magma(nn.Module):
     def generate_tokens(self, prompt: Sequence[Any], **options: Any) -> list[int]: ...
     def generate_tokens(self, prompt: Sequence[Any], **options: Any) -> list[int] | list[list[int]]:
         """As `generate`, but with token ids as the result. Without `stop`, no tokenizer is needed."""
-        several = _several(prompt)
-        ids = [
-            list(answer.tokens)
-            for answer in self._answers(prompt if several else [prompt], decoding_from_options(options))
-        ]
-        return ids if several else ids[0]
+        ids = [list(answer.tokens) for answer in self._answers(prompt, options)]
+        return ids if _several(prompt) else ids[0]
 
     def stream(self, prompt: Sequence[Any], **options: Any) -> Iterator[str]:
         """As `generate` for one prompt, but yields pieces of text as they are generated."""
@@ -288,9 +281,11 @@ class Magma(nn.Module):
         examples = self._examples(self.collator(), [prompt])
         return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
 
-    def _answers(self, prompts: Sequence[Sequence[Any]], how: Decoding) -> list[Answer]:
-        """Answers of all prompts, computed in smaller batches if memory runs out."""
-        return in_pieces(self._examples(self.collator(), prompts), lambda some: list(self._decode(some, how))[-1])
+    def _answers(self, prompt: Sequence[Any], options: Mapping[str, Any]) -> list[Answer]:
+        """Answers to one prompt or to a list of them, computed in smaller batches if memory runs out."""
+        decoding = decoding_from_options(options)
+        examples = self._examples(self.collator(), prompt if _several(prompt) else [prompt])
+        return in_pieces(examples, lambda some: list(self._decode(some, decoding))[-1])
 
     @torch.no_grad()
     def _decode(self, prompts: Sequence[Example], how: Decoding) -> Iterator[list[Answer]]:
