@@ -143,7 +143,7 @@ def test_hidden_states_are_the_whole_models_and_padding_changes_nothing(kind: st
         expected = original(kind, model, wave)
         n = encoder.num_features(item)
         assert features.lengths is None or int(features.lengths[row]) == n
-        assert features.values.shape[1:] == (max(map(encoder.size, items)), expected.shape[1])
+        assert features.values.shape[1:] == (max(map(encoder.num_features, items)), expected.shape[1])
         assert n == len(expected) or kind.startswith(("whisper", "ast"))
         assert float((features.values[row, :n] - expected[:n]).abs().max()) <= 1e-5
         with torch.no_grad():

@@ -130,9 +130,9 @@ def test_tensors_that_do_not_fit_are_named(kind: str, tmp_path: Path) -> None:
 @every
 def test_a_folder_that_does_not_do_is_explained(part: type[HFAudioEncoder], tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
-    assert part.problems(part.Config(weights=gone)) == [f"weights: given {gone!r}, which is no folder"]
+    assert part.problems(part.Config(weights=gone)) == [f"weights: given {gone!r}, which is not a folder"]
     with pytest.raises(
-        PartError, match=rf"{part.name}\.weights: given '{gone}', which is no folder\. Allowed: a hub name"
+        PartError, match=rf"{part.name}\.weights: given '{gone}', which is not a folder\. Allowed: a hub name"
     ):
         part.build(weights=gone)
     empty = tmp_path
@@ -162,10 +162,10 @@ def test_a_hub_name_that_cannot_be_had_is_told_and_sizes_stand_in(
     monkeypatch.setattr("magma.hub.ask_hub", lambda name: f"no {name}")
     config = part.Config(weights="no/such", **part.check_config)
     (problem,) = part.problems(config)
-    assert problem.startswith("weights: no/such is not in the cache, and the hub says: no no/such. Where")
+    assert problem.startswith("weights: no/such is not in the cache, and the hub reports: no no/such. Run")
     encoder = part(config)  # type: ignore[call-arg]
     assert encoder.dim == small(part).dim
-    with pytest.raises(PartError, match=rf"{part.name}\.weights: no/such is not in .* too\. Allowed: a hub name"):
+    with pytest.raises(PartError, match=rf"{part.name}\.weights: no/such is not in .* file\. Allowed: a hub name"):
         encoder.load_weights()
 
 

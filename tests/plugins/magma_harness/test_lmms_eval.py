@@ -254,9 +254,7 @@ def test_what_a_folder_cannot_take_is_said_with_its_document(harness: Any, folde
         DOCUMENTS.pop()
     with pytest.raises(InputError, match=r"task document 0: num_beams is 4; allowed: 1"):
         both.generate_until([asking({**GREEDY, "num_beams": 4}, 0)])
-    with pytest.raises(
-        InputError, match=r"task document 3: the prompt with ' word word.* behind it needs \d+ positions"
-    ):
+    with pytest.raises(InputError, match=r"task document 3: the prompt followed by ' word word.* needs \d+ positions"):
         both.loglikelihood([asking(" word" * 5000, 3)])
     with pytest.raises(InputError, match=r"task document 0: it needs several rounds"):
         both.generate_until_multi_round([FakeInstance(("a", GREEDY, visual, visual, 0, "task", "test"))])

@@ -41,8 +41,8 @@ def test_other_families_are_refused_with_a_list(tmp_path: Path) -> None:
 
 def test_missing_weights_are_explained(tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
-    assert GPTJ.problems(GPTJ.Config(weights=gone)) == [f"weights: given {gone!r}, which is no folder"]
-    assert GPTJ.problems(GPTJ.Config(tokenizer=gone)) == [f"tokenizer: given {gone!r}, which is no folder"]
+    assert GPTJ.problems(GPTJ.Config(weights=gone)) == [f"weights: given {gone!r}, which is not a folder"]
+    assert GPTJ.problems(GPTJ.Config(tokenizer=gone)) == [f"tokenizer: given {gone!r}, which is not a folder"]
     assert Causal.problems(Causal.Config(weights=str(tmp_path))) == [
         f"weights: {tmp_path} has no config.json",
         f"weights: {tmp_path} has no *.safetensors or pytorch_model*.bin",
@@ -162,8 +162,8 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
     assert GPTJ(GPTJ.Config(weights="no/such")).dim == 4096  # from its sizes
     assert asked == []
     message = (
-        r"lm\.weights: given 'no/such', which cannot be read: no/such is not in .* hub says: no network.*"
-        r" allowed too\. Allowed: "
+        r"lm\.weights: given 'no/such', which cannot be read: no/such is not in .* hub reports: no network.*"
+        r" file\. Allowed: "
     )
     with pytest.raises(PartError, match=message):
         Causal(Causal.Config(weights="no/such"))

@@ -76,7 +76,7 @@ def test_packed_examples_do_not_see_each_other(lm: TransformersLM) -> None:
         positions=torch.cat([torch.arange(n) for n in lengths])[None],
         lengths=torch.tensor([12]),
         scored=torch.arange(12),
-        segments=torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))[None],
+        sequence_ids=torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))[None],
     )
     found = lm.lm_head(lm(lm.embed(TOKENS[:1]), packed))
     apart = torch.cat([run(lm, TOKENS[:1, :5])[0], run(lm, TOKENS[:1, 5:])[0]])

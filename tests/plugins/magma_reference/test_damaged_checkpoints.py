@@ -78,10 +78,10 @@ def test_a_pickle_that_would_run_code_is_refused(level: str, tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     bad: Any = _Runs()
     torch.save({"top": bad, "module": {"module": bad}, "tensor": {"module": {"lm": bad}}}[level], "bad.pt")
-    with pytest.raises(CheckpointError, match=r"refused: .*asks for .*mkdir.*nothing of it was executed"):
+    with pytest.raises(CheckpointError, match=r"refused: .*contains .*mkdir.*nothing was executed"):
         to_folder("bad.pt", "model")
     Path("plain.pt").write_bytes(pickle.dumps(bad))
-    with pytest.raises(CheckpointError, match="no archive of torch.save"):
+    with pytest.raises(CheckpointError, match="not an archive of torch.save"):
         to_folder("plain.pt", "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pt", "plain.pt"]
 
@@ -204,7 +204,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     text = config.read_text()
     config.write_text(text.replace('"layer_norm_epsilon": 1e-05', '"layer_norm_epsilon": 1e-02'))
     assert config.read_text() != text
-    with pytest.raises(CheckpointError, match=r"lm/config\.json is not what was written"):
+    with pytest.raises(CheckpointError, match=r"lm/config\.json was modified after saving"):
         magma.load(tmp_path / "model")
     config.write_text(text)
     assert magma.load(tmp_path / "model").dtype == torch.float16

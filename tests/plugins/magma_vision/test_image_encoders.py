@@ -221,8 +221,8 @@ def test_a_file_whose_sums_or_sizes_are_not_right_is_refused(tmp_path: Path) -> 
     with zipfile.ZipFile(tmp_path / "whole.pt") as whole, zipfile.ZipFile(tmp_path / "cut.pt", "w") as cut:
         for name in whole.namelist():
             cut.writestr(name, whole.read(name)[: -4 if name.endswith("/data/7") else None])
-    for file, message in (("flipped.pt", "was modified after saving"), ("cut.pt", "do not have the stored sizes")):
-        with pytest.raises(PartError, match=rf"{file} is damaged: .*{message}"):
+    for file, message in (("flipped.pt", "was modified after saving"), ("cut.pt", "is damaged: .* stored sizes")):
+        with pytest.raises(PartError, match=rf"{file}.* {message}"):
             Clip.build(**SMALL, weights=str(tmp_path / file))
 
 

@@ -357,7 +357,7 @@ def test_the_sheet_of_samples_shows_what_a_viewer_does(tmp_path: Path, monkeypat
         file_of(Image.fromarray(COLOUR), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f broken"),
     ]
     samples = [(f"{i}", {"png": data, "json": b'{"captions": ["a"]}'}) for i, data in enumerate(files)]
-    contact_sheet._draw("title", samples, tmp_path / "sheet.png")
+    contact_sheet._draw_sheet("title", samples, tmp_path / "sheet.png")
     turned, wide, clear, damaged = (np.asarray(image) for image in drawn)
     assert np.array_equal(turned[..., :3], np.rot90(COLOUR, -1))
     assert np.array_equal(wide[..., 0], WIDE // 257)
