@@ -154,8 +154,8 @@ def save_tensors(
 
         if problems := not_finite({name: tensors[name] for name in frozen}, frozen):
             raise CheckpointError(f"the tensors cannot be used:\n{bullets(problems)}")
-        prints = {name: tensor_sha256(cast(name)) for name in sorted(frozen)}
-        write(aside, model, checked, prints, {name: cast(name) for name in trained})
+        hashes = {name: tensor_sha256(cast(name)) for name in sorted(frozen)}
+        write(aside, model, checked, hashes, {name: cast(name) for name in trained})
     return model
 
 
@@ -312,7 +312,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     """The frozen tensors except those on meta. Raises `CheckpointError` if they differ from those of training."""
     tensors = model.frozen_tensors()
     here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-    before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
+    before = {name: sha256 for name, sha256 in manifest.frozen.items() if name in here or name not in tensors}
     if changed := differing(before, hash_tensors(here)):
         raise CheckpointError(
             f"{folder}: {len(changed)} of {len(before)} frozen tensors differ from those of training, the first is "

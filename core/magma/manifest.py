@@ -56,9 +56,10 @@ class PartEntry(BaseModel):
 
 
 class TextEntry(BaseModel):
-    """How text is tokenized, as it may differ between language models and versions. Default: as before.
+    """How text is tokenized: it differs between language models, and between versions of this package.
 
-    An unknown key is an error: it would be a rule that this version does not implement.
+    The defaults are those of checkpoints without this entry. An unknown key is an error: it would be a rule that this
+    version does not implement.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -171,9 +172,9 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: tensor_sha256(tensors[name]) for name in sorted(tensors)}
 
 
-def combined_sha256(prints: Mapping[str, str]) -> str:
+def combined_sha256(hashes: Mapping[str, str]) -> str:
     """One SHA-256 for many tensors."""
-    lines = "".join(f"{name} {prints[name]}\n" for name in sorted(prints))
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -213,7 +214,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 f"{name} was modified after saving: it has {path.stat().st_size:,} bytes, {size:,} were written"
             )
     if wrong:
-        raise CheckpointError(f"{folder}: {', '.join(wrong[:_SHOWN])}{_on_purpose(folder, wrong)}")
+        raise CheckpointError(f"{folder}: {', '.join(wrong[:_SHOWN])}{_recipe_advice(folder, wrong)}")
 
 
 def check_state(folder: Path, manifest: Manifest) -> None:
@@ -257,7 +258,7 @@ def _wrong(folder: Path, wanted: Mapping[str, str]) -> list[str]:
     return wrong
 
 
-def _on_purpose(folder: Path, wrong: Sequence[str]) -> str:
+def _recipe_advice(folder: Path, wrong: Sequence[str]) -> str:
     """What to do if the recipe was edited."""
     if not any(problem.startswith(RECIPE) for problem in wrong):
         return ""

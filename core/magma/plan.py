@@ -246,7 +246,7 @@ def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:
 def micro_batches(train: Train, processes: int) -> tuple[int, int]:
     """Micro-batch size of one process and number of accumulation steps, for a global batch.
 
-    "auto" gives the process's whole part of the batch, which `microbatch.choose` reduces to fit into memory.
+    "auto" gives the process's whole part of the batch, which `training.microbatch` reduces to fit into memory.
     """
     if train.batch_size % processes:
         raise TrainingError(

@@ -166,9 +166,9 @@ class Screen:
                 column.justify = "right"
             if measures:
                 table.add_column("measured as")
-            for figure in scores["model"]:
-                how = [measures.get(figure, "")] if measures else []
-                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()), *how)
+            for score in scores["model"]:
+                how = [measures.get(score, "")] if measures else []
+                table.add_row(score, *(f"{column[score]:.3f}" for column in scores.values()), *how)
             self.console.print(table)
         if report.get("tasks"):
             self.console.print(

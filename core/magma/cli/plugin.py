@@ -72,7 +72,7 @@ def plugin_check(
 
     found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
     if not found:
-        raise PluginError(f'plugin check: "{name}" is no {kind}')
+        raise PluginError(f'plugin check: "{name}" has no part of the kind "{kind}"')
     from ..plugins.conformance.run import run_checks
 
     faults = 0
@@ -80,7 +80,7 @@ def plugin_check(
         findings = run_checks(entry.part)
         broken = [one for one in findings if one.problem]
         faults += len(broken)
-        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} hold")
+        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} checks passed")
         for one in findings:
             typer.echo(f"  {'FAULT' if one.problem else 'ok   '} {one.check}: {one.problem or one.promise}")
     if faults:

@@ -43,7 +43,7 @@ def evaluate(
     Args:
         model: The model.
         task: The task.
-        split: Of the task's data.
+        split: Split of the task's data.
         shots: Number of in-context examples before each question.
         seed: Draws the in-context examples and shuffles the media.
         batch_size: Questions in a batch.

@@ -80,7 +80,7 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
         runs: Folders of runs or checkpoints.
 
     Returns:
-        Rows of texts by the table's name. The first row is the head.
+        Rows of texts by the table's name. The first row is the header.
     """
     found = [load_run_scores(run) for run in runs]
     keys = dict.fromkeys(
@@ -92,8 +92,8 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
     tables = {}
     for task, columns in sorted(tasks.items()):
         columns.sort(key=lambda key: (key.partition("@")[0], int(key.partition("@")[2] or 0)))
-        head = [key.partition(".")[2].replace("@", " @ ") for key in columns]
-        tables[task] = [["run", *head], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
+        header = [key.partition(".")[2].replace("@", " @ ") for key in columns]
+        tables[task] = [["run", *header], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
     tables |= _averages(found)
     if measures := [row for one in found for row in _measures(one, keys)]:
         tables["measures"] = [["run", "task", "score", "measured as"], *measures]

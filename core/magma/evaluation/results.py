@@ -92,8 +92,8 @@ class Evaluation:
                 "unit": self.task.score_unit,
                 "questions": len(rows),
                 "scores": known,
+                "measures": measures,
             }
-            written["measures"] = measures
             if short := sum("dropped_shots" in row for row in rows):
                 fewer.setdefault(str(count), {})[baseline or "model"] = short
             if fewer:

@@ -9,17 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from ..interfaces import Sublayer
+from .schema import Table
 from .tables import flat, merge_recipes
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class PartStage(_Table):
+class PartStage(Table):
     """How a part is trained in a stage."""
 
     trainable: bool | None = None
@@ -41,7 +38,7 @@ class InputStage(PartStage):
     """How the prefix is trained in this stage."""
 
 
-class Stage(_Table):
+class Stage(Table):
     """The tables that a stage may override."""
 
     name: str | None = Field(None, min_length=1)
@@ -122,8 +119,9 @@ _NO_INFLUENCE = {
 
 
 def training_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a stage's recipe that decide its weights, by dotted key. Of paths, only the last component counts:
-    data and the language model may be moved between two jobs.
+    """The values of a stage's recipe that decide its weights, by dotted key.
+
+    Only the last component of a path counts: data and the language model may be moved between two jobs.
     """
     kept = {key: recipe.get(key, {}) for key in ("inputs", "adapters", "head", "data", "train")}
     kept["data"] = {"train": kept["data"].get("train", [])}

@@ -334,5 +334,5 @@ class Trainer:
 
 
 def _is_due(step: int, every: int) -> bool:
-    """Whether something that that happens every `every` steps is due after this one; 0: never."""
+    """Whether something that happens every `every` steps is due after this one; 0: never."""
     return bool(every) and step % every == 0
