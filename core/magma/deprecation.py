@@ -81,7 +81,8 @@ def renamed_arguments(**renamed: str) -> Callable[[T], T]:
     def decorate(target: T) -> T:
         name = target.__qualname__.rpartition("<locals>.")[2]
         if isinstance(target, type):
-            setattr(target, "__init__", _renaming(target.__init__, name, renamed))  # noqa: B010  # mypy allows no assignment
+            construct = vars(target)["__init__"]
+            setattr(target, "__init__", _renaming(construct, name, renamed))  # noqa: B010  # mypy allows no assignment
             return target
         return cast(T, _renaming(target, name, renamed))
 

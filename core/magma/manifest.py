@@ -15,7 +15,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, bullet_list
 from .recipe.explain import explain
 from .recipe.notation import parse_json
 
@@ -28,7 +28,7 @@ RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (
     "checkpoints",
 )
 WEIGHTS = ".safetensors"
-_SHOWN = 5
+SHOWN = 5
 """Maximum number of problems of one file in a message."""
 
 
@@ -116,7 +116,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         problems = [explain(Manifest, one) for one in error.errors(include_url=False)]
-    raise CheckpointError(f"{path} was modified after saving, or is damaged:\n{bullets(problems)}")
+    raise CheckpointError(f"{path} was modified after saving, or is damaged:{bullet_list(problems, SHOWN)}")
 
 
 CHECKPOINT, OWN, NEW = "checkpoint", "own weights", "new"
@@ -139,7 +139,7 @@ def origins(parts: Mapping[str, Collection[str]], manifest: Manifest) -> dict[st
     }
 
 
-def find(folder: str | Path) -> Path:
+def find_checkpoint(folder: str | Path) -> Path:
     """The folder itself if it is a checkpoint, or the newest checkpoint of a run's folder.
 
     Raises:
@@ -214,14 +214,14 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 f"{name} was modified after saving: it has {path.stat().st_size:,} bytes, {size:,} were written"
             )
     if wrong:
-        raise CheckpointError(f"{folder}: {', '.join(wrong[:_SHOWN])}{_recipe_advice(folder, wrong)}")
+        raise CheckpointError(f"{folder}: {', '.join(wrong[:SHOWN])}{_recipe_advice(folder, wrong)}")
 
 
 def check_state(folder: Path, manifest: Manifest) -> None:
     """Raise `CheckpointError` if a file that a run needs to resume was modified."""
     if wrong := _wrong(folder, manifest.state or {}):
         raise CheckpointError(
-            f"{folder} cannot be resumed from: {', '.join(wrong[:_SHOWN])}. To resume from an earlier checkpoint, move "
+            f"{folder} cannot be resumed from: {', '.join(wrong[:SHOWN])}. To resume from an earlier checkpoint, move "
             "this folder out of the run's folder and use --resume"
         )
 
@@ -239,12 +239,6 @@ def uncovered(folder: Path, manifest: Manifest) -> list[str]:
         and name not in manifest.weights
         and not any(part.startswith(".") for part in PurePosixPath(name).parts)
     ]
-
-
-def bullets(problems: Sequence[str]) -> str:
-    """One line for each of the first problems, and the number of the others."""
-    more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    return "\n".join(f"  - {problem}" for problem in [*problems[:_SHOWN], *more])
 
 
 def _wrong(folder: Path, wanted: Mapping[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from .activation_checkpointing import checkpoint_activations
 from .data.sequence import Batch, EncodedExample
 from .errors import PartError, TooLong, TrainingError
-from .manifest import OWN, find, origins, read_manifest
+from .manifest import OWN, find_checkpoint, origins, read_manifest
 from .measure import EXAMPLES, measure
 from .model import ALWAYS_STORED, Magma
 from .recipe.assemble import assemble, learning_rates
@@ -183,7 +183,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     batch = _example(model, recipe, text_tokens)
     kept_inputs = checkpoint_activations(model, recipe.train.activation_checkpointing) if recipe.train else []
     measured = measure(model, batch, kept_inputs)
-    flops, activations = (measured.flops, measured.activations) if measured else (None, None)
+    flops, activations = (measured.flops, measured.activation_bytes) if measured else (None, None)
     positions = batch.tokens.shape[1]
     costs = None
     if measured:
@@ -240,7 +240,7 @@ def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:
         return {}
     if not Path(folder).is_dir():  # a plan works without files
         return dict.fromkeys(model.parts(), "unknown")
-    return origins({path: model.part_tensors(path) for path in model.parts()}, read_manifest(find(folder)))
+    return origins({path: model.part_tensors(path) for path in model.parts()}, read_manifest(find_checkpoint(folder)))
 
 
 def micro_batches(train: Train, processes: int) -> tuple[int, int]:

@@ -18,7 +18,18 @@ from .checkpoint import (
     stored_parts,
 )
 from .errors import MagmaError, PartError
-from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, dtype_of, find, read_manifest, uncovered
+from .manifest import (
+    MANIFEST,
+    RECIPE,
+    STATE,
+    TRAINED,
+    Manifest,
+    check_state,
+    dtype_of,
+    find_checkpoint,
+    read_manifest,
+    uncovered,
+)
 from .model import Magma
 from .recipe.assemble import assemble
 from .recipe.recipe import Recipe
@@ -50,7 +61,7 @@ def verify(
         MagmaError: As `load`.
         CheckpointError: Files in `state/` are damaged.
     """
-    folder = find(folder)
+    folder = find_checkpoint(folder)
     manifest = read_manifest(folder)
     say("comparing files")
     recipe = read_recipe(folder, manifest, overrides)

@@ -94,14 +94,14 @@ def ask(
         from .. import checkpoint
         from ..evaluation.evaluator import BASELINES
         from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
-        from ..manifest import find
+        from ..manifest import find_checkpoint
         from ..recipe.schema import MAX_UNREADABLE
         from ..system.device import check_device, default_device
 
         chosen = check_device(device or default_device())
         fields = {"path": str(data)} if data else {}
         evaluated = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
-        where = find(folder)
+        where = find_checkpoint(folder)
         model = checkpoint.load(where, lm=lm, device=chosen, say=screen.say)
         place = out or folder / EVALUATIONS / evaluated.name
         limit_unreadable = MAX_UNREADABLE if max_unreadable is None else max_unreadable

@@ -80,7 +80,8 @@ def plugin_check(
         findings = run_checks(entry.part)
         broken = [one for one in findings if one.problem]
         faults += len(broken)
-        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} checks passed")
+        passed = f"{len(findings) - len(broken)} of {len(findings)} checks passed"
+        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {passed}")
         for one in findings:
             typer.echo(f"  {'FAULT' if one.problem else 'ok   '} {one.check}: {one.problem or one.promise}")
     if faults:

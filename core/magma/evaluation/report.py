@@ -11,7 +11,7 @@ from typing import cast, get_args
 
 from ..errors import PluginError
 from ..interfaces import Task
-from ..manifest import RECIPE, find
+from ..manifest import RECIPE, find_checkpoint
 from ..plugins.registry import installed
 from ..recipe.recipe import Recipe
 from ..values import ScoreUnit
@@ -38,7 +38,7 @@ class RunScores:
 def load_run_scores(run: Path) -> RunScores:
     """Load the scores of all evaluations in the folder of a run or checkpoint."""
     own = run / RECIPE
-    recipe = Recipe.load(own if own.is_file() else find(run) / RECIPE, model_only=True)
+    recipe = Recipe.load(own if own.is_file() else find_checkpoint(run) / RECIPE, model_only=True)
     scores: dict[str, float] = {}
     primary: set[str] = set()
     measures: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A JSON schema of recipes for editors (taplo, Even Better TOML): completion, help texts and warnings about unknown keys.
+"""A JSON schema of recipes for editors (taplo, Even Better TOML): completion, help texts and a check of the keys.
 
 It describes one file. A file with `extends` may leave out what it inherits, so no key is required.
 """

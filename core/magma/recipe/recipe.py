@@ -19,7 +19,7 @@ from ..interfaces import Part, Sublayer
 from ..plugins.registry import installed
 from . import deepspeed_table
 from .explain import NEEDS, explain, shown
-from .loader import find, read_tables, remove_switched_off
+from .loader import find_recipe, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
 from .overrides import apply_override, locate
 from .parts import check_part, own_fields, part_tables
@@ -117,7 +117,7 @@ class Recipe(Table):
                 raise RecipeError(origin, [str(error)]) from error
             raw = copy.deepcopy(dict(source))
         else:
-            path = find(source)
+            path = find_recipe(source)
             origin, raw, folder = str(path), read_tables(path), folder or path.parent
         if model_only:
             if stage is not None:

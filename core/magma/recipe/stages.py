@@ -43,17 +43,17 @@ class Stage(Table):
 
     name: str | None = Field(None, min_length=1)
     """Shown after the stage's number in logs, plans and curves."""
-    inputs: dict[str, InputStage] = {}
+    inputs: dict[str, InputStage] = Field({})
     """How encoders and prefixes are trained in this stage."""
-    adapters: dict[Sublayer, PartStage] = {}
+    adapters: dict[Sublayer, PartStage] = Field({})
     """How adapters are trained in this stage."""
     head: PartStage | None = None
     """How the head is trained in this stage."""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field({})
     """Keys of `[data]` for this stage."""
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field({})
     """Keys of `[train]` for this stage."""
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({})
     """Keys of `[deepspeed]` for this stage."""
 
 

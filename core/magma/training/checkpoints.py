@@ -21,7 +21,7 @@ from ..manifest import (
     check_state,
     differing,
     dtype_of,
-    find,
+    find_checkpoint,
     list_state,
     read_manifest,
     tensor_sha256,
@@ -192,7 +192,7 @@ class CheckpointManager:
 
 def latest_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint of a run; None where it ended before it wrote one."""
-    return find(out) if any((out / CHECKPOINTS).glob("step-*")) else None
+    return find_checkpoint(out) if any((out / CHECKPOINTS).glob("step-*")) else None
 
 
 def remove_unfinished(out: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from ..activation_checkpointing import checkpoint_activations, lm_blocks
 from ..errors import TrainingError
-from ..manifest import differing, find
+from ..manifest import differing, find_checkpoint
 from ..plan import Costs, Plan, micro_batches, zero_stage
 from ..recipe.assemble import DTYPES, assemble, learning_rates
 from ..recipe.recipe import Recipe
@@ -67,7 +67,7 @@ def train(
     callbacks.note(reason)
     partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # each weight moves when it is partitioned
     last = latest_checkpoint(out) if resume else None
-    start = None if last else stage.start or (recipe.init.checkpoint and find(recipe.init.checkpoint))
+    start = None if last else stage.start or (recipe.init.checkpoint and find_checkpoint(recipe.init.checkpoint))
     model = assemble(recipe, device=None if partitioned or start else world.device, say=callbacks.say)
     dtype = DTYPES[recipe.train.precision]
     if last:

@@ -106,7 +106,10 @@ class NewPart(magma.FrozenLM):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.dim, self.context, self.vocab, self.eos = config.width, config.context, BYTES + 1, BYTES
-        self.word_embedding, self.position_embedding = nn.Embedding(self.vocab, self.dim), nn.Embedding(config.context, self.dim)
+        self.word_embedding, self.position_embedding = (
+            nn.Embedding(self.vocab, self.dim),
+            nn.Embedding(config.context, self.dim),
+        )
         self.layers = nn.ModuleList(Block(self.dim, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(self.dim)
 
