@@ -354,7 +354,7 @@ def _finite(tensor: Tensor) -> bool:
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     plain = tensor.detach()
-    low, high = (plain.float() if plain.element_size() == 1 else plain).aminmax()  # NaN, where there is one
+    low, high = (plain.float() if plain.element_size() == 1 else plain).aminmax()  # NaN if there is one
     return bool(low.isfinite() & high.isfinite())
 
 

@@ -65,7 +65,7 @@ def move_overrides(cls: type, stacklevel: int) -> None:
         first = definers[0]
         if first is owner or new in vars(first) or not _same_kind(vars(first)[old], _declared(owner, new)):
             continue
-        setattr(cls, new, vars(first)[old])  # `first` is another class where a mixin defines the override
+        setattr(cls, new, vars(first)[old])  # `first` is another class if a mixin defines the override
         if first is cls:
             delattr(cls, old)
         warn_renamed(f"{cls.__name__}.{old}", new, stacklevel + 1)

@@ -51,9 +51,8 @@ def _plain(path: Path, name: Any, value: Any) -> Tensor:
         raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}; allowed: tensors by name")
     if value.layout is torch.strided and value.is_cpu and not value.is_quantized and not value.is_complex():
         by_stride = sorted(range(value.ndim), key=value.stride, reverse=True)
-        if value.permute(
-            by_stride
-        ).is_contiguous():  # each element is stored once: true of transposed, false of expanded tensors
+        # Each element is stored once: this is true of transposed tensors and false of expanded ones.
+        if value.permute(by_stride).is_contiguous():
             return value.detach().contiguous()
     raise CheckpointError(f"{path}: {name} is not a plain dense tensor")
 

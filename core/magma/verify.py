@@ -135,9 +135,5 @@ def _state(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     if manifest.state is None and there:
         yield Finding(f"{STATE}/", "", NOT_COVERED)
     elif manifest.state is not None:
-        compared = (
-            f"{len(manifest.state)} files: SHA-256"
-            if there
-            else "absent: the model loads, but no run can resume from it"
-        )
-        yield Finding(f"{STATE}/", compared)
+        absent = "absent: the model loads, but no run can resume from it"
+        yield Finding(f"{STATE}/", f"{len(manifest.state)} files: SHA-256" if there else absent)

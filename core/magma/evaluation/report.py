@@ -32,7 +32,7 @@ class RunScores:
     measures: Mapping[str, str] = field(default_factory=dict)
     """How scores were measured."""
     units: Mapping[str, ScoreUnit | None] = field(default_factory=dict)
-    """The unit of each task's scores; None where it is not known."""
+    """The unit of each task's scores; None if it is not known."""
 
 
 def load_run_scores(run: Path) -> RunScores:
@@ -74,7 +74,7 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
 
     A score that a paper reports is in brackets beside the run's own. Percentages have one decimal, fractions three. A
     table of averages has the mean over all columns of one score, as the paper's "Avg."; the table "measures" says how
-    scores were measured, where that is known.
+    scores were measured, if that is known.
 
     Args:
         runs: Folders of runs or checkpoints.

@@ -83,7 +83,7 @@ def decode(
 ) -> Iterator[list[Answer]]:
     """Generate until all rows have ended.
 
-    A row ends at one of `lm.ends`, at a stop string, at `max_tokens`, or where the context is full.
+    A row ends at one of `lm.ends`, at a stop string, at `max_tokens`, or when the context is full.
 
     Args:
         lm: The language model.

@@ -78,7 +78,7 @@ class Registry:
     def called(self, name: str) -> list[Entry]:
         """The parts of this name, or else those of the plugin or distribution of this name.
 
-        Raises `PluginError` where there are none, or the plugin is broken.
+        Raises `PluginError` if there are none, or the plugin is broken.
         """
         found = [entry for entry in self.entries() if entry.name == name]
         if not found:

@@ -65,7 +65,7 @@ class Key:
     default: str
     """"required", "none", or a value in TOML's notation."""
     description: str
-    """A plain sentence; empty where the plugin's author wrote none."""
+    """A plain sentence; empty if the plugin's author wrote none."""
 
 
 def keys_of(model: type[BaseModel]) -> list[Key]:

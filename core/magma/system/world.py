@@ -127,7 +127,7 @@ class DistributedContext:
 
     @property
     def peak_flops(self) -> float | None:
-        """FLOPs per second of this GPU in half precision by its data sheet; None where it is not in `PEAK_FLOPS`."""
+        """FLOPs per second of this GPU in half precision by its data sheet; None if it is not in `PEAK_FLOPS`."""
         if self.device == "cpu":
             return None
         model = torch.cuda.get_device_name()

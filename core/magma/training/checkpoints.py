@@ -191,7 +191,7 @@ class CheckpointManager:
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of a run; None where it ended before it wrote one."""
+    """The newest checkpoint of a run; None if it ended before it wrote one."""
     return find_checkpoint(out) if any((out / CHECKPOINTS).glob("step-*")) else None
 
 

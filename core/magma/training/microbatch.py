@@ -119,7 +119,7 @@ def memory_advice(recipe: Recipe, processes: int) -> str:
 
 @contextmanager
 def explain_out_of_memory(recipe: Recipe, plan: Plan | None = None) -> Iterator[None]:
-    """Raise `OutOfMemory` with advice if memory runs out where no smaller micro-batch helps, such as for weights."""
+    """Raise `OutOfMemory` with advice if memory runs out and a smaller micro-batch does not help, as for weights."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -21,11 +21,11 @@ class Progress:
     tokens_per_s: float
     """Without padding."""
     flops_per_s: float | None
-    """Of one process, padding included; None where a plan could not count them."""
+    """Of one process, padding included; None if a plan could not count them."""
     useful_flops_per_s: float | None
     """Without padding."""
     peak_flops_per_s: float | None
-    """The peak of this process's GPU in half precision; None where it is not known, or training is in float32."""
+    """The peak of this process's GPU in half precision; None if it is not known, or training is in float32."""
     memory: int
     """The most bytes that this process has allocated."""
     skipped: bool

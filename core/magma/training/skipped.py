@@ -31,7 +31,7 @@ class SkipLog:
 
     @contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """Open the file, where the recipe skips examples and this is the first process; keep the lines up to `step`."""
+        """Open the file if the recipe skips examples and this is the first process; keep the lines up to `step`."""
         if self.world.rank or self.train.unreadable != "skip":
             yield
             return

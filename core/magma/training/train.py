@@ -42,7 +42,7 @@ def train(
     Args:
         recipe: Of the training; a stage's own recipe.
         out: The folder of the run.
-        resume: Continue from the newest checkpoint of the run; start again where there is none.
+        resume: Continue from the newest checkpoint of the run; start again if there is none.
         callbacks: What to call while it runs.
         costs: Of a plan, to compute FLOPs per second.
         plan: Chooses an automatic micro-batch size; the first process's plan counts.
@@ -52,7 +52,7 @@ def train(
         The result, in every process.
 
     Raises:
-        TrainingError: If it cannot start or continue.
+        TrainingError: If it cannot start or resume.
         CheckpointError: If a checkpoint cannot be loaded or written.
         OutOfMemory: If a single example needs more memory than there is.
     """
