@@ -127,7 +127,7 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     """Warnings about a schedule that the run does not complete."""
 
-    def needed(self, micro_batch: int) -> int | None:
+    def needed_memory(self, micro_batch: int) -> int | None:
         """Memory of one GPU in bytes at the recipe's ZeRO stage; None if activations are unknown."""
         if self.length is None or self.activation_bytes_per_sample is None:
             return None
@@ -243,10 +243,10 @@ def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:
     return origins({path: model.part_tensors(path) for path in model.parts()}, read_manifest(find_checkpoint(folder)))
 
 
-def micro_batches(train: Train, processes: int) -> tuple[int, int]:
+def split_batch(train: Train, processes: int) -> tuple[int, int]:
     """Micro-batch size of one process and number of accumulation steps, for a global batch.
 
-    "auto" gives the process's whole part of the batch, which `training.microbatch` reduces to fit into memory.
+    "auto" gives the process's whole part of the batch, which `training/microbatch.py` reduces to fit into memory.
     """
     if train.batch_size % processes:
         raise TrainingError(
@@ -288,7 +288,7 @@ def _length(recipe: Recipe, world: int) -> Length | None:
     if recipe.train is None:
         return None
     train = recipe.train
-    micro, accumulation = micro_batches(train, world)
+    micro, accumulation = split_batch(train, world)
     samples = train.samples or train.total_steps * train.batch_size
     stage = zero_stage(train, recipe.deepspeed)
     return Length(train.total_steps, samples, train.batch_size, micro, accumulation, stage)

@@ -115,7 +115,7 @@ class Screen:
             say=self.say,
             step=self._step,
             plan=self._plan,
-            asked=self.answered,
+            answered=self.answered,
             note=self.note,
             stopped=self._stopped,
         )

@@ -70,7 +70,7 @@ def plugin_check(
     """Run the conformance checks on installed parts. Exit status 1 if a check fails."""
     from ..plugins.registry import installed
 
-    found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
+    found = [entry for entry in installed().find_all(name) if kind in (None, entry.kind)]
     if not found:
         raise PluginError(f'plugin check: "{name}" has no part of the kind "{kind}"')
     from ..plugins.conformance.run import run_checks

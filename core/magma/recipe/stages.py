@@ -99,14 +99,14 @@ def unknown_parts(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
     return found
 
 
-def settle(resolved: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_keys(stage: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's own keys with their values in the `resolved` recipe: absolute paths and the defaults of parts."""
-    settled = {}
+    found = {}
     for key, value in stage.items():
         if key in resolved:
             inside = isinstance(value, Mapping) and isinstance(resolved[key], Mapping) and "use" not in value
-            settled[key] = settle(resolved[key], value) if inside else resolved[key]
-    return settled
+            found[key] = resolve_keys(value, resolved[key]) if inside else resolved[key]
+    return found
 
 
 # Finished stages

@@ -32,7 +32,7 @@ class RunCallbacks(Callbacks):
     """Functions that are also called for the plan of a run, and for its evaluation."""
 
     plan: Callable[[Plan], None] = lambda _: None
-    asked: Callable[[str, int], None] = lambda *_: None
+    answered: Callable[[str, int], None] = lambda *_: None
     """The evaluation that runs, and the number of questions that have an answer."""
     stopped: Callable[[int], None] = lambda _: None
     """The number of the signal that stopped the run. It is called in every process."""
@@ -149,7 +149,7 @@ def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCal
             max_unreadable=train.max_unreadable,
             say=callbacks.note,
         )
-        found = evaluation.run(table.shots, progress=callbacks.asked, replace=True)
+        found = evaluation.run(table.shots, progress=callbacks.answered, replace=True)
         for shots in table.shots:
             name = f"{i}.{score_name(task.name, shots)}"
             scores[name] = found[str(shots)]

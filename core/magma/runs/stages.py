@@ -58,7 +58,7 @@ def train_stages(
             return train(stage, out, resume=resume, callbacks=callbacks, costs=costs, plan=plan, stage=context)
 
     last = latest_checkpoint(out) if resume else None
-    finished = _finished(recipe, stages, last) if last else []
+    finished = _finished_stages(recipe, stages, last) if last else []
     if not recipe.stages:
         return train_stage(0, resume)
     callbacks.say("loading the trainer")
@@ -73,10 +73,10 @@ def train_stages(
         context = StageContext(recipe, number, start, tuple(finished), later)
         ended = train_stage(number, resume, context)
         resume = False
-        result = _added(result, ended)
+        result = _combine(result, ended)
         if not ended.finished:
             break
-        finished.append(_entry(stages[number], ended, finished))
+        finished.append(_finished_stage(stages[number], ended, finished))
     assert result is not None
     earlier = finished[: len(finished) - result.finished]
     return replace(
@@ -87,7 +87,7 @@ def train_stages(
     )
 
 
-def _added(earlier: Result | None, ended: Result) -> Result:
+def _combine(earlier: Result | None, ended: Result) -> Result:
     """A stage's result, combined with time, memory and changed fingerprints of the stages before it in this process."""
     if earlier is None:
         return ended
@@ -113,7 +113,7 @@ def _with_current_names(identity: Mapping[str, Any], stage: Recipe) -> dict[str,
     return {names.get(key, key): value for key, value in identity.items()}
 
 
-def _entry(stage: Recipe, ended: Result, before: Sequence[FinishedStage]) -> FinishedStage:
+def _finished_stage(stage: Recipe, ended: Result, before: Sequence[FinishedStage]) -> FinishedStage:
     return FinishedStage(
         identity=_identity(stage),
         checkpoint=int(ended.folder.name.rpartition("-")[2]),
@@ -124,7 +124,7 @@ def _entry(stage: Recipe, ended: Result, before: Sequence[FinishedStage]) -> Fin
     )
 
 
-def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[FinishedStage]:
+def _finished_stages(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[FinishedStage]:
     """The stages that had ended before a checkpoint. Raises `CheckpointError` if this recipe has other ones."""
     finished = TrainerState.read(last / STATE / TRAINER).finished
     if len(finished) >= len(stages):

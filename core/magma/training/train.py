@@ -10,7 +10,7 @@ import torch
 from ..activation_checkpointing import checkpoint_activations, lm_blocks
 from ..errors import TrainingError
 from ..manifest import differing, find_checkpoint
-from ..plan import Costs, Plan, micro_batches, zero_stage
+from ..plan import Costs, Plan, split_batch, zero_stage
 from ..recipe.assemble import DTYPES, assemble, learning_rates
 from ..recipe.recipe import Recipe
 from ..system.signals import stop_requests
@@ -139,4 +139,4 @@ def check_fits(recipe: Recipe, world: DistributedContext) -> None:
     assert recipe.train is not None
     if recipe.train.precision == "fp16" and world.device == "cpu":
         raise TrainingError('train.precision: given "fp16"; allowed on a CPU: "bf16", "fp32"')
-    micro_batches(recipe.train, world.size)
+    split_batch(recipe.train, world.size)

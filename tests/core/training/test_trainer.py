@@ -22,7 +22,7 @@ from magma import Example, InputError, Recipe, TooLong, TrainingError, checkpoin
 from magma.data.loader import RankLoader
 from magma.data.mixture import Mixture
 from magma.manifest import read_manifest
-from magma.plan import Costs, micro_batches
+from magma.plan import Costs, split_batch
 from magma.schedule import lr_multiplier
 from magma.training.progress import Callbacks, Progress
 from magma.training.train import train
@@ -403,12 +403,12 @@ def test_workers_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_micro_batches_divide_the_global_batch() -> None:
     table = recipe(("train.batch_size=12", "train.micro_batch_size=3")).train
     assert table is not None
-    assert micro_batches(table, 1) == (3, 4)
-    assert micro_batches(table, 2) == (3, 2)
+    assert split_batch(table, 1) == (3, 4)
+    assert split_batch(table, 2) == (3, 2)
     with pytest.raises(TrainingError, match="train.batch_size: given 12; allowed with 5 processes: a multiple of 5"):
-        micro_batches(table, 5)
+        split_batch(table, 5)
     with pytest.raises(TrainingError, match=r"train.micro_batch_size: given 3; .* divide evenly: 1, 2, 4"):
-        micro_batches(table, 3)
+        split_batch(table, 3)
 
 
 def rising(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
