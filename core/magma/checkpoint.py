@@ -199,7 +199,7 @@ def load(
         model = rebuild(folder, manifest, recipe, say, overrides)
     except PartError as error:
         part, config = recipe.part("lm")
-        if lm is None and part.problems(config):  # damaged files are no problem of the place
+        if lm is None and part.problems(config):  # damaged files are not solved by another place
             raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
         raise
     if verify:

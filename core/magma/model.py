@@ -70,7 +70,7 @@ class Magma(nn.Module):
         self.from_checkpoint: frozenset[str] = frozenset()
         """Paths of frozen parts whose weights are from a checkpoint: a new checkpoint has to contain them too."""
         self.run_all_inputs = False
-        """Run every input for every batch also without gradients: other processes may have media for it."""
+        """Run every input for every batch even without gradients: other processes may have media for it."""
         for sublayer, make in (adapters or {}).items():
             if sublayer not in SUBLAYERS:
                 raise PartError(f'adapters: given "{sublayer}"; allowed: {", ".join(SUBLAYERS)}')

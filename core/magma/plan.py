@@ -279,7 +279,7 @@ def zero_stage(train: Train, config: Mapping[str, Any]) -> int:
 def reduce_bucket(config: Mapping[str, Any], trained: int) -> int:
     """Elements of DeepSpeed's bucket for the gradients of `trained` parameters.
 
-    By default DeepSpeed allocates 2 GB in float32, also for few parameters.
+    By default DeepSpeed allocates 2 GB in float32, even for few parameters.
     """
     return int(config.get("zero_optimization", {}).get("reduce_bucket_size", min(REDUCE_BUCKET, trained)))
 

@@ -78,7 +78,7 @@ def _torch(path: Path) -> Any:
         return storage
 
     found = _loaded(path, map_location=keep, mmap=True)
-    # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
+    # torch maps as many bytes as the pickle asks for, even if its entry is shorter and another's bytes follow
     asked = [storage.nbytes() for storage in sorted(storages, key=lambda storage: storage.data_ptr())]
     if [size for size in asked if size] != [size for size in stored if size]:
         raise CheckpointError(f"{path} is damaged: its tensors do not have the stored sizes")

@@ -51,7 +51,7 @@ class Evaluation:
     fewer_shots: bool = True
     """Ask a question that is too long with fewer in-context examples; otherwise it is an error."""
     say: Callable[[str], None] = lambda _: None
-    """Receives messages that the user has to know: which questions cannot be read."""
+    """Receives messages for the user, such as which questions cannot be read."""
 
     def run(
         self,

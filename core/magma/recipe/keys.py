@@ -96,7 +96,7 @@ def find_tables(name: str | None = None) -> dict[str, type[BaseModel]]:
         known |= dict.fromkeys(KINDS) | dict.fromkeys(title.split()[1] for title in parts)
         raise RecipeError(
             "the recipe's keys",
-            [f"given {name!r}, which is no table and no part.{did_you_mean(name, known)} Allowed: {', '.join(known)}"],
+            [f"given {name!r}, not a table or a part.{did_you_mean(name, known)} Allowed: {', '.join(known)}"],
         )
     return found
 

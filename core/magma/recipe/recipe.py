@@ -76,7 +76,7 @@ class Recipe(Table):
     train: Train | None = None
     """Optimizer, length, batch size and everything else about training."""
     deepspeed: dict[str, Any] = Field({})
-    """Passed on to DeepSpeed as it is. Keys that `[train]` sets are refused."""
+    """Passed on to DeepSpeed unchanged. Keys that `[train]` sets are refused."""
     stages: tuple[Stage, ...] = ()
     """Tables that override the others, for training in several stages."""
 

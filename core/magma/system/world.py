@@ -134,7 +134,7 @@ class DistributedContext:
         return next((peak for part, peak in PEAK_FLOPS.items() if part in model), None)
 
     def memory(self) -> int:
-        """The most bytes that this process has allocated: on its GPU, or in main memory without one."""
+        """Peak memory of this process in bytes: on its GPU, or in main memory without one."""
         if self.device != "cpu":
             return int(torch.cuda.max_memory_allocated())
         import resource

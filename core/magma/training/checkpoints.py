@@ -78,7 +78,7 @@ class CheckpointManager:
             The folder of the checkpoint.
 
         Raises:
-            CheckpointError: In all processes, if it cannot be written. Nothing of it remains.
+            CheckpointError: In all processes, if it cannot be written; its folder is removed.
         """
         folder = self.folder(state.step)
         if self.last == folder:
