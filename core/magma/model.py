@@ -88,11 +88,8 @@ class Magma(nn.Module):
         """A collator, which turns examples into batches for this model.
 
         Args:
-            max_length: Maximum length of an example in positions. Default: the language model's context.
+            max_length: Maximum length of an example in positions, at most the language model's context, the default.
             pad_to_multiple_of: Pad batches to a multiple of this length.
-
-        Raises:
-            InputError: `max_length` is larger than the context.
         """
         return Collator(
             self.lm,
@@ -217,8 +214,7 @@ class Magma(nn.Module):
             decoding would generate them.
 
         Raises:
-            InputError: The model has a classification head, the numbers of prompts and texts differ, or a prompt is
-                empty or cannot be read.
+            InputError: The model has a classification head, the numbers differ, or a prompt is empty or unreadable.
             TooLong: A prompt and its text do not fit into the context.
         """
         if self.head is not None:
@@ -268,8 +264,7 @@ class Magma(nn.Module):
             The generated text; for a list of prompts, a list of texts.
 
         Raises:
-            InputError: The model has a classification head, no input accepts a segment, a segment cannot be read, or an
-                option is unknown.
+            InputError: The model has a classification head, a segment cannot be read, or an option is unknown.
             TooLong: A prompt does not fit into the context.
         """
         texts = [answer.text for answer in self._answers(prompt, options)]
@@ -389,18 +384,14 @@ class Magma(nn.Module):
     def part_tensors(self, path: str) -> dict[str, Tensor]:
         """Parameters and saved buffers of a part, by name; those of the language model without its adapters."""
         adapters = self.lm.all_adapters() if path == "lm" else []
-        inside = {id(t) for module in adapters for t in _tensors(module)}
-        own = {id(t) for module in self.parts()[path] for t in _tensors(module)} - inside
+        inside = {id(t) for module in adapters for t in (*module.parameters(), *module.buffers())}
+        own = {id(t) for module in self.parts()[path] for t in (*module.parameters(), *module.buffers())} - inside
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if id(t) in own}
 
     def frozen_tensors(self) -> dict[str, Tensor]:
         """All other parameters and saved buffers: those that no training step may change."""
         trained = self.trained_tensors()
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in trained}
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
 
 
 def _several(prompt: Any) -> bool:
