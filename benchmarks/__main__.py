@@ -117,7 +117,7 @@ def token_efficiency(count: int) -> list[Row]:
     from magma.data.loader import sort_by_length
 
     model = peers.build(vocab=512, layers=1)
-    collator = model.collator(multiple=8)
+    collator = model.collator(pad_to_multiple_of=8)
     layouts: dict[str, list[Any]] = {
         "packed in rows of 1,024": [],
         "padded, as they come": [],

@@ -112,7 +112,7 @@ def training(model: Magma, work: Work) -> dict[str, tuple[int, Step]]:
     """Number of examples and training step of this package and of its peers: encoder, language model, optimizer."""
     optimizer = Adam(model)
     data = examples(model, work.batch)
-    collator = model.collator(multiple=8)
+    collator = model.collator(pad_to_multiple_of=8)
     encoded = sort_by_length([collator.encode_example(example) for example in data])
     batches = [
         collator.pad(encoded[i : i + work.micro]).to(work.device, model.dtype) for i in range(0, work.batch, work.micro)

@@ -300,7 +300,7 @@ def test_the_tutorial_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert "\n".join(table[:3]) in text
     findings = testing.run_checks(names["Sensor"])
     assert [one for one in findings if one.problem] == []
-    assert f"{len(findings)} of {len(findings)} hold" in text
+    assert f"{len(findings)} of {len(findings)} checks passed" in text
     line = (tmp_path / "data/train.jsonl").read_text().splitlines()[0]
     assert line in text
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")

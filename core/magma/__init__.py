@@ -62,16 +62,16 @@ if TYPE_CHECKING:
         Tokens,
     )
 
-# Imported at first use: `import magma` is quick, torch is not.
-_HOME = {
+# Imported at first use, because importing torch takes seconds.
+_NAMES_BY_MODULE = {
     "checkpoint": ["load", "save", "save_tensors"],
     "data.sequence": ["Batch"],
     "evaluation.evaluator": ["evaluate"],
     "generation.decoding": ["Decoding"],
     "inputs": ["Input"],
     "interfaces": [
-        *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Sublayer"),
-        *("Prefix", "Task"),
+        *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Prefix"),
+        *("Sublayer", "Task"),
     ],
     "model": ["Magma"],
     "plugins.program": ["Program"],
@@ -81,22 +81,11 @@ _HOME = {
     "runs.run": ["run"],
     "tensors": ["read_tensors"],
     "values": [
-        *(
-            "Cache",
-            "Example",
-            "Features",
-            "BatchLayout",
-            "Media",
-            "Prediction",
-            "Question",
-            "SourceState",
-            "Text",
-            "Tokens",
-        ),
-        "CheckInputs",
+        *("BatchLayout", "Cache", "CheckInputs", "Example", "Features", "Media", "Prediction", "Question"),
+        *("SourceState", "Text", "Tokens"),
     ],
 }
-_LAZY = {name: module for module, names in _HOME.items() for name in names}
+_LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
 
 __all__ = [
     "API_VERSION",

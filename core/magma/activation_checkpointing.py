@@ -25,7 +25,7 @@ def checkpoint_activations(model: Magma, which: Which) -> list[nn.Module]:
         The modules that keep only their input.
 
     Raises:
-        PartError: If the language model does not name its blocks.
+        PartError: The language model has an empty `blocks`.
     """
     modules: list[nn.Module] = []
     if which in ("encoder", "all"):

@@ -18,20 +18,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .errors import CheckpointError, PartError
+from .errors import CheckpointError, PartError, bullet_list
 from .interfaces import FrozenLM
 from .io import atomic_folder
 from .manifest import (
     FORMAT,
     MANIFEST,
     RECIPE,
+    SHOWN,
     TRAINED,
     Manifest,
-    bullets,
     check_files,
     differing,
     dtype_of,
-    find,
+    find_checkpoint,
     hash_tensors,
     list_files,
     read_manifest,
@@ -82,7 +82,7 @@ def write(
     """
     trained = model.stored_tensors() if tensors is None else tensors
     if problems := not_finite(trained, model.stored_tensors()):
-        raise CheckpointError(f"the model cannot be saved:\n{bullets(problems)}")
+        raise CheckpointError(f"the model cannot be saved:{bullet_list(problems, SHOWN)}")
     save_file({name: _to_contiguous_cpu(tensor) for name, tensor in trained.items()}, folder / TRAINED)
     (folder / RECIPE).write_text(recipe.to_toml(folder), encoding="utf-8")
     manifest = Manifest.model_validate(
@@ -146,16 +146,16 @@ def save_tensors(
         model.lm.joins = joined
         trained, frozen = model.stored_tensors(), model.frozen_tensors()
         if problems := describe_mismatches({**trained, **frozen}, tensors):
-            raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:\n{bullets(problems)}")
+            raise CheckpointError(f"the tensors do not fit the recipe {checked.name}:{bullet_list(problems, SHOWN)}")
 
         def cast(name: str) -> Tensor:
             tensor = tensors[name]
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         if problems := not_finite({name: tensors[name] for name in frozen}, frozen):
-            raise CheckpointError(f"the tensors cannot be used:\n{bullets(problems)}")
-        prints = {name: tensor_sha256(cast(name)) for name in sorted(frozen)}
-        write(aside, model, checked, prints, {name: cast(name) for name in trained})
+            raise CheckpointError(f"the tensors cannot be used:{bullet_list(problems, SHOWN)}")
+        hashes = {name: tensor_sha256(cast(name)) for name in sorted(frozen)}
+        write(aside, model, checked, hashes, {name: cast(name) for name in trained})
     return model
 
 
@@ -189,17 +189,17 @@ def load(
         PartError: The weights of a part cannot be loaded.
     """
     device = check_device(device)
-    folder = find(folder)
+    folder = find_checkpoint(folder)
     manifest = read_manifest(folder)
     if not manifest.covers_recipe:
         logging.getLogger(__name__).warning("%s: %s is not checked: %s", folder, RECIPE, NOT_COVERED)
-    overrides = [*moved(lm), *overrides]
+    overrides = [*moved_lm_overrides(lm), *overrides]
     recipe = read_recipe(folder, manifest, overrides)
     try:
         model = rebuild(folder, manifest, recipe, say, overrides)
     except PartError as error:
         part, config = recipe.part("lm")
-        if lm is None and part.problems(config):  # damaged files are no problem of the place
+        if lm is None and part.problems(config):  # damaged files are not solved by another place
             raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
         raise
     if verify:
@@ -208,7 +208,7 @@ def load(
     return model.to(device=device, dtype=dtype).eval()
 
 
-def moved(lm: str | Path | None) -> list[str]:
+def moved_lm_overrides(lm: str | Path | None) -> list[str]:
     """The overrides for a language model that has moved to `lm`; a folder is relative to the working folder."""
     if lm is None:
         return []
@@ -261,10 +261,10 @@ def load_trained(model: Magma, folder: Path) -> None:
     with torch.no_grad():
         for name, tensor in read_trained(model, folder).items():
             wanted[name].copy_(tensor)
-    keep(model, wanted)
+    mark_from_checkpoint(model, wanted)
 
 
-def keep(model: Magma, names: Collection[str]) -> None:
+def mark_from_checkpoint(model: Magma, names: Collection[str]) -> None:
     """Record the frozen parts that have these tensors from a checkpoint, so that new checkpoints contain them too."""
     model.from_checkpoint = frozenset(
         path for path, modules in model.parts().items() if modules[0].frozen and model.part_tensors(path).keys() & names
@@ -293,10 +293,10 @@ def read_stored(folder: Path, manifest: Manifest, wanted: Mapping[str, Tensor]) 
     path = folder / TRAINED
     found = read_tensors(path)[0]
     if problems := describe_mismatches(wanted, found):
-        raise CheckpointError(f"{path} does not fit the model:\n{bullets(problems)}")
+        raise CheckpointError(f"{path} does not fit the model:{bullet_list(problems, SHOWN)}")
     check_stored(path, manifest, found)
     if problems := not_finite(found, wanted):
-        raise CheckpointError(f"{path} cannot be used:\n{bullets(problems)}")
+        raise CheckpointError(f"{path} cannot be used:{bullet_list(problems, SHOWN)}")
     return found
 
 
@@ -312,14 +312,14 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     """The frozen tensors except those on meta. Raises `CheckpointError` if they differ from those of training."""
     tensors = model.frozen_tensors()
     here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-    before = {name: print_ for name, print_ in manifest.frozen.items() if name in here or name not in tensors}
+    before = {name: sha256 for name, sha256 in manifest.frozen.items() if name in here or name not in tensors}
     if changed := differing(before, hash_tensors(here)):
         raise CheckpointError(
             f"{folder}: {len(changed)} of {len(before)} frozen tensors differ from those of training, the first is "
             f"{changed[0]}: check lm.weights and the weights of frozen encoders"
         )
     if problems := not_finite(here, here):
-        raise CheckpointError(f"{folder}: the frozen weights cannot be used:\n{bullets(problems)}")
+        raise CheckpointError(f"{folder}: the frozen weights cannot be used:{bullet_list(problems, SHOWN)}")
     return here
 
 
@@ -354,7 +354,7 @@ def _finite(tensor: Tensor) -> bool:
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     plain = tensor.detach()
-    low, high = (plain.float() if plain.element_size() == 1 else plain).aminmax()  # NaN, where there is one
+    low, high = (plain.float() if plain.element_size() == 1 else plain).aminmax()  # NaN if there is one
     return bool(low.isfinite() & high.isfinite())
 
 

@@ -1,4 +1,4 @@
-"""Old public names, which keep working for one version with a `DeprecationWarning` that names the new one.
+"""Former public names. They work for one version, with a `DeprecationWarning` that names the current one.
 
 A class lists a former method or attribute as `old = RenamedMember("new")`. This covers code that uses the old name. For
 third-party classes that override the old name, `Part.__init_subclass__` calls `move_overrides`.
@@ -12,7 +12,9 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from types import CodeType
-from typing import Any
+from typing import Any, TypeVar, cast
+
+T = TypeVar("T", bound=Callable[..., Any])
 
 
 def warn_renamed(old: str, new: str, stacklevel: int) -> None:
@@ -23,7 +25,7 @@ def warn_renamed(old: str, new: str, stacklevel: int) -> None:
 class RenamedMember:
     """A former name of a method or attribute. Reading it warns and gives the member that is called `new`.
 
-    It defines no `__set__`: a class may use the old name for an attribute of its instances.
+    It defines no `__set__`: a class may use the former name for an attribute of its instances.
     """
 
     def __init__(self, new: str) -> None:
@@ -63,29 +65,39 @@ def move_overrides(cls: type, stacklevel: int) -> None:
         first = definers[0]
         if first is owner or new in vars(first) or not _same_kind(vars(first)[old], _declared(owner, new)):
             continue
-        setattr(cls, new, vars(first)[old])  # `first` is another class where a mixin defines the override
+        setattr(cls, new, vars(first)[old])  # `first` is another class if a mixin defines the override
         if first is cls:
             delattr(cls, old)
         warn_renamed(f"{cls.__name__}.{old}", new, stacklevel + 1)
 
 
-def renamed_arguments(**renamed: str) -> Callable[[type], type]:
-    """A class decorator: `__init__` accepts the former names of its keyword arguments, given as `old="new"`."""
+def renamed_arguments(**renamed: str) -> Callable[[T], T]:
+    """A decorator for functions and classes: the former names of keyword arguments are accepted, with a warning.
 
-    def decorate(cls: type) -> type:
-        construct = cls.__init__  # type: ignore[misc]
+    Args:
+        renamed: Former and current name of each argument, as `old="new"`. Of a class, the arguments of `__init__`.
+    """
 
-        @functools.wraps(construct)
-        def init(self: Any, *args: Any, **kwargs: Any) -> None:
-            for old in renamed.keys() & kwargs.keys():
-                warn_renamed(f"{cls.__name__}({old}=)", renamed[old], 2)
-                kwargs[renamed[old]] = kwargs.pop(old)
-            construct(self, *args, **kwargs)
-
-        cls.__init__ = init  # type: ignore[misc]
-        return cls
+    def decorate(target: T) -> T:
+        name = target.__qualname__.rpartition("<locals>.")[2]
+        if isinstance(target, type):
+            construct = vars(target)["__init__"]
+            setattr(target, "__init__", _renaming(construct, name, renamed))  # noqa: B010  # mypy allows no assignment
+            return target
+        return cast(T, _renaming(target, name, renamed))
 
     return decorate
+
+
+def _renaming(function: Callable[..., Any], name: str, renamed: Mapping[str, str]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def renaming(*args: Any, **kwargs: Any) -> Any:
+        for old in renamed.keys() & kwargs.keys():
+            warn_renamed(f"{name}({old}=)", renamed[old], 2)
+            kwargs[renamed[old]] = kwargs.pop(old)
+        return function(*args, **kwargs)
+
+    return renaming
 
 
 def with_current_keys(given: Mapping[str, Any], renamed: Mapping[str, str], warn: bool = True) -> dict[str, Any]:

@@ -59,14 +59,11 @@ class OutOfMemory(MagmaError):
     """A single example or prompt that needs more memory than the device has."""
 
 
-_SHOWN = 3
-"""Number of reasons that an error lists."""
-
-
-def first_of(reasons: Sequence[str]) -> str:
-    """The first reasons, one line each, and the number of the others."""
-    more = [f"and {len(reasons) - _SHOWN} others"] if len(reasons) > _SHOWN else []
-    return "".join(f"\n  - {line}" for line in [*reasons[:_SHOWN], *more])
+def bullet_list(lines: Sequence[str], limit: int = 3) -> str:
+    """The first lines as a list, and the number of the others. The text begins with a line break."""
+    others = len(lines) - limit
+    more = [f"and {others} {'other' if others == 1 else 'others'}"] if others > 0 else []
+    return "".join(f"\n  - {line}" for line in [*lines[:limit], *more])
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

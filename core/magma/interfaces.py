@@ -1,4 +1,4 @@
-"""The parts that a model and its training are made of: the whole contract of a plugin, with `part.py` and `values.py`.
+"""The abstract classes of all parts. With `part.py` and `values.py`, this is the whole contract of a plugin.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 v vocabulary, m scored positions.
@@ -112,7 +112,7 @@ class Adapter(Module):
 
     kind = "adapter"
     passes_input_through: ClassVar[bool] = False
-    """Whether `forward` calls the sublayer exactly once, with x itself. It allows to skip unused computation."""
+    """Whether `forward` calls the sublayer exactly once, with x itself. Unused computation can then be skipped."""
 
     @abstractmethod
     def __init__(self, config: PartConfig, dim: int) -> None:

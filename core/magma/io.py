@@ -34,7 +34,7 @@ def atomic_write(path: Path, content: str | bytes | Callable[[Path], object]) ->
     partial = _partial(path)
     try:
         if callable(content):
-            partial.touch()  # fails before any work where the folder cannot be written
+            partial.touch()  # fails before any work if the folder cannot be written
             mode = stat.S_IMODE(partial.stat().st_mode)
             content(partial)
             _allow(partial, mode)
@@ -49,7 +49,7 @@ def atomic_write(path: Path, content: str | bytes | Callable[[Path], object]) ->
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder to fill. It replaces `folder` when the block ends, and is deleted where the block raises.
+    """A new folder to fill. It replaces `folder` when the block ends, and is deleted if the block raises.
 
     Args:
         folder: The folder to write. Its parents are created. What it holds is replaced as a whole.
@@ -104,13 +104,13 @@ def _allow(path: Path, mode: int) -> None:
 def folder_lock(
     folder: Path, warn: Callable[[str], None] | None = None, error: type[MagmaError] = InputError
 ) -> Iterator[None]:
-    """Let one process at a time write to a folder, which is created where it does not exist.
+    """Let one process at a time write to a folder, which is created if it does not exist.
 
     The lock ends with the process, however it ends. Children that it forks do not hold it.
 
     Args:
         folder: The folder to lock, with a file `.lock` in it.
-        warn: Receives a message where the file system has no locks; nothing is locked then. Default: a log message.
+        warn: Receives a message if the file system has no locks; nothing is locked then. Default: a log message.
         error: The class of the error to raise.
 
     Raises:
@@ -137,5 +137,5 @@ def folder_lock(
 
 
 def error_summary(error: BaseException) -> str:
-    """The first line of an error's message; the name of its class where it has no message."""
+    """The first line of an error's message; the name of its class if it has no message."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -15,7 +15,7 @@ import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from .errors import CheckpointError
+from .errors import CheckpointError, bullet_list
 from .recipe.explain import explain
 from .recipe.notation import parse_json
 
@@ -28,7 +28,7 @@ RECIPE, TRAINED, MANIFEST, STATE, CHECKPOINTS = (
     "checkpoints",
 )
 WEIGHTS = ".safetensors"
-_SHOWN = 5
+SHOWN = 5
 """Maximum number of problems of one file in a message."""
 
 
@@ -56,9 +56,10 @@ class PartEntry(BaseModel):
 
 
 class TextEntry(BaseModel):
-    """How text is tokenized, as it may differ between language models and versions. Default: as before.
+    """How text is tokenized: it differs between language models, and between versions of this package.
 
-    An unknown key is an error: it would be a rule that this version does not implement.
+    The defaults are those of checkpoints without this entry. An unknown key is an error: it would be a rule that this
+    version does not implement.
     """
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
@@ -115,7 +116,7 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except ValidationError as error:
         problems = [explain(Manifest, one) for one in error.errors(include_url=False)]
-    raise CheckpointError(f"{path} was modified after saving, or is damaged:\n{bullets(problems)}")
+    raise CheckpointError(f"{path} was modified after saving, or is damaged:{bullet_list(problems, SHOWN)}")
 
 
 CHECKPOINT, OWN, NEW = "checkpoint", "own weights", "new"
@@ -138,7 +139,7 @@ def origins(parts: Mapping[str, Collection[str]], manifest: Manifest) -> dict[st
     }
 
 
-def find(folder: str | Path) -> Path:
+def find_checkpoint(folder: str | Path) -> Path:
     """The folder itself if it is a checkpoint, or the newest checkpoint of a run's folder.
 
     Raises:
@@ -171,9 +172,9 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: tensor_sha256(tensors[name]) for name in sorted(tensors)}
 
 
-def combined_sha256(prints: Mapping[str, str]) -> str:
+def combined_sha256(hashes: Mapping[str, str]) -> str:
     """One SHA-256 for many tensors."""
-    lines = "".join(f"{name} {prints[name]}\n" for name in sorted(prints))
+    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -213,14 +214,14 @@ def check_files(folder: Path, manifest: Manifest) -> None:
                 f"{name} was modified after saving: it has {path.stat().st_size:,} bytes, {size:,} were written"
             )
     if wrong:
-        raise CheckpointError(f"{folder}: {', '.join(wrong[:_SHOWN])}{_on_purpose(folder, wrong)}")
+        raise CheckpointError(f"{folder}: {', '.join(wrong[:SHOWN])}{_recipe_advice(folder, wrong)}")
 
 
 def check_state(folder: Path, manifest: Manifest) -> None:
     """Raise `CheckpointError` if a file that a run needs to resume was modified."""
     if wrong := _wrong(folder, manifest.state or {}):
         raise CheckpointError(
-            f"{folder} cannot be resumed from: {', '.join(wrong[:_SHOWN])}. To resume from an earlier checkpoint, move "
+            f"{folder} cannot be resumed from: {', '.join(wrong[:SHOWN])}. To resume from an earlier checkpoint, move "
             "this folder out of the run's folder and use --resume"
         )
 
@@ -240,12 +241,6 @@ def uncovered(folder: Path, manifest: Manifest) -> list[str]:
     ]
 
 
-def bullets(problems: Sequence[str]) -> str:
-    """One line for each of the first problems, and the number of the others."""
-    more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
-    return "\n".join(f"  - {problem}" for problem in [*problems[:_SHOWN], *more])
-
-
 def _wrong(folder: Path, wanted: Mapping[str, str]) -> list[str]:
     wrong = []
     for name, sha256 in wanted.items():
@@ -257,7 +252,7 @@ def _wrong(folder: Path, wanted: Mapping[str, str]) -> list[str]:
     return wrong
 
 
-def _on_purpose(folder: Path, wrong: Sequence[str]) -> str:
+def _recipe_advice(folder: Path, wrong: Sequence[str]) -> str:
     """What to do if the recipe was edited."""
     if not any(problem.startswith(RECIPE) for problem in wrong):
         return ""

@@ -71,20 +71,20 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
             out = func(*args, **kwargs)  # of a view, or in place
         else:
-            key = (func, _likeness(args), _likeness(kwargs))
+            key = (func, _cache_key(args), _cache_key(kwargs))
             if key in self._known:
-                out = tree_map_only(_Like, _Like.make, self._known[key])
+                out = tree_map_only(_TensorKey, _TensorKey.make, self._known[key])
             else:
                 out = func(*args, **kwargs)
-                self._known[key] = tree_map_only(Tensor, _Like.of, out)
+                self._known[key] = tree_map_only(Tensor, _TensorKey.of, out)
         if formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
 
 
 @dataclass(frozen=True)
-class _Like:
-    """Properties of a tensor on meta."""
+class _TensorKey:
+    """The properties of a tensor on meta that decide the result of an operation."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
@@ -96,32 +96,32 @@ class _Like:
         return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device)
 
     def make(self) -> Tensor:
-        """Such a tensor."""
+        """A tensor on meta with these properties."""
         return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=self.device)
 
 
-def _likeness(value: Any) -> Any:
+def _cache_key(value: Any) -> Any:
     """The arguments of an operation as a key of a dictionary."""
     if isinstance(value, Tensor):
-        return _Like.of(value)
+        return _TensorKey.of(value)
     if isinstance(value, list | tuple):
-        return tuple(map(_likeness, value))
+        return tuple(map(_cache_key, value))
     if isinstance(value, dict):
-        return tuple((name, _likeness(one)) for name, one in value.items())
+        return tuple((name, _cache_key(one)) for name, one in value.items())
     return type(value), value
 
 
 @dataclass(frozen=True)
-class Measured:
+class ExampleCosts:
     """FLOPs of the forward and backward pass per example, and bytes kept for the backward pass."""
 
     flops: int
     per_medium: dict[str, int]
     """FLOPs of each input."""
-    activations: int
+    activation_bytes: int
 
 
-def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Measured | None:
+def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> ExampleCosts | None:
     """Measure a forward and backward pass over a batch.
 
     Args:
@@ -130,7 +130,7 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Mea
         kept_inputs: Modules with activation checkpointing, which keep only their inputs.
 
     Returns:
-        The measured values; None if a part cannot run on meta.
+        The costs; None if a part cannot run on meta.
 
     Raises:
         PartError: Shapes of the parts do not match.
@@ -149,7 +149,7 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Mea
         with counter, _fused_attention():
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 model.train()
-                per_medium, cuts = _cut(model, counter)
+                per_medium, cuts = _separate_inputs(model, counter)
                 loss = model(batch)
             saved = sum(t.untyped_storage().nbytes() for number, t in kept.items() if number not in own)
             if loss.requires_grad:
@@ -162,14 +162,14 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Mea
         if "meta" in str(error):  # a part needs a value, which tensors on meta do not have
             return None
         raise PartError(f"the parts of this recipe do not fit together: {error}") from error
-    return Measured(
+    return ExampleCosts(
         counter.flops // EXAMPLES,
         {name: count // EXAMPLES for name, count in per_medium.items()},
         saved // EXAMPLES,
     )
 
 
-def _cut(model: Magma, counter: _Counter) -> tuple[dict[str, int], list[tuple[str, Tensor, Tensor]]]:
+def _separate_inputs(model: Magma, counter: _Counter) -> tuple[dict[str, int], list[tuple[str, Tensor, Tensor]]]:
     """Separate the inputs from the language model.
 
     Returns:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .data.collator import Collator
 from .data.sequence import Batch, EncodedExample
-from .deprecation import RenamedMember
+from .deprecation import RenamedMember, renamed_arguments
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
 from .inputs import Input
@@ -70,11 +70,11 @@ class Magma(nn.Module):
         self.from_checkpoint: frozenset[str] = frozenset()
         """Paths of frozen parts whose weights are from a checkpoint: a new checkpoint has to contain them too."""
         self.run_all_inputs = False
-        """Run every input for every batch also without gradients: other processes may have media for it."""
-        for place, make in (adapters or {}).items():
-            if place not in SUBLAYERS:
-                raise PartError(f'adapters: given "{place}"; allowed: {", ".join(SUBLAYERS)}')
-            lm.add_adapters(place, make)
+        """Run every input for every batch even without gradients: other processes may have media for it."""
+        for sublayer, make in (adapters or {}).items():
+            if sublayer not in SUBLAYERS:
+                raise PartError(f'adapters: given "{sublayer}"; allowed: {", ".join(SUBLAYERS)}')
+            lm.add_adapters(sublayer, make)
         lm.freeze()
         check_widths(lm, self.input_modules(), head)
         self.train(self.training)
@@ -83,18 +83,19 @@ class Magma(nn.Module):
         """The inputs by name."""
         return {name: module for name, module in self.inputs.items() if isinstance(module, Input)}
 
-    def collator(self, max_length: int | None = None, multiple: int = 1) -> Collator:
+    @renamed_arguments(multiple="pad_to_multiple_of")
+    def collator(self, max_length: int | None = None, pad_to_multiple_of: int = 1) -> Collator:
         """A collator, which turns examples into batches for this model.
 
         Args:
-            max_length: Maximum length of an example in positions. Default: the language model's context.
-            multiple: Pad batches to a multiple of this length.
+            max_length: Maximum length of an example in positions, at most the language model's context, the default.
+            pad_to_multiple_of: Pad batches to a multiple of this length.
         """
         return Collator(
             self.lm,
             {name: (module.encoder, module.prefix) for name, module in self.input_modules().items()},
             max_length,
-            multiple,
+            pad_to_multiple_of,
             self.head.classes if self.head else (),
         )
 
@@ -165,6 +166,7 @@ class Magma(nn.Module):
             segments: Texts, token ids (integer tensors [n]), and media, raw or prepared by their encoder.
 
         Raises:
+            InputError: No input accepts a segment, or a segment cannot be read.
             TooLong: The segments do not fit into the context.
         """
         batch = self._prompts(self._examples(self.collator(), [segments]))
@@ -183,7 +185,8 @@ class Magma(nn.Module):
             prompts: Lists of segments, as `generate` accepts them.
 
         Raises:
-            InputError: The model has no classification head.
+            InputError: The model has no classification head, or a prompt cannot be read.
+            TooLong: A prompt does not fit into the context.
         """
         if self.head is None:
             raise InputError("this model has no classification head: use generate()")
@@ -211,6 +214,7 @@ class Magma(nn.Module):
             decoding would generate them.
 
         Raises:
+            InputError: The model has a classification head, the numbers differ, or a prompt is empty or unreadable.
             TooLong: A prompt and its text do not fit into the context.
         """
         if self.head is not None:
@@ -260,7 +264,7 @@ class Magma(nn.Module):
             The generated text; for a list of prompts, a list of texts.
 
         Raises:
-            InputError: No input accepts a segment, or an option is unknown.
+            InputError: The model has a classification head, a segment cannot be read, or an option is unknown.
             TooLong: A prompt does not fit into the context.
         """
         texts = [answer.text for answer in self._answers(prompt, options)]
@@ -282,7 +286,7 @@ class Magma(nn.Module):
         return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
 
     def _answers(self, prompt: Sequence[Any], options: Mapping[str, Any]) -> list[Answer]:
-        """Answers to one prompt or to a list of them, computed in smaller batches if memory runs out."""
+        """Answers to one prompt or to a list of prompts, computed in smaller batches if memory runs out."""
         decoding = decoding_from_options(options)
         examples = self._examples(self.collator(), prompt if _several(prompt) else [prompt])
         return in_pieces(examples, lambda some: list(self._decode(some, decoding))[-1])
@@ -332,8 +336,8 @@ class Magma(nn.Module):
         for name, input_module in self.input_modules().items():
             parts[f"inputs.{name}.encoder"] = [input_module.encoder]
             parts[f"inputs.{name}.prefix"] = [input_module.prefix]
-        for place, adapters in self.lm.adapters.items():
-            parts[f"adapters.{place}"] = list(adapters)
+        for sublayer, adapters in self.lm.adapters.items():
+            parts[f"adapters.{sublayer}"] = list(adapters)
         if self.head is not None:
             parts["head"] = [self.head]
         return parts
@@ -380,18 +384,14 @@ class Magma(nn.Module):
     def part_tensors(self, path: str) -> dict[str, Tensor]:
         """Parameters and saved buffers of a part, by name; those of the language model without its adapters."""
         adapters = self.lm.all_adapters() if path == "lm" else []
-        inside = {id(t) for module in adapters for t in _tensors(module)}
-        own = {id(t) for module in self.parts()[path] for t in _tensors(module)} - inside
+        inside = {id(t) for module in adapters for t in (*module.parameters(), *module.buffers())}
+        own = {id(t) for module in self.parts()[path] for t in (*module.parameters(), *module.buffers())} - inside
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if id(t) in own}
 
     def frozen_tensors(self) -> dict[str, Tensor]:
         """All other parameters and saved buffers: those that no training step may change."""
         trained = self.trained_tensors()
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in trained}
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
 
 
 def _several(prompt: Any) -> bool:

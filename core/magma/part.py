@@ -79,7 +79,7 @@ class Module(Part, nn.Module):
     """A part with weights.
 
     `__init__` builds the structure and must work under `torch.device("meta")`; `load_weights` then loads the weights
-    that the config names. A frozen module stays in eval mode, also after `train()`.
+    that the config names. A frozen module stays in eval mode even after `train()`.
     """
 
     def __init__(self, config: PartConfig) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from .activation_checkpointing import checkpoint_activations
 from .data.sequence import Batch, EncodedExample
 from .errors import PartError, TooLong, TrainingError
-from .manifest import OWN, find, origins, read_manifest
+from .manifest import OWN, find_checkpoint, origins, read_manifest
 from .measure import EXAMPLES, measure
 from .model import ALWAYS_STORED, Magma
 from .recipe.assemble import assemble, learning_rates
@@ -127,7 +127,7 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
     """Warnings about a schedule that the run does not complete."""
 
-    def needed(self, micro_batch: int) -> int | None:
+    def needed_memory(self, micro_batch: int) -> int | None:
         """Memory of one GPU in bytes at the recipe's ZeRO stage; None if activations are unknown."""
         if self.length is None or self.activation_bytes_per_sample is None:
             return None
@@ -183,7 +183,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     batch = _example(model, recipe, text_tokens)
     kept_inputs = checkpoint_activations(model, recipe.train.activation_checkpointing) if recipe.train else []
     measured = measure(model, batch, kept_inputs)
-    flops, activations = (measured.flops, measured.activations) if measured else (None, None)
+    flops, activations = (measured.flops, measured.activation_bytes) if measured else (None, None)
     positions = batch.tokens.shape[1]
     costs = None
     if measured:
@@ -240,13 +240,13 @@ def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:
         return {}
     if not Path(folder).is_dir():  # a plan works without files
         return dict.fromkeys(model.parts(), "unknown")
-    return origins({path: model.part_tensors(path) for path in model.parts()}, read_manifest(find(folder)))
+    return origins({path: model.part_tensors(path) for path in model.parts()}, read_manifest(find_checkpoint(folder)))
 
 
-def micro_batches(train: Train, processes: int) -> tuple[int, int]:
+def split_batch(train: Train, processes: int) -> tuple[int, int]:
     """Micro-batch size of one process and number of accumulation steps, for a global batch.
 
-    "auto" gives the process's whole part of the batch, which `microbatch.choose` reduces to fit into memory.
+    "auto" gives the process's whole part of the batch, which `training/microbatch.py` reduces to fit into memory.
     """
     if train.batch_size % processes:
         raise TrainingError(
@@ -279,7 +279,7 @@ def zero_stage(train: Train, config: Mapping[str, Any]) -> int:
 def reduce_bucket(config: Mapping[str, Any], trained: int) -> int:
     """Elements of DeepSpeed's bucket for the gradients of `trained` parameters.
 
-    By default DeepSpeed allocates 2 GB in float32, also for few parameters.
+    By default DeepSpeed allocates 2 GB in float32, even for few parameters.
     """
     return int(config.get("zero_optimization", {}).get("reduce_bucket_size", min(REDUCE_BUCKET, trained)))
 
@@ -288,7 +288,7 @@ def _length(recipe: Recipe, world: int) -> Length | None:
     if recipe.train is None:
         return None
     train = recipe.train
-    micro, accumulation = micro_batches(train, world)
+    micro, accumulation = split_batch(train, world)
     samples = train.samples or train.total_steps * train.batch_size
     stage = zero_stage(train, recipe.deepspeed)
     return Length(train.total_steps, samples, train.batch_size, micro, accumulation, stage)

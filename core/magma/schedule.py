@@ -27,11 +27,11 @@ def schedule_warnings(recipe: Recipe) -> list[str]:
         f"{place}{line}"
         for number, stage in enumerate(recipe.in_stages())
         for place in (f"stages[{number}]." if recipe.stages else "",)
-        for line in _of(stage.train)
+        for line in _train_warnings(stage.train)
     ]
 
 
-def _of(train: Train | None) -> list[str]:
+def _train_warnings(train: Train | None) -> list[str]:
     if train is None:
         return []
     steps, warmup = train.total_steps, train.warmup_steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 ALWAYS_STORED = ("prefix", "adapter", "head")
-"""Kinds of parts whose weights are in every checkpoint, also if they are frozen: they have no file of their own."""
+"""Kinds of parts whose weights are in every checkpoint, even if they are frozen: they have no other file."""
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,8 @@ def _plain(path: Path, name: Any, value: Any) -> Tensor:
         raise CheckpointError(f"{path}: {name!r} is a {type(value).__name__}; allowed: tensors by name")
     if value.layout is torch.strided and value.is_cpu and not value.is_quantized and not value.is_complex():
         by_stride = sorted(range(value.ndim), key=value.stride, reverse=True)
-        if value.permute(
-            by_stride
-        ).is_contiguous():  # each element is stored once: true of transposed, false of expanded tensors
+        # Each element is stored once: this is true of transposed tensors and false of expanded ones.
+        if value.permute(by_stride).is_contiguous():
             return value.detach().contiguous()
     raise CheckpointError(f"{path}: {name} is not a plain dense tensor")
 
@@ -79,7 +78,7 @@ def _torch(path: Path) -> Any:
         return storage
 
     found = _loaded(path, map_location=keep, mmap=True)
-    # torch maps as many bytes as the pickle asks for, also where its entry is shorter and another's bytes follow
+    # torch maps as many bytes as the pickle asks for, even if its entry is shorter and another's bytes follow
     asked = [storage.nbytes() for storage in sorted(storages, key=lambda storage: storage.data_ptr())]
     if [size for size in asked if size] != [size for size in stored if size]:
         raise CheckpointError(f"{path} is damaged: its tensors do not have the stored sizes")

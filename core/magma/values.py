@@ -143,7 +143,7 @@ class Question:
     """Ids of the in-context examples before it."""
     shot_lengths: Sequence[int] = ()
     """Number of segments of each in-context example, in order. If it is given, a question that is too long can be asked
-    with fewer examples. Each has equally many entries in `shots`."""
+    with fewer examples. All examples have the same number of entries in `shots`."""
 
 
 @dataclass

@@ -18,7 +18,18 @@ from .checkpoint import (
     stored_parts,
 )
 from .errors import MagmaError, PartError
-from .manifest import MANIFEST, RECIPE, STATE, TRAINED, Manifest, check_state, dtype_of, find, read_manifest, uncovered
+from .manifest import (
+    MANIFEST,
+    RECIPE,
+    STATE,
+    TRAINED,
+    Manifest,
+    check_state,
+    dtype_of,
+    find_checkpoint,
+    read_manifest,
+    uncovered,
+)
 from .model import Magma
 from .recipe.assemble import assemble
 from .recipe.recipe import Recipe
@@ -50,7 +61,7 @@ def verify(
         MagmaError: As `load`.
         CheckpointError: Files in `state/` are damaged.
     """
-    folder = find(folder)
+    folder = find_checkpoint(folder)
     manifest = read_manifest(folder)
     say("comparing files")
     recipe = read_recipe(folder, manifest, overrides)
@@ -124,9 +135,5 @@ def _state(folder: Path, manifest: Manifest) -> Iterator[Finding]:
     if manifest.state is None and there:
         yield Finding(f"{STATE}/", "", NOT_COVERED)
     elif manifest.state is not None:
-        compared = (
-            f"{len(manifest.state)} files: SHA-256"
-            if there
-            else "absent: the model loads, but no run can resume from it"
-        )
-        yield Finding(f"{STATE}/", compared)
+        absent = "absent: the model loads, but no run can resume from it"
+        yield Finding(f"{STATE}/", f"{len(manifest.state)} files: SHA-256" if there else absent)

@@ -1,4 +1,4 @@
-"""Do the widths of a model's parts match? It is found on meta, without computation."""
+"""Check that the widths of a model's parts match. The check is done on meta, without computation."""
 
 from __future__ import annotations
 

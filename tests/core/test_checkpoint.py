@@ -14,7 +14,7 @@ from toys import RECIPE, ToyAdapter, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
 from magma import CheckpointError, Input, Magma, Recipe
-from magma.checkpoint import moved
+from magma.checkpoint import moved_lm_overrides
 from magma.io import atomic_folder
 from magma.manifest import tensor_sha256
 
@@ -173,4 +173,4 @@ def test_fingerprints_see_values_shapes_and_types() -> None:
 
 
 def test_the_home_of_an_unknown_user_is_a_name_like_any_other() -> None:
-    assert moved("~no-such-user/lm") == ['lm.weights="~no-such-user/lm"']
+    assert moved_lm_overrides("~no-such-user/lm") == ['lm.weights="~no-such-user/lm"']

@@ -80,6 +80,21 @@ def test_former_fields_of_a_layout() -> None:
         assert replace(layout, segments=zero).sequence_ids is zero
 
 
+def test_former_arguments() -> None:
+    with renamed("Magma.collator(multiple=)", "pad_to_multiple_of") as seen:
+        collator = toy_model().collator(multiple=8)  # type: ignore[call-arg]
+    assert collator.pad_to_multiple_of == 8
+    assert seen[0].filename == __file__
+    with renamed("Program.group(about=)", "help"):
+        group = magma.Program().group("data", about="Data.")  # type: ignore[call-arg]
+    assert group.info.help == "Data."
+    inputs = magma.CheckInputs()
+    with renamed("run_checks(trial=)", "check_inputs"):
+        assert testing.run_checks(ToyEncoder, trial=inputs)  # type: ignore[call-arg]
+    with renamed("PartUnderTest(trial=)", "check_inputs"):
+        assert testing.PartUnderTest(ToyEncoder, trial=inputs).inputs_to_check is inputs  # type: ignore[call-arg]
+
+
 def test_every_new_name_exists() -> None:
     for kind in KINDS.values():
         for klass in kind.__mro__:

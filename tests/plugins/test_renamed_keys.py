@@ -109,7 +109,7 @@ def test_a_run_in_stages_with_former_names_resumes(tmp_path: Path) -> None:
     changes = ["train.samples=16", "train.batch_size=8", "train.evaluate_every=0", "tasks=[]", "data.evaluation=[]"]
     changes += ["stages.0.train.samples=8", "stages.0.train.evaluate_every=0", "inputs.image.encoder.image_size=32"]
     magma.run("quickstart_stages", out, changes)
-    folder = magma.checkpoint.find(out)
+    folder = magma.checkpoint.find_checkpoint(out)
     (state,) = (folder / "state").glob("trainer*.json")
     text = state.read_text()
     former = re.sub(r"\.question_fraction\b", ".questions", re.sub(r"\.question_pairs\b", ".pairs", text))

@@ -35,9 +35,7 @@ cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 
 @cli.callback()
 def program(
-    local_rank: Annotated[
-        int | None, typer.Option("--local_rank", hidden=True)
-    ] = None,  # given by DeepSpeed's launcher
+    local_rank: Annotated[int | None, typer.Option("--local_rank", hidden=True)] = None,  # of DeepSpeed's launcher
 ) -> None:
     """Any modality into a frozen language model."""
 

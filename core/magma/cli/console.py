@@ -115,7 +115,7 @@ class Screen:
             say=self.say,
             step=self._step,
             plan=self._plan,
-            asked=self.answered,
+            answered=self.answered,
             note=self.note,
             stopped=self._stopped,
         )
@@ -166,9 +166,9 @@ class Screen:
                 column.justify = "right"
             if measures:
                 table.add_column("measured as")
-            for figure in scores["model"]:
-                how = [measures.get(figure, "")] if measures else []
-                table.add_row(figure, *(f"{column[figure]:.3f}" for column in scores.values()), *how)
+            for score in scores["model"]:
+                how = [measures.get(score, "")] if measures else []
+                table.add_row(score, *(f"{column[score]:.3f}" for column in scores.values()), *how)
             self.console.print(table)
         if report.get("tasks"):
             self.console.print(

@@ -94,32 +94,32 @@ def ask(
         from .. import checkpoint
         from ..evaluation.evaluator import BASELINES
         from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
-        from ..manifest import find
+        from ..manifest import find_checkpoint
         from ..recipe.schema import MAX_UNREADABLE
         from ..system.device import check_device, default_device
 
         chosen = check_device(device or default_device())
         fields = {"path": str(data)} if data else {}
-        asked = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
-        where = find(folder)
+        evaluated = _task(task, seed, {**fields, **({"limit": limit} if limit else {})}, overrides or [])
+        where = find_checkpoint(folder)
         model = checkpoint.load(where, lm=lm, device=chosen, say=screen.say)
-        place = out or folder / EVALUATIONS / asked.name
-        share = MAX_UNREADABLE if max_unreadable is None else max_unreadable
-        named = {**evaluation_id(asked, seed, where), **({} if fewer_shots else {"fewer_shots": False})}
+        place = out or folder / EVALUATIONS / evaluated.name
+        limit_unreadable = MAX_UNREADABLE if max_unreadable is None else max_unreadable
+        identity = {**evaluation_id(evaluated, seed, where), **({} if fewer_shots else {"fewer_shots": False})}
         evaluation = Evaluation(
-            *(model, asked, place, named, seed, batch_size),
-            max_unreadable=share,
+            *(model, evaluated, place, identity, seed, batch_size),
+            max_unreadable=limit_unreadable,
             fewer_shots=fewer_shots,
             say=screen.note,
         )
         found = evaluation.run(shots or [0], BASELINES if baselines else BASELINES[:1], screen.answered)
     measures = load_measures(place)
     print_columns(
-        [asked.name, "model", "shuffled", "blind", "measured as" if any(measures.values()) else ""],
+        [evaluated.name, "model", "shuffled", "blind", "measured as" if any(measures.values()) else ""],
         [
             [
                 f"{name} @ {count}",
-                *(f"{by[way][name]:.3f}" if way in by else "" for way in ("model", "shuffled", "blind")),
+                *(f"{by[run][name]:.3f}" if run in by else "" for run in ("model", "shuffled", "blind")),
                 measures.get(count, {}).get(name, ""),
             ]
             for count, by in sorted(found.items(), key=lambda one: int(one[0]))
@@ -166,7 +166,7 @@ def report(
 
     tables = made(folders)
     if not tables:
-        raise InputError(f"{', '.join(map(str, folders))}: no scores and no published figures; run `magma eval` first")
+        raise InputError(f"{', '.join(map(str, folders))}: no scores and no published scores; run `magma eval` first")
     if as_json:
         typer.echo(json.dumps(tables, indent=1))
         return

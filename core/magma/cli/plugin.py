@@ -70,9 +70,9 @@ def plugin_check(
     """Run the conformance checks on installed parts. Exit status 1 if a check fails."""
     from ..plugins.registry import installed
 
-    found = [entry for entry in installed().called(name) if kind in (None, entry.kind)]
+    found = [entry for entry in installed().find_all(name) if kind in (None, entry.kind)]
     if not found:
-        raise PluginError(f'plugin check: "{name}" is no {kind}')
+        raise PluginError(f'plugin check: "{name}" has no part of the kind "{kind}"')
     from ..plugins.conformance.run import run_checks
 
     faults = 0
@@ -80,7 +80,8 @@ def plugin_check(
         findings = run_checks(entry.part)
         broken = [one for one in findings if one.problem]
         faults += len(broken)
-        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {len(findings) - len(broken)} of {len(findings)} hold")
+        passed = f"{len(findings) - len(broken)} of {len(findings)} checks passed"
+        typer.echo(f"{entry.kind} {entry.name} ({entry.plugin}): {passed}")
         for one in findings:
             typer.echo(f"  {'FAULT' if one.problem else 'ok   '} {one.check}: {one.problem or one.promise}")
     if faults:

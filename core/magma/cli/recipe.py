@@ -1,4 +1,4 @@
-"""`magma recipe`: run, list, show and plan recipes."""
+"""`magma recipe`: run, plan, list and show recipes; explain their keys."""
 
 from __future__ import annotations
 
@@ -145,17 +145,13 @@ def recipe_list() -> None:
     """List the bundled recipes."""
     import tomllib
 
-    found = _bundled()
+    from ..recipe.loader import bundled
+
+    found = bundled()
     width = max(map(len, found), default=0)
     for name, path in found.items():
         description = tomllib.loads(path.read_text(encoding="utf-8")).get("description", "")
         typer.echo(f"{name:{width}}  {description}")
-
-
-def _bundled() -> dict[str, Path]:
-    from ..recipe.loader import bundled
-
-    return bundled()
 
 
 @recipes.command("show")

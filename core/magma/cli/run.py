@@ -19,7 +19,7 @@ def run_show(
     from ..runs.folder import plot_losses, run_summary
     from .console import print_columns
 
-    print_columns(["", folder.name], [[name, figure] for name, figure in run_summary(folder).items()])
+    print_columns(["", folder.name], [[name, value] for name, value in run_summary(folder).items()])
     typer.echo(f"curves: {plot_losses([folder], png or folder / 'curves.png', rates=True)}")
 
 

@@ -29,12 +29,12 @@ def verify(
 
     with Screen() as screen:
         screen.say("importing")
-        from ..checkpoint import moved
-        from ..manifest import find
+        from ..checkpoint import moved_lm_overrides
+        from ..manifest import find_checkpoint
         from ..verify import verify as examine
 
-        where = find(folder)
-        found = examine(where, [*moved(lm), *(overrides or ())], screen.say)
+        where = find_checkpoint(folder)
+        found = examine(where, [*moved_lm_overrides(lm), *(overrides or ())], screen.say)
     print_columns(
         ["file or part", "compared", "result"],
         [[one.what, one.compared, f"NOT CHECKED: {one.unchecked}" if one.unchecked else "ok"] for one in found],

@@ -46,7 +46,7 @@ class Collator:
         Args:
             lm: The language model, for its tokenizer and context.
             inputs: Encoder and prefix of each input.
-            max_length: Most positions of an example; the context by default.
+            max_length: Maximum length of an example in positions. Default: the context.
             pad_to_multiple_of: Rows are padded to a multiple of this length.
             classes: The classes of a model that classifies; every training example needs one of them as its label.
 
@@ -171,11 +171,11 @@ class Collator:
 
     def _check_vocabulary(self, name: str, ids: Sequence[int]) -> None:
         """Raise `InputError` for a token that was added to the tokenizer but not to the language model."""
-        readable = self.lm.num_embeddings
-        if beyond := [token for token in ids if not 0 <= token < readable]:
+        limit = self.lm.num_embeddings
+        if beyond := [token for token in ids if not 0 <= token < limit]:
             raise InputError(
                 f"{name}: the tokenizer gives token {beyond[0]} ({self.lm.decode(beyond[:1])!r}), and the language "
-                f"model has word embeddings for 0 to {readable - 1}: use the tokenizer it was trained with"
+                f"model has word embeddings for 0 to {limit - 1}: use the tokenizer it was trained with"
             )
 
     def _add_medium(self, result: EncodedExample, segment: Media, rng: random.Random | None) -> None:

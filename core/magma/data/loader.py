@@ -56,7 +56,7 @@ class RankBatch:
 
 @dataclass(frozen=True)
 class RankLoader:
-    """Loads the batches of one process of `size`. The examples of a global batch go to the processes in turn."""
+    """Loads the batches of one of `size` processes. The examples of a global batch are distributed round-robin."""
 
     collator: Collator
     seed: int

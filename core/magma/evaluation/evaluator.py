@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Container, Hashable, Iterable,
 from dataclasses import replace
 from typing import Any, Literal
 
-from ..errors import InputError, TooLong, first_of
+from ..errors import InputError, TooLong, bullet_list
 from ..generation.decoding import Decoding
 from ..interfaces import Task
 from ..model import Magma
@@ -43,7 +43,7 @@ def evaluate(
     Args:
         model: The model.
         task: The task.
-        split: Of the task's data.
+        split: Split of the task's data.
         shots: Number of in-context examples before each question.
         seed: Draws the in-context examples and shuffles the media.
         batch_size: Questions in a batch.
@@ -86,7 +86,7 @@ def check_readable(problems: Sequence[str], asked: int, limit: float) -> None:
     if problems and (len(problems) == asked or len(problems) > max(limit * asked, 1 if limit else 0)):
         raise InputError(
             f"{len(problems)} of {asked} questions cannot be read, and max_unreadable allows a fraction of {limit:g}:"
-            f"{first_of(problems)}"
+            f"{bullet_list(problems)}"
         )
 
 

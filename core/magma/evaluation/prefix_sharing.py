@@ -38,7 +38,7 @@ def drop_empty_texts(prompt: Sequence[Segment]) -> list[Segment]:
 
 
 def prompt_error(collator: Collator, prompt: Sequence[Segment], name: str) -> InputError | None:
-    """The error of a prompt that cannot be read or is too long (`TooLong`); None where nothing is wrong."""
+    """The error of a prompt that cannot be read or is too long (`TooLong`); None if nothing is wrong."""
     try:
         collator.encode_example(Example(prompt, name), truncate=False)
     except InputError as error:
@@ -47,7 +47,7 @@ def prompt_error(collator: Collator, prompt: Sequence[Segment], name: str) -> In
 
 
 def unreadable_error(collator: Collator, prompt: Sequence[Segment], name: str) -> InputError | None:
-    """The error of a prompt that cannot be read; None where it can be read, even if it is too long."""
+    """The error of a prompt that cannot be read; None if it can be read, even if it is too long."""
     found = prompt_error(collator, prompt, name)
     return None if isinstance(found, TooLong) else found
 
@@ -99,14 +99,14 @@ class PrefixCachedGenerator:
 
         Args:
             prompts: Lists of segments.
-            names: Of the prompts, for errors.
+            names: Names of the prompts, for errors.
             refuse: Called with the index of a prompt that cannot be read or is too long, and the error.
 
         Yields:
             Batches of (index of the prompt, answer).
 
         Raises:
-            InputError: Of a prompt, where there is no `refuse`.
+            InputError: A prompt cannot be read or is too long, and there is no `refuse`.
         """
         for batch in self._decoded(prompts, names, refuse):
             yield [(i, answer.text) for i, answer in batch]
@@ -124,7 +124,7 @@ class PrefixCachedGenerator:
         refuse: Callable[[int, InputError], None] | None = None,
     ) -> Iterator[list[tuple[int, Answer]]]:
         if self.model.head is not None:
-            raise InputError("this model has a [head]: it classifies, use classify")
+            raise InputError("this model has a classification head: use classify()")
         names = names or [f"prompt {i}" for i in range(len(prompts))]
         parts = [self._split(i, prompt, names[i]) for i, prompt in enumerate(prompts)]
         duplicates: dict[Hashable, list[int]] = {}

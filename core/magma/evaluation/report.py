@@ -11,7 +11,7 @@ from typing import cast, get_args
 
 from ..errors import PluginError
 from ..interfaces import Task
-from ..manifest import RECIPE, find
+from ..manifest import RECIPE, find_checkpoint
 from ..plugins.registry import installed
 from ..recipe.recipe import Recipe
 from ..values import ScoreUnit
@@ -32,13 +32,13 @@ class RunScores:
     measures: Mapping[str, str] = field(default_factory=dict)
     """How scores were measured."""
     units: Mapping[str, ScoreUnit | None] = field(default_factory=dict)
-    """The unit of each task's scores; None where it is not known."""
+    """The unit of each task's scores; None if it is not known."""
 
 
 def load_run_scores(run: Path) -> RunScores:
     """Load the scores of all evaluations in the folder of a run or checkpoint."""
     own = run / RECIPE
-    recipe = Recipe.load(own if own.is_file() else find(run) / RECIPE, model_only=True)
+    recipe = Recipe.load(own if own.is_file() else find_checkpoint(run) / RECIPE, model_only=True)
     scores: dict[str, float] = {}
     primary: set[str] = set()
     measures: dict[str, str] = {}
@@ -74,13 +74,13 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
 
     A score that a paper reports is in brackets beside the run's own. Percentages have one decimal, fractions three. A
     table of averages has the mean over all columns of one score, as the paper's "Avg."; the table "measures" says how
-    scores were measured, where that is known.
+    scores were measured, if that is known.
 
     Args:
         runs: Folders of runs or checkpoints.
 
     Returns:
-        Rows of texts by the table's name. The first row is the head.
+        Rows of texts by the table's name. The first row is the header.
     """
     found = [load_run_scores(run) for run in runs]
     keys = dict.fromkeys(
@@ -92,8 +92,8 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
     tables = {}
     for task, columns in sorted(tasks.items()):
         columns.sort(key=lambda key: (key.partition("@")[0], int(key.partition("@")[2] or 0)))
-        head = [key.partition(".")[2].replace("@", " @ ") for key in columns]
-        tables[task] = [["run", *head], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
+        header = [key.partition(".")[2].replace("@", " @ ") for key in columns]
+        tables[task] = [["run", *header], *([one.name, *(_cell(one, key) for key in columns)] for one in found)]
     tables |= _averages(found)
     if measures := [row for one in found for row in _measures(one, keys)]:
         tables["measures"] = [["run", "task", "score", "measured as"], *measures]

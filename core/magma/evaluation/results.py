@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, first_of
+from ..errors import InputError, bullet_list
 from ..interfaces import Task
 from ..io import atomic_write
 from ..manifest import combined_sha256, read_manifest
@@ -51,7 +51,7 @@ class Evaluation:
     fewer_shots: bool = True
     """Ask a question that is too long with fewer in-context examples; otherwise it is an error."""
     say: Callable[[str], None] = lambda _: None
-    """Receives messages that the user has to know: which questions cannot be read."""
+    """Receives messages for the user, such as which questions cannot be read."""
 
     def run(
         self,
@@ -92,8 +92,8 @@ class Evaluation:
                 "unit": self.task.score_unit,
                 "questions": len(rows),
                 "scores": known,
+                "measures": measures,
             }
-            written["measures"] = measures
             if short := sum("dropped_shots" in row for row in rows):
                 fewer.setdefault(str(count), {})[baseline or "model"] = short
             if fewer:
@@ -161,7 +161,7 @@ class Evaluation:
     def _report(self, runner: TaskRunner, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Report what could not be read."""
         if runner.not_shown:
-            self.say(f"in-context examples that cannot be read are replaced by others:{first_of(runner.not_shown)}")
+            self.say(f"in-context examples that cannot be read are replaced by others:{bullet_list(runner.not_shown)}")
             runner.not_shown.clear()
         if fewer := sum("dropped_shots" in row for row in rows):
             self.say(
@@ -171,7 +171,7 @@ class Evaluation:
         if problems := _problems(rows):
             self.say(
                 f"{len(problems)} of {len(rows)} questions cannot be read and count as wrong; {path} has all of them:"
-                f"{first_of(problems)}"
+                f"{bullet_list(problems)}"
             )
 
     def _row(self, number: int, prediction: Prediction) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     """Generation ends at one of these texts, which is not part of the answer."""
     seed: int | None = None
-    """Of the sampling; None: the global generator."""
+    """Seed of the sampling; None: the global generator is used."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
@@ -83,12 +83,12 @@ def decode(
 ) -> Iterator[list[Answer]]:
     """Generate until all rows have ended.
 
-    A row ends at one of `lm.ends`, at a stop string, at `max_tokens`, or where the context is full.
+    A row ends at one of `lm.ends`, at a stop string, at `max_tokens`, or when the context is full.
 
     Args:
         lm: The language model.
         embeddings: Right-padded prompts [b, t, d], or what follows the positions of `cache`.
-        layout: Of the embeddings; the last real position of each row is scored.
+        layout: Layout of the embeddings; the last real position of each row is scored.
         decoding: How tokens are chosen. Tokens without a word embedding are never chosen.
         cache: Keys and values of earlier positions; it is extended in place.
 

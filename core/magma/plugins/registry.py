@@ -75,10 +75,10 @@ class Registry:
         others = [str(other.plugin) for other in self._entries[entry.kind, entry.name] if other is not entry]
         return f"clash: also provided by {' and '.join(others)}" if others else "ok"
 
-    def called(self, name: str) -> list[Entry]:
+    def find_all(self, name: str) -> list[Entry]:
         """The parts of this name, or else those of the plugin or distribution of this name.
 
-        Raises `PluginError` where there are none, or the plugin is broken.
+        Raises `PluginError` if there are none, or the plugin is broken.
         """
         found = [entry for entry in self.entries() if entry.name == name]
         if not found:

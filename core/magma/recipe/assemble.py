@@ -92,11 +92,11 @@ def assemble(
             prefix = build_learner(f"inputs.{name}.prefix", table.prefix, encoder.dim, encoder.length, lm.dim)
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
-        def maker(place: Sublayer) -> Callable[[], Adapter]:
-            return lambda: build_learner(f"adapters.{place}", recipe.adapters[place], lm.dim)
+        def maker(sublayer: Sublayer) -> Callable[[], Adapter]:
+            return lambda: build_learner(f"adapters.{sublayer}", recipe.adapters[sublayer], lm.dim)
 
         head = build_learner("head", recipe.head, lm.dim) if recipe.head else None
-        model = Magma(lm, inputs, {place: maker(place) for place in recipe.adapters}, head)
+        model = Magma(lm, inputs, {sublayer: maker(sublayer) for sublayer in recipe.adapters}, head)
     left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
     if left and not absent:
         raise PartError(f"load_weights() left {len(left)} tensors uninitialised, the first is {left[0]}")
@@ -125,7 +125,7 @@ def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
                 }
                 for key, input_module in model.input_modules().items()
             },
-            "adapters": {place: learning(adapters[0]) for place, adapters in model.lm.adapters.items()},
+            "adapters": {sublayer: learning(adapters[0]) for sublayer, adapters in model.lm.adapters.items()},
             **({"head": learning(model.head)} if model.head else {}),
         }
     )
@@ -139,7 +139,7 @@ def learning_rates(recipe: Recipe) -> dict[str, float]:
         if input_module.trainable:
             rates[f"inputs.{name}.encoder"] = input_module.lr or recipe.train.lr
     tables = {f"inputs.{name}.prefix": input_module.prefix for name, input_module in recipe.inputs.items()}
-    tables |= {f"adapters.{place}": adapter for place, adapter in recipe.adapters.items()}
+    tables |= {f"adapters.{sublayer}": adapter for sublayer, adapter in recipe.adapters.items()}
     tables |= {"head": recipe.head} if recipe.head else {}
     for path, table in tables.items():
         if is_trained(table):

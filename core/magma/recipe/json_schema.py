@@ -1,4 +1,4 @@
-"""A JSON schema of recipes for editors (taplo, Even Better TOML): completion, help texts and marks at unknown keys.
+"""A JSON schema of recipes for editors (taplo, Even Better TOML): completion, help texts and a check of the keys.
 
 It describes one file. A file with `extends` may leave out what it inherits, so no key is required.
 """
@@ -19,7 +19,7 @@ _UNSET: dict[str, Any] = {"const": False, "description": "Removes the inherited 
 
 
 class _ForToml(GenerateJsonSchema):
-    """TOML has no null: `false` stands for None."""
+    """TOML has no null: `false` means None."""
 
     def nullable_schema(self, schema: Any) -> dict[str, Any]:
         return {"anyOf": [self.generate_inner(schema["schema"]), _UNSET]}
@@ -61,7 +61,7 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _part(kind: str, name: str, config: type[PartConfig], about: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _part(kind: str, name: str, config: type[PartConfig], docstring: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The table of one part, and the definitions that it refers to."""
     schema = _of(config)
     more = {f"{kind}.{name}.{key}": one for key, one in schema.pop("$defs", {}).items()}
@@ -71,7 +71,7 @@ def _part(kind: str, name: str, config: type[PartConfig], about: str) -> tuple[d
     for former, current in config.renamed_keys.items():
         if current in properties:
             properties[former] = {**properties[current], "deprecated": True}
-    framework: dict[str, Any] = {"use": {"const": name, "description": " ".join(about.split("\n\n")[0].split())}}
+    framework: dict[str, Any] = {"use": {"const": name, "description": " ".join(docstring.split("\n\n")[0].split())}}
     if kind in ("prefix", "adapter", "head"):
         framework |= _of(LearnerKeys)["properties"]
     if kind == "data":

@@ -65,7 +65,7 @@ class Key:
     default: str
     """"required", "none", or a value in TOML's notation."""
     description: str
-    """A plain sentence; empty where the plugin's author wrote none."""
+    """A plain sentence; empty if the plugin's author wrote none."""
 
 
 def keys_of(model: type[BaseModel]) -> list[Key]:
@@ -96,7 +96,7 @@ def find_tables(name: str | None = None) -> dict[str, type[BaseModel]]:
         known |= dict.fromkeys(KINDS) | dict.fromkeys(title.split()[1] for title in parts)
         raise RecipeError(
             "the recipe's keys",
-            [f"given {name!r}, which is no table and no part.{did_you_mean(name, known)} Allowed: {', '.join(known)}"],
+            [f"given {name!r}, not a table or a part.{did_you_mean(name, known)} Allowed: {', '.join(known)}"],
         )
     return found
 

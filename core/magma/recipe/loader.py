@@ -13,7 +13,7 @@ from .tables import merge_recipes
 SUFFIX = ".toml"
 
 
-def find(source: str | Path) -> Path:
+def find_recipe(source: str | Path) -> Path:
     """The file of a recipe: a path, or the name of a bundled recipe ("quickstart", "paper/frozen")."""
     path = Path(source)
     if path.is_file():

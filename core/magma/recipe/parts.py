@@ -18,7 +18,7 @@ from .schema import InputTable, LearnerKeys, SourceKeys
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Yield (path, kind, table) of every table of a recipe that names a part, also if the recipe has mistakes."""
+    """Yield (path, kind, table) of every table of a recipe that names a part, even if the recipe has mistakes."""
 
     def table(value: Any) -> Mapping[str, Any]:
         return value if isinstance(value, Mapping) else {}

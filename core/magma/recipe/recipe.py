@@ -19,13 +19,13 @@ from ..interfaces import Part, Sublayer
 from ..plugins.registry import installed
 from . import deepspeed_table
 from .explain import NEEDS, explain, shown
-from .loader import find, read_tables, remove_switched_off
+from .loader import find_recipe, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
 from .overrides import apply_override, locate
 from .parts import check_part, own_fields, part_tables
 from .paths import relative
 from .schema import Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
-from .stages import Stage, label, overlay, settle, unknown_parts, with_length
+from .stages import Stage, label, overlay, resolve_keys, unknown_parts, with_length
 
 _TRAINING_TABLES = ("data", "tasks", "train", "deepspeed", "stages")
 """Tables that a model does not need."""
@@ -76,7 +76,7 @@ class Recipe(Table):
     train: Train | None = None
     """Optimizer, length, batch size and everything else about training."""
     deepspeed: dict[str, Any] = Field({})
-    """Passed on to DeepSpeed as it is. Keys that `[train]` sets are refused."""
+    """Passed on to DeepSpeed unchanged. Keys that `[train]` sets are refused."""
     stages: tuple[Stage, ...] = ()
     """Tables that override the others, for training in several stages."""
 
@@ -117,7 +117,7 @@ class Recipe(Table):
                 raise RecipeError(origin, [str(error)]) from error
             raw = copy.deepcopy(dict(source))
         else:
-            path = find(source)
+            path = find_recipe(source)
             origin, raw, folder = str(path), read_tables(path), folder or path.parent
         if model_only:
             if stage is not None:
@@ -134,22 +134,22 @@ class Recipe(Table):
         given = raw.get("stages", [])
         stages = given if isinstance(given, list) else []
         base = with_length(raw, stages)
-        settled = cls._settle(base, context, problems)
+        resolved = cls._resolve(base, context, problems)
         if stages is not given:
             problems.append(f"stages: given {shown(given)}; allowed: tables, [[stages]]")
         of_base = set(problems)
         kept = []
         for number, stage in enumerate(stages):
             found: list[str] = []
-            kept.append(cls._settle_stage(base, number, stage, context, found))
+            kept.append(cls._resolve_stage(base, number, stage, context, found))
             new = [f".{problem}" for problem in found if problem not in of_base]
             problems += [f"stages[{number}]{problem.replace('.recipe: ', ': ', 1)}" for problem in new]
-        if problems or settled is None:
+        if problems or resolved is None:
             raise RecipeError(origin, problems)
-        return cls.model_validate({**settled, "stages": kept}, context=context)
+        return cls.model_validate({**resolved, "stages": kept}, context=context)
 
     @classmethod
-    def _settle(cls, raw: dict[str, Any], context: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
+    def _resolve(cls, raw: dict[str, Any], context: dict[str, Any], problems: list[str]) -> dict[str, Any] | None:
         """The tables with the defaults of every part. None if there are mistakes, which are added to `problems`."""
         before = len(problems)
         recipe = None
@@ -157,32 +157,32 @@ class Recipe(Table):
             recipe = cls.model_validate(raw, context=context)
         except ValidationError as error:
             problems += [explain(cls, one) for one in error.errors()]
-        resolved: dict[str, dict[str, Any]] = {}
+        part_fields: dict[str, dict[str, Any]] = {}
         for path, kind, table in part_tables(raw):
-            resolved[path] = check_part(path, kind, table, context, problems)
+            part_fields[path] = check_part(path, kind, table, context, problems)
         if isinstance(table := raw.get("deepspeed"), dict):
             problems += deepspeed_table.problems(table)
         if recipe is None or len(problems) > before:
             return None
-        settled = recipe.model_dump(mode="json", exclude_none=True)
-        for path, fields in resolved.items():
-            holder, key = locate(settled, path)
+        resolved = recipe.model_dump(mode="json", exclude_none=True)
+        for path, fields in part_fields.items():
+            holder, key = locate(resolved, path)
             holder[key] = fields
-        return settled
+        return resolved
 
     @classmethod
-    def _settle_stage(
+    def _resolve_stage(
         cls, base: dict[str, Any], number: int, stage: Any, context: dict[str, Any], problems: list[str]
     ) -> dict[str, Any]:
-        """One of [[stages]], counted from 0, as `_settle` does it."""
+        """One of [[stages]], counted from 0, as `_resolve` does it."""
         try:
             checked = Stage.model_validate(stage)
         except ValidationError as error:
             problems += [explain(Stage, one) for one in error.errors()]
             return {}
         problems += unknown_parts(base, checked)
-        settled = None if problems else cls._settle(overlay(base, number, stage), context, problems)
-        return {**settle(settled or {}, stage), **({"name": checked.name} if checked.name else {})}
+        resolved = None if problems else cls._resolve(overlay(base, number, stage), context, problems)
+        return {**resolve_keys(stage, resolved or {}), **({"name": checked.name} if checked.name else {})}
 
     def in_stages(self) -> list[Recipe]:
         """The recipe of every stage, in order. Without [[stages]], only this recipe."""

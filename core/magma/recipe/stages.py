@@ -9,17 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
+from pydantic import Field, PositiveFloat
 
 from ..interfaces import Sublayer
+from .schema import Table
 from .tables import flat, merge_recipes
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-class PartStage(_Table):
+class PartStage(Table):
     """How a part is trained in a stage."""
 
     trainable: bool | None = None
@@ -41,22 +38,22 @@ class InputStage(PartStage):
     """How the prefix is trained in this stage."""
 
 
-class Stage(_Table):
+class Stage(Table):
     """The tables that a stage may override."""
 
     name: str | None = Field(None, min_length=1)
     """Shown after the stage's number in logs, plans and curves."""
-    inputs: dict[str, InputStage] = {}
+    inputs: dict[str, InputStage] = Field({})
     """How encoders and prefixes are trained in this stage."""
-    adapters: dict[Sublayer, PartStage] = {}
+    adapters: dict[Sublayer, PartStage] = Field({})
     """How adapters are trained in this stage."""
     head: PartStage | None = None
     """How the head is trained in this stage."""
-    data: dict[str, Any] = {}
+    data: dict[str, Any] = Field({})
     """Keys of `[data]` for this stage."""
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = Field({})
     """Keys of `[train]` for this stage."""
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field({})
     """Keys of `[deepspeed]` for this stage."""
 
 
@@ -102,14 +99,14 @@ def unknown_parts(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
     return found
 
 
-def settle(resolved: Mapping[str, Any], stage: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_keys(stage: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's own keys with their values in the `resolved` recipe: absolute paths and the defaults of parts."""
-    settled = {}
+    found = {}
     for key, value in stage.items():
         if key in resolved:
             inside = isinstance(value, Mapping) and isinstance(resolved[key], Mapping) and "use" not in value
-            settled[key] = settle(resolved[key], value) if inside else resolved[key]
-    return settled
+            found[key] = resolve_keys(value, resolved[key]) if inside else resolved[key]
+    return found
 
 
 # Finished stages
@@ -122,8 +119,9 @@ _NO_INFLUENCE = {
 
 
 def training_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a stage's recipe that decide its weights, by dotted key. Of paths, only the last component counts:
-    data and the language model may be moved between two jobs.
+    """The values of a stage's recipe that decide its weights, by dotted key.
+
+    Only the last component of a path counts: data and the language model may be moved between two jobs.
     """
     kept = {key: recipe.get(key, {}) for key in ("inputs", "adapters", "head", "data", "train")}
     kept["data"] = {"train": kept["data"].get("train", [])}

@@ -130,11 +130,11 @@ def plot_losses(folders: Sequence[Path], path: Path, rates: bool = False) -> Pat
     for i, folder in enumerate(folders):
         rows = read_metrics(folder)
         name = folder.name.replace("$", r"\$")  # matplotlib takes text between two of them for mathematics
-        whose = f"{name}: " if len(folders) > 1 else ""
+        prefix = f"{name}: " if len(folders) > 1 else ""
         for key, style in (("loss", "-"), ("evaluation_loss", "o-")):
             points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
             if points:
-                label = whose + key.replace("_", " ")
+                label = prefix + key.replace("_", " ")
                 color = None if len(folders) == 1 else f"C{i}"
                 alpha = 0.4 if len(folders) > 1 and key == "loss" else 1.0
                 losses.plot(
@@ -146,7 +146,7 @@ def plot_losses(folders: Sequence[Path], path: Path, rates: bool = False) -> Pat
         for ax in below:
             for part in dict.fromkeys(part for row in rows for part in row.get("lr", {})):
                 points = [(row["step"], row["lr"].get(part, math.nan)) for row in rows if "lr" in row]
-                ax.plot(*zip(*points, strict=True), label=whose + part, linewidth=1)
+                ax.plot(*zip(*points, strict=True), label=prefix + part, linewidth=1)
     losses.set(ylabel="cross-entropy per target token (nats)", yscale="log")
     for ax in below:
         ax.set(ylabel="learning rate", yscale="log")

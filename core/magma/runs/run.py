@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoint
+from ..deprecation import renamed_arguments
 from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
 from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
 from ..interfaces import Task
@@ -32,12 +32,13 @@ class RunCallbacks(Callbacks):
     """Functions that are also called for the plan of a run, and for its evaluation."""
 
     plan: Callable[[Plan], None] = lambda _: None
-    asked: Callable[[str, int], None] = lambda *_: None
+    answered: Callable[[str, int], None] = lambda *_: None
     """The evaluation that runs, and the number of questions that have an answer."""
     stopped: Callable[[int], None] = lambda _: None
     """The number of the signal that stopped the run. It is called in every process."""
 
 
+@renamed_arguments(watcher="callbacks")
 def run(
     source: Recipe | str | Path | Mapping[str, Any],
     out: str | Path,
@@ -45,7 +46,6 @@ def run(
     *,
     resume: bool = False,
     callbacks: RunCallbacks | None = None,
-    watcher: RunCallbacks | None = None,
 ) -> dict[str, Any]:
     """Train a recipe, evaluate the finished checkpoint on its tasks, and write everything into a folder.
 
@@ -58,7 +58,6 @@ def run(
         overrides: Changes of the recipe, such as `"train.steps=100"`. Only for a `source` that is not a `Recipe`.
         resume: Continue a run that was interrupted, from its newest checkpoint.
         callbacks: Functions that are called during the run.
-        watcher: The former name of `callbacks`.
 
     Returns:
         The report, as in report.json. That of an interrupted run has `finished` False and no scores. With several
@@ -72,9 +71,7 @@ def run(
     Example:
         >>> report = magma.run("quickstart", "runs/first", ["train.steps=100"])
     """
-    if watcher is not None:
-        warnings.warn("magma.run: watcher is now called callbacks", DeprecationWarning, stacklevel=2)
-    callbacks = callbacks or watcher or RunCallbacks()
+    callbacks = callbacks or RunCallbacks()
     recipe = source if isinstance(source, Recipe) else Recipe.load(source, overrides)
     check_requirements(recipe)
     out = Path(out)
@@ -152,7 +149,7 @@ def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCal
             max_unreadable=train.max_unreadable,
             say=callbacks.note,
         )
-        found = evaluation.run(table.shots, progress=callbacks.asked, replace=True)
+        found = evaluation.run(table.shots, progress=callbacks.answered, replace=True)
         for shots in table.shots:
             name = f"{i}.{score_name(task.name, shots)}"
             scores[name] = found[str(shots)]

@@ -58,7 +58,7 @@ def train_stages(
             return train(stage, out, resume=resume, callbacks=callbacks, costs=costs, plan=plan, stage=context)
 
     last = latest_checkpoint(out) if resume else None
-    finished = _finished(recipe, stages, last) if last else []
+    finished = _finished_stages(recipe, stages, last) if last else []
     if not recipe.stages:
         return train_stage(0, resume)
     callbacks.say("loading the trainer")
@@ -73,10 +73,10 @@ def train_stages(
         context = StageContext(recipe, number, start, tuple(finished), later)
         ended = train_stage(number, resume, context)
         resume = False
-        result = _added(result, ended)
+        result = _combine(result, ended)
         if not ended.finished:
             break
-        finished.append(_entry(stages[number], ended, finished))
+        finished.append(_finished_stage(stages[number], ended, finished))
     assert result is not None
     earlier = finished[: len(finished) - result.finished]
     return replace(
@@ -87,7 +87,7 @@ def train_stages(
     )
 
 
-def _added(earlier: Result | None, ended: Result) -> Result:
+def _combine(earlier: Result | None, ended: Result) -> Result:
     """A stage's result, combined with time, memory and changed fingerprints of the stages before it in this process."""
     if earlier is None:
         return ended
@@ -99,23 +99,23 @@ def _added(earlier: Result | None, ended: Result) -> Result:
     )
 
 
-def _learnt(stage: Recipe) -> dict[str, Any]:
+def _identity(stage: Recipe) -> dict[str, Any]:
     return training_identity(stage.model_dump(mode="json", exclude_none=True))
 
 
-def _with_current_names(learnt: Mapping[str, Any], stage: Recipe) -> dict[str, Any]:
-    """What a stage learnt, with the current names of its parts' keys."""
+def _with_current_names(identity: Mapping[str, Any], stage: Recipe) -> dict[str, Any]:
+    """A stage's identity, with the current names of its parts' keys."""
     names = {
         f"{path}.{former}": f"{path}.{current}"
         for path, part, _ in stage.parts()
         for former, current in part.Config.renamed_keys.items()
     }
-    return {names.get(key, key): value for key, value in learnt.items()}
+    return {names.get(key, key): value for key, value in identity.items()}
 
 
-def _entry(stage: Recipe, ended: Result, before: Sequence[FinishedStage]) -> FinishedStage:
+def _finished_stage(stage: Recipe, ended: Result, before: Sequence[FinishedStage]) -> FinishedStage:
     return FinishedStage(
-        learnt=_learnt(stage),
+        identity=_identity(stage),
         checkpoint=int(ended.folder.name.rpartition("-")[2]),
         steps=ended.steps - sum(one.steps for one in before),
         skipped_steps=ended.skipped_steps,
@@ -124,7 +124,7 @@ def _entry(stage: Recipe, ended: Result, before: Sequence[FinishedStage]) -> Fin
     )
 
 
-def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[FinishedStage]:
+def _finished_stages(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[FinishedStage]:
     """The stages that had ended before a checkpoint. Raises `CheckpointError` if this recipe has other ones."""
     finished = TrainerState.read(last / STATE / TRAINER).finished
     if len(finished) >= len(stages):
@@ -133,7 +133,7 @@ def _finished(recipe: Recipe, stages: Sequence[Recipe], last: Path) -> list[Fini
             "resume with the recipe that the run was started with"
         )
     for number, (one, stage) in enumerate(zip(finished, stages, strict=False)):
-        if changed := changes(_with_current_names(one.learnt, stage), _learnt(stage)):
+        if changed := changes(_with_current_names(one.identity, stage), _identity(stage)):
             lines = "".join(f"\n  - stages[{number}]: {line}" for line in changed)
             raise CheckpointError(
                 f"{last}: {recipe.stage_label(number)} has ended, and this recipe changes it:{lines}\n"

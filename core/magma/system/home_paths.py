@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def expand_home(value: Any) -> Any:
-    """A path, or each of a list of paths, with its `~` or `~user` expanded; anything else as it is."""
+    """A path, or each of a list of paths, with its `~` or `~user` expanded; anything else unchanged."""
     if isinstance(value, Path):
         return Path(os.path.expanduser(value))  # noqa: PTH111  # Path.expanduser raises for a user that does not exist
     return [expand_home(one) for one in value] if isinstance(value, list) else value

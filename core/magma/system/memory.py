@@ -60,7 +60,7 @@ def _main_memory() -> int:
     with contextlib.suppress(OSError, ValueError):
         line = next(line for line in _MEMINFO.read_text().splitlines() if line.startswith("MemAvailable:"))
         limits.append(1024 * int(line.split()[1]))
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
+    with contextlib.suppress(OSError, ValueError):  # "max" is not a number: there is no limit
         limits.append(int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text()))
     return max(0, min(limits, default=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")))
 

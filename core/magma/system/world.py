@@ -127,14 +127,14 @@ class DistributedContext:
 
     @property
     def peak_flops(self) -> float | None:
-        """FLOPs per second of this GPU in half precision by its data sheet; None where it is not in `PEAK_FLOPS`."""
+        """FLOPs per second of this GPU in half precision by its data sheet; None if it is not in `PEAK_FLOPS`."""
         if self.device == "cpu":
             return None
         model = torch.cuda.get_device_name()
         return next((peak for part, peak in PEAK_FLOPS.items() if part in model), None)
 
     def memory(self) -> int:
-        """The most bytes that this process has allocated: on its GPU, or in main memory without one."""
+        """Peak memory of this process in bytes: on its GPU, or in main memory without one."""
         if self.device != "cpu":
             return int(torch.cuda.max_memory_allocated())
         import resource

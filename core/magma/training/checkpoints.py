@@ -21,7 +21,7 @@ from ..manifest import (
     check_state,
     differing,
     dtype_of,
-    find,
+    find_checkpoint,
     list_state,
     read_manifest,
     tensor_sha256,
@@ -78,7 +78,7 @@ class CheckpointManager:
             The folder of the checkpoint.
 
         Raises:
-            CheckpointError: In all processes, if it cannot be written. Nothing of it remains.
+            CheckpointError: In all processes, if it cannot be written; its folder is removed.
         """
         folder = self.folder(state.step)
         if self.last == folder:
@@ -191,8 +191,8 @@ class CheckpointManager:
 
 
 def latest_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint of a run; None where it ended before it wrote one."""
-    return find(out) if any((out / CHECKPOINTS).glob("step-*")) else None
+    """The newest checkpoint of a run; None if it ended before it wrote one."""
+    return find_checkpoint(out) if any((out / CHECKPOINTS).glob("step-*")) else None
 
 
 def remove_unfinished(out: Path) -> None:

@@ -125,7 +125,7 @@ class Engine:
             self._engine.step()  # only counts the micro-batch
 
     def step(self) -> bool:
-        """A step along the gradients of all micro-batches; False where it was skipped.
+        """A step along the gradients of all micro-batches; False if it was skipped.
 
         A gradient that is not finite changes nothing: weights and optimizer stay as they are.
         """
@@ -211,7 +211,7 @@ class Engine:
                 self.zero.set_state(p, state.get_tensor(f"{name}.{key}").to(self.world.device), key)
 
     def loss_scaler_state(self) -> dict[str, float]:
-        """The state of the loss scaler of half precision; JSON. Empty where there is none."""
+        """The state of the loss scaler of half precision; JSON. Empty if there is none."""
         return self.zero.loss_scaler_state()
 
     def load_loss_scaler_state(self, state: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..checkpoint import keep, read_stored, read_trained, stored_in
+from ..checkpoint import mark_from_checkpoint, read_stored, read_trained, stored_in
 from ..errors import CheckpointError
 from ..manifest import CHECKPOINT, NEW, OWN, Manifest, dtype_of, origins, read_manifest, tensor_sha256
 from ..model import Magma
@@ -51,7 +51,7 @@ def load_initial_weights(
     values = read_stored(folder, manifest, stored)
     _check_own(folder, manifest, own)
     _assign(stored, values, dtype)
-    keep(model, stored)
+    mark_from_checkpoint(model, stored)
     return found
 
 
@@ -100,4 +100,4 @@ def restore_frozen(model: Magma, folder: Path, dtype: torch.dtype) -> None:
     if not frozen:
         return
     _assign(frozen, read_trained(model, folder), dtype)
-    keep(model, frozen)
+    mark_from_checkpoint(model, frozen)

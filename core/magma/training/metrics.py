@@ -29,11 +29,11 @@ class StepResult(NamedTuple):
     """What the trainer measured in one step, over all processes."""
 
     loss: float
-    """Mean over the global batch's targets, in nats; NaN where there is none."""
+    """Mean over the global batch's targets, in nats; NaN if there is none."""
     gradient_norm: float
     """Before clipping."""
     applied: bool
-    """False where the step was skipped."""
+    """False if the step was skipped."""
     lr: dict[str, float]
     """Learning rate of each part."""
     samples: int

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ..errors import OutOfMemory
-from ..plan import Plan, divisors, micro_batches, zero_stage
+from ..plan import Plan, divisors, split_batch, zero_stage
 from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
 from ..system.memory import available, memory_error_summary, ran_out
@@ -28,21 +28,21 @@ class Choice(NamedTuple):
 
 def choose_micro_batch(train: Train, processes: int, plan: Plan | None, memory: int) -> Choice:
     """The micro-batch size of a run on devices with `memory` bytes. Raises `TrainingError` if sizes do not divide."""
-    largest, _ = micro_batches(train, processes)
+    largest, _ = split_batch(train, processes)
     share = train.batch_size // processes
     if train.micro_batch_size != "auto":
         return Choice(largest, "set by train.micro_batch_size")
     if train.loss == "micro_batch_mean":
         return Choice(share, 'not chosen by memory, because train.loss = "micro_batch_mean" depends on it')
-    if plan is None or plan.needed(share) is None:
+    if plan is None or plan.needed_memory(share) is None:
         return Choice(share, "the memory cannot be estimated")
-    fitting = [n for n in divisors(share) if (plan.needed(n) or 0) <= USABLE * memory]
+    fitting = [n for n in divisors(share) if (plan.needed_memory(n) or 0) <= USABLE * memory]
     size = max(fitting, default=1)
-    needed = f"an estimated {_gigabytes(plan.needed(size))} of {_gigabytes(memory)} available"
+    needed = f"an estimated {_gigabytes(plan.needed_memory(size))} of {_gigabytes(memory)} available"
     if size == share:
         return Choice(share, needed)
     larger = min(n for n in divisors(share) if n > size) if fitting else None
-    return Choice(size, f"{needed}; {larger} need {_gigabytes(plan.needed(larger))}" if larger else needed)
+    return Choice(size, f"{needed}; {larger} need {_gigabytes(plan.needed_memory(larger))}" if larger else needed)
 
 
 def fit_micro_batch(plan: Plan, train: Train, memory: int) -> Plan:
@@ -119,7 +119,7 @@ def memory_advice(recipe: Recipe, processes: int) -> str:
 
 @contextmanager
 def explain_out_of_memory(recipe: Recipe, plan: Plan | None = None) -> Iterator[None]:
-    """Raise `OutOfMemory` with advice if memory runs out where no smaller micro-batch helps, such as for weights."""
+    """Raise `OutOfMemory` with advice if memory runs out and a smaller micro-batch does not help, as for weights."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

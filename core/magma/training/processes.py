@@ -95,7 +95,7 @@ def _collective_abort() -> CollectiveAbort:
 
 @contextmanager
 def suppress_logs() -> Iterator[None]:
-    """Hide DeepSpeed's warnings about itself, and its message on a CPU that there is no GPU."""
+    """Hide DeepSpeed's warnings about itself, and its message that there is no GPU."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():

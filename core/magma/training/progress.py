@@ -21,13 +21,13 @@ class Progress:
     tokens_per_s: float
     """Without padding."""
     flops_per_s: float | None
-    """Of one process, padding included; None where a plan could not count them."""
+    """FLOPs per second of one process, padding included; None if a plan could not count them."""
     useful_flops_per_s: float | None
-    """Without padding."""
+    """The same without padding."""
     peak_flops_per_s: float | None
-    """The peak of this process's GPU in half precision; None where it is not known, or training is in float32."""
+    """The peak of this process's GPU in half precision; None if it is not known, or training is in float32."""
     memory: int
-    """The most bytes that this process has allocated."""
+    """Peak memory of this process in bytes."""
     skipped: bool
 
 
@@ -42,7 +42,7 @@ class Callbacks:
     note: Callable[[str], None] = lambda _: None
     """A message that the user has to know; it stays on the screen."""
     begun: Callable[[], None] = lambda: None
-    """Weights and state are loaded, and the run was accepted."""
+    """Called when weights and state are loaded and the run was accepted, before the first step."""
 
 
 @dataclass
@@ -69,6 +69,6 @@ class Result:
     skipped_steps: int
     """Steps whose loss or gradient was not finite, whose loss was a spike, or none of whose examples could be read."""
     memory: int
-    """The most bytes that this process has allocated."""
+    """Peak memory of this process in bytes."""
     device: str
     """The device of this process."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..data.loader import RankBatch, SkippedExample
-from ..errors import TrainingError, first_of
+from ..errors import TrainingError, bullet_list
 from ..recipe.schema import Train
 from ..system.world import DistributedContext
 from .metrics import SKIPPED, JsonLinesLog
@@ -31,7 +31,7 @@ class SkipLog:
 
     @contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """Open the file, where the recipe skips examples and this is the first process; keep the lines up to `step`."""
+        """Open the file if the recipe skips examples and this is the first process; keep the lines up to `step`."""
         if self.world.rank or self.train.unreadable != "skip":
             yield
             return
@@ -63,7 +63,7 @@ class SkipLog:
             raise TrainingError(
                 f"step {step}: {state.unreadable_examples} of the {drawn} examples so far cannot be read, and "
                 f"train.max_unreadable allows a fraction of {self.train.max_unreadable:g}; {self.path} lists all:"
-                f"{first_of(self.reasons)}"
+                f"{bullet_list(self.reasons)}"
             )
 
     def check_evaluation(
@@ -86,6 +86,6 @@ class SkipLog:
             folder = save()
             raise TrainingError(
                 f"step {step}: {summary}, and train.max_unreadable allows a fraction of "
-                f"{self.train.max_unreadable:g}; the weights are in {folder}:{first_of(reasons)}"
+                f"{self.train.max_unreadable:g}; the weights are in {folder}:{bullet_list(reasons)}"
             )
-        say(f"step {step}: {summary} and are left out:{first_of(reasons)}")
+        say(f"step {step}: {summary} and are left out:{bullet_list(reasons)}")

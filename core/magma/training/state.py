@@ -12,7 +12,7 @@ from ..recipe.notation import parse_json
 from ..recipe.recipe import Recipe
 
 TRAINER = "trainer.json"
-_JSON_KEYS = {"loss_ema": "average", "loss_scaler": "scale", "early_stopping": "best"}
+_JSON_KEYS = {"loss_ema": "average", "loss_scaler": "scale", "early_stopping": "best", "identity": "learnt"}
 """Fields whose keys in the file have other names, which earlier versions chose."""
 _FIELDS = {key: name for name, key in _JSON_KEYS.items()}
 
@@ -21,7 +21,7 @@ _FIELDS = {key: name for name, key in _JSON_KEYS.items()}
 class FinishedStage:
     """A stage that has ended. JSON."""
 
-    learnt: dict[str, Any]
+    identity: dict[str, Any]
     """What decided its weights, as `stages.training_identity` gives it."""
     checkpoint: int
     """The step of the checkpoint that the next stage starts from."""
@@ -67,13 +67,14 @@ class TrainerState:
 
     def state_dict(self) -> dict[str, Any]:
         """The object of the file."""
-        return {_JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
+        state = _rename(asdict(self), _JSON_KEYS)
+        return {**state, "finished": [_rename(one, _JSON_KEYS) for one in state["finished"]]}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> TrainerState:
         """The state that `state_dict` gave."""
-        found = {_FIELDS.get(key, key): value for key, value in state.items()}
-        return cls(**{**found, "finished": [FinishedStage(**one) for one in found.get("finished", [])]})
+        finished = [FinishedStage(**_rename(one, _FIELDS)) for one in state.get("finished", [])]
+        return cls(**{**_rename(state, _FIELDS), "finished": finished})
 
     @classmethod
     def read(cls, path: Path) -> TrainerState:
@@ -86,6 +87,10 @@ class TrainerState:
             return cls.from_state_dict(parse_json(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path.parents[1]} has no state to resume from: {error}") from error
+
+
+def _rename(given: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in given.items()}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reasons to end a training before its last step: its loss no longer improves, or nothing is learnt."""
+"""Reasons to end a training before its last step: its loss no longer improves, or too many steps were skipped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import TrainingError, first_of
+from ..errors import TrainingError, bullet_list
 from ..recipe.schema import Train
 from .skipped import SkipLog
 from .state import TrainerState
@@ -62,7 +62,7 @@ def raise_if_too_many_skipped(state: TrainerState, train: Train, skipped: SkipLo
         kept = f"the weights from before them are in {save()}; " if state.applied else ""
         raise TrainingError(
             f"step {state.step}: no example of the last {count} steps could be read, so that nothing was learnt; "
-            f"{kept}{skipped.path} lists all {state.unreadable_examples}:{first_of(skipped.reasons)}"
+            f"{kept}{skipped.path} lists all {state.unreadable_examples}:{bullet_list(skipped.reasons)}"
         )
     if enough:
         folder = save()

@@ -9,8 +9,8 @@ import torch
 
 from ..activation_checkpointing import checkpoint_activations, lm_blocks
 from ..errors import TrainingError
-from ..manifest import differing, find
-from ..plan import Costs, Plan, micro_batches, zero_stage
+from ..manifest import differing, find_checkpoint
+from ..plan import Costs, Plan, split_batch, zero_stage
 from ..recipe.assemble import DTYPES, assemble, learning_rates
 from ..recipe.recipe import Recipe
 from ..system.signals import stop_requests
@@ -42,7 +42,7 @@ def train(
     Args:
         recipe: Of the training; a stage's own recipe.
         out: The folder of the run.
-        resume: Continue from the newest checkpoint of the run; start again where there is none.
+        resume: Continue from the newest checkpoint of the run; start again if there is none.
         callbacks: What to call while it runs.
         costs: Of a plan, to compute FLOPs per second.
         plan: Chooses an automatic micro-batch size; the first process's plan counts.
@@ -52,7 +52,7 @@ def train(
         The result, in every process.
 
     Raises:
-        TrainingError: If it cannot start or continue.
+        TrainingError: If it cannot start or resume.
         CheckpointError: If a checkpoint cannot be loaded or written.
         OutOfMemory: If a single example needs more memory than there is.
     """
@@ -67,7 +67,7 @@ def train(
     callbacks.note(reason)
     partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # each weight moves when it is partitioned
     last = latest_checkpoint(out) if resume else None
-    start = None if last else stage.start or (recipe.init.checkpoint and find(recipe.init.checkpoint))
+    start = None if last else stage.start or (recipe.init.checkpoint and find_checkpoint(recipe.init.checkpoint))
     model = assemble(recipe, device=None if partitioned or start else world.device, say=callbacks.say)
     dtype = DTYPES[recipe.train.precision]
     if last:
@@ -139,4 +139,4 @@ def check_fits(recipe: Recipe, world: DistributedContext) -> None:
     assert recipe.train is not None
     if recipe.train.precision == "fp16" and world.device == "cpu":
         raise TrainingError('train.precision: given "fp16"; allowed on a CPU: "bf16", "fp32"')
-    micro_batches(recipe.train, world.size)
+    split_batch(recipe.train, world.size)

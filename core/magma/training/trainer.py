@@ -107,7 +107,7 @@ class Trainer:
     # The loop
 
     def loop(self, stop_requested: Callable[[], bool]) -> bool:
-        """Train to the end, or until a process is asked to stop; True where the end was reached."""
+        """Train to the end, or until a process is asked to stop; True if the end was reached."""
         total = self.train.total_steps
         with self.metrics.open(self.state.step), self.skipped.open(self.state.step):
             self.model.train()
@@ -240,7 +240,7 @@ class Trainer:
     # Memory
 
     def _halve_micro_batch(self, failure: str) -> None:
-        """Use smaller micro-batches from now on. Raises `OutOfMemory` where that is not possible."""
+        """Use smaller micro-batches from now on. Raises `OutOfMemory` if that is not possible."""
         size = self.micro_batch.size
         self.micro_batch.halve(failure, memory_advice(self.recipe, self.world.size))
         self.callbacks.note(
@@ -263,7 +263,7 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate_loss(self) -> float | None:
-        """Mean loss per target over the evaluation sets; None where there are none.
+        """Mean loss per target over the evaluation sets; None if there are none.
 
         Raises:
             TrainingError: If too many of their examples cannot be read, after saving a checkpoint.
@@ -334,5 +334,5 @@ class Trainer:
 
 
 def _is_due(step: int, every: int) -> bool:
-    """Whether something that that happens every `every` steps is due after this one; 0: never."""
+    """Whether something that happens every `every` steps is due after this one; 0: never."""
     return bool(every) and step % every == 0

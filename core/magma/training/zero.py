@@ -58,7 +58,7 @@ class ZeroAdapter:
         self.engine.micro_steps = 0  # decides which micro-batch is the last one of an accumulation
 
     def set_accumulation(self, count: int) -> None:
-        """The number of micro-batches of the next steps, where the optimizer keeps its own copy of it."""
+        """The number of micro-batches of the next steps, if the optimizer keeps its own copy of it."""
 
     def release(self, parameters: list[nn.Parameter]) -> None:
         """Free what the stage holds of these parameters. The engine is not used any more."""
@@ -84,7 +84,7 @@ class ZeroAdapter:
         self.adam.state[p][key].copy_(value)
 
     def set_master(self, p: nn.Parameter, value: Tensor) -> None:
-        """Copy a full float32 tensor into the float32 copy of a parameter, where the stage has such copies."""
+        """Copy a full float32 tensor into the float32 copy of a parameter, if the stage has such copies."""
 
     # The optimizer's own tensors
 
@@ -105,7 +105,7 @@ class ZeroAdapter:
         """Make `get_state` and `set_state` find Adam's state."""
 
     def loss_scaler_state(self) -> dict[str, float]:
-        """The state of the loss scaler of half precision; JSON. Empty where there is none."""
+        """The state of the loss scaler of half precision; JSON. Empty if there is none."""
         return {}
 
     def load_loss_scaler_state(self, state: Mapping[str, float]) -> None:
@@ -264,7 +264,7 @@ class FullyPartitioned(_Partitioned):
         """This process's part of a full tensor, padded with zeros at the end.
 
         `safe_set_full_optimizer_state` and `safe_set_full_fp32_param`
-        (https://github.com/deepspeedai/DeepSpeed/pull/4192) do not pad: they fail where the size is no multiple of the
+        (https://github.com/deepspeedai/DeepSpeed/pull/4192) do not pad: they fail if the size is not a multiple of the
         number of processes.
         """
         value = value.to(self.world.device)

@@ -115,7 +115,7 @@ def test_no_console_reads_markup(folder: str) -> None:
     """Columns of a bar have a switch of their own."""
     for file in (Path(__file__).parents[3] / folder).rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        for call in re.findall(r"\b(?:Rich)?RunCallbacks\(.*(?:stderr|width|\*\*options).*\)", text):
+        for call in re.findall(r"\b\w*Console\(.*(?:stderr|width|\*\*options).*\)", text):
             assert "markup=False, emoji=False" in call, f"{file}: {call}"
         for call in re.findall(r"\bTextColumn\(.*?\)", text):
             assert "markup=False" in call, f"{file}: {call}"

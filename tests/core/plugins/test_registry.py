@@ -92,12 +92,12 @@ def test_two_plugins_with_one_name_are_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_parts_are_called_by_their_name_or_by_who_brings_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = registry(monkeypatch, tmp_path, hearing=GOOD.format(name="ears"), seeing="raise RuntimeError('no')")
     for name in ("ears", "hearing"):
-        assert [entry.name for entry in found.called(name)] == ["ears"]
+        assert [entry.name for entry in found.find_all(name)] == ["ears"]
     with pytest.raises(PluginError, match="is broken: RuntimeError: no"):
-        found.called("seeing")
+        found.find_all("seeing")
     with pytest.raises(PluginError, match='no part and no plugin is called "earz". Did you mean "ears"'):
-        found.called("earz")
-    assert {entry.kind for entry in installed().called("linear")} == {"prefix", "head"}
+        found.find_all("earz")
+    assert {entry.kind for entry in installed().find_all("linear")} == {"prefix", "head"}
 
 
 def test_importing_magma_imports_nothing_heavy() -> None:

@@ -111,7 +111,7 @@ def test_tables_are_found_by_their_names() -> None:
     assert list(find_tables("linear")) == ["head linear", "prefix linear"]
     assert list(find_tables("prefix linear")) == ["prefix linear"]
     assert {title.split()[0] for title in find_tables("encoder")} == {"encoder"}
-    with pytest.raises(RecipeError, match=r'given \'trian\', which is no table and no part\. Did you mean "train"\?'):
+    with pytest.raises(RecipeError, match=r'given \'trian\', not a table or a part\. Did you mean "train"\?'):
         find_tables("trian")
 
 

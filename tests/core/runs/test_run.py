@@ -189,6 +189,6 @@ def test_a_file_system_without_locks_is_noted(number: int, tmp_path: Path, monke
 
 def test_the_former_name_of_callbacks_is_accepted_with_a_warning(tmp_path: Path) -> None:
     notes: list[str] = []
-    with pytest.warns(DeprecationWarning, match="watcher is now called callbacks"):
-        magma.run(RECIPE, tmp_path / "run", watcher=RunCallbacks(say=notes.append))
+    with pytest.warns(DeprecationWarning, match=r"`run\(watcher=\)` is now called `callbacks`"):
+        magma.run(RECIPE, tmp_path / "run", watcher=RunCallbacks(say=notes.append))  # type: ignore[call-arg]
     assert "planning" in notes

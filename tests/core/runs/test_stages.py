@@ -46,7 +46,7 @@ def recipe(*overrides: str, stages: Any = STAGES, **changes: Any) -> Recipe:
 
 
 def weights(out: Path) -> bytes:
-    return (magma.checkpoint.find(out) / "trained.safetensors").read_bytes()
+    return (magma.checkpoint.find_checkpoint(out) / "trained.safetensors").read_bytes()
 
 
 def untimed(out: Path) -> list[dict[str, Any]]:

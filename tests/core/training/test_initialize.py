@@ -57,7 +57,7 @@ def test_a_part_that_was_frozen_is_trained_and_the_reverse(tmp_path: Path) -> No
     two = after(tmp_path / "2")
     assert [changed(one, two, part) for part in (ENCODER, PREFIX, ADAPTER)] == [True, False, True]
     assert next(line for line in said if line.startswith("starting from")) == (
-        f"starting from {magma.checkpoint.find(tmp_path / '1')}: "
+        f"starting from {magma.checkpoint.find_checkpoint(tmp_path / '1')}: "
         "checkpoint: inputs.number.prefix, adapters.mlp; own weights: lm, inputs.number.encoder"
     )
     # frozen at last: the encoder's weights are those of the second run, not its own
@@ -65,7 +65,7 @@ def test_a_part_that_was_frozen_is_trained_and_the_reverse(tmp_path: Path) -> No
     train(recipe(FREEZE["encoder"], FREEZE["prefix"], init=init), tmp_path / "3")
     three = after(tmp_path / "3")
     assert [changed(two, three, part) for part in (ENCODER, PREFIX, ADAPTER)] == [False, False, True]
-    stored = load_file(magma.checkpoint.find(tmp_path / "3") / "trained.safetensors")
+    stored = load_file(magma.checkpoint.find_checkpoint(tmp_path / "3") / "trained.safetensors")
     assert all(torch.equal(t, two[name]) for name, t in stored.items() if name.startswith((ENCODER, PREFIX)))
     assert {name for name in stored if name.startswith(ENCODER)} == {name for name in two if name.startswith(ENCODER)}
     assert not [one.unchecked for one in verify(tmp_path / "3") if one.unchecked]
@@ -115,7 +115,7 @@ def test_the_two_runs_may_have_other_precisions(tmp_path: Path, first: str, seco
     stored = magma.load(tmp_path / "1").state_dict()[f"{PREFIX}linear.weight"].float()
     begun = torch.float32 if second == "fp32" else torch.bfloat16
     model = magma.assemble(recipe(f"train.precision={second}"), device=None)
-    load_initial_weights(model, magma.checkpoint.find(tmp_path / "1"), begun)
+    load_initial_weights(model, magma.checkpoint.find_checkpoint(tmp_path / "1"), begun)
     assert torch.equal(model.state_dict()[f"{PREFIX}linear.weight"], stored.to(begun))
 
 
@@ -125,8 +125,8 @@ def test_own_weights_that_are_not_those_of_the_run_are_refused(tmp_path: Path) -
     with pytest.raises(CheckpointError) as raised:
         train(recipe("seed=1", init=init), tmp_path / "2")
     assert str(raised.value) == (
-        f"{magma.checkpoint.find(tmp_path / '1')}: parts that were frozen in its run start from their own weights, and "
-        "these differ from those of that run:"
+        f"{magma.checkpoint.find_checkpoint(tmp_path / '1')}: parts that were frozen in its run start "
+        "from their own weights, and these differ from those of that run:"
         "\n  - lm: 10 of 10 tensors differ"
         "\n  - inputs.number.encoder: 2 of 7 tensors differ"
         "\nUse the same weights, sizes and seed for these parts"
@@ -161,7 +161,7 @@ def test_the_plan_says_where_parts_start(tmp_path: Path) -> None:
 def test_a_checkpoint_of_an_earlier_version_starts_a_run(tmp_path: Path) -> None:
     """It lists trained tensors and frozen ones, and no part is in both."""
     train(recipe(FREEZE["encoder"]), tmp_path / "1")
-    folder = magma.checkpoint.find(tmp_path / "1")
+    folder = magma.checkpoint.find_checkpoint(tmp_path / "1")
     raw = json.loads((folder / "manifest.json").read_text())
     assert "stage" not in raw
     assert not raw["trained"].keys() & raw["frozen"].keys()

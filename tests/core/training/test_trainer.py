@@ -22,7 +22,7 @@ from magma import Example, InputError, Recipe, TooLong, TrainingError, checkpoin
 from magma.data.loader import RankLoader
 from magma.data.mixture import Mixture
 from magma.manifest import read_manifest
-from magma.plan import Costs, micro_batches
+from magma.plan import Costs, split_batch
 from magma.schedule import lr_multiplier
 from magma.training.progress import Callbacks, Progress
 from magma.training.train import train
@@ -317,7 +317,7 @@ def test_too_many_unreadable_examples_end_the_run(tmp_path: Path, monkeypatch: p
         "\n  - row 2 is no row\n  - row 2 is no row\n  - row 2 is no row"
     )
     assert len(skipped(tmp_path)) == 13
-    assert checkpoint.find(tmp_path).name == "step-00000020"
+    assert checkpoint.find_checkpoint(tmp_path).name == "step-00000020"
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000020"]
     result = train(recipe((*changes, "train.max_unreadable=0.13")), tmp_path / "allowed")
     assert (result.finished, result.unreadable) == (True, 20)
@@ -355,7 +355,7 @@ def test_weights_from_before_unreadable_steps_are_saved(tmp_path: Path, monkeypa
     changes = ("train.unreadable=skip", "train.steps=9", "train.max_skipped_steps=3")
     with pytest.raises(TrainingError, match="step 4: no example of the last 3 steps could be read") as raised:
         train(recipe(changes, data=longer), tmp_path)
-    assert f"the weights from before them are in {checkpoint.find(tmp_path)}; " in str(raised.value)
+    assert f"the weights from before them are in {checkpoint.find_checkpoint(tmp_path)}; " in str(raised.value)
 
 
 def test_an_evaluation_set_that_cannot_be_read_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +374,7 @@ def test_an_evaluation_set_that_cannot_be_read_is_reported(tmp_path: Path, monke
         TrainingError, match="step 6: 12 of the 12 evaluation examples cannot be read, and train"
     ) as raised:
         train(recipe(("train.unreadable=skip",), data=data), tmp_path / "all")
-    assert f"the weights are in {checkpoint.find(tmp_path / 'all')}" in str(raised.value)
+    assert f"the weights are in {checkpoint.find_checkpoint(tmp_path / 'all')}" in str(raised.value)
 
 
 def _all_torn(plain: Any) -> Any:
@@ -403,12 +403,12 @@ def test_workers_decode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_micro_batches_divide_the_global_batch() -> None:
     table = recipe(("train.batch_size=12", "train.micro_batch_size=3")).train
     assert table is not None
-    assert micro_batches(table, 1) == (3, 4)
-    assert micro_batches(table, 2) == (3, 2)
+    assert split_batch(table, 1) == (3, 4)
+    assert split_batch(table, 2) == (3, 2)
     with pytest.raises(TrainingError, match="train.batch_size: given 12; allowed with 5 processes: a multiple of 5"):
-        micro_batches(table, 5)
+        split_batch(table, 5)
     with pytest.raises(TrainingError, match=r"train.micro_batch_size: given 3; .* divide evenly: 1, 2, 4"):
-        micro_batches(table, 3)
+        split_batch(table, 3)
 
 
 def rising(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> None:
@@ -425,7 +425,7 @@ def test_early_stopping_keeps_the_best_checkpoint(tmp_path: Path, monkeypatch: p
     evaluated = {**copy.deepcopy(RECIPE["data"]), "evaluation": RECIPE["data"]["train"]}
     result = train(recipe(EARLY, data=evaluated), tmp_path / "early")
     assert (result.steps, result.finished, result.folder.name) == (8, True, "step-00000004")
-    assert checkpoint.find(tmp_path / "early") == result.folder
+    assert checkpoint.find_checkpoint(tmp_path / "early") == result.folder
     assert {path.name for path in result.folder.parent.iterdir()} <= {"step-00000002", "step-00000004"}
     assert read_manifest(result.folder).step == 4
 
@@ -532,7 +532,7 @@ def test_a_run_that_learns_nothing_any_more_ends_with_a_checkpoint(
     with pytest.raises(TrainingError, match=r"step 7: the last 3 steps were skipped.*max_skipped_steps is 3"):
         train(recipe(changes), tmp_path)
     monkeypatch.undo()
-    assert magma.checkpoint.find(tmp_path).name == "step-00000007"
+    assert magma.checkpoint.find_checkpoint(tmp_path).name == "step-00000007"
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:

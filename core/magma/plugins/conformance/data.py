@@ -15,16 +15,16 @@ from ...values import Example, Text, Tokens
 from .subject import MANY, Check, PartUnderTest, require
 
 
-def _told(example: Example) -> str:
+def _example_text(example: Example) -> str:
     """An example as text, to compare."""
     parts = [
-        repr(s) if isinstance(s, Text) else f"{type(s).__name__} {getattr(s, 'name', '')} {_digest(s)}"
+        repr(s) if isinstance(s, Text) else f"{type(s).__name__} {getattr(s, 'name', '')} {_value_text(s)}"
         for s in example.segments
     ]
     return f"{example.name} {example.label} {parts}"
 
 
-def _digest(segment: Any) -> str:
+def _value_text(segment: Any) -> str:
     value = segment.ids if isinstance(segment, Tokens) else segment.value
     if isinstance(value, Tensor | np.ndarray):
         return str(np.asarray(value).tobytes())
@@ -54,7 +54,7 @@ def order_is_repeatable(subject: PartUnderTest) -> None:
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
-        orders.append([_told(example) for example, _ in islice(subject.make().iterate(), MANY)])
+        orders.append([_example_text(example) for example, _ in islice(subject.make().iterate(), MANY)])
     require(orders[0] == orders[1], "two sources with one seed give different examples")
 
 
@@ -67,7 +67,7 @@ def resumes_from_state(subject: PartUnderTest) -> None:
             following = next(iter(subject.make().iterate(state)), None)
             require(following is not None, f"nothing follows after example {i + 1} of {len(found)}")
             assert following is not None
-            same = _told(following[0]) == _told(found[i + 1][0])
+            same = _example_text(following[0]) == _example_text(found[i + 1][0])
             require(same, f"after example {i + 1} another example follows than in an uninterrupted epoch")
     whole = list(islice(subject.make().iterate(), 5000))
     if len(whole) < 5000:

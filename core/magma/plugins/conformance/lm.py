@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ...interfaces import Adapter
+from ...interfaces import SUBLAYERS, Adapter
 from .subject import TEXT, Check, PartUnderTest, another, layout_of, require, same
 
 
@@ -78,18 +78,18 @@ def adapters_removable(subject: PartUnderTest) -> None:
             """[b, t, d]."""
             return sublayer(x) + self.constant
 
-    for place in ("attention", "mlp"):
-        lm.add_adapters(place, lambda: Shift(lm.dim))
-        require(bool(lm.adapters.get(place)), f"`adapters` lists none at {place}")
+    for sublayer in SUBLAYERS:
+        lm.add_adapters(sublayer, lambda: Shift(lm.dim))
+        require(bool(lm.adapters.get(sublayer)), f"`adapters` lists none at {sublayer}")
     lm.freeze()
     lm.train()
     after = subject.call(lm, given)
     require(not torch.equal(after, before), "adapters change nothing")
     after.float().sum().backward()  # type: ignore[no-untyped-call]
     require(all(a.constant.grad is not None for a in lm.all_adapters()), "no gradient reaches an adapter")
-    asking = {id(p) for p in lm.parameters() if p.requires_grad}
+    trainable = {id(p) for p in lm.parameters() if p.requires_grad}
     own = {id(a.constant) for a in lm.all_adapters()}
-    require(asking <= own, "after freeze, weights outside the adapters require gradients")
+    require(trainable <= own, "after freeze, weights outside the adapters require gradients")
     lm.remove_adapters()
     same(subject.call(lm, given), before, "the language model without its adapters again")
 

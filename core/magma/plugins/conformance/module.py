@@ -105,8 +105,8 @@ def frozen_for_good(subject: PartUnderTest) -> None:
     (given,) = subject.inputs(module)
     module.freeze()
     module.train()
-    asking = [name for name, p in module.named_parameters() if p.requires_grad]
-    require(not asking, f"after freeze, these still require gradients: {', '.join(asking[:3])}")
+    trainable = [name for name, p in module.named_parameters() if p.requires_grad]
+    require(not trainable, f"after freeze, these still require gradients: {', '.join(trainable[:3])}")
     training = [name or "itself" for name, m in module.named_modules() if m.training]
     require(not training, f"after freeze, these are in training mode after train(): {', '.join(training[:3])}")
     before = {name: t.clone() for name, t in module.state_dict().items()}

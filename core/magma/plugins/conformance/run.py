@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...deprecation import renamed_arguments
 from ...errors import PluginError
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
 from ...values import CheckInputs
@@ -48,14 +49,15 @@ def checks(part: type[Part]) -> list[Check]:
     return [check for kind, check in ALL if issubclass(part, kind)]
 
 
-def run_checks(part: type[Part], trial: CheckInputs | None = None) -> list[Finding]:
+@renamed_arguments(trial="check_inputs")
+def run_checks(part: type[Part], check_inputs: CheckInputs | None = None) -> list[Finding]:
     """Run every check of a part.
 
     Exceptions of the part are findings. The states of the global random generators are restored.
 
     Args:
         part: The class.
-        trial: Configuration and inputs. Default: `part.check_inputs`.
+        check_inputs: Configuration and inputs. Default: `part.check_inputs`.
     """
     generators = random.getstate(), np.random.get_state(), torch.get_rng_state()  # a part may use them
     found = []
@@ -63,7 +65,7 @@ def run_checks(part: type[Part], trial: CheckInputs | None = None) -> list[Findi
         for check in checks(part):
             problem = ""
             try:
-                check(PartUnderTest(part, trial or part.check_inputs(Path(folder))))
+                check(PartUnderTest(part, check_inputs or part.check_inputs(Path(folder))))
             except Exception as error:  # of the part
                 problem = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
                 problem = problem or type(error).__name__
@@ -74,12 +76,13 @@ def run_checks(part: type[Part], trial: CheckInputs | None = None) -> list[Findi
     return found
 
 
-def conformance(part: type[Part], trial: CheckInputs | None = None) -> Any:
+@renamed_arguments(trial="check_inputs")
+def conformance(part: type[Part], check_inputs: CheckInputs | None = None) -> Any:
     """A pytest test of a part with one case for each check: `test_lidar = conformance(Lidar)`.
 
     Args:
         part: The class.
-        trial: Configuration and inputs. Default: `part.check_inputs`.
+        check_inputs: Configuration and inputs. Default: `part.check_inputs`.
 
     Raises:
         PluginError: `part` is not a subclass of a kind of parts.
@@ -91,6 +94,6 @@ def conformance(part: type[Part], trial: CheckInputs | None = None) -> Any:
 
     @pytest.mark.parametrize("check", checks(part), ids=lambda check: check.__name__)
     def test(check: Check, tmp_path: Path) -> None:
-        check(PartUnderTest(part, trial or part.check_inputs(tmp_path)))
+        check(PartUnderTest(part, check_inputs or part.check_inputs(tmp_path)))
 
     return test

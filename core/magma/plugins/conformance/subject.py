@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from ...deprecation import renamed_arguments
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
 from ...values import BatchLayout, CheckInputs, Features
 
@@ -24,11 +25,12 @@ MANY = 40
 Check = Callable[["PartUnderTest"], None]
 
 
+@renamed_arguments(trial="check_inputs")
 class PartUnderTest:
     """A part with its configuration and inputs, and how its kind is built and called."""
 
-    def __init__(self, part: type[Part], trial: CheckInputs) -> None:
-        self.part, self.inputs_to_check = part, trial
+    def __init__(self, part: type[Part], check_inputs: CheckInputs) -> None:
+        self.part, self.inputs_to_check = part, check_inputs
         self.context: tuple[Any, ...] = ()
         if issubclass(part, Prefix):
             self.context = (WIDTH, LENGTH, DIM)
@@ -141,7 +143,7 @@ def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int]
 
 
 def same(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
-    """Fail unless two tensors are equal, up to a tolerance relative to the largest value."""
+    """Fail unless two tensors are equal up to a tolerance, which is relative to the largest value."""
     require(one.shape == other.shape, f"{what}: {list(one.shape)} against {list(other.shape)}")
     one, other = one.detach().float(), other.detach().float()
     far = float((one - other).abs().max()) if one.numel() else 0.0

@@ -18,8 +18,8 @@ def questions_are_repeatable(subject: PartUnderTest) -> None:
         require(bool(asked[0]), "there is no question")
         ids = [question.id for question in asked[0]]
         require(len(set(ids)) == len(ids), "two questions have the same id")
-        asked_twice = [[(q.id, q.answer, q.group, len(q.segments)) for q in some] for some in asked]
-        require(asked_twice[0] == asked_twice[1], "the same seed gives different questions")
+        compared = [[(q.id, q.answer, q.group, len(q.segments)) for q in some] for some in asked]
+        require(compared[0] == compared[1], "the same seed gives different questions")
         json.dumps([question.extra for question in asked[0]])
 
 

@@ -24,9 +24,10 @@ def texts_in_a_row_are_one(subject: PartUnderTest) -> None:
         found = Collator(lm, {}).encode_example(Example([Text(one), Text(other, target=True)]))
         wanted = [*lm.beginning, *ids, lm.eos]
         require(found.tokens == wanted, f"{one!r} and {other!r} give {found.tokens}; expected: {wanted}")
-        learnt = [token for token, target in zip(found.tokens, found.targets, strict=True) if target][:-1]
-        decoded = tokenization.decode_after(lm, learnt)
-        more = len(tokenization.decode_after(lm, learnt[1:])) >= len(other)  # the first token may belong to both texts
+        target_tokens = [token for token, target in zip(found.tokens, found.targets, strict=True) if target][:-1]
+        decoded = tokenization.decode_after(lm, target_tokens)
+        # The first token may belong to both texts.
+        more = len(tokenization.decode_after(lm, target_tokens[1:])) >= len(other)
         require(decoded.endswith(other) and not more, f"of {one!r} and {other!r}, the targets are {decoded!r}")
         after = tokenization.decode_after(lm, tokenization.encode(lm, [other], at_start=False)[0])
         require(after == other, f"after something else, {other!r} is decoded as {after!r}")

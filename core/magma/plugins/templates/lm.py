@@ -59,7 +59,7 @@ class Attention(nn.Module):
         return found
 
 
-class Adapted(nn.Module):
+class AdapterWrapper(nn.Module):
     """A sublayer inside its adapter."""
 
     def __init__(self, sublayer: nn.Module, adapter: magma.Adapter) -> None:
@@ -106,7 +106,10 @@ class NewPart(magma.FrozenLM):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.dim, self.context, self.vocab, self.eos = config.width, config.context, BYTES + 1, BYTES
-        self.words, self.places = nn.Embedding(self.vocab, self.dim), nn.Embedding(config.context, self.dim)
+        self.word_embedding, self.position_embedding = (
+            nn.Embedding(self.vocab, self.dim),
+            nn.Embedding(config.context, self.dim),
+        )
         self.layers = nn.ModuleList(Block(self.dim, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(self.dim)
 
@@ -125,24 +128,24 @@ class NewPart(magma.FrozenLM):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[b, t] to [b, t, d]."""
-        found: Tensor = self.words(tokens)
+        found: Tensor = self.word_embedding(tokens)
         return found
 
-    def add_adapters(self, place: magma.Sublayer, make: Callable[[], magma.Adapter]) -> None:
+    def add_adapters(self, sublayer: magma.Sublayer, make: Callable[[], magma.Adapter]) -> None:
         """Add an adapter to the sublayer of each block."""
-        if place in self.adapters:
-            raise magma.PartError(f"{place} is adapted already")
-        self.adapters[place] = []
+        if sublayer in self.adapters:
+            raise magma.PartError(f"{sublayer} has adapters already")
+        self.adapters[sublayer] = []
         for block in self.layers:
             adapter = make()
-            setattr(block, place, Adapted(getattr(block, place), adapter))
-            self.adapters[place].append(adapter)
+            setattr(block, sublayer, AdapterWrapper(getattr(block, sublayer), adapter))
+            self.adapters[sublayer].append(adapter)
 
     def remove_adapters(self) -> None:
         """Restore the sublayers."""
-        for place in self.adapters:
+        for sublayer in self.adapters:
             for block in self.layers:
-                setattr(block, place, getattr(block, place).sublayer)
+                setattr(block, sublayer, getattr(block, sublayer).sublayer)
         self.adapters = {}
 
     def new_cache(self) -> KeysAndValues:
@@ -162,10 +165,9 @@ class NewPart(magma.FrozenLM):
                 mask = torch.cat([cache.real[:, None].expand(-1, t, -1), mask], -1)
                 real = torch.cat([cache.real, real], -1)
             cache.real = real
-        mask = (mask | ~mask.any(-1, keepdim=True))[
-            :, None
-        ]  # padding attends to everything, to avoid a division by zero
-        x = embeddings + self.places(layout.positions)
+        mask |= ~mask.any(-1, keepdim=True)  # padding attends to everything, to avoid a division by zero
+        mask = mask[:, None]
+        x = embeddings + self.position_embedding(layout.positions)
         for i, block in enumerate(self.layers):
             x = block(x, mask, cache, i)
         found: Tensor = self.norm(x).flatten(0, 1)[layout.scored]
@@ -173,7 +175,7 @@ class NewPart(magma.FrozenLM):
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """[m, d] to [m, v], with the word embeddings."""
-        return hidden @ self.words.weight.T
+        return hidden @ self.word_embedding.weight.T
 
 
 @magma.hookimpl
