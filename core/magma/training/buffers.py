@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model import Magma
-from ..system.world import DistributedContext
+from ..system.distributed import DistributedContext
 
 
 class Buffers:

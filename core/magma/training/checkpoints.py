@@ -27,7 +27,7 @@ from ..manifest import (
     tensor_sha256,
 )
 from ..model import Magma
-from ..system.world import DistributedContext
+from ..system.distributed import DistributedContext
 from .buffers import average_buffers
 from .engine import Engine
 from .progress import Callbacks

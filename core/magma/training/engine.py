@@ -20,7 +20,7 @@ from ..model import Magma
 from ..plan import reduce_bucket, zero_stage
 from ..recipe.assemble import DTYPES
 from ..recipe.schema import Train
-from ..system.world import DistributedContext
+from ..system.distributed import DistributedContext
 from .processes import suppress_logs
 from .zero import ADAM_STATES, partition_parameters, zero_adapter
 

@@ -16,7 +16,7 @@ from ..errors import TrainingError
 from ..io import atomic_write
 from ..plan import Costs
 from ..recipe.schema import Train
-from ..system.world import DistributedContext
+from ..system.distributed import DistributedContext
 from .progress import Callbacks, Progress
 from .state import StageContext, TrainerState
 

@@ -11,9 +11,9 @@ from ..errors import OutOfMemory
 from ..plan import Plan, divisors, split_batch, zero_stage
 from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
+from ..system.distributed import DistributedContext
 from ..system.memory import available, memory_error_summary, ran_out
 from ..system.ranks import ranks
-from ..system.world import DistributedContext
 
 USABLE = 0.9
 """Fraction of the memory that a plan may fill; the allocator, kernels and communication need the rest."""

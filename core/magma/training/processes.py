@@ -14,8 +14,8 @@ from functools import cache
 
 import torch
 
+from ..system.distributed import CollectiveAbort, DistributedContext
 from ..system.memory import keep_freed_memory
-from ..system.world import CollectiveAbort, DistributedContext
 
 LEAVE_S = 5.0
 """How long a process waits at its end for its communication to end: another process may have failed."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ..system.world import DistributedContext
+from ..system.distributed import DistributedContext
 
 
 def get_rng_states(world: DistributedContext) -> list[Tensor]:

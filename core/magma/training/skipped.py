@@ -10,7 +10,7 @@ from pathlib import Path
 from ..data.loader import RankBatch, SkippedExample
 from ..errors import TrainingError, bullet_list
 from ..recipe.schema import Train
-from ..system.world import DistributedContext
+from ..system.distributed import DistributedContext
 from .metrics import SKIPPED, JsonLinesLog
 from .state import TrainerState
 

@@ -13,8 +13,8 @@ from ..manifest import differing, find_checkpoint
 from ..plan import Costs, Plan, split_batch, zero_stage
 from ..recipe.assemble import DTYPES, assemble, learning_rates
 from ..recipe.recipe import Recipe
+from ..system.distributed import DistributedContext
 from ..system.signals import stop_requests
-from ..system.world import DistributedContext
 from .checkpoints import latest_checkpoint, remove_unfinished
 from .initialize import load_initial_weights, restore_frozen
 from .microbatch import agree_on_micro_batch

@@ -25,8 +25,8 @@ from ..recipe.assemble import DTYPES, learning_rates
 from ..recipe.recipe import Recipe
 from ..recipe.schema import Train
 from ..schedule import lr_multiplier
+from ..system.distributed import DistributedContext, MemoryExhausted
 from ..system.memory import free_unused
-from ..system.world import DistributedContext, MemoryExhausted
 from .buffers import Buffers, average_buffers
 from .checkpoints import CheckpointManager
 from .data import build_sources, make_loader, num_workers

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..system.world import DistributedContext
+from ..system.distributed import DistributedContext
 
 ADAM_STATES = ("exp_avg", "exp_avg_sq")
 """What Adam keeps of every parameter, by torch's names."""
