@@ -89,9 +89,8 @@ class Ast(HFAudioEncoder):
     def count_features(self, items: Count) -> Count:
         """Number of patches that start before the end of the recording."""
         time_steps = (items - 1) // self.stride + 1
-        return self.freq_patches * (
-            time_steps - (time_steps - self.time_patches) * (time_steps > self.time_patches)
-        )  # at most the whole window
+        # At most the whole window.
+        return self.freq_patches * (time_steps - (time_steps - self.time_patches) * (time_steps > self.time_patches))
 
     def hidden_states(self, x: Tensor, valid: Tensor) -> Tensor:
         """Frames [b, f, m] to hidden states [b, n, e]."""

@@ -49,9 +49,8 @@ def decode_image(source: Any, name: str) -> Image.Image:
             source.load()
             return source
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about metadata, and from half of the maximum number of pixels on; such images are valid
+            # Pillow warns about metadata, and from half of the maximum number of pixels on; such images are valid.
+            warnings.simplefilter("ignore")
             with Image.open(source) as image:
                 image.load()
     except Exception as error:  # Pillow's decoders raise many kinds

@@ -114,9 +114,8 @@ def _resize_centre(
         support = math.ceil(2 * max(step, 1)) + 1  # of the bicubic filter, in pixels of the original image
         low, high = max(0, math.floor(begin) - support), min(side, math.ceil(end) + support)
         window.append((low, high))
-        box.append(
-            (begin - low, min(end, side) - low)
-        )  # Pillow stores them as float32, in which small numbers are exact
+        # Pillow stores them as float32, in which small numbers are exact.
+        box.append((begin - low, min(end, side) - low))
     (left, right), (top, bottom) = window
     (x0, x1), (y0, y1) = box
     middle = image.crop((left, top, right, bottom))

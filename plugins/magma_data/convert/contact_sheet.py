@@ -80,9 +80,8 @@ def _draw_sheet(title: str, chosen: list[tuple[str, dict[str, bytes]]], png: Pat
         shown = "\n".join(_text_lines(json.loads(files["json"])))
         figure.text(left, below - 0.13 / height, shown, fontsize=7, va="top", linespacing=1.15, parse_math=False)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing", UserWarning
-        )  # of scripts that are missing in the bundled font
+        # Letters of scripts that are missing in the bundled font.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
         png.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(png, format="png")
 

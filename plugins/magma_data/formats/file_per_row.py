@@ -24,9 +24,8 @@ class _FileRows(IndexedRows):
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         super().__init__(None)
         self.folder = folder
-        self.names = np.array(
-            [os.fsencode(name) for name in names]
-        )  # a million Python strings need ten times the memory
+        # A million Python strings need ten times the memory.
+        self.names = np.array([os.fsencode(name) for name in names])
 
     def counts(self) -> NDArray[np.int64]:
         """One row per file."""

@@ -37,9 +37,8 @@ class ShotPool:
 
     def __init__(self, pool: Sequence[TaskItem], seed: int, fixed: bool, can_read: Callable[[Media], bool]) -> None:
         self.pool, self.seed, self.fixed, self.can_read = sorted(pool, key=lambda one: one.id), seed, fixed, can_read
-        random.Random(f"{seed}").shuffle(
-            self.pool
-        )  # so that the draw from a small split does not depend on the file format
+        # So that the draw from a small split does not depend on the file format.
+        random.Random(f"{seed}").shuffle(self.pool)
         self.digests = [content_hash(one.medium.value) for one in self.pool]
         self.readable_by_hash: dict[str, bool] = {}
         """Whether a medium can be read, for media that were drawn."""
