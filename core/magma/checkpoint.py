@@ -203,7 +203,7 @@ def load(
             raise PartError(f'{error}. Has it moved? Load it with lm="PLACE", or --lm PLACE in a command') from error
         raise
     if verify:
-        say("comparing the SHA-256 of the frozen weights")
+        say("comparing the fingerprints of the frozen weights")
         check_frozen(model, folder, manifest)
     return model.to(device=device, dtype=dtype).eval()
 

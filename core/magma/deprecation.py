@@ -17,6 +17,10 @@ from typing import Any, TypeVar, cast
 T = TypeVar("T", bound=Callable[..., Any])
 
 
+class RenamedKeyWarning(DeprecationWarning):
+    """A recipe uses the former name of a key. The program prints it; Python hides other deprecations from users."""
+
+
 def warn_renamed(old: str, new: str, stacklevel: int) -> None:
     """Warn at the caller `stacklevel` frames above this function's caller (1: the caller itself)."""
     warnings.warn(f"`{old}` is now called `{new}`", DeprecationWarning, stacklevel=stacklevel + 1)
@@ -103,7 +107,7 @@ def _renaming(function: Callable[..., Any], name: str, renamed: Mapping[str, str
 def with_current_keys(given: Mapping[str, Any], renamed: Mapping[str, str], warn: bool = True) -> dict[str, Any]:
     """The same values under the current names; of two names of one key, the one that was given last counts."""
     for key in sorted(given.keys() & renamed.keys()) if warn else ():
-        warnings.warn(f"the key `{key}` is now called `{renamed[key]}`", DeprecationWarning, stacklevel=3)
+        warnings.warn(f"the key `{key}` is now called `{renamed[key]}`", RenamedKeyWarning, stacklevel=3)
     return {renamed.get(key, key): value for key, value in given.items()}
 
 

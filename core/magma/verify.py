@@ -76,7 +76,7 @@ def verify(
         found += [Finding(path, "", problem) for path, problem in lacking.items()]
     else:
         found.append(Finding(TRAINED, f"{len(manifest.trained)} tensors: names, shapes, dtypes, values, fingerprints"))
-        say("comparing the SHA-256 of the frozen weights")
+        say("comparing the fingerprints of the frozen weights")
         found += _frozen(model, folder, manifest, lacking)
     return [*found, *_state(folder, manifest)]
 

@@ -20,6 +20,8 @@ from magma_vision.timm_features import Timm
 
 import magma
 from magma import PartConfig, Recipe
+from magma.recipe.loader import bundled
+from magma.recipe.schema import Cosine
 
 
 def edit(folder: Path, file: Path, text: str, table: str) -> None:
@@ -116,3 +118,18 @@ def test_a_run_in_stages_with_former_names_resumes(tmp_path: Path) -> None:
     assert former != text
     edit(folder, state, former, "state")
     magma.run("quickstart_stages", out, changes, resume=True)
+
+
+def test_the_program_prints_the_former_names_of_a_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "old.toml"
+    recipe.write_text(f'extends = "{bundled()["quickstart"]}"\n[train.schedule]\nfinal = 0.2\n')
+    shown = program.magma("recipe", "show", recipe, "--set", "data.train.0.questions=0.5")
+    assert shown.returncode == 0, shown.stderr
+    for former, current in (("final", "final_lr_ratio"), ("questions", "question_fraction")):
+        assert shown.stderr.count(f"warning: the key `{former}` is now called `{current}`") == 1
+
+
+def test_a_schedule_without_use_changes_the_default_one() -> None:
+    changed = Recipe.load("quickstart", ["train.schedule={final_lr_ratio=0.3}"]).train
+    assert changed is not None
+    assert changed.schedule == Cosine(use="cosine", final_lr_ratio=0.3)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, TextIO
 
 import typer
 
+from ..deprecation import RenamedKeyWarning
 from ..errors import MagmaError
 from ..plugins import hookspecs
 from ..plugins.program import Program
 from ..system.home_paths import accept_home
+from ..system.ranks import is_first
 from ..system.signals import end_with_launcher
 from .disk_errors import disk_problem
 from .eval import evals
@@ -58,11 +61,33 @@ def _add_plugin_commands() -> None:
     accept_home(cli)
 
 
+def _show_renamed_keys() -> None:
+    """Print the warnings for former names of keys, which Python hides. In the first process of a run only."""
+    show = warnings.showwarning
+
+    def show_or_print(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, RenamedKeyWarning):
+            typer.echo(f"warning: {message}", err=True)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_or_print
+    warnings.simplefilter("once" if is_first() else "ignore", RenamedKeyWarning)
+
+
 def main() -> None:
     """Entry point. A `MagmaError` becomes a message and exit status 2, without a traceback."""
     # Before torch is loaded: threads that wait by spinning make a CPU run 20 times slower beside any other process.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     end_with_launcher()
+    _show_renamed_keys()
     _add_plugin_commands()
     try:
         cli()

@@ -144,7 +144,7 @@ class Screen:
 
     def answered(self, what: str, done: int) -> None:
         """Show the number of answered questions. Their total is not known before the last one."""
-        self._bar(f"asking {what}:", done, 0, "questions answered")
+        self._bar(f"asking {what}:", done, 0, "answers")
 
     def _plan(self, plan: Plan) -> None:
         print_plan(plan, self.console)

@@ -63,7 +63,7 @@ def _pairs(arguments: list[str]) -> list[tuple[str, str]]:
         if not equals:
             found = next(left, None)
             if found is None:
-                raise InputError(f"--{name} is the last word; allowed: --{name} VALUE")
+                raise InputError(f"--{name} needs a value: --{name} VALUE")
             value = found
         pairs.append((name, value))
     return pairs

@@ -162,6 +162,11 @@ class Optimizer(Table):
     """Weight decay coefficient."""
 
 
+def _fill_schedule(given: Any) -> Any:
+    """A schedule without `use` changes the default one."""
+    return {"use": "cosine", **given} if isinstance(given, dict) and "use" not in given else given
+
+
 def _check_micro_batch(value: Any) -> Any:
     """Check the value with one message; pydantic would give one for each type."""
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
@@ -185,7 +190,9 @@ class Train(Table):
     largest size that fits into memory by the plan's estimate."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up."""
-    schedule: Constant | Cosine | Linear = Field(Cosine(use="cosine"), discriminator="use")
+    schedule: Annotated[Constant | Cosine | Linear, BeforeValidator(_fill_schedule)] = Field(
+        Cosine(use="cosine"), discriminator="use"
+    )
     """Learning rate after the warm-up: `cosine`, `linear` or `constant`."""
     optimizer: Optimizer = Optimizer()
     """Optimizer and its options."""

@@ -167,7 +167,7 @@ def test_generate_takes_segments_in_their_order(run: tuple[Path, Any], tmp_path:
         (["--imaeg", "x.png"], "--imaeg: allowed with this checkpoint: --text, --image"),
         (["--image", "gone.png"], "gone.png cannot be read as an image"),
         (["loose"], "given 'loose'; allowed: --text TEXT, or --INPUT FILE"),
-        (["--text"], "--text is the last word"),
+        (["--text"], "--text needs a value"),
         ([], "the prompt is empty"),
         (["--text", "a", "--device", "gpu"], "device: given 'gpu'; allowed on this machine: cpu"),
         (["--text", "a", "--device", "cuda:99"], "device: given 'cuda:99'"),
@@ -306,7 +306,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, proce
     words[words.index("train.samples=100000")] = f"train.samples={32 * (steps + 2)}"
     again = start(*words, "--resume")
     assert again.returncode == 0, again.stderr
-    assert f"going on from step {steps}" in again.stderr
+    assert f"resuming from step {steps}" in again.stderr
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, steps + 3))
 
