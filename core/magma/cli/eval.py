@@ -45,7 +45,11 @@ class _Ask(TyperCommand):
         return super().parse_args(ctx, spread)
 
 
-evals = typer.Typer(cls=_Evals, help="Evaluate checkpoints on tasks, score predictions, print tables.")
+evals = typer.Typer(
+    cls=_Evals,
+    help="Evaluate checkpoints on tasks, score predictions, print tables. "
+    f"`magma eval FOLDER --task NAME` is `magma eval {ASK}`, whose --help lists the options.",
+)
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the task, such as fixed_shots=true."),

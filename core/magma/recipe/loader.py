@@ -48,10 +48,16 @@ def read_tables(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     if base is None:
         return raw
     if not isinstance(base, str):
-        raise RecipeError(str(path), [f"extends: given {base!r}; allowed: the path of another recipe"])
-    parent = path.parent / base
-    if not parent.is_file():
-        raise RecipeError(str(path), [f"extends: given {base!r}; {parent} does not exist"])
+        raise RecipeError(
+            str(path), [f"extends: given {base!r}; allowed: the path of another recipe, or the name of a bundled one"]
+        )
+    beside = path.parent / base
+    parent = beside if beside.is_file() else bundled().get(base.removesuffix(SUFFIX))
+    if parent is None:
+        hint = did_you_mean(base.removesuffix(SUFFIX), bundled())
+        raise RecipeError(
+            str(path), [f"extends: given {base!r}; {beside} does not exist, and no bundled recipe has this name.{hint}"]
+        )
     inherited = read_tables(parent, (*seen, path))
     inherited.pop("published", None)  # these are scores of that recipe only
     return merge_recipes(inherited, raw)

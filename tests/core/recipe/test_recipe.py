@@ -173,7 +173,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         Recipe.load("quikstart")
     with pytest.raises(RecipeError, match="line 1"):
         Recipe.load(write(tmp_path, "broken.toml", "= 3"))
-    with pytest.raises(RecipeError, match="nowhere.toml does not exist"):
+    with pytest.raises(RecipeError, match="nowhere.toml does not exist, and no bundled recipe"):
         Recipe.load(write(tmp_path, "orphan.toml", 'extends = "nowhere.toml"'))
     loop = write(tmp_path, "loop.toml", 'extends = "loop.toml"')
     with pytest.raises(RecipeError, match="extends itself"):
@@ -208,3 +208,10 @@ def test_a_partial_last_batch_is_a_step(samples: int, batch: int, steps: int) ->
     train = Recipe.load("quickstart", [f"train.samples={samples}", f"train.batch_size={batch}"]).train
     assert train is not None
     assert train.total_steps == steps
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.toml"])
+def test_a_recipe_anywhere_extends_a_bundled_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(f'extends = "{name}"\n[train]\nlr = 1e-5\n')
+    changed = Recipe.load(tmp_path / "mine.toml")
+    assert changed == Recipe.load("quickstart", ["train.lr=1e-5"])
