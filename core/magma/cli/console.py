@@ -262,10 +262,11 @@ def print_memory(plan: Plan, console: RichConsole | None = None) -> None:
             *(_scaled(rows[size].total, "B") for size in sizes),
         )
     console.print(table)
+    legend = "; * is the recipe's stage" if plan.length.stage else ""  # stage 0 is not in the table
     gpus = "1 GPU" if plan.world == 1 else f"{plan.world} GPUs"
     console.print(
         f"{gpus}, {plan.length.accumulation} x {plan.length.micro_batch_size} examples each a step; activations "
-        f"{_scaled(plan.activation_bytes_per_sample, 'B')} an example, all kept; * is the recipe's stage",
+        f"{_scaled(plan.activation_bytes_per_sample, 'B')} an example, all kept{legend}",
         soft_wrap=True,
     )
 

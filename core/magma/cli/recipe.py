@@ -201,10 +201,12 @@ def recipe_schema(
 
     Put `#:schema ./recipe.schema.json` on the first line of a recipe to use it.
     """
+    from ..io import atomic_write
     from ..recipe.json_schema import json_schema
 
     text = json.dumps(json_schema(), indent=1) + "\n"
     if file is None:
         typer.echo(text, nl=False)
     else:
-        file.write_text(text, encoding="utf-8")
+        atomic_write(file, text)
+        typer.echo(f"schema: {file}", err=True)

@@ -52,6 +52,7 @@ FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
 """Every table that the framework itself reads, by the title that documents give it."""
 _LONGEST_DEFAULT = 90
 _BOUNDS = {annotated_types.Gt: ">", annotated_types.Ge: ">=", annotated_types.Lt: "<", annotated_types.Le: "<="}
+_COUNTABLE = {"string", "integer", "number", "table", "value"}
 _TYPES = {str: "string", int: "integer", float: "number", bool: "true, false"}
 
 
@@ -129,11 +130,12 @@ def _named(annotation: Any) -> str:
         bounds = [text for part in arguments[1:] for text in _bounds(part)]
         return ", ".join([_named(arguments[0]), *bounds])
     if origin is typing.Literal:
-        return ", ".join(f'`"{value}"`' if isinstance(value, str) else f"`{value}`" for value in arguments)
+        return ", ".join(f"`{_toml(value)}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(dict.fromkeys(_named(one) for one in arguments if one is not type(None)))
     if origin in (tuple, list):
-        return f"array of {_named(arguments[0])}"
+        item, comma, limits = _named(arguments[0]).partition(",")
+        return f"array of {item}{'s' if item in _COUNTABLE else ''}{comma}{limits}"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "table"
     return _TYPES.get(annotation, "value")
