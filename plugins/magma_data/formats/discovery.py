@@ -188,8 +188,8 @@ def _check_complete(file_format: FileFormat, files: list[str]) -> FoundFiles | l
             more = f", and {len(missing) - 1} others" if len(missing) > 1 else ""
             ends = "..".join(f"{i:0{width}}" for i in (min(by_number), max(by_number)))
             return [
-                f"path: {front}{missing[0]:0{width}}{middle}{count}{end} is missing{more}: {len(by_number)} of {count} "
-                f"shards exist; allowed: all shards, or a path that selects some of them "
+                f"path: {front}{missing[0]:0{width}}{middle}{count}{end} is missing{more}: {len(by_number)} of "
+                f"{int(count)} shards exist; allowed: all shards, or a path that selects some of them "
                 f"(`{front}{{{ends}}}{middle}{count}{end}`)"
             ]
     return _check_existing(FoundFiles(file_format, files))

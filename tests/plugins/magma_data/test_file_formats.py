@@ -275,7 +275,7 @@ def test_a_missing_shard_of_a_numbered_set_is_an_error(suffix: str, tmp_path: Pa
     (problem,) = Captions.problems(Captions.Config(path=str(tmp_path), split="train"))
     front = tmp_path / "train-"
     assert problem == (
-        f"path: {front}00002-of-00004{suffix} is missing: 3 of 00004 shards exist; allowed: all shards, or a path "
+        f"path: {front}00002-of-00004{suffix} is missing: 3 of 4 shards exist; allowed: all shards, or a path "
         f"that selects some of them (`{front}{{00000..00003}}-of-00004{suffix}`)"
     )
     assert Captions.problems(Captions.Config(path=f"{front}{{00000..00001}}-of-00004{suffix}")) == []
