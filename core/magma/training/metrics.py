@@ -59,29 +59,14 @@ class MetricsLogger:
         callbacks: Callbacks,
     ) -> None:
         """`inputs` are the names of the model's inputs; `costs` are those of a plan, to compute FLOPs per second."""
-        self.path, self.stage, self.train, self.inputs = out / METRICS, stage, train, inputs
+        self.log = JsonLinesLog(out / METRICS, enabled=not world.rank)
+        self.stage, self.train, self.inputs = stage, train, inputs
         self.costs, self.world, self.callbacks = costs, world, callbacks
-        self._log: JsonLinesLog | None = None
-
-    @contextmanager
-    def open(self, step: int) -> Iterator[None]:
-        """Open the file; keep the rows of a resumed run up to `step`."""
-        if self.world.rank:
-            yield
-            return
-        with JsonLinesLog(self.path, step) as self._log:
-            yield
-
-    def sync(self) -> None:
-        """Flush everything to disk."""
-        if self._log:
-            self._log.sync()
 
     def log_step(self, state: TrainerState, result: StepResult) -> None:
         """Write the row of a step and report it."""
         row = self._row(state.step, result)
-        if self._log:
-            self._log.write(row)
+        self.log.write(row)
         self.callbacks.step(
             Progress(
                 step=state.step,
@@ -100,8 +85,7 @@ class MetricsLogger:
 
     def log_evaluation(self, step: int, loss: float) -> None:
         """Write the row of an evaluation and report it."""
-        if self._log:
-            self._log.write({"step": step, **self.stage.metrics_fields, "evaluation_loss": loss})
+        self.log.write({"step": step, **self.stage.metrics_fields, "evaluation_loss": loss})
         self.callbacks.say(f"step {step}: evaluation loss {loss:.4f}")
 
     def _row(self, step: int, result: StepResult) -> dict[str, Any]:
@@ -147,35 +131,43 @@ def throughput(
 class JsonLinesLog:
     """A file of JSON lines, each of which belongs to a step. A resumed run appends after the step it resumes from.
 
-    Lines of later steps, from before a sudden end, are removed: those steps are repeated, and written again.
+    Lines of later steps, from before a sudden end, are removed: those steps are repeated, and written again. A log that
+    is not `enabled` has no file, and neither has one that is not open: nothing is written.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, *, enabled: bool) -> None:
+        self.path, self.enabled = path, enabled
+        self._file: IO[str] | None = None
+
+    @contextmanager
+    def open(self, step: int) -> Iterator[None]:
+        """Open the file; keep the lines of a resumed run up to `step`."""
+        if not self.enabled:
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
-        if step and path.is_file():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        atomic_write(path, "".join(f"{line}\n" for line in kept))
-        self.file: IO[str] = path.open("a", encoding="utf-8", buffering=1)  # readers see only whole lines
-
-    def __enter__(self) -> JsonLinesLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+        if step and self.path.is_file():
+            kept = [line for line in self.path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+        atomic_write(self.path, "".join(f"{line}\n" for line in kept))
+        with self.path.open("a", encoding="utf-8", buffering=1) as self._file:  # readers see only whole lines
+            yield
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one line."""
+        if self._file is None:
+            return
         try:
-            self.file.write(json.dumps(row) + "\n")
+            self._file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise TrainingError(
-                f"{self.file.name} could not be written: {error}; free some space, then resume with --resume"
+                f"{self.path} could not be written: {error}; free some space, then resume with --resume"
             ) from error
 
     def sync(self) -> None:
         """Flush everything to disk."""
-        os.fsync(self.file.fileno())
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
 
 def _step_of(line: str) -> float:

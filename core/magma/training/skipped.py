@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..data.loader import RankBatch, SkippedExample
@@ -24,24 +23,11 @@ class SkipLog:
     """Lists and counts the examples of all processes that are left out because they cannot be read."""
 
     def __init__(self, out: Path, train: Train, world: DistributedContext) -> None:
-        self.path, self.train, self.world = out / SKIPPED, train, world
+        # Without `skip`, an example that cannot be read ends the run, and there is nothing to list.
+        self.log = JsonLinesLog(out / SKIPPED, enabled=not world.rank and train.unreadable == "skip")
+        self.train, self.world = train, world
         self.reasons: list[str] = []
         """Why examples could not be read, the first few."""
-        self._log: JsonLinesLog | None = None
-
-    @contextmanager
-    def open(self, step: int) -> Iterator[None]:
-        """Open the file if the recipe skips examples and this is the first process; keep the lines up to `step`."""
-        if self.world.rank or self.train.unreadable != "skip":
-            yield
-            return
-        with JsonLinesLog(self.path, step) as self._log:
-            yield
-
-    def sync(self) -> None:
-        """Flush everything to disk."""
-        if self._log:
-            self._log.sync()
 
     def record(self, state: TrainerState, batch: RankBatch, count: int) -> None:
         """List the examples of this step that cannot be read, `count` over all processes.
@@ -54,15 +40,14 @@ class SkipLog:
         if count:
             found = sorted(itertools.chain(*self.world.gather(batch.unreadable)))
             for one in found:
-                if self._log:
-                    self._log.write({"step": step, **one._asdict()})
+                self.log.write({"step": step, **one._asdict()})
             self.reasons += [one.reason for one in found][: _MAX_REASONS - len(self.reasons)]
         state.unreadable_examples += count
         drawn = state.done * self.train.batch_size + batch.samples
         if drawn >= _MIN_EXAMPLES and state.unreadable_examples > self.train.max_unreadable * drawn:
             raise TrainingError(
                 f"step {step}: {state.unreadable_examples} of the {drawn} examples so far cannot be read, and "
-                f"train.max_unreadable allows a fraction of {self.train.max_unreadable:g}; {self.path} lists all:"
+                f"train.max_unreadable allows a fraction of {self.train.max_unreadable:g}; {self.log.path} lists all:"
                 f"{bullet_list(self.reasons)}"
             )
 

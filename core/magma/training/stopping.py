@@ -62,7 +62,7 @@ def raise_if_too_many_skipped(state: TrainerState, train: Train, skipped: SkipLo
         kept = f"the weights from before them are in {save()}; " if state.applied else ""
         raise TrainingError(
             f"step {state.step}: no example of the last {count} steps could be read, so that nothing was learnt; "
-            f"{kept}{skipped.path} lists all {state.unreadable_examples}:{bullet_list(skipped.reasons)}"
+            f"{kept}{skipped.log.path} lists all {state.unreadable_examples}:{bullet_list(skipped.reasons)}"
         )
     if enough:
         folder = save()

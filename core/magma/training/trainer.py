@@ -109,7 +109,7 @@ class Trainer:
     def loop(self, stop_requested: Callable[[], bool]) -> bool:
         """Train to the end, or until a process is asked to stop; True if the end was reached."""
         total = self.train.total_steps
-        with self.metrics.open(self.state.step), self.skipped.open(self.state.step):
+        with self.metrics.log.open(self.state.step), self.skipped.log.open(self.state.step):
             self.model.train()
             self.batches = self.loader.training(self.mixture, self.state.done)
             while True:
@@ -144,8 +144,8 @@ class Trainer:
 
     def _sync_logs(self) -> None:
         """Before a checkpoint, the rows up to its step are on disk."""
-        self.metrics.sync()
-        self.skipped.sync()
+        self.metrics.log.sync()
+        self.skipped.log.sync()
 
     # Steps
 

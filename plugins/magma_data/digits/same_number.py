@@ -10,7 +10,6 @@ from pathlib import Path
 from pydantic import Field
 
 from magma import (
-    CheckInputs,
     DataSource,
     Example,
     LocalPath,
@@ -26,7 +25,7 @@ from magma import (
 from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
-from .spoken import SpokenDigit, example_recordings, exclude_copies, find_problems, load_recordings
+from .spoken import RecordingsPart, SpokenDigit, exclude_copies, load_recordings, take_evenly
 from .written import load_images
 
 PROMPT = "Q: Are they the same number? A:"
@@ -67,7 +66,7 @@ class _SplitItems:
         return written, draw.choice(self.images[written])
 
 
-class SameNumber(DataSource):
+class SameNumber(RecordingsPart, DataSource):
     """A handwritten digit, a spoken digit, and whether they are the same number, as in half of the examples.
 
     A fifth of the pairs of different numbers is never in training (`held_out_pair`).
@@ -86,16 +85,6 @@ class SameNumber(DataSource):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
         self.seed = seed
-
-    @classmethod
-    def check_inputs(cls, folder: Path) -> CheckInputs:
-        """A configuration with eight recordings of noise."""
-        return example_recordings(folder)
-
-    @classmethod
-    def problems(cls, config: Config) -> list[str]:
-        """Missing recordings."""
-        return find_problems(config.path)
 
     def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One epoch: every recording once with a random image; the training split is shuffled in each epoch."""
@@ -116,7 +105,7 @@ class SameNumber(DataSource):
             yield Example([*media, Text(self.config.prompt), answer], name), after
 
 
-class SameNumberTask(Task):
+class SameNumberTask(RecordingsPart, Task):
     """Whether a held-out image and a held-out recording are the same number.
 
     Each recording is asked about twice: with an image of the same number, and with one of another number. The accuracy
@@ -139,16 +128,6 @@ class SameNumberTask(Task):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
-    @classmethod
-    def check_inputs(cls, folder: Path) -> CheckInputs:
-        """A configuration with eight recordings of noise."""
-        return example_recordings(folder)
-
-    @classmethod
-    def problems(cls, config: Config) -> list[str]:
-        """Missing recordings."""
-        return find_problems(config.path)
-
     def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Two questions per recording, each after `shots` few-shot examples of the training split."""
         config = self.config
@@ -156,10 +135,7 @@ class SameNumberTask(Task):
             _SplitItems(config.path, check_split(split)),
             _SplitItems(config.path, "train"),
         )
-        indices = list(range(len(pairs.recordings)))
-        if config.limit is not None:
-            indices = [indices[i * len(indices) // config.limit] for i in range(min(config.limit, len(indices)))]
-        for j in indices:
+        for j in take_evenly(range(len(pairs.recordings)), config.limit):
             for same in (True, False):
                 one = pairs.recordings[j]
                 before, written, i = self._draw_shots(pairs, shot_pairs, one, same, f"{seed} {shots} {j} {same}", shots)

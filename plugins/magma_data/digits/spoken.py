@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -21,6 +22,7 @@ from magma import (
     InputError,
     LocalPath,
     Media,
+    Part,
     PartConfig,
     Prediction,
     Question,
@@ -33,6 +35,7 @@ from ..formats.order import iter_positions
 from ..hashing import content_hash
 from .splits import Split, check_split
 
+T = TypeVar("T")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROMPT = "Q: Which number is this? A:"
 HELD_OUT = 5
@@ -74,27 +77,39 @@ def exclude_copies(one: SpokenDigit, candidates: Sequence[SpokenDigit], shots: i
     return others
 
 
-def find_problems(path: str) -> list[str]:
-    """A problem if a folder does not have recordings of both splits."""
-    if load_recordings(Path(path), "train") and load_recordings(Path(path), "test"):
-        return []
-    return [
-        f"path: given {path!r}, which has no recordings named digit_speaker_take.wav for both splits; download them "
-        "from https://github.com/Jakobovski/free-spoken-digit-dataset, and set this path or MAGMA_DATA"
-    ]
+def take_evenly(items: Sequence[T], limit: int | None) -> Sequence[T]:
+    """At most `limit` items, distributed evenly over all of them. None: all."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
-def example_recordings(folder: Path) -> CheckInputs:
-    """Write recordings of two digits by two speakers in each split, for the conformance checks."""
-    import soundfile
+class RecordingsPart(Part):
+    """A part whose config has a `path`: the folder of the recordings, which needs both splits."""
 
-    draw = np.random.default_rng(0)
-    for digit, speaker, take in itertools.product((3, 8), ("ann", "bob"), (0, HELD_OUT)):
-        soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", draw.normal(scale=0.1, size=800), 8_000)
-    return CheckInputs({"path": str(folder)})
+    @classmethod
+    def check_inputs(cls, folder: Path) -> CheckInputs:
+        """A configuration with noise: recordings of two digits by two speakers in each split."""
+        import soundfile
+
+        draw = np.random.default_rng(0)
+        for digit, speaker, take in itertools.product((3, 8), ("ann", "bob"), (0, HELD_OUT)):
+            soundfile.write(folder / f"{digit}_{speaker}_{take}.wav", draw.normal(scale=0.1, size=800), 8_000)
+        return CheckInputs({"path": str(folder)})
+
+    @classmethod
+    def problems(cls, config: Any) -> list[str]:
+        """Missing recordings."""
+        if load_recordings(Path(config.path), "train") and load_recordings(Path(config.path), "test"):
+            return []
+        return [
+            f"path: given {config.path!r}, which has no recordings named digit_speaker_take.wav for both splits; "
+            "download them from https://github.com/Jakobovski/free-spoken-digit-dataset, and set this path or "
+            "MAGMA_DATA"
+        ]
 
 
-class SpokenDigits(DataSource):
+class SpokenDigits(RecordingsPart, DataSource):
     """A recording of a digit, with its name."""
 
     name = "spoken_digits"
@@ -127,16 +142,6 @@ class SpokenDigits(DataSource):
         super().__init__(config, seed)
         self.seed = seed
 
-    @classmethod
-    def check_inputs(cls, folder: Path) -> CheckInputs:
-        """A configuration with eight recordings of noise."""
-        return example_recordings(folder)
-
-    @classmethod
-    def problems(cls, config: Config) -> list[str]:
-        """Missing recordings."""
-        return find_problems(config.path)
-
     def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
         """One epoch; the training split is shuffled in each epoch."""
         state = state or {"epoch": 0, "position": 0}
@@ -154,7 +159,7 @@ class SpokenDigits(DataSource):
         return Example([medium, Text(prompt), Text(target.format(WORDS[one.digit]), target=True)], one.path.name)
 
 
-class SpokenDigitsTask(Task):
+class SpokenDigitsTask(RecordingsPart, Task):
     """Which digit is spoken in a held-out recording. The first number word of the answer is compared."""
 
     name = "spoken_digits"
@@ -179,22 +184,10 @@ class SpokenDigitsTask(Task):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
-    @classmethod
-    def check_inputs(cls, folder: Path) -> CheckInputs:
-        """A configuration with eight recordings of noise."""
-        return example_recordings(folder)
-
-    @classmethod
-    def problems(cls, config: Config) -> list[str]:
-        """Missing recordings."""
-        return find_problems(config.path)
-
     def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """One question per recording of the split, after `shots` few-shot examples of the training split."""
         folder = Path(self.config.path)
-        recordings = list(load_recordings(folder, check_split(split)))
-        if self.config.limit is not None and self.config.limit < len(recordings):
-            recordings = [recordings[i * len(recordings) // self.config.limit] for i in range(self.config.limit)]
+        recordings = take_evenly(load_recordings(folder, check_split(split)), self.config.limit)
         candidates = load_recordings(folder, "train")
         draw = random.Random(f"{seed} {shots}")
         for one in recordings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,11 +43,16 @@ def preparation_is_repeatable(subject: PartUnderTest) -> None:
     """`prepare` uses only the given `rng`: the same `rng` gives the same item."""
     encoder = subject.make()
     for raw in subject.good:
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
+        before = _generator_states()
         for rng in (lambda: None, lambda: random.Random(5)):
             same(encoder.prepare(raw, rng()), encoder.prepare(raw, rng()), "one input, prepared twice")
-        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
-        require(before[:2] == after[:2] and torch.equal(before[2], after[2]), "`prepare` uses a global generator")
+        require(before == _generator_states(), "`prepare` uses a global generator")
+
+
+def _generator_states() -> tuple[Any, ...]:
+    """The states of the global generators of Python, NumPy and torch."""
+    numpy_state: Any = np.random.get_state()  # the one that `prepare` must not use
+    return random.getstate(), numpy_state[1].tolist(), torch.get_rng_state().tolist()
 
 
 def features_have_their_sizes(subject: PartUnderTest) -> None:
@@ -83,7 +89,7 @@ def dummy_item_is_usable(subject: PartUnderTest) -> None:
     found = subject.call(encoder, encoder.stack([encoder.dummy_item()] * 2))
     require(bool(found.isfinite().all()), "`dummy_item` gives features that are not finite")
     if found.requires_grad:
-        (found.float().sum() * 0).backward()  # type: ignore[no-untyped-call]
+        (found.float().sum() * 0).backward()  # type: ignore[no-untyped-call]  # torch's
         bad = [name for name, p in encoder.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
         require(not bad, f"`dummy_item` gives gradients that are not finite: {', '.join(bad[:3])}")
 

@@ -85,7 +85,7 @@ def adapters_removable(subject: PartUnderTest) -> None:
     lm.train()
     after = subject.call(lm, given)
     require(not torch.equal(after, before), "adapters change nothing")
-    after.float().sum().backward()  # type: ignore[no-untyped-call]
+    after.float().sum().backward()  # type: ignore[no-untyped-call]  # torch's
     require(all(a.constant.grad is not None for a in lm.all_adapters()), "no gradient reaches an adapter")
     trainable = {id(p) for p in lm.parameters() if p.requires_grad}
     own = {id(a.constant) for a in lm.all_adapters()}

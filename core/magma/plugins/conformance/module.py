@@ -13,7 +13,7 @@ from .subject import Check, PartUnderTest, require, same
 def built_on_meta(subject: PartUnderTest) -> None:
     """`__init__` and `forward` work under `torch.device("meta")`, where no weight takes memory."""
     with torch.device("meta"):
-        module: Any = subject.part(subject.config(), *subject.context)  # type: ignore[call-arg]
+        module: Any = subject.part(subject.config(), *subject.context)  # type: ignore[call-arg]  # each kind has its own context
     held = [name for name, p in module.named_parameters() if not p.is_meta]
     require(not held, f"these take memory under torch.device('meta'): {', '.join(held[:3])}")
     (given,) = subject.inputs(subject.make())
@@ -88,7 +88,7 @@ def gradient_flows(subject: PartUnderTest) -> None:
         module.freeze()
         given.requires_grad_()
     module.train()
-    subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]
+    subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]  # torch's
     if isinstance(module, FrozenLM):
         require(given.grad is not None and bool(given.grad.abs().sum() > 0), "no gradient reaches the embeddings")
         return
@@ -124,7 +124,7 @@ def state_is_saved(subject: PartUnderTest) -> None:
         module.train()
         wanted = [p for p in module.parameters() if p.requires_grad]
         if wanted:
-            subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]
+            subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]  # torch's
             with torch.no_grad():
                 for p in wanted:
                     p -= 0.01 * (p.grad if p.grad is not None else 1)
