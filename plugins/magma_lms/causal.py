@@ -12,6 +12,7 @@ from pydantic import model_validator
 
 from magma import CheckInputs, PartConfig, PartError, Weights, did_you_mean
 
+from .bundled.configurations import planned_configuration
 from .families import FAMILIES
 from .tokenization import Bos
 from .transformers_lm import TransformersLM
@@ -50,7 +51,9 @@ class Causal(TransformersLM):
             architecture = _custom_architecture(config.architecture)
         else:
             assert config.weights is not None
-            architecture = load_pretrained("weights", config.weights, AutoConfig.from_pretrained)
+            planned = planned_configuration(config.weights)
+            load = AutoConfig.from_pretrained
+            architecture = load(planned) if planned else load_pretrained("weights", config.weights, load)
         super().__init__(config, config.weights, config.tokenizer, architecture, config.bos)
 
     @classmethod
