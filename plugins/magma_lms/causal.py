@@ -10,12 +10,14 @@ from typing import Any, Self
 
 from pydantic import model_validator
 
-from magma import CheckInputs, PartConfig, PartError, Weights, did_you_mean
+from magma import CheckInputs, LocalPath, PartConfig, PartError, Weights, did_you_mean
 
 from .families import FAMILIES
+from .loading import read_architecture
+from .quantization import Quantize
 from .tokenization import Bos
 from .transformers_lm import TransformersLM
-from .weights import WEIGHT_FILES, find_problems, load_pretrained
+from .weights import WEIGHT_FILES, Source, find_problems
 
 
 class Causal(TransformersLM):
@@ -27,11 +29,19 @@ class Causal(TransformersLM):
         """Either pretrained `weights`, or an `architecture` with random weights."""
 
         weights: Weights | None = None
-        """A hub name, a folder with `config.json` and safetensors, or `"bundled:tiny"`."""
+        """A hub name, a folder in transformers' format, a GGUF file, `"package:NAME"` or `"bundled:tiny"`."""
         architecture: dict[str, Any] | None = None
         """For random weights: fields of a transformers configuration, with its `model_type`."""
         tokenizer: Weights | None = None
-        """A hub name or a folder. Default: `weights`."""
+        """A hub name, a folder or a GGUF file. Default: `weights`."""
+        revision: str | None = None
+        """Branch, tag or commit of the hub name in `weights`. Default: its main branch."""
+        cache_dir: LocalPath | None = None
+        """Folder of downloaded files. Default: that of `huggingface_hub`."""
+        remote_code: bool = False
+        """Whether Python code that comes with the weights is run. Only for code that you trust."""
+        quantize: Quantize | None = None
+        """Hold the matrices of the frozen blocks in 4 bits (`"nf4"`) or 8 bits (`"int8"`). Default: not quantized."""
         bos: Bos = "auto"
         """Whether BOS is put before everything, media included. `"auto"`: as the tokenizer itself does it."""
 
@@ -44,19 +54,15 @@ class Causal(TransformersLM):
             return self
 
     def __init__(self, config: Config) -> None:
-        from transformers import AutoConfig
-
-        if config.architecture is not None:
-            architecture = _custom_architecture(config.architecture)
-        else:
-            assert config.weights is not None
-            architecture = load_pretrained("weights", config.weights, AutoConfig.from_pretrained)
-        super().__init__(config, config.weights, config.tokenizer, architecture, config.bos)
+        source = _source(config)
+        custom = config.architecture
+        architecture = read_architecture(source) if custom is None else _custom_architecture(custom)
+        super().__init__(config, source, architecture, config.bos)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Missing folders, unknown bundled names and unavailable hub names."""
-        return find_problems(config.weights, config.tokenizer, ("config.json",), WEIGHT_FILES)
+        return find_problems(_source(config), ("config.json",), WEIGHT_FILES)
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
@@ -64,6 +70,12 @@ class Causal(TransformersLM):
         sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
         vocabulary = {"vocab_size": 768, "bos_token_id": 0, "eos_token_id": 0}
         return CheckInputs({"architecture": {"model_type": "gpt2", **sizes, **vocabulary}, "tokenizer": "bundled:tiny"})
+
+
+def _source(config: Causal.Config) -> Source:
+    return Source(
+        config.weights, config.tokenizer, config.revision, config.cache_dir, config.remote_code, config.quantize
+    )
 
 
 def _custom_architecture(fields: dict[str, Any]) -> Any:

@@ -27,7 +27,7 @@ from .rotary import apply_rope, rope_table
 from .shared_prefix_cache import SharedPrefixCache
 from .tokenization import Bos
 from .transformers_lm import TransformersLM
-from .weights import WEIGHT_FILES, find_problems, resolve_source, unreadable_message
+from .weights import WEIGHT_FILES, Source, find_problems, resolve_source, unreadable_message
 
 
 class Attention(nn.Module):
@@ -161,7 +161,7 @@ class GPTJ(TransformersLM):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config), config.bos)
+        super().__init__(config, Source(config.weights, config.tokenizer), _gptj_architecture(config), config.bos)
         if config.num_embeddings is not None and config.num_embeddings > self.vocab:
             raise PartError(
                 f"lm.num_embeddings: given {config.num_embeddings}; allowed: at most {self.vocab}, the rows of the head"
@@ -229,7 +229,7 @@ class GPTJ(TransformersLM):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Missing folders, unknown bundled names and unavailable hub names."""
-        return find_problems(config.weights, config.tokenizer, WEIGHT_FILES)
+        return find_problems(Source(config.weights, config.tokenizer), WEIGHT_FILES)
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:

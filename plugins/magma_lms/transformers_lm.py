@@ -5,7 +5,6 @@ Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
@@ -21,21 +20,20 @@ from .adapter_wrapper import wrap_sublayer
 from .attention_masks import attention_mask, padding_mask, to_additive_mask
 from .families import FAMILIES
 from .kv_cache import KVCache
+from .loading import build_model, load_model, load_tokenizer
 from .tokenization import Bos, beginning_tokens, end_tokens, plain_text_options, special_tokens
-from .weights import TOKENIZER_FILES, has_safetensors, load_pretrained, resolve_source
+from .weights import Source
 
 
 class TransformersLM(FrozenLM):
     """A causal language model of transformers whose family is in `FAMILIES`."""
 
-    def __init__(
-        self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any, bos: Bos
-    ) -> None:
+    def __init__(self, config: PartConfig, source: Source, architecture: Any, bos: Bos) -> None:
         from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
         super().__init__(config)
         self._bos = bos
-        self._weights, self._tokenizer_source, self._architecture = weights, tokenizer, architecture
+        self._source, self._architecture = source, architecture
         if architecture.model_type not in FAMILIES:
             raise PartError(
                 f'lm: given a model of type "{architecture.model_type}", which is not supported. '
@@ -68,37 +66,16 @@ class TransformersLM(FrozenLM):
 
         Files are memory-mapped, and read shard by shard when they are used. Raises `PartError`.
         """
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
         assert not self.adapters, "weights have to be loaded before adapters are added"
-        if self._weights is None:
+        if self._source.weights is None:
             self.model = self._random_model()
             return
-        logging.disable_progress_bar()  # the caller reports progress
-        model, report = load_pretrained(
-            "weights",
-            self._weights,
-            AutoModelForCausalLM.from_pretrained,
-            config=copy.deepcopy(self._architecture),
-            dtype="auto",
-            use_safetensors=has_safetensors(self._weights),
-            output_loading_info=True,
-        )
-        # Old files may have unused buffers. An unused weight belongs to a block that this model lacks: an error.
-        unexpected = {name for name in report["unexpected_keys"] if name.endswith(".weight")}
-        if wrong := sorted(report["missing_keys"] | unexpected):
-            raise PartError(
-                f"lm.weights: given {self._weights!r}, whose tensors do not fit this model: {len(wrong)} are missing "
-                f"or unexpected, the first is {wrong[0]}"
-            )
+        model = load_model(self._source, self._architecture)
         self.family.adjust(model)
         self.model = model
 
     def _random_model(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(self._architecture), dtype=torch.float32)
+        model = build_model(self._source, self._architecture)
         self.family.adjust(model)
         return model
 
@@ -135,22 +112,7 @@ class TransformersLM(FrozenLM):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        source = self._tokenizer_source or self._weights
-        if source is None:
-            raise PartError(
-                "lm: a model with random weights has no tokenizer; set lm.tokenizer to a hub name or a folder"
-            )
-        folder = Path(resolve_source(source))
-        if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-            raise PartError(
-                f"lm: {folder} has no tokenizer ({' or '.join(TOKENIZER_FILES)}), so it can only read and write token "
-                "ids; for text, put a tokenizer there, or set lm.tokenizer to a hub name or a folder"
-            )
-        return load_pretrained(
-            "tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained
-        )
+        return load_tokenizer(self._source)
 
     @property
     def ends(self) -> Collection[int]:
