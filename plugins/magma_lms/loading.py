@@ -78,7 +78,8 @@ def load_model(source: Source, architecture: Any) -> Any:
     else:
         model, report = _load(source, AutoModelForCausalLM.from_pretrained, architecture, **options)
         _check_tensors(source, report)
-    fix_quantized_modules(model)
+    if source.quantize is not None:
+        fix_quantized_modules(model)
     return model
 
 

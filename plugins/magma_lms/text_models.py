@@ -32,8 +32,8 @@ def text_architecture(architecture: Any) -> Any:
         PartError: The text model cannot be separated from the rest.
     """
     text = copy.deepcopy(_text_part(architecture))
-    if text.eos_token_id is None:
-        text.eos_token_id = architecture.eos_token_id
+    if text.to_dict().get("eos_token_id") is None:
+        text.eos_token_id = architecture.to_dict().get("eos_token_id")
     with torch.device("cpu"):  # this imports modules, which may create tensors
         whole_class, text_class = whole_model_class(architecture), text_model_class(text)
     if text_class is None:
