@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 What = Literal["weights", "tokenizer"]
-READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, ImportError, UnpicklingError)
+READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, ImportError, UnpicklingError, struct.error)
 """What transformers raises for files that are missing, damaged or not safe to read."""
 
 
