@@ -6,13 +6,14 @@ Axes: b batch, t tokens, e width of the word embeddings, d width.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from magma import PartError
+from magma import PartError, error_summary
 
 from .decoder import Decoder, Head
 from .decoding import DecodingMode
@@ -39,6 +40,8 @@ class Structure:
     packs: bool
     """Whether positions that start again separate packed sequences."""
     mode: DecodingMode
+    output: Any
+    """An output of the decoder of the small model, for its form."""
 
 
 def find_structure(model: Any) -> Structure:
@@ -65,10 +68,11 @@ def find_structure(model: Any) -> Structure:
             tuple(dict.fromkeys(block.path for block in blocks)),
             tuple(sites),
             probe.embeddings.shape[-1],
-            _width_of_sites(model, sites, output.shape[-1]),
+            _dim(blocks, sites) or output.shape[-1],
             output.shape[-1],
             packs(probe, offset),
             find_mode(probe, offset),
+            decoder_call.output,
         )
 
 
@@ -93,21 +97,42 @@ def find_decoder(model: Any, root: Call) -> Call:
 
 
 def _choose_decoder(model: Any, call: Call, ids: Tensor, logits: Tensor) -> tuple[Decoder, Head]:
+    """The decoder, with token ids if it needs them besides the embeddings."""
     head = Head(model, call.path, call.output)
+    found: list[Decoder] = []
     reasons = []
     for by_ids in (False, True):
         decoder = Decoder(model, call.path, by_ids)
         try:
             hidden = decoder(decoder.table(ids), ids)
-            found = torch.stack([head(row) for row in hidden])
+            same_logits = same(torch.stack([head(row) for row in hidden]), logits)
         except Exception as error:  # noqa: BLE001  # libraries raise errors of many types
-            reasons.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
+            reasons.append(error_summary(error))
             continue
-        if found.shape == logits.shape and same(found, logits):
-            return decoder, head
-        reasons.append("its logits differ")
-    raise PartError(f"lm: it cannot be used with embeddings as input: {reasons[0]}")
+        if same_logits:
+            found.append(decoder)
+        reasons.append("its logits differ from those with token ids")
+    if not found:
+        raise PartError(f"lm: it cannot be used with embeddings as input: {reasons[0]}")
+    if len(found) == 2 and _agree(found, ids):
+        found.pop()
+    return found[-1], head
 
 
-def _width_of_sites(model: Any, sites: list[Site], default: int) -> int:
-    return default
+def _agree(decoders: Sequence[Decoder], ids: Tensor) -> bool:
+    """Whether decoders give the same for embeddings that are no words; some look for the ids of the embeddings."""
+    words = decoders[0].table(ids)
+    embeddings = torch.cat([words[:, :2], words[:, :3].roll(1, -1) * 0.9, words[:, 5:]], dim=1)
+    try:
+        first, second = (decoder(embeddings, ids) for decoder in decoders)
+    except Exception:  # noqa: BLE001  # as above
+        return False
+    return same(first, second)
+
+
+def _dim(blocks: Sequence[Call], sites: Sequence[Site]) -> int | None:
+    """The width of the sublayers."""
+    exits = {site.exit for site in sites}
+    calls = (call for block in blocks for call in (block, *block.everything_inside()) if call.path in exits)
+    widths = [output.shape[-1] for call in calls if (output := first_tensor(call.output)) is not None]
+    return widths[0] if widths else None
