@@ -49,6 +49,8 @@ class Causal(TransformersLM):
         def _one_source(self) -> Self:
             if (self.weights is None) == (self.architecture is None):
                 raise ValueError("either `weights` (a hub name or folder) or `architecture` (a table with model_type)")
+            if self.weights is None and (self.revision or self.quantize):
+                raise ValueError("`revision` and `quantize` only together with `weights`")
             if self.architecture is not None and self.architecture.get("model_type") not in FAMILIES:
                 raise ValueError(f"an architecture with model_type one of {', '.join(FAMILIES)}")
             return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,28 @@ def test_adapters_learn_in_their_own_precision(folder: Path, quantize: str, dtyp
     assert all(p.grad is None for p in lm.blocks[0].parameters() if not p.requires_grad)
     after = lm.model.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("quantize", BITS)
+def test_the_whole_model_is_cast_before_and_after_its_first_use(folder: Path, quantize: str) -> None:
+    lm = Causal.build(weights=str(folder), quantize=quantize)
+    lm.freeze()
+    expected = run(lm, TOKENS)
+    assert (run(lm.to(dtype=torch.bfloat16), TOKENS) - expected).norm() < 0.05 * expected.norm()
+    moved = copy.deepcopy(lm).to(device="cpu", dtype=torch.float32)
+    assert (run(moved, TOKENS) - expected).norm() < 0.05 * expected.norm()
+    for module in matrices(moved):
+        if quantize == "int8":
+            assert module.state.SCB is not None
+
+
+@pytest.mark.parametrize("quantize", BITS)
+def test_a_quantized_checkpoint_is_read_as_it_is(folder: Path, quantize: str, tmp_path: Path) -> None:
+    lm = Causal.build(weights=str(folder), quantize=quantize)
+    lm.export(tmp_path / "quantized")
+    again = Causal.build(weights=str(tmp_path / "quantized"))
+    lm.freeze(), again.freeze()
+    assert torch.equal(run(again, TOKENS), run(lm, TOKENS))
 
 
 @pytest.mark.parametrize("quantize", BITS)
