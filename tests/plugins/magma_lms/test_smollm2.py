@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import pytest
 import torch
 from magma_lms.causal import Causal
 from magma_lms.weights import locate
+from PIL import Image
 
+import magma
 from magma import BatchLayout
 
 ROOT = Path(__file__).parents[3]
@@ -72,3 +75,14 @@ def test_the_export_is_a_plain_model(lm: Causal, tmp_path: Path) -> None:
     plain = {"add_special_tokens": False, "split_special_tokens": True}
     assert AutoTokenizer.from_pretrained(tmp_path).encode(text, **plain) == lm.encode(text)
     assert lm.decode(lm.encode(text)) == text
+
+
+def test_the_recipe_trains_and_the_model_answers(tmp_path: Path) -> None:
+    small = ["train.samples=64", "train.evaluate_samples=8", "tasks.0.limit=2"]
+    report = magma.run("smollm2_digits", tmp_path / "run", small)
+    assert report["frozen_unchanged"] is True
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row.get("loss") is not None]
+    assert losses[-1] < losses[0] / 2
+    answer = magma.load(tmp_path / "run").generate([Image.open(ROOT / "docs" / "seven.png"), "A picture of"])
+    assert answer.strip()
