@@ -31,6 +31,18 @@ def read_architecture(source: Source) -> Any:
     return text_architecture(architecture) if _has_text_model(source, architecture) else architecture
 
 
+def import_model_class(source: Source, architecture: Any) -> None:
+    """Import the library's module of a model. Raises `PartError` if it has no causal model for this configuration."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if source.remote_code and type(architecture) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return
+    if text_model_class(architecture) is None:
+        raise PartError(
+            f'lm: given a model of type "{architecture.model_type}", for which transformers has no causal language model'
+        )
+
+
 def build_model(source: Source, architecture: Any) -> Any:
     """A causal language model of transformers with random weights in float32. Raises what the library raises."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
