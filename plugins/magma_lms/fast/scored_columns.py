@@ -1,47 +1,68 @@
 """The last block computes only the columns that are needed. Axes: b batch, t columns, d width.
 
-Columns before the first scored one are read by nothing after the last block. Inside the block, attention needs their
-keys and values. Everything that follows from a column by itself (queries, output projection, feed-forward) can be left
-out for them.
+Nothing reads columns before the first scored one after the last block. Inside the block, attention needs their keys and
+values. Everything that follows from a column by itself (queries, output projection, feed-forward) can be left out.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional and keyword arguments of one call of a module."""
+from .attention import FastAttention
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
 
 
 class ScoredColumns:
-    """Modules of a block that are computed from column `first` on; their output is zero before it.
+    """Makes modules of the last block compute only columns from `first` on; their output is zero before it.
 
-    `first` holds until it is set again: activation checkpointing repeats the forward pass later.
+    The number holds until it is set again: activation checkpointing repeats the forward pass later. Compiled blocks
+    compute all columns.
     """
 
     def __init__(self, modules: list[nn.Module]) -> None:
-        self.first = 0
-        self.modules = modules
+        """`modules`: those that `find_column_wise` found."""
+        self._first = 0
+        self._attention = [module for module in modules if isinstance(module, FastAttention)]
         self._handles = [
             handle
             for module in modules
+            if module not in self._attention
             for handle in (
                 module.register_forward_pre_hook(self._cut, with_kwargs=True),
                 module.register_forward_hook(self._pad),
             )
         ]
 
-    def _cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+    @property
+    def first(self) -> int:
+        """The first column that is computed."""
+        return self._first
+
+    @first.setter
+    def first(self, column: int) -> None:
+        self._first = column
+        for module in self._attention:
+            module.first_column = column
+
+    def remove(self) -> None:
+        """Compute all columns again."""
+        self.first = 0
+        for handle in self._handles:
+            handle.remove()
+
+    def _cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if not self._active:
             return None
-        x, put = _input(args, kwargs)
-        return put(x[:, self.first :].contiguous())
+        return _with_input(args, kwargs, _input(args, kwargs)[:, self.first :].contiguous())
 
     def _pad(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return F.pad(output, (0, 0, self.first, 0)) if self._active else None
@@ -50,52 +71,62 @@ class ScoredColumns:
     def _active(self) -> bool:
         return self.first > 0 and not torch.compiler.is_compiling()
 
-    def remove(self) -> None:
-        """Compute all columns again."""
-        for handle in self._handles:
-            handle.remove()
-
 
 @torch.no_grad()
-def find_column_wise(block: nn.Module, run: Callable[[], object], *, first: int) -> list[nn.Module]:
+def find_column_wise(block: nn.Module, run: Callable[[], object], first: int) -> list[nn.Module]:
     """The largest modules of the last block that need not compute the columns before `first`.
 
-    A module is one of them if it takes and returns one tensor [b, t, *], if it gives the same for a part of the
-    columns, and if the block's output from `first` on does not change by a bit when the module's output before `first`
-    is replaced by something else. A module without a matrix costs little and is not looked at.
+    A module is one of them if it computes a part of the columns by itself, and if the block's output from `first` on
+    does not change by a bit when the module's output before `first` is replaced by something else. Modules without a
+    matrix cost little and are not looked at.
 
     Args:
-        block: The last block, in evaluation mode.
+        block: The last block, in evaluation mode, with its adapters.
         run: Runs the decoder on a few columns, without a cache.
-        first: A column of this run that is not the first one.
+        first: A column of this run, not the first one.
     """
-    calls, counts = _record(block, run)
-    if counts[block] != 1:
+    calls = _record(block, run)
+    if block not in calls or calls[block].count != 1:
         return []
-    args, kwargs = calls[block][0]
 
     def output() -> Tensor | None:
-        out = block(*args, **kwargs)
-        out = out[0] if isinstance(out, tuple) else out
-        return out[:, first:] if isinstance(out, Tensor) and out.ndim == 3 else None
+        args, kwargs = calls[block].arguments
+        out = _first_tensor(block(*args, **kwargs))
+        return None if out is None else out[:, first:]
 
     expected = output()
-    if expected is None or not torch.equal(expected, _not_none(output())):
+    again = output()
+    if expected is None or again is None or not torch.equal(expected, again):
         return []
-    found: list[nn.Module] = []
-    for module in _outermost(block, lambda m: counts[m] == 1 and _is_column_wise(m, calls[m], output, expected, first)):
-        found.append(module)
-    return found
+
+    def accept(module: nn.Module) -> bool:
+        call = calls.get(module)
+        if call is None or call.count != 1 or not any(p.ndim > 1 for p in module.parameters()):
+            return False
+        if not isinstance(module, FastAttention) and not _is_column_wise(module, call, first):
+            return False
+        disturbed = _disturb(module, output, first)
+        return disturbed is not None and torch.equal(disturbed, expected)
+
+    return list(_outermost(block, accept))
 
 
-def _record(block: nn.Module, run: Callable[[], object]) -> tuple[dict[nn.Module, Any], Counter[nn.Module]]:
-    """For each module of the block its last call with the output, and the number of its calls."""
-    calls: dict[nn.Module, tuple[Call, Any]] = {}
+@dataclass
+class _Call:
+    """The last call of a module in a run, and the number of its calls."""
+
+    arguments: Arguments
+    output: Any
+    count: int
+
+
+def _record(block: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call]:
+    calls: dict[nn.Module, _Call] = {}
     counts: Counter[nn.Module] = Counter()
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        calls[module] = ((args, kwargs), output)
         counts[module] += 1
+        calls[module] = _Call((args, kwargs), output, counts[module])
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in block.modules()]
     try:
@@ -103,7 +134,7 @@ def _record(block: nn.Module, run: Callable[[], object]) -> tuple[dict[nn.Module
     finally:
         for handle in handles:
             handle.remove()
-    return calls, counts
+    return calls
 
 
 def _outermost(module: nn.Module, accept: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
@@ -114,32 +145,30 @@ def _outermost(module: nn.Module, accept: Callable[[nn.Module], bool]) -> Iterat
             yield from _outermost(child, accept)
 
 
-def _is_column_wise(
-    module: nn.Module, recorded: tuple[Call, Any], output: Callable[[], Tensor | None], expected: Tensor, first: int
-) -> bool:
-    (args, kwargs), out = recorded
-    if not any(p.ndim > 1 for p in module.parameters()) or len(args) + len(kwargs) != 1:
+def _is_column_wise(module: nn.Module, call: _Call, first: int) -> bool:
+    """Whether the module takes and returns one tensor [b, t, *] and gives the same for a part of the columns."""
+    args, kwargs = call.arguments
+    if len(args) + len(kwargs) != 1:
         return False
-    x, put = _input(args, kwargs)
+    x, out = _input(args, kwargs), call.output
     if not all(isinstance(one, Tensor) and one.ndim == 3 for one in (x, out)) or x.shape[:2] != out.shape[:2]:
         return False
-    part_args, part_kwargs = put(x[:, first:])
-    part = module(*part_args, **part_kwargs)
-    scale = float(out.abs().max())
-    if not isinstance(part, Tensor) or not torch.allclose(part, out[:, first:], rtol=1e-4, atol=1e-5 * scale):
-        return False
-    return all(
-        torch.equal(_disturbed(place, run, first), kept)
-        for place, run, kept in ((module, lambda: _not_none(output()), expected),)
-    )
+    args, kwargs = _with_input(args, kwargs, x[:, first:])
+    part = module(*args, **kwargs)
+    tolerance = 1e-5 * float(out.abs().max())
+    return isinstance(part, Tensor) and torch.allclose(part, out[:, first:], rtol=1e-4, atol=tolerance)
 
 
-def _disturbed(module: nn.Module, run: Callable[[], Tensor], first: int) -> Tensor:
+def _disturb(module: nn.Module, run: Callable[[], Tensor | None], first: int) -> Tensor | None:
     """The result of `run` when the module's output before `first` is something else."""
 
-    def replace(_: nn.Module, __: Any, out: Tensor) -> Tensor:
+    def replace(_: nn.Module, __: Any, output: Any) -> Any:
+        out = _first_tensor(output)
+        if out is None:
+            return None
         noise = torch.randn(out[:, :first].shape, generator=torch.Generator().manual_seed(0)).to(out)
-        return torch.cat([10 * noise * (1 + out.abs().max()), out[:, first:]], dim=1)
+        other = torch.cat([10 * noise * (1 + out.abs().max()), out[:, first:]], dim=1)
+        return (other, *output[1:]) if isinstance(output, tuple) else other
 
     handle = module.register_forward_hook(replace)
     try:
@@ -148,14 +177,17 @@ def _disturbed(module: nn.Module, run: Callable[[], Tensor], first: int) -> Tens
         handle.remove()
 
 
-def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Callable[[Any], Call]]:
-    """The only argument of a call, and a function that puts another value in its place."""
-    if args:
-        return args[0], lambda x: ((x,), {})
-    name, value = next(iter(kwargs.items()))
-    return value, lambda x: ((), {name: x})
+def _first_tensor(output: Any) -> Tensor | None:
+    """The hidden states [b, t, d] that a module returns, by themselves or first of several values."""
+    out = output[0] if isinstance(output, tuple) and output else output
+    return out if isinstance(out, Tensor) and out.ndim == 3 else None
 
 
-def _not_none(out: Tensor | None) -> Tensor:
-    assert out is not None
-    return out
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The only argument of a call."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Arguments:
+    """The arguments with another only argument."""
+    return ((x,), {}) if args else ((), {name: x for name in kwargs})
