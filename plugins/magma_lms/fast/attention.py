@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .rotation import rotate
+from .rotation import Angles, rotate
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class FastAttention(nn.Module):
         if not self._applies(args, kwargs, mask, cache):
             return super().forward(*args, **kwargs)
         x = args[0] if args else kwargs["hidden_states"]
-        cosines, sines = (part[:, None] for part in kwargs["position_embeddings"])
-        return self.attend(x, cosines, sines, mask, cache, self.first_column), None
+        angles = _angles(kwargs["position_embeddings"])
+        return self.attend(x, angles, mask, cache, self.first_column), None
 
     def _applies(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any, cache: Any) -> bool:
         if self.training or len(args) > 1 or torch.compiler.is_compiling() or kwargs.get("output_attentions"):
@@ -66,15 +66,12 @@ class FastAttention(nn.Module):
         x = args[0] if args else kwargs["hidden_states"]
         return x.shape[1] == 1 or cache is None or cache.get_seq_length(self.fast_plan.layer) == 0
 
-    def attend(
-        self, x: Tensor, cosines: Tensor, sines: Tensor, mask: Tensor | None, cache: Any, first: int = 0
-    ) -> Tensor:
+    def attend(self, x: Tensor, angles: Angles, mask: Tensor | None, cache: Any, first: int = 0) -> Tensor:
         """[b, t, d] to [b, t, d].
 
         Args:
             x: Hidden states, [b, t, d].
-            cosines: Of the angles of all positions, [b or 1, 1, t, rotary dimension].
-            sines: Likewise.
+            angles: The rotary angles of the positions.
             mask: [b or 1, h or 1, t, p + t], boolean or additive. None: causal.
             cache: The library's cache, which is extended, or None.
             first: The first column whose output is needed.
@@ -83,11 +80,12 @@ class FastAttention(nn.Module):
         queries = self._heads(x[:, first:].contiguous() if first else x, plan.query, 0)
         keys = self._heads(x, plan.key, 1)
         values = self._heads(x, plan.value, None)
-        queries = rotate(queries, cosines[:, :, first:], sines[:, :, first:])
-        keys = rotate(keys, cosines, sines)
+        queries, keys = rotate(queries, angles.from_column(first)), rotate(keys, angles)
         if cache is not None:
             keys, values = cache.update(keys, values, plan.layer)
-        out = grouped_attention(queries, keys, values, mask if mask is None else mask[:, :, first:], plan.scale)
+        if first and mask is not None:
+            mask = mask[:, :, first:]
+        out = grouped_attention(queries, keys, values, mask, plan.scale)
         projected: Tensor = self._modules[plan.out](out.transpose(1, 2).flatten(2))  # type: ignore[misc]
         return F.pad(projected, (0, 0, first, 0)) if first else projected
 
@@ -102,6 +100,18 @@ class FastAttention(nn.Module):
             y = normalise(y)
         y = y.view(*y.shape[:2], -1, plan.width)
         return (y if plan.norms_whole else normalise(y)).transpose(1, 2)
+
+
+_last: tuple[tuple[Tensor, Tensor], Angles] | None = None
+
+
+def _angles(rope: tuple[Tensor, Tensor]) -> Angles:
+    """The angles from what the library gives; all layers of a step get the same object, so it is converted once."""
+    global _last
+    last = _last
+    if last is None or last[0] is not rope:
+        _last = last = rope, Angles.of(*rope)
+    return last[1]
 
 
 def grouped_attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float) -> Tensor:

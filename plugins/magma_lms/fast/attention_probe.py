@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import FastAttention, Plan
+from .rotation import Angles
 
 FAR = 10**7
 """A position beyond the context of any model."""
@@ -232,9 +233,9 @@ def _same(module: nn.Module, plan: Plan, trial: _Trial, expected: _Result) -> bo
     fast.__dict__.update(vars(module))
     fast.fast_plan = plan
     probe = _Probe(trial.past)
-    cosines, sines = (part[:, None] for part in trial.arguments["position_embeddings"])
+    angles = Angles.of(*trial.arguments["position_embeddings"])
     with torch.no_grad():
-        out = fast.attend(trial.x, cosines, sines, trial.arguments.get("attention_mask"), probe)
+        out = fast.attend(trial.x, angles, trial.arguments.get("attention_mask"), probe)
     pairs = [(probe.keys, expected.keys), (probe.values, expected.values)]
     if not trial.saturated:
         pairs.append((out, expected.out))

@@ -14,15 +14,22 @@ PROBE_SCALES = (1.0, 1e-3, 1e-6)
 
 def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
     """x / sqrt(mean(x^2) + epsilon) * scale for x [..., w] and a frozen scale [w]."""
+    if not x.requires_grad or not torch.is_grad_enabled():
+        return (x * _inverse(x, epsilon)).mul_(scale)
     out: Tensor = _RMSNorm.apply(x, scale, epsilon)
     return out
+
+
+def _inverse(x: Tensor, epsilon: float) -> Tensor:
+    """1 / sqrt(mean(x^2) + epsilon), [..., 1]."""
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        inverse = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+        inverse = _inverse(x, epsilon)
         ctx.save_for_backward(x, scale, inverse)
         return (x * inverse).mul_(scale)
 

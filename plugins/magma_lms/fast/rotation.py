@@ -5,20 +5,36 @@ Axes: b batch, h heads, t tokens, w width of a head, r rotary dimension.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate the first r dimensions of x [b, h, t, w]; dimension i is paired with i + r / 2.
+class Angles(NamedTuple):
+    """The angles of all positions."""
 
-    `cosines` and `sines` [b or 1, 1, t, r] have each angle twice, once in each half. They get no gradient.
-    """
+    cosines: Tensor
+    """[b or 1, 1, t, r], each angle twice, once in each half."""
+    sines: Tensor
+    """Likewise; negative in the first half, because there the rotation subtracts."""
+
+    @classmethod
+    def of(cls, cosines: Tensor, sines: Tensor) -> Angles:
+        """From the library's cosines and sines, [b or 1, t, r]."""
+        first, second = sines.unsqueeze(1).chunk(2, -1)
+        return cls(cosines.unsqueeze(1), torch.cat((-first, second), -1))
+
+    def from_column(self, first: int) -> Angles:
+        """Those of the positions from a column on."""
+        return Angles(self.cosines[:, :, first:], self.sines[:, :, first:]) if first else self
+
+
+def rotate(x: Tensor, angles: Angles) -> Tensor:
+    """Rotate the first r dimensions of x [b, h, t, w]; dimension i is paired with i + r / 2. Angles get no gradient."""
     if not x.requires_grad or not torch.is_grad_enabled():
-        return _rotate(x, cosines, sines, 1)
-    out: Tensor = _Rotation.apply(x, cosines, sines)
+        return _rotate(x, *angles)
+    out: Tensor = _Rotation.apply(x, *angles)
     return out
 
 
@@ -28,25 +44,16 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
         ctx.save_for_backward(cosines, sines)
-        return _rotate(x, cosines, sines, 1)
+        return _rotate(x, cosines, sines)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         cosines, sines = ctx.saved_tensors
-        return _rotate(gradient, cosines, sines, -1), None, None
+        return _rotate(gradient, cosines, -sines), None, None
 
 
-def _rotate(x: Tensor, cosines: Tensor, sines: Tensor, direction: int) -> Tensor:
+def _rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     r = cosines.shape[-1]
-    half = r // 2
-    sines = sines[..., :half]
-    first, second = x[..., :half], x[..., half:r]
-    if r == x.shape[-1]:
-        out = x * cosines
-    else:
-        out = torch.empty_like(x)
-        out[..., r:] = x[..., r:]
-        torch.mul(x[..., :r], cosines, out=out[..., :r])
-    out[..., :half].addcmul_(second, sines, value=-direction)
-    out[..., half:r].addcmul_(first, sines, value=direction)
-    return out
+    if r < x.shape[-1]:
+        return torch.cat([_rotate(x[..., :r], cosines, sines), x[..., r:]], dim=-1)
+    return (x * cosines).addcmul_(x.roll(r // 2, -1), sines)
