@@ -1,9 +1,9 @@
 """Rotary attention with few operations, for every attention that computes the same as it.
 
 Four projections; rotary positions in two halves; several query heads for one key-value head; optionally a norm of
-queries and keys; the kernel of torch. Compared with the library's code it copies no keys and values for grouped queries,
-rotates with a third of the passes, and calls fewer operations for a token. It can leave out the queries of columns
-that nothing reads.
+queries and keys; the kernel of torch. Compared with the library's code it copies no keys and values for grouped
+queries, rotates with half of the passes, and calls fewer operations for a token. It can leave out the queries of
+columns that nothing reads.
 
 Axes: b batch, t tokens, p columns of the cache, d width, h query heads, g key-value heads, w width of a head.
 """
@@ -38,6 +38,11 @@ class Plan:
     """Factor on the scores."""
     layer: int
     """The layer of the cache."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all submodules."""
+        return frozenset((self.query, self.key, self.value, self.out, *(self.norms or ())))
 
 
 class FastAttention(nn.Module):

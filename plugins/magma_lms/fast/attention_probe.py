@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,11 +44,10 @@ def speed_up_attention(model: nn.Module, run: Callable[[], object]) -> int:
         if key not in known:
             known[key] = _recognise(module, x, arguments, layer)
         plan = known[key]
-        if plan is None:
-            continue
-        module.fast_plan = Plan(**{**vars(plan), "layer": layer})
-        module.__class__ = _fast_class(type(module))
-        count += 1
+        if plan is not None:
+            vars(module)["fast_plan"] = replace(plan, layer=layer)
+            module.__class__ = _fast_class(type(module))
+            count += 1
     return count
 
 

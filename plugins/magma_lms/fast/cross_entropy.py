@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 MAX_LOGITS = 2**24
 """The largest number of logits that exist at once; 64 MiB in float32."""
+COPIES = 4
+"""What autograd keeps for a head with a scale and a soft-cap, in multiples of the logits."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
@@ -30,21 +32,22 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, la
     return loss
 
 
-def chunked_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+def chunked_cross_entropy(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, vocab: int) -> Tensor:
     """Summed cross-entropy of any frozen head, in float32.
 
     Args:
         head: Hidden states [n, d] to logits [n, v], each row by itself. Its parameters get no gradient.
         hidden: Hidden states, [m, d].
         labels: The right tokens, [m].
+        vocab: v.
     """
-    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels)
+    loss: Tensor = _ChunkedCrossEntropy.apply(hidden, head, labels, vocab)
     return loss
 
 
 def _chunks(m: int, v: int) -> int:
-    """The number of chunks of equal size with at most `MAX_LOGITS` logits each."""
-    return max(1, -(-m * v // MAX_LOGITS))
+    """The number of chunks of equal size with at most `MAX_LOGITS` logits each, or one row."""
+    return max(1, min(m, -(-m * v // MAX_LOGITS)))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -70,30 +73,27 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, head: Callable[[Tensor], Tensor], labels: Tensor, vocab: int) -> Tensor:
+        count = _chunks(COPIES * len(hidden), vocab)
         loss = torch.zeros((), device=hidden.device)
-        gradients = []
-        at, size = 0, 1  # the size of the vocabulary is known after one row
-        while at < len(hidden):
-            some = hidden[at : at + size].detach().requires_grad_(ctx.needs_input_grad[0])
+        gradients: list[Tensor] = []
+        for some, targets in zip(hidden.chunk(count), labels.chunk(count), strict=True):
+            some = some.detach().requires_grad_(ctx.needs_input_grad[0])
             with torch.set_grad_enabled(some.requires_grad):
                 logits = head(some)
             copy = logits.detach().to(torch.float32, copy=True)  # autograd may need the logits themselves
-            part, probs = _loss_and_gradient(copy, labels[at : at + size], some.requires_grad)
+            part, probs = _loss_and_gradient(copy, targets, some.requires_grad)
             loss = loss + part
             if probs is not None:
                 gradients += torch.autograd.grad(logits, some, probs.to(logits.dtype))
-            at += size
-            # Autograd keeps a few copies of a chunk: they are together smaller than the logits of all positions.
-            size = max(1, min(MAX_LOGITS // logits.shape[-1], -(-len(hidden) // 4)))
         if gradients:
             ctx.save_for_backward(_joined(gradients))
         return loss
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (hidden_gradient,) = ctx.saved_tensors
-        return hidden_gradient * gradient.to(hidden_gradient.dtype), None, None
+        return hidden_gradient * gradient.to(hidden_gradient.dtype), None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:

@@ -23,7 +23,8 @@ def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
 def _inverse(x: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(mean(x^2) + epsilon), [..., 1]."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    out: Tensor = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return out
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -55,7 +56,8 @@ class FastRMSNorm(nn.Module):
         weight = self._parameters[self.fast_weight]
         assert weight is not None
         plain = not args and not kwargs and not torch.compiler.is_compiling()
-        if not plain or weight.requires_grad or not x.dtype == weight.dtype == torch.float32:
+        frozen = not weight.requires_grad or not torch.is_grad_enabled()
+        if not plain or not frozen or not x.dtype == weight.dtype == torch.float32:
             return super().forward(x, *args, **kwargs)
         return rms_norm(x, weight + self.fast_offset if self.fast_offset else weight, self.fast_epsilon)
 
@@ -68,11 +70,11 @@ def speed_up_rms_norms(model: nn.Module) -> int:
     count = 0
     for module in model.modules():
         found = _recognise(module)
-        if found is None:
-            continue
-        module.fast_weight, module.fast_offset, module.fast_epsilon = found
-        module.__class__ = _fast_class(type(module))
-        count += 1
+        if found is not None:
+            name, offset, epsilon = found
+            vars(module).update(fast_weight=name, fast_offset=offset, fast_epsilon=epsilon)
+            module.__class__ = _fast_class(type(module))
+            count += 1
     return count
 
 

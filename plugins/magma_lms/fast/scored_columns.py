@@ -7,7 +7,7 @@ values. Everything that follows from a column by itself (queries, output project
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,20 +73,23 @@ class ScoredColumns:
 
 
 @torch.no_grad()
-def find_column_wise(block: nn.Module, run: Callable[[], object], first: int) -> list[nn.Module]:
+def find_column_wise(block: nn.Module, run: Callable[[], Tensor], first: int) -> list[nn.Module]:
     """The largest modules of the last block that need not compute the columns before `first`.
 
     A module is one of them if it computes a part of the columns by itself, and if the block's output from `first` on
-    does not change by a bit when the module's output before `first` is replaced by something else. Modules without a
-    matrix cost little and are not looked at.
+    does not change by a bit when the module's output before `first` is replaced by something else. The same is asked of
+    the decoder's output and the block. Modules without a matrix cost little and are not looked at.
 
     Args:
         block: The last block, in evaluation mode, with its adapters.
-        run: Runs the decoder on a few columns, without a cache.
+        run: Runs the decoder on a few columns, without a cache, and returns its output [b, t, d].
         first: A column of this run, not the first one.
     """
-    calls = _record(block, run)
+    calls, hidden = _record(block, run)
     if block not in calls or calls[block].count != 1:
+        return []
+    other = _disturb(block, run, first)
+    if other is None or not torch.equal(other[:, first:], hidden[:, first:]):
         return []
 
     def output() -> Tensor | None:
@@ -120,7 +123,8 @@ class _Call:
     count: int
 
 
-def _record(block: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Call]:
+def _record(block: nn.Module, run: Callable[[], Tensor]) -> tuple[dict[nn.Module, _Call], Tensor]:
+    """The calls of the block's modules in a run, and its result."""
     calls: dict[nn.Module, _Call] = {}
     counts: Counter[nn.Module] = Counter()
 
@@ -130,19 +134,28 @@ def _record(block: nn.Module, run: Callable[[], object]) -> dict[nn.Module, _Cal
 
     handles = [module.register_forward_hook(note, with_kwargs=True) for module in block.modules()]
     try:
-        run()
+        return calls, run()
     finally:
         for handle in handles:
             handle.remove()
-    return calls
 
 
-def _outermost(module: nn.Module, accept: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
-    for child in module.children():
-        if accept(child):
+def _outermost(
+    module: nn.Module, accept: Callable[[nn.Module], bool], done: Collection[str] = ()
+) -> Iterator[nn.Module]:
+    """The outermost accepted modules inside a module, without children named in `done`.
+
+    What an attention module has besides its own submodules (an adapter) is looked at too.
+    """
+    for name, child in module.named_children():
+        if name in done:
+            continue
+        accepted = accept(child)
+        if accepted:
             yield child
-        else:
-            yield from _outermost(child, accept)
+        if not accepted or isinstance(child, FastAttention):
+            done = child.fast_plan.names if accepted and isinstance(child, FastAttention) else ()
+            yield from _outermost(child, accept, done)
 
 
 def _is_column_wise(module: nn.Module, call: _Call, first: int) -> bool:
@@ -190,4 +203,4 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 def _with_input(args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Arguments:
     """The arguments with another only argument."""
-    return ((x,), {}) if args else ((), {name: x for name in kwargs})
+    return ((x,), {}) if args else ((), dict.fromkeys(kwargs, x))
