@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from magma import Decoding, Magma
+from magma import Decoding, Magma, Sublayer
 from magma.evaluation.prefix_sharing import PrefixCachedGenerator
+from magma.interfaces import SUBLAYERS
 from magma.values import Segment
 
 from . import peers
@@ -20,8 +22,8 @@ SMOLLM2 = {"dim": 576, "layers": 30, "heads": 9, "key_heads": 3, "inner": 1536}
 """SmolLM2-135M; the small model has its proportions."""
 
 
-def build(family: str, vocab: int, sizes: dict[str, int]) -> Magma:
-    """A model with random weights of one of the families."""
+def build(family: str, vocab: int, sizes: dict[str, int], sublayers: Sequence[Sublayer] = SUBLAYERS) -> Magma:
+    """A model of one of the families with random weights, and adapters around these sublayers."""
     from magma_lms.causal import Causal
 
     torch.manual_seed(0)
@@ -40,7 +42,7 @@ def build(family: str, vocab: int, sizes: dict[str, int]) -> Magma:
         "eos_token_id": vocab - 2,
         "tie_word_embeddings": True,
     }
-    return peers.with_grid(Causal.build(architecture=architecture))
+    return peers.with_grid(Causal.build(architecture=architecture), sublayers)
 
 
 def train_causal(count: int) -> list[Row]:
@@ -68,7 +70,7 @@ def train_causal(count: int) -> list[Row]:
 
 def generate_causal(count: int) -> list[Row]:
     """Answers of 16 tokens, with the sizes of SmolLM2-135M: to one text, and to 16 questions about one image."""
-    model = build("llama", 49_152, SMOLLM2).eval()
+    model = build("llama", 49_152, SMOLLM2, sublayers=()).eval()
     draw = torch.Generator().manual_seed(0)
 
     def text(length: int) -> peers.Tokens:

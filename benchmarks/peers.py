@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import magma
 from magma import Example, Features, Magma, Media, PartConfig, Tokens
+from magma.interfaces import SUBLAYERS
 
 IGNORED = -100
 
@@ -73,8 +74,8 @@ def build(dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048
     )
 
 
-def with_grid(lm: magma.FrozenLM) -> Magma:
-    """A language model that reads grids, with adapters 8/8 of the paper."""
+def with_grid(lm: magma.FrozenLM, sublayers: Sequence[magma.Sublayer] = SUBLAYERS) -> Magma:
+    """A language model that reads grids, with adapters 8/8 of the paper around these sublayers."""
     from magma_adapters.bottleneck import Sequential
     from magma_prefixes.linear import Linear
 
@@ -83,7 +84,7 @@ def with_grid(lm: magma.FrozenLM) -> Magma:
     return Magma(
         lm,
         {"grid": magma.Input(grid, prefix)},
-        {place: lambda: Sequential.build(lm.dim, downsample=8) for place in ("attention", "mlp")},
+        {sublayer: lambda: Sequential.build(lm.dim, downsample=8) for sublayer in sublayers},
     )
 
 

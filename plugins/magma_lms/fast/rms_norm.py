@@ -23,7 +23,7 @@ def rms_norm(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
 def _inverse(x: Tensor, epsilon: float) -> Tensor:
     """1 / sqrt(mean(x^2) + epsilon), [..., 1]."""
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    out: Tensor = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    out: Tensor = norm.square_().mul_(1 / x.shape[-1]).add_(epsilon).rsqrt_()
     return out
 
 
