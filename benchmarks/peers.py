@@ -80,7 +80,7 @@ def with_grid(lm: magma.FrozenLM, sublayers: Sequence[magma.Sublayer] = SUBLAYER
     from magma_prefixes.linear import Linear
 
     grid = Grid(Grid.Config())
-    prefix = Linear.build(grid.dim, grid.length, lm.dim, layernorm=True)
+    prefix = Linear.build(grid.dim, grid.length, lm.embedding_dim, layernorm=True)
     return Magma(
         lm,
         {"grid": magma.Input(grid, prefix)},
