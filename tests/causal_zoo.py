@@ -55,8 +55,17 @@ TINY: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": 2,
     "is_decoder": True,
+    # other tokens that a model must not find in a text: see `WORDS`
+    **dict.fromkeys(
+        ("image_token_id", "image_token_index", "boi_token_id", "eoi_token_id", "vision_start_token_id"), 90
+    ),
+    **dict.fromkeys(("video_token_id", "boa_token_id", "eoa_token_id", "eoa_token_index", "vision_end_token_id"), 91),
+    "audio_token_id": 92,
 }
 """Fields of a tiny model; each family takes those that it knows."""
+
+WORDS = (3, 90)
+"""Tests take token ids from this range."""
 
 _WINDOWED = (
     "num_attention_heads",
@@ -67,7 +76,7 @@ _WINDOWED = (
     "qk_rope_head_dim",
     "v_head_dim",
 )
-_WINDOW_IS_OPTIONAL = ("dots1", "laguna", "mellum", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3")
+_WINDOW_IS_OPTIONAL = ("dots1", "laguna", "mellum", "qwen2", "qwen2_moe", "qwen3", "smollm3")
 OTHERS: dict[str, dict[str, Any]] = {
     **{name: {"layer_types": ["full_attention", "sliding_attention"]} for name in _WINDOW_IS_OPTIONAL},
     "bamba": {"attn_layer_indices": [1]},
@@ -274,7 +283,7 @@ def randomise(model: torch.nn.Module) -> None:
         if parameter.ndim > 1:
             parameter.normal_(std=0.2)
         else:
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
 def main(wanted: list[str]) -> None:
