@@ -72,6 +72,8 @@ class ToyLM(FrozenLM):
         dim: int = 16
         context: int = 64
 
+    config: Config
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.dim, self.context, self.vocab, self.eos = config.dim, config.context, 257, 256
@@ -111,9 +113,9 @@ class ToyLM(FrozenLM):
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         b, t, _ = embeddings.shape
-        x = self.dropout(embeddings + self.places(layout.positions.clamp(max=self.context - 1)))
+        x = self.dropout(self.enter(embeddings, layout))
         q, k, v = self.qkv(x).chunk(3, -1)
-        valid = torch.arange(t) < layout.lengths[:, None]
+        valid = torch.arange(t, device=x.device) < layout.lengths[:, None]
         past = 0
         if isinstance(cache, ToyCache):
             if cache.keys is not None and cache.values is not None and cache.valid is not None:
@@ -122,14 +124,77 @@ class ToyLM(FrozenLM):
                     torch.cat(pair, 1) for pair in ((cache.keys, k), (cache.values, v), (cache.valid, valid))
                 )
             cache.keys, cache.values, cache.valid = k, v, valid
-        mask = torch.ones(t, past + t, dtype=torch.bool).tril(past) & valid[:, None]
-        mask = mask | torch.eye(t, past + t, dtype=torch.bool).roll(past, 1)
+        mask = torch.ones(t, past + t, dtype=torch.bool, device=x.device).tril(past) & valid[:, None]
+        mask = mask | torch.eye(t, past + t, dtype=torch.bool, device=x.device).roll(past, 1)
         h = x + self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-        h = h + self.mlp(h)
-        return h.reshape(b * t, -1)[layout.scored]
+        return self.leave(h + self.mlp(h)).reshape(b * t, -1)[layout.scored]
+
+    def enter(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
+        return embeddings + self.places(layout.positions.clamp(max=self.config.context - 1))
+
+    def leave(self, h: Tensor) -> Tensor:
+        return h
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         return hidden @ self.words.weight.T
+
+
+class HybridLM(ToyLM):
+    """No limit, three widths, embeddings by id; its second block has no attention and two feed-forward sublayers."""
+
+    name = "hybrid"
+    packing_problem = "it counts from the start of a row"
+
+    def __init__(self, config: ToyLM.Config) -> None:
+        super().__init__(config)
+        self.context = None
+        self.words = nn.Embedding(self.vocab, self.embedding_dim)
+        self.by_id = nn.Embedding(self.vocab, self.dim)
+        self.widen, self.narrow = nn.Linear(self.embedding_dim, self.dim), nn.Linear(self.dim, self.output_dim)
+        self.logits = nn.Linear(self.output_dim, self.vocab)
+        self.second = nn.ModuleList(
+            nn.Sequential(nn.Linear(self.dim, 8), nn.Tanh(), nn.Linear(8, self.dim)) for _ in range(2)
+        )
+
+    @property
+    def embedding_dim(self) -> int:
+        return 12
+
+    @property
+    def output_dim(self) -> int:
+        return 10
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        return [self.mlp, self.second]
+
+    def site_blocks(self, sublayer: Sublayer) -> int:
+        return {"attention": 1, "mlp": 2}[sublayer]
+
+    def add_adapters(self, place: Sublayer, make: Callable[[], Adapter]) -> None:
+        super().add_adapters(place, make)
+        if place == "mlp":
+            for i, sublayer in enumerate(self.second):
+                adapter = make()
+                self.second[i] = Wrapped(sublayer, adapter)
+                self.adapters[place].append(adapter)
+
+    def remove_adapters(self) -> None:
+        super().remove_adapters()
+        for i, sublayer in enumerate(self.second):
+            self.second[i] = sublayer.sublayer if isinstance(sublayer, Wrapped) else sublayer
+
+    def enter(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
+        assert layout.token_ids is not None
+        return self.widen(embeddings) + self.by_id(layout.token_ids)
+
+    def leave(self, h: Tensor) -> Tensor:
+        for sublayer in self.second:
+            h = h + sublayer(h)
+        return self.narrow(h)
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        return self.logits(hidden)
 
 
 class ToyEncoder(Encoder):
@@ -295,7 +360,7 @@ class ToyTask(Task):
 
 @hookimpl
 def magma_parts() -> list[type]:
-    return [ToyLM, ToyEncoder, TightEncoder, ToyPrefix, ToyAdapter, ToyHead, ToySource, ToyTask]
+    return [ToyLM, HybridLM, ToyEncoder, TightEncoder, ToyPrefix, ToyAdapter, ToyHead, ToySource, ToyTask]
 
 
 RECIPE: dict[str, Any] = {

@@ -83,7 +83,7 @@ class Encoder(Module):
 
 
 class Prefix(Module):
-    """Features to word-embedding space. Built as `Prefix(config, encoder.dim, encoder.length, lm.dim)`."""
+    """Features to word-embedding space. Built as `Prefix(config, encoder.dim, encoder.length, lm.embedding_dim)`."""
 
     kind = "prefix"
     length: int
@@ -134,7 +134,7 @@ class Adapter(Module):
 
 
 class Head(Module):
-    """Replaces the language model's own head: hidden states to classes. Built as `Head(config, lm.dim)`.
+    """Replaces the language model's own head: hidden states to classes. Built as `Head(config, lm.output_dim)`.
 
     Its input is the last layer's hidden state of the last token (section 4.1.3 of the paper).
     """
@@ -160,17 +160,32 @@ class FrozenLM(Module):
 
     kind = "lm"
     dim: int
-    context: int
+    """Width of the blocks: adapters are built with it."""
+    context: int | None
+    """Maximum number of positions of a sequence. None: the model has no limit."""
     vocab: int
     eos: int
     beginning: Sequence[int] = ()
     """Token ids before everything, media included: BOS, if the model was trained with it."""
     joins: bool = True
     """Whether adjacent texts are tokenized as one. False in checkpoints that were trained otherwise."""
+    packing_problem: str | None = None
+    """Why several examples cannot be packed into one row: the end of a message, such as "its recurrent state does not
+    restart within a row". A recipe with `train.packing` is then refused. None: they can be packed."""
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__(config)
         self.adapters: dict[Sublayer, list[Adapter]] = {}
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of word embeddings: prefixes are built with it. Default: `dim`."""
+        return self.dim
+
+    @property
+    def output_dim(self) -> int:
+        """Width of what `forward` returns: heads are built with it. Default: `dim`."""
+        return self.dim
 
     @property
     def num_embeddings(self) -> int:
@@ -181,6 +196,10 @@ class FrozenLM(Module):
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks in order, for activation checkpointing and compilation. Default: none."""
         return ()
+
+    def site_blocks(self, sublayer: Sublayer) -> int:
+        """Number of blocks that have this sublayer, for plans. Default: all `blocks`."""
+        return len(self.blocks)
 
     @property
     def ends(self) -> Collection[int]:
@@ -211,15 +230,21 @@ class FrozenLM(Module):
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
-        """Look up word embeddings [b, t, d] of token ids [b, t]."""
+        """Look up word embeddings [b, t, `embedding_dim`] of token ids [b, t]."""
 
     @abstractmethod
     def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
-        """Add an adapter to one sublayer of every block, in order, and list them in `adapters`.
+        """Add an adapter to every site of a sublayer, in the order of the blocks, and list them in `adapters`.
+
+        A site is one module with this function. Usually every block has one; in hybrid models it exists in some blocks
+        only, or several times in a block.
 
         Args:
             sublayer: "attention" or "mlp".
-            make: Makes one adapter; called once for each block.
+            make: Makes one adapter; called once for each site.
+
+        Raises:
+            PartError: No block has this sublayer, or it has adapters already.
         """
 
     @abstractmethod
@@ -235,20 +260,20 @@ class FrozenLM(Module):
         """Run the blocks.
 
         Args:
-            embeddings: Inputs, [b, t, d], right-padded.
-            layout: Positions, lengths and scored positions.
+            embeddings: Inputs, [b, t, `embedding_dim`], right-padded.
+            layout: Positions, lengths, scored positions and token ids.
             cache: Keys and values of earlier positions, which the t positions follow; it is extended in place.
 
         Returns:
-            Last hidden states [m, d] of the scored positions.
+            Last hidden states [m, `output_dim`] of the scored positions.
         """
 
     @abstractmethod
     def lm_head(self, hidden: Tensor) -> Tensor:
-        """Compute logits [m, v] from hidden states [m, d]."""
+        """Compute logits [m, v] from hidden states [m, `output_dim`]."""
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of hidden states [m, d] and the tokens [m] that follow them: summed, in float32."""
+        """Cross-entropy of hidden states [m, `output_dim`] and the tokens [m] that follow them: summed, in float32."""
         return nn.functional.cross_entropy(self.lm_head(hidden).float(), labels, reduction="sum")
 
     def export(self, folder: Path) -> None:

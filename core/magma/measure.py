@@ -16,6 +16,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .data.sequence import Batch
 from .errors import PartError
+from .io import error_summary
 from .model import Magma
 from .values import Features
 
@@ -42,7 +43,7 @@ def _fused_attention() -> Iterator[None]:
         scale: float | None = None,
         **more: Any,
     ) -> Tensor:
-        if more.get("enable_gqa"):
+        if more.get("enable_gqa") or query.ndim != 4:  # the kernel takes [b, h, t, w] only
             out: Tensor = plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
         else:
             out = kernel(query, key, value, dropout_p, is_causal, scale=scale)[0]
@@ -64,10 +65,22 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's
         self.flops = 0
+        self.failed = ""
+        """The operation that needs values."""
         self._known: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        try:
+            return self._run(func, args, kwargs or {})
+        except NotImplementedError:
+            self.failed = str(func._overloadpacket)
+            raise
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+            return True  # rows without padding: a condition such as "no position is masked" holds
+        if func._overloadpacket is torch.ops.aten._grouped_mm:
+            return self._grouped_mm(func, *args, **kwargs)
         if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
             out = func(*args, **kwargs)  # of a view, or in place
         else:
@@ -80,6 +93,17 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
+
+    def _grouped_mm(self, func: Any, one: Tensor, other: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Products of experts. On meta they exist for bfloat16 only, and torch has no formula for them.
+
+        `one` is [m, k] or [g, m, k], `other` [k, n] or [g, k, n]. The groups divide the axis that only one of them
+        shares with the result, or k, so that each position is computed once.
+        """
+        out: Tensor = func(one.bfloat16(), other.bfloat16(), *args, **kwargs)
+        groups = one.shape[0] if one.ndim == other.ndim == 3 else 1
+        self.flops += 2 * groups * one.shape[-2] * one.shape[-1] * other.shape[-1]
+        return out.to(one.dtype)
 
 
 @dataclass(frozen=True)
@@ -111,6 +135,10 @@ def _cache_key(value: Any) -> Any:
     return type(value), value
 
 
+class NotMeasurable(Exception):
+    """A part needs values, which tensors on meta do not have. The message is the reason, for plans."""
+
+
 @dataclass(frozen=True)
 class ExampleCosts:
     """FLOPs of the forward and backward pass per example, and bytes kept for the backward pass."""
@@ -121,7 +149,7 @@ class ExampleCosts:
     activation_bytes: int
 
 
-def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> ExampleCosts | None:
+def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> ExampleCosts:
     """Measure a forward and backward pass over a batch.
 
     Args:
@@ -129,10 +157,8 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Exa
         batch: The batch on meta.
         kept_inputs: Modules with activation checkpointing, which keep only their inputs.
 
-    Returns:
-        The costs; None if a part cannot run on meta.
-
     Raises:
+        NotMeasurable: A part cannot run on meta.
         PartError: Shapes of the parts do not match.
     """
     own = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
@@ -158,9 +184,12 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Exa
                 before = counter.flops
                 torch.autograd.backward(embeddings, leaf.grad)
                 per_medium[name] += counter.flops - before
-    except (RuntimeError, ValueError, IndexError) as error:
-        if "meta" in str(error):  # a part needs a value, which tensors on meta do not have
-            return None
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if isinstance(error, NotImplementedError) or "meta" in str(error):
+            reason = counter.failed or error_summary(error).partition(". ")[0]
+            raise NotMeasurable(f"a part needs values, which only a real run has ({reason})") from error
+        if isinstance(error, TypeError):  # a mistake in the code of a part
+            raise
         raise PartError(f"the parts of this recipe do not fit together: {error}") from error
     return ExampleCosts(
         counter.flops // EXAMPLES,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -38,13 +39,13 @@ class Magma(nn.Module):
     Args:
         lm: The language model. It is frozen.
         inputs: An `Input` for each name.
-        adapters: For "attention" and "mlp", a function that makes one adapter; it is called once for each block.
+        adapters: For "attention" and "mlp", a function that makes one adapter; it is called once for each site.
         head: A classification head. With it the model classifies and does not generate.
 
     The parts may have different precisions; `.to(dtype)` converts them to one.
 
     Raises:
-        PartError: Widths of the parts do not match.
+        PartError: Widths of the parts do not match, or the language model has no such sublayer.
 
     Example:
         ```python
@@ -75,6 +76,8 @@ class Magma(nn.Module):
             if sublayer not in SUBLAYERS:
                 raise PartError(f'adapters: given "{sublayer}"; allowed: {", ".join(SUBLAYERS)}')
             lm.add_adapters(sublayer, make)
+            if not lm.adapters.get(sublayer):
+                raise PartError(f"adapters.{sublayer}: no block of this language model has such a sublayer")
         lm.freeze()
         check_widths(lm, self.input_modules(), head)
         self.train(self.training)
@@ -110,7 +113,7 @@ class Magma(nn.Module):
     # Embedding and loss
 
     def embed(self, batch: Batch) -> Tensor:
-        """Word embeddings with the embeddings of the media in their positions, [b, t, d].
+        """Word embeddings with the embeddings of the media in their positions, [b, t, `lm.embedding_dim`].
 
         Each input runs exactly once. In training, or if `run_all_inputs` is set, an input that this batch lacks runs on
         a dummy item, with weight zero in the result and no buffer changed, so that all ranks do the same collectives.
@@ -171,10 +174,8 @@ class Magma(nn.Module):
         """
         batch = self._prompts(self._examples(self.collator(), [segments]))
         width = batch.tokens.shape[1]
-        batch.layout = type(batch.layout)(
-            batch.layout.positions, batch.layout.lengths, torch.arange(width, device=self.device)
-        )
-        out: Tensor = self.lm.lm_head(self.lm(self.embed(batch), batch.layout))
+        layout = replace(batch.layout, scored=torch.arange(width, device=self.device), first_scored=0)
+        out: Tensor = self.lm.lm_head(self.lm(self.embed(batch), layout))
         return out
 
     @torch.no_grad()
@@ -331,7 +332,7 @@ class Magma(nn.Module):
     # What is trained
 
     def parts(self) -> dict[str, list[Module]]:
-        """Every part by its path in a recipe: `lm`, `inputs.NAME.encoder`, `adapters.mlp` (one for each block), ..."""
+        """Every part by its path in a recipe: `lm`, `inputs.NAME.encoder`, `adapters.mlp` (one for each site), ..."""
         parts: dict[str, list[Module]] = {"lm": [self.lm]}
         for name, input_module in self.input_modules().items():
             parts[f"inputs.{name}.encoder"] = [input_module.encoder]

@@ -16,9 +16,9 @@ from .activation_checkpointing import checkpoint_activations
 from .data.sequence import Batch, EncodedExample
 from .errors import PartError, TooLong, TrainingError
 from .manifest import OWN, find_checkpoint, origins, read_manifest
-from .measure import EXAMPLES, measure
+from .measure import EXAMPLES, NotMeasurable, measure
 from .model import ALWAYS_STORED, Magma
-from .recipe.assemble import assemble, learning_rates
+from .recipe.assemble import assemble, check_lengths, learning_rates
 from .recipe.recipe import Recipe
 from .recipe.schema import Train
 from .schedule import schedule_warnings
@@ -46,6 +46,10 @@ class PartPlan:
     """None: it is not trained."""
     start: str | None = None
     """Origin of its weights with an [init] checkpoint or in a later stage. None: its own weights."""
+    copies: int = 1
+    """Number of adapters; 1 for other parts."""
+    blocks: tuple[int, int] | None = None
+    """Of adapters: the number of blocks that have the sublayer, and of all. None: unknown, or another part."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,7 @@ class Plan:
     tokens_per_example: dict[str, int]
     """`media`: one item of each input; `text`: the assumed length; `total`."""
     flops_per_sample: int | None
-    """None: a part cannot run on meta."""
+    """None: unknown, see `costs_problem`."""
     costs: Costs | None
     activation_bytes_per_sample: int | None
     memory: list[Memory]
@@ -126,6 +130,8 @@ class Plan:
     """Label of the stage, if the recipe has [[stages]]."""
     warnings: list[str] = field(default_factory=list)
     """Warnings about a schedule that the run does not complete."""
+    costs_problem: str | None = None
+    """Why FLOPs and activations are unknown: a part cannot run on meta. None: they are known."""
 
     def needed_memory(self, micro_batch: int) -> int | None:
         """Memory of one GPU in bytes at the recipe's ZeRO stage; None if activations are unknown."""
@@ -152,7 +158,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         text_tokens: Assumed length of an example's text.
 
     Raises:
-        PartError: Dimensions do not match.
+        PartError: Dimensions do not match, or the language model does not support a length of `[train]`.
         TooLong: There is no room for text.
         TrainingError: The global batch cannot be split among the GPUs.
     """
@@ -160,6 +166,8 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # warnings of libraries do not matter without data
         model = assemble(recipe, device="meta")
+    if recipe.train:
+        check_lengths(model.lm, recipe.train)
     rates = learning_rates(recipe) if recipe.train else {}
     starts = _starts(model, recipe)
     parts = [
@@ -172,6 +180,8 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
             row.frozen,
             rate,
             starts.get(row.path),
+            len(model.parts()[row.path]),
+            _blocks_of_sublayer(model, row.path),
         )
         for row in model.summary()
         for rate in (rates.get(row.path) if row.trained else None,)
@@ -182,7 +192,11 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
     totals["frozen"] = totals["parameters"] - trained
     batch = _example(model, recipe, text_tokens)
     kept_inputs = checkpoint_activations(model, recipe.train.activation_checkpointing) if recipe.train else []
-    measured = measure(model, batch, kept_inputs)
+    measured = costs_problem = None
+    try:
+        measured = measure(model, batch, kept_inputs)
+    except NotMeasurable as error:
+        costs_problem = str(error)
     flops, activations = (measured.flops, measured.activation_bytes) if measured else (None, None)
     positions = batch.tokens.shape[1]
     costs = None
@@ -209,6 +223,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
         state_bytes=OPTIMIZER_BYTES * trained,
         length=length,
         warnings=schedule_warnings(recipe),
+        costs_problem=costs_problem,
     )
 
 
@@ -231,6 +246,14 @@ def plan_stages(
             found = replace(found, parts=[replace(part, start=start[part.path]) for part in found.parts])
         plans.append(replace(found, stage=recipe.stage_label(number)))
     return plans
+
+
+def _blocks_of_sublayer(model: Magma, path: str) -> tuple[int, int] | None:
+    """The number of blocks that have the sublayer of these adapters, and of all. None: unknown, or another part."""
+    for sublayer in model.lm.adapters:
+        if path == f"adapters.{sublayer}" and model.lm.blocks:
+            return model.lm.site_blocks(sublayer), len(model.lm.blocks)
+    return None
 
 
 def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:
@@ -305,12 +328,14 @@ def _example(model: Magma, recipe: Recipe, text_tokens: int) -> Batch:
         encoded.tokens += [0] * size
         encoded.targets += [False] * size
     media = len(encoded)
-    text = min(text_tokens + (model.head is None), collator.max_length - media)
-    if text < 1:
-        raise TooLong(
-            f"one medium of each input needs {media} positions; allowed: fewer than {collator.max_length}, to leave "
-            "room for text"
-        )
+    text = text_tokens + (model.head is None)
+    if collator.max_length is not None:
+        text = min(text, collator.max_length - media)
+        if text < 1:
+            raise TooLong(
+                f"one medium of each input needs {media} positions; allowed: fewer than {collator.max_length}, to "
+                "leave room for text"
+            )
     encoded.tokens += [0] * text
     encoded.targets += [True] * text
     return collator.pad([encoded] * EXAMPLES).to("meta", model.dtype)

@@ -108,6 +108,9 @@ class BatchLayout:
     """The first column that may contain a scored position."""
     sequence_ids: Tensor | None = None
     """[b, t], the packed example of each position; attention does not cross examples. None: one example a row."""
+    token_ids: Tensor | None = None
+    """[b, t], the token id of each position, for language models that look up more than `embed` gives. Media and
+    padding have id 0. None: unknown."""
 
     first = RenamedMember("first_scored")
     segments = RenamedMember("sequence_ids")

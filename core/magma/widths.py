@@ -29,14 +29,14 @@ def check_widths(lm: FrozenLM, inputs: Mapping[str, Input], head: Head | None) -
                 f"inputs.{name}: the prefix cannot take the encoder's "
                 f"[b, {input_module.encoder.length}, {input_module.encoder.dim}]: {error}"
             ) from error
-        wanted = (1, input_module.prefix.length, lm.dim)
+        wanted = (1, input_module.prefix.length, lm.embedding_dim)
         if tuple(out.values.shape) != wanted:
             raise PartError(
                 f"inputs.{name}: the prefix gives {list(out.values.shape)}; expected from its length and the "
-                f"language model's width: {list(wanted)}"
+                f"width of word embeddings: {list(wanted)}"
             )
     if head is not None:
-        scores = _on_meta(head)(torch.empty(1, lm.dim, device="meta"))
+        scores = _on_meta(head)(torch.empty(1, lm.output_dim, device="meta"))
         if tuple(scores.shape) != (1, len(head.classes)):
             raise PartError(f"head: it gives {list(scores.shape)}; expected for its classes: [1, {len(head.classes)}]")
 

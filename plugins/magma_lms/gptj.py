@@ -210,7 +210,7 @@ class GPTJ(TransformersLM):
         if cache is not None:
             cache.valid = padding_mask(embeddings, layout, past)
         decoder: Any = self.model.transformer
-        table = decoder.rope_table[layout.positions.clamp(max=self.context - 1)].to(embeddings.dtype)
+        table = decoder.rope_table[layout.positions.clamp(max=len(decoder.rope_table) - 1)].to(embeddings.dtype)
         sines, cosines = table[:, :, None].chunk(2, -1)
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):

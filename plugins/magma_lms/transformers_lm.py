@@ -28,6 +28,8 @@ from .weights import TOKENIZER_FILES, has_safetensors, load_pretrained, resolve_
 class TransformersLM(FrozenLM):
     """A causal language model of transformers whose family is in `FAMILIES`."""
 
+    context: int
+
     def __init__(
         self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any, bos: Bos
     ) -> None:

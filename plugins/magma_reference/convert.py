@@ -288,7 +288,7 @@ def _find_sizes_of_model(model: Magma) -> Sizes:
         dim=model.lm.dim,
         heads=architecture.n_head,
         rotary=architecture.rotary_dim,
-        context=model.lm.context,
+        context=architecture.n_positions,
         vocab=model.lm.vocab,
         words=model.lm.num_embeddings,
         stages=(stages[0], stages[1], stages[2], stages[3]),

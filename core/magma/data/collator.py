@@ -46,18 +46,18 @@ class Collator:
         Args:
             lm: The language model, for its tokenizer and context.
             inputs: Encoder and prefix of each input.
-            max_length: Maximum length of an example in positions. Default: the context.
+            max_length: Maximum length of an example in positions. Default: the context. None, and no context: no limit.
             pad_to_multiple_of: Rows are padded to a multiple of this length.
             classes: The classes of a model that classifies; every training example needs one of them as its label.
 
         Raises:
             InputError: If `max_length` is larger than the context.
         """
-        if max_length is not None and max_length > lm.context:
+        if max_length is not None and lm.context is not None and max_length > lm.context:
             raise InputError(f"max_length is {max_length}, but the language model's context is {lm.context} tokens")
         self.lm = lm
         self.inputs = inputs
-        self.max_length = max_length or lm.context
+        self.max_length = max_length or lm.context  # None: examples of any length fit
         self.pad_to_multiple_of = pad_to_multiple_of
         self.classes = {name: i for i, name in enumerate(classes)}
 
@@ -93,8 +93,8 @@ class Collator:
         Args:
             example: The segments.
             rng: The source of randomness for augmentation; None: no augmentation.
-            truncate: Cut text at the end to `max_length`. False, for prompts: nothing may be cut, and U+FFFD replaces
-                what cannot be encoded.
+            truncate: Cut text at the end to `max_length`, if there is one. False, for prompts: nothing may be cut, and
+                U+FFFD replaces what cannot be encoded.
             at_start: Put the language model's `beginning` first. False: the positions follow others in a cache.
 
         Raises:
@@ -195,7 +195,7 @@ class Collator:
 
     def _truncate(self, result: EncodedExample, has_target: bool, allowed: bool) -> EncodedExample:
         limit = self.max_length
-        if len(result) <= limit:
+        if limit is None or len(result) <= limit:
             return result
         media_end = max((start + size for _, _, start, size in result.media), default=0)
         if not allowed or media_end > limit or (has_target and not any(result.targets[:limit])):
@@ -261,7 +261,7 @@ class Collator:
             scored, labels = target_index - 1, tokens.flatten()[target_index]
         first = int((scored % width).min()) if len(scored) else width - 1
         packed = any(len(row) > 1 for row in rows)
-        layout = BatchLayout(positions, lengths, scored, first, segments if packed else None)
+        layout = BatchLayout(positions, lengths, scored, first, segments if packed else None, tokens)
         media, slots = self._stack_media(placed)
         return Batch(tokens, layout, labels, media, slots, [sequence.name for _, sequence in placed])
 

@@ -51,6 +51,7 @@ class Batch:
     tokens: Tensor
     """[b, t], 0 at the positions of media and padding."""
     layout: BatchLayout
+    """Its `token_ids` are `tokens`."""
     labels: Tensor
     """[m] the tokens or classes that the scored positions have to predict."""
     media: dict[str, Tensor]
@@ -68,16 +69,18 @@ class Batch:
 
     def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
         layout = self.layout
+        tokens = move(self.tokens)
         return replace(
             self,
-            tokens=move(self.tokens),
+            tokens=tokens,
             labels=move(self.labels),
-            layout=BatchLayout(
+            layout=replace(
+                layout,
                 positions=move(layout.positions),
                 lengths=move(layout.lengths),
                 scored=move(layout.scored),
-                first_scored=layout.first_scored,
                 sequence_ids=None if layout.sequence_ids is None else move(layout.sequence_ids),
+                token_ids=None if layout.token_ids is None else tokens,
             ),
             media={name: move(x) for name, x in self.media.items()},
             slots={

@@ -227,7 +227,7 @@ class PrefixCachedGenerator:
         ends = start + batch.layout.lengths
         context = self.model.lm.context
         for (_, name), end in zip(rows, ends.tolist(), strict=True):
-            if end > context:
+            if context is not None and end > context:
                 raise TooLong(f"{name} needs {end} positions, and {context} fit: use fewer or shorter segments")
         layout = replace(batch.layout, positions=batch.layout.positions + start[:, None])
         return self.model.embed(batch), layout, ends

@@ -83,7 +83,7 @@ def decode(
 ) -> Iterator[list[Answer]]:
     """Generate until all rows have ended.
 
-    A row ends at one of `lm.ends`, at a stop string, at `max_tokens`, or when the context is full.
+    A row ends at one of `lm.ends`, at a stop string, at `max_tokens`, or when the context is full, if it has a limit.
 
     Args:
         lm: The language model.
@@ -106,7 +106,7 @@ def decode(
     hidden = lm(embeddings, layout, cache)
     while True:
         tokens = choose(lm.lm_head(hidden)[:, : lm.num_embeddings], decoding, generator)
-        full = (lengths >= lm.context).tolist()
+        full = [lm.context is not None and length >= lm.context for length in lengths.tolist()]
         keep = []
         for i, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
             if answers[row].add(token) and not full[i]:
@@ -119,8 +119,9 @@ def decode(
             cache, tokens, lengths = cache.select(picked), tokens[picked], lengths[picked]
             alive = [alive[i] for i in keep]
         ones = torch.ones_like(lengths)
-        step = BatchLayout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device))
-        hidden = lm(lm.embed(tokens[:, None]), step, cache)
+        ids = tokens[:, None]
+        step = BatchLayout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device), token_ids=ids)
+        hidden = lm(lm.embed(ids), step, cache)
         lengths = lengths + 1
 
 

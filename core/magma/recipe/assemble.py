@@ -10,11 +10,11 @@ import torch
 
 from ..errors import PartError
 from ..inputs import Input
-from ..interfaces import Adapter, Module, Sublayer
+from ..interfaces import Adapter, FrozenLM, Module, Sublayer
 from ..model import Magma
 from ..system.device import check_device
 from .recipe import Recipe
-from .schema import Precision, Use, is_trained
+from .schema import Precision, Train, Use, is_trained
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -89,18 +89,37 @@ def assemble(
         inputs = {}
         for name, table in recipe.inputs.items():
             encoder = build(f"inputs.{name}.encoder", trainable=table.trainable)
-            prefix = build_learner(f"inputs.{name}.prefix", table.prefix, encoder.dim, encoder.length, lm.dim)
+            sizes = encoder.dim, encoder.length, lm.embedding_dim
+            prefix = build_learner(f"inputs.{name}.prefix", table.prefix, *sizes)
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
         def maker(sublayer: Sublayer) -> Callable[[], Adapter]:
             return lambda: build_learner(f"adapters.{sublayer}", recipe.adapters[sublayer], lm.dim)
 
-        head = build_learner("head", recipe.head, lm.dim) if recipe.head else None
+        head = build_learner("head", recipe.head, lm.output_dim) if recipe.head else None
         model = Magma(lm, inputs, {sublayer: maker(sublayer) for sublayer in recipe.adapters}, head)
     left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
     if left and not absent:
         raise PartError(f"load_weights() left {len(left)} tensors uninitialised, the first is {left[0]}")
     return model if device is None else model.to(device=None if absent else device, dtype=dtype)
+
+
+def check_lengths(lm: FrozenLM, train: Train) -> None:
+    """Check that a language model can be trained on rows of the lengths that `[train]` asks for.
+
+    Raises:
+        PartError: Examples have no maximum length, or rows cannot be packed.
+    """
+    if lm.context is None and train.max_length is None:
+        raise PartError(
+            "train.max_length: not given; required for this language model, which has no limit: one long text could "
+            "fill the memory"
+        )
+    if train.packing and lm.packing_problem:
+        raise PartError(
+            f"train.packing: given {train.packing}; allowed for this language model: no packing, because "
+            f"{lm.packing_problem}"
+        )
 
 
 def recipe_from_model(model: Magma, name: str = "model") -> Recipe:

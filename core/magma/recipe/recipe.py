@@ -63,7 +63,8 @@ class Recipe(Table):
     inputs: dict[InputName, InputTable] = Field({})
     """The inputs of the model, one table for each name."""
     adapters: dict[Sublayer, Use] = Field({})
-    """Adapters around a sublayer of every block, by sublayer: `attention`, `mlp`. `false` removes an inherited one."""
+    """Adapters around a sublayer of every block that has it, by sublayer: `attention`, `mlp`. `false` removes an
+    inherited one."""
     head: Use | None = None
     """A classification head in place of the language model's head; examples then need a label."""
     data: Data = Data()

@@ -204,7 +204,8 @@ class Train(Table):
     """`"token_mean"`: mean over the target tokens of the global batch. `"micro_batch_mean"`: mean of the micro-batches'
     means, as in the authors' code."""
     max_length: PositiveInt | None = None
-    """Maximum length of an example in positions. Default: the language model's context."""
+    """Maximum length of an example in positions. Default: the language model's context. Required if the language model
+    has no limit."""
     packing: PositiveInt | None = None
     """Pack several examples into rows of this many tokens; attention does not cross examples. Default: one example per
     row."""

@@ -11,7 +11,7 @@ from ..activation_checkpointing import checkpoint_activations, lm_blocks
 from ..errors import TrainingError
 from ..manifest import differing, find_checkpoint
 from ..plan import Costs, Plan, split_batch, zero_stage
-from ..recipe.assemble import DTYPES, assemble, learning_rates
+from ..recipe.assemble import DTYPES, assemble, check_lengths, learning_rates
 from ..recipe.recipe import Recipe
 from ..system.distributed import DistributedContext
 from ..system.signals import stop_requests
@@ -53,6 +53,7 @@ def train(
 
     Raises:
         TrainingError: If it cannot start or resume.
+        PartError: If the language model does not support a length of `[train]`.
         CheckpointError: If a checkpoint cannot be loaded or written.
         OutOfMemory: If a single example needs more memory than there is.
     """
@@ -69,6 +70,7 @@ def train(
     last = latest_checkpoint(out) if resume else None
     start = None if last else stage.start or (recipe.init.checkpoint and find_checkpoint(recipe.init.checkpoint))
     model = assemble(recipe, device=None if partitioned or start else world.device, say=callbacks.say)
+    check_lengths(model.lm, recipe.train)
     dtype = DTYPES[recipe.train.precision]
     if last:
         restore_frozen(model, last, dtype)

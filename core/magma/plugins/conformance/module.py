@@ -55,7 +55,7 @@ def rows_do_not_mix(subject: PartUnderTest) -> None:
     (given,) = subject.inputs(module)
     together = subject.call(module, given)
     for row in range(len(given)):
-        single = subject.call(module, given[row : row + 1])
+        single = subject.call(module, given[row : row + 1], first_row=row)
         same(single[0], together[row], f"row {row} by itself and in a batch", 1e-4)
 
 

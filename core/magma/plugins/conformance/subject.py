@@ -72,8 +72,8 @@ class PartUnderTest:
         with torch.no_grad():
             return [module.embed(tokens(module)).clone()]
 
-    def call(self, module: Any, given: Tensor) -> Tensor:
-        """The values of a forward pass; the first axis are rows."""
+    def call(self, module: Any, given: Tensor, first_row: int = 0) -> Tensor:
+        """The values of a forward pass; the first axis are rows. `given` starts at this row of `inputs`."""
         if isinstance(module, Encoder):
             return features_of(module(given)).values
         if isinstance(module, Prefix):
@@ -82,7 +82,8 @@ class PartUnderTest:
             found = module(given, SublayerCall(given))
         elif isinstance(module, FrozenLM):
             rows, width = given.shape[:2]
-            found = module(given, layout_of(rows, width, given.device))
+            ids = tokens(module)[first_row : first_row + rows].to(given.device)
+            found = module(given, layout_of(rows, width, given.device, token_ids=ids))
             found = found.view(rows, width, -1)
         else:
             found = module(given)
@@ -116,7 +117,7 @@ class SublayerCall:
 
 def tokens(lm: FrozenLM) -> Tensor:
     """[2, t] ids of two texts of one length."""
-    ids = lm.encode(TEXT)[: min(12, lm.context - 4)]
+    ids = lm.encode(TEXT)[: 12 if lm.context is None else min(12, lm.context - 4)]
     return torch.tensor([ids, ids[::-1]])
 
 
@@ -133,12 +134,19 @@ def features_of(found: Any) -> Features:
     return found  # type: ignore[no-any-return]  # checked above
 
 
-def layout_of(rows: int, width: int, device: Any = "cpu", lengths: Sequence[int] | None = None) -> BatchLayout:
+def layout_of(
+    rows: int,
+    width: int,
+    device: Any = "cpu",
+    lengths: Sequence[int] | None = None,
+    token_ids: Tensor | None = None,
+) -> BatchLayout:
     """A batch of unpacked rows in which every position is scored."""
     return BatchLayout(
         torch.arange(width, device=device).repeat(rows, 1),
         torch.tensor(lengths or [width] * rows, device=device),
         torch.arange(rows * width, device=device),
+        token_ids=token_ids,
     )
 
 
