@@ -6,7 +6,7 @@ Axes: b batch, t tokens, d width, v vocabulary, m scored positions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from magma import SUBLAYERS, Adapter, BatchLayout, Magma, PartConfig, PartError, Tokens
+from magma import Adapter, BatchLayout, Magma, PartConfig, PartError, Tokens
+from magma.interfaces import SUBLAYERS
 
 LENGTHS = (20, 5, 12)
 """Of rows side by side: one is shorter than a window of 8 tokens."""
@@ -34,9 +35,13 @@ class Spelled(Causal):
     """It reads and writes characters as tokens: tiny models have no tokenizer."""
 
     name = "spelled"
+    control_tokens: Mapping[str, int] = {}  # type: ignore[assignment]  # a constant
 
     def encode(self, text: str) -> list[int]:
         return [ord(character) - 32 for character in text]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+        return self.encode(text), [(at, at + 1) for at in range(len(text))]
 
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(chr(token + 32) for token in tokens)
