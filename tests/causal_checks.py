@@ -122,9 +122,7 @@ def right_padded(ids: Sequence[Tensor], start: Sequence[int] | None = None) -> B
     tokens = pad_sequence(list(ids), batch_first=True)
     before = torch.tensor(start or [0] * len(ids))[:, None]
     lengths = torch.tensor([len(row) for row in ids])
-    return BatchLayout(
-        torch.arange(tokens.shape[1]) + before, lengths, torch.arange(tokens.numel()), token_ids=tokens
-    )
+    return BatchLayout(torch.arange(tokens.shape[1]) + before, lengths, torch.arange(tokens.numel()), token_ids=tokens)
 
 
 def assert_same(found: Tensor, expected: Tensor, relative: float = 1e-4) -> None:
@@ -205,7 +203,7 @@ def continuation(family: Family) -> None:
 
 def log_likelihood(family: Family) -> None:
     """Texts after prompts of unequal length."""
-    texts = ["magma", "=", "Frozen"]
+    texts = ["magma", "=", "Frosty"]  # no "z": it is the token of an image
     found = Magma(family.lm).log_likelihood([[Tokens(prompt)] for prompt in family.prompts], texts)
     for prompt, text, (value, is_greedy) in zip(family.prompts, texts, found, strict=True):
         target = torch.tensor(family.lm.encode(text))

@@ -139,6 +139,18 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 8},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "inkling2_loop_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+        "n_layers_per_attn_res_block": 1,
+        "loop_layer_index_start": 1,
+        "loop_layer_index_end": 3,
+        "loop_num_passes": 2,
+        "loop_gate_rank": 8,
+        "rel_extent": 16,
+    },
+    "inkling2_text": {"n_layers_per_attn_res_block": 1, "rel_extent": 16},
+    "inkling_text": {"rel_extent": 16},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 4, "attn_layer_offset": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -158,6 +170,15 @@ OTHERS: dict[str, dict[str, Any]] = {
         "pronunciation_vocab_size": 16,
         "shape_embed_dim": 16,
         "shape_vocab_size": 16,
+    },
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "mlp_layer_types": ["dense", "sparse"],
+        "dense_intermediate_size": 64,
+        "rotary_dim": 4,
+        "index_n_heads": 2,  # as many as key heads
+        "index_block_size": 4,
+        "index_topk_blocks": 2,
     },
     "phi4_multimodal_audio": {
         "num_blocks": 2,
@@ -197,7 +218,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "num_key_value_heads": 4,
     },
-    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16},
+    "zaya": {"layer_types": ["hybrid", "hybrid_sliding"], "num_experts_per_tok": 1, "router_hidden_size": 16},
 }
 """What else a family needs, and what replaces its defaults so that it has every kind of layer."""
 
