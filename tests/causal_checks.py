@@ -293,7 +293,7 @@ def hooked(model: Any, adapted: dict[Site, Both]) -> Iterator[None]:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen[site] = args[site.key] if isinstance(site.key, int) else kwargs[site.key]
 
-        def leave(_: nn.Module, args: Any, output: Any) -> Any:
+        def leave(_: nn.Module, __: Any, output: Any) -> Any:
             out = first_tensor(output)
             assert out is not None
             return replace_first_tensor(output, adapter.change(seen[site].reshape(out.shape), out))

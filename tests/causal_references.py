@@ -33,7 +33,12 @@ NEUTRAL = 0
 @torch.no_grad()
 def logits(model: Any, ids: Tensor) -> Tensor:
     """Logits [t, v] of token ids [t]."""
-    out: Tensor = model(input_ids=ids[None], use_cache=False).logits[0]
+    return _run(model, input_ids=ids)
+
+
+def _run(model: Any, **inputs: Tensor) -> Tensor:
+    given = {name: value[None] for name, value in inputs.items()}
+    out: Tensor = model(**given, use_cache=False).logits[0]
     return out
 
 
@@ -52,11 +57,9 @@ def embedded_logits(model: Any, embeddings: Tensor, ids: Tensor) -> Tensor:
         ids: Token ids [t], `NEUTRAL` at media. Only models that look up more than word embeddings see them.
     """
     if _takes_embeddings(model, embeddings, ids):
-        out: Tensor = model(inputs_embeds=embeddings[None].clone(), use_cache=False).logits[0]
-        return out
+        return _run(model, inputs_embeds=embeddings.clone())
     with _replaced(model.get_input_embeddings(), embeddings[None]):
-        out = model(input_ids=ids[None], use_cache=False).logits[0]
-    return out
+        return _run(model, input_ids=ids)
 
 
 @torch.no_grad()
@@ -64,8 +67,8 @@ def _takes_embeddings(model: Any, embeddings: Tensor, ids: Tensor) -> bool:
     """Whether embeddings are enough: the library computes the same from words, and accepts these embeddings."""
     expected = logits(model, ids)
     try:
-        model(inputs_embeds=embeddings[None].clone(), use_cache=False)
-        found = model(inputs_embeds=words(model, ids)[None].clone(), use_cache=False).logits[0]
+        _run(model, inputs_embeds=embeddings.clone())
+        found = _run(model, inputs_embeds=words(model, ids).clone())
     except (AttributeError, RuntimeError, TypeError, ValueError):  # it looks for the ids
         return False
     return torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
