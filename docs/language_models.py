@@ -74,6 +74,11 @@ def others() -> str:
     return table(("family", "why"), *((f"`{name}`", escape(reasons[name])) for name in sorted(reasons)))
 
 
+def text() -> str:
+    """The page as it is."""
+    return PAGE.read_text(encoding="utf-8")
+
+
 def version() -> str:
     """The release that the table is about."""
     import transformers
@@ -81,12 +86,12 @@ def version() -> str:
     return f"transformers {transformers.__version__}:"
 
 
-def page(text: str) -> str:
+def page(old: str) -> str:
     """The page with its tables as the code has them now."""
     for make in (version, supported, others):
-        text = fill(text, "language_models.py", make.__name__, make())
-    return text
+        old = fill(old, "language_models.py", make.__name__, make())
+    return old
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(page(text()), encoding="utf-8")

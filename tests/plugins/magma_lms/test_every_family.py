@@ -5,7 +5,9 @@ All checks of a family share its model, so one test runs all of them and names t
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import causal_zoo as zoo
 import pytest
@@ -19,9 +21,16 @@ REFUSED = sorted({*zoo.UNSUPPORTED, *zoo.IMPOSSIBLE} & set(zoo.all_names()) - {"
 """All others must work."""
 
 
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The script that writes the table of the documentation."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "docs"))
+    return importlib.import_module("language_models")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.names())
-def test_family(name: str, tmp_path: Path) -> None:
+def test_family(name: str, tmp_path: Path, page: Any) -> None:
     model = zoo.build(name)
     model.save_pretrained(tmp_path / "weights")
     lm = Spelled(Spelled.Config(weights=str(tmp_path / "weights")))
@@ -37,7 +46,19 @@ def test_family(name: str, tmp_path: Path) -> None:
             check(family)
         except Exception as error:  # the other checks say more
             problems[check.__name__] = f"{type(error).__name__}: {error}".splitlines()[0]
+    if page.version() in page.text() and (line := page.line(name, lm)) not in page.text():
+        problems["docs"] = f"`python docs/language_models.py` writes {line!r}"
     assert not problems, problems
+
+
+def test_the_page_lists_every_family(page: Any) -> None:
+    text = page.text()
+    if page.version() not in text:
+        pytest.skip("the page is about another release of transformers")
+    assert page.others() in text
+    assert [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")][
+        : -len(zoo.REASONS)
+    ] == zoo.names()
 
 
 @pytest.mark.slow
