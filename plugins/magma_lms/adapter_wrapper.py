@@ -1,22 +1,18 @@
-"""Puts an adapter around a sublayer of a block. Axes: b batch, t tokens, d width."""
+"""Puts an adapter around a sublayer of `gptj`. Axes: b batch, t tokens, d width."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from magma import Adapter, Sublayer
-
-from .families import Family
+from magma import Adapter
 
 
 class AdapterWrapper(nn.Module):
     """A sublayer with an adapter around it.
 
-    The adapter only gets the input and output hidden states [b, t, d]. Masks, positions, caches and all other arguments
-    and results of the sublayer bypass it.
+    The adapter only gets the hidden states [b, t, d]. Masks, positions and caches bypass it.
     """
 
     def __init__(self, sublayer: nn.Module, adapter: Adapter) -> None:
@@ -24,57 +20,7 @@ class AdapterWrapper(nn.Module):
         self.sublayer = sublayer
         self.adapter = adapter
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes the arguments of the sublayer; hidden states are the first one, or `hidden_states`."""
-        rest: tuple[Any, ...] = ()
-        returns_tensor = True
-        x = args[0] if args else kwargs.pop("hidden_states")
-
-        def sublayer(h: Tensor) -> Tensor:
-            nonlocal rest, returns_tensor
-            out = self.sublayer(h, *args[1:], **kwargs)
-            returns_tensor = isinstance(out, Tensor)
-            if isinstance(out, Tensor):
-                return out
-            rest = tuple(out[1:])
-            first: Tensor = out[0]
-            return first
-
-        if x.ndim == 2:  # OPT flattens [b, t, d] to [b * t, d] for its feed-forward
-            return self.adapter(x[None], lambda h: sublayer(h[0])[None])[0]
-        y = self.adapter(x, sublayer)
-        return y if returns_tensor else (y, *rest)
-
-
-class FeedForward(nn.Module):
-    """A feed-forward sublayer made of three modules of a block."""
-
-    def __init__(self, fc1: nn.Module, activation: nn.Module, fc2: nn.Module) -> None:
-        super().__init__()
-        self.fc1, self.activation, self.fc2 = fc1, activation, fc2
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d] to [..., d]."""
-        out: Tensor = self.fc2(self.activation(self.fc1(x)))
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """[b, t, d] to [b, t, d], with the other arguments of the sublayer."""
+        out: Tensor = self.adapter(x, lambda h: self.sublayer(h, *others))
         return out
-
-
-def wrap_sublayer(block: nn.Module, family: Family, place: Sublayer, adapter: Adapter) -> Callable[[], None]:
-    """Put an adapter around a block's sublayer. Returns a function that removes it."""
-    path = family.attention if place == "attention" else family.mlp
-    names: tuple[str, ...]
-    if path == "fc1-activation-fc2":
-        names = ("fc1", "activation_fn", "fc2")
-        parts = [block.get_submodule(name) for name in names]
-        replacements = [AdapterWrapper(FeedForward(*parts), adapter), nn.Identity(), nn.Identity()]
-    else:
-        names = (path,)
-        parts = [block.get_submodule(path)]
-        replacements = [AdapterWrapper(parts[0], adapter)]
-
-    def set_modules(modules: list[Any]) -> None:
-        for name, module in zip(names, modules, strict=True):
-            setattr(block, name, module)
-
-    set_modules(replacements)
-    return lambda: set_modules(parts)

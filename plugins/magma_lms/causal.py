@@ -5,21 +5,40 @@ Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import model_validator
+from torch import Tensor, nn
 
-from magma import CheckInputs, PartConfig, PartError, Weights, did_you_mean
+from magma import (
+    Adapter,
+    BatchLayout,
+    Cache,
+    CheckInputs,
+    LocalPath,
+    PartConfig,
+    PartError,
+    Sublayer,
+    Weights,
+    did_you_mean,
+)
 
-from .families import FAMILIES
+from .attaching import attach
+from .decoder import Decoder, Head
+from .decoding import LibraryCache
+from .discovery import discover, prove
+from .loading import read_architecture
+from .packing import unpack
+from .quantization import Quantize
 from .tokenization import Bos
 from .transformers_lm import TransformersLM
-from .weights import WEIGHT_FILES, find_problems, load_pretrained
+from .weights import WEIGHT_FILES, Source, find_problems
 
 
 class Causal(TransformersLM):
-    """Any causal language model of transformers whose family is known (see `families.py`)."""
+    """Any causal language model of transformers."""
 
     name = "causal"
 
@@ -27,11 +46,19 @@ class Causal(TransformersLM):
         """Either pretrained `weights`, or an `architecture` with random weights."""
 
         weights: Weights | None = None
-        """A hub name, a folder with `config.json` and safetensors, or `"bundled:tiny"`."""
+        """A hub name, a folder in transformers' format, a GGUF file, `"package:NAME"` or `"bundled:tiny"`."""
         architecture: dict[str, Any] | None = None
         """For random weights: fields of a transformers configuration, with its `model_type`."""
         tokenizer: Weights | None = None
-        """A hub name or a folder. Default: `weights`."""
+        """A hub name, a folder or a GGUF file. Default: `weights`."""
+        revision: str | None = None
+        """Branch, tag or commit of the hub name in `weights`. Default: its main branch."""
+        cache_dir: LocalPath | None = None
+        """Folder of downloaded files. Default: that of `huggingface_hub`."""
+        remote_code: bool = False
+        """Whether Python code that comes with the weights is run. Only for code that you trust."""
+        quantize: Quantize | None = None
+        """Hold the matrices of the frozen blocks in 4 bits (`"nf4"`) or 8 bits (`"int8"`). Default: not quantized."""
         bos: Bos = "auto"
         """Whether BOS is put before everything, media included. `"auto"`: as the tokenizer itself does it."""
 
@@ -39,24 +66,115 @@ class Causal(TransformersLM):
         def _one_source(self) -> Self:
             if (self.weights is None) == (self.architecture is None):
                 raise ValueError("either `weights` (a hub name or folder) or `architecture` (a table with model_type)")
-            if self.architecture is not None and self.architecture.get("model_type") not in FAMILIES:
-                raise ValueError(f"an architecture with model_type one of {', '.join(FAMILIES)}")
+            if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
+                raise ValueError('an architecture with a model_type of transformers, such as "llama"')
             return self
 
-    def __init__(self, config: Config) -> None:
-        from transformers import AutoConfig
+    config: Config
 
-        if config.architecture is not None:
-            architecture = _custom_architecture(config.architecture)
+    def __init__(self, config: Config) -> None:
+        source = _source(config)
+        custom = config.architecture
+        architecture = read_architecture(source) if custom is None else _custom_architecture(custom)
+        super().__init__(config, source, architecture, config.bos)
+        self.structure = discover(source, architecture, self.model)
+        self.dim = self.structure.dim
+        self.context = _context(architecture, self.structure.mode.offset or 0)
+        self._undo: list[Callable[[], None]] = []
+        self._connect()
+
+    def load_weights(self) -> None:
+        """Load the weights, or draw random ones, and show with a few tokens that they are used as in transformers.
+
+        Raises:
+            PartError: The weights cannot be loaded, or a result differs from that of transformers.
+        """
+        super().load_weights()
+        self._connect()
+        prove(self.model, self.structure)
+
+    def _connect(self) -> None:
+        """Use the decoder and the head of the present model."""
+        self._decoder = Decoder(self.model, self.structure.decoder, self.structure.by_ids)
+        self._head = Head(self.model, self.structure.decoder, self.structure.output)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of word embeddings."""
+        return self.structure.embedding_dim
+
+    @property
+    def output_dim(self) -> int:
+        """Width of what `forward` returns."""
+        return self.structure.output_dim
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks, in order."""
+        return [self.model.get_submodule(path) for path in self.structure.blocks]
+
+    def site_blocks(self, sublayer: Sublayer) -> int:
+        """Number of blocks that have this sublayer."""
+        return len({site.block for site in self.structure.sites if site.sublayer == sublayer})
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [m, d] to logits [m, v]."""
+        return self._head(hidden)
+
+    def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
+        """Put an adapter around every attention or feed-forward sublayer. Raises `PartError`."""
+        if sublayer in self.adapters:
+            raise PartError(
+                f"adapters.{sublayer}: this language model already has adapters there; call remove_adapters() first"
+            )
+        sites = [site for site in self.structure.sites if site.sublayer == sublayer]
+        if not sites:
+            others = sorted({site.sublayer for site in self.structure.sites})
+            raise PartError(
+                f"adapters.{sublayer}: the blocks of a {self._architecture.model_type} have no such sublayer; "
+                f"allowed: {', '.join(others) or 'no adapters'}"
+            )
+        made = [make() for _ in sites]
+        self._undo += [attach(self.model, site, adapter) for site, adapter in zip(sites, made, strict=True)]
+        self.adapters[sublayer] = made
+
+    def remove_adapters(self) -> None:
+        """Remove all adapters."""
+        for undo in reversed(self._undo):
+            undo()
+        self._undo, self.adapters = [], {}
+
+    def new_cache(self) -> LibraryCache:
+        """An empty cache."""
+        return LibraryCache.of(self._decoder, self.structure.mode)
+
+    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
+        """[b, t, e] to [m, d]; a cache is filled in place."""
+        if cache is not None:
+            assert isinstance(cache, LibraryCache)
+            hidden = cache.forward(embeddings, layout)
+        elif layout.sequence_ids is None:
+            hidden = self._decoder(embeddings, layout.token_ids)  # causality is enough: padding comes last
+        elif self.structure.packs:
+            positions = layout.positions + (self.structure.mode.offset or 0)
+            if self.context is not None:  # padding may lie beyond it
+                positions = positions.clamp(max=self.context - 1 + (self.structure.mode.offset or 0))
+            hidden = self._decoder(embeddings, layout.token_ids, positions=positions)
         else:
-            assert config.weights is not None
-            architecture = load_pretrained("weights", config.weights, AutoConfig.from_pretrained)
-        super().__init__(config, config.weights, config.tokenizer, architecture, config.bos)
+            hidden = self._forward_unpacked(embeddings, layout)
+        return hidden.flatten(0, 1)[layout.scored]
+
+    def _forward_unpacked(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
+        """Packed rows [b, t, e] to [b, t, d], computed as one row for each sequence."""
+        columns, back = unpack(layout)
+        ids = None if layout.token_ids is None else layout.token_ids.flatten()[columns]
+        hidden = self._decoder(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
+        return hidden[back].view(*embeddings.shape[:2], -1)
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Missing folders, unknown bundled names and unavailable hub names."""
-        return find_problems(config.weights, config.tokenizer, ("config.json",), WEIGHT_FILES)
+        return find_problems(_source(config), ("config.json",), WEIGHT_FILES)
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
@@ -66,11 +184,34 @@ class Causal(TransformersLM):
         return CheckInputs({"architecture": {"model_type": "gpt2", **sizes, **vocabulary}, "tokenizer": "bundled:tiny"})
 
 
+def _source(config: Causal.Config) -> Source:
+    return Source(
+        config.weights, config.tokenizer, config.revision, config.cache_dir, config.remote_code, config.quantize
+    )
+
+
+CONTEXT_KEYS = ("max_position_embeddings", "max_target_positions", "max_seq_len", "max_sequence_length", "seq_length")
+"""Names of the maximum number of positions in configurations of transformers."""
+
+
+def _context(architecture: Any, offset: int) -> int | None:
+    """The maximum number of positions; None if the configuration has no limit."""
+    config = architecture.get_text_config()
+    found = next((value for key in CONTEXT_KEYS if (value := getattr(config, key, None))), None)
+    return found - offset if isinstance(found, int) else None
+
+
 def _custom_architecture(fields: dict[str, Any]) -> Any:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     family = fields["model_type"]
+    if family not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise PartError(
+            f'lm.architecture: transformers has no causal language model of type "{family}".'
+            f"{did_you_mean(family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+        )
     default = AutoConfig.for_model(family)
     known = {*default.to_dict(), *default.attribute_map}
     for unknown in sorted(set(fields) - known):

@@ -9,6 +9,7 @@ Axes: b batch, t tokens, p columns of the cache, h heads, r rotary dimension, d 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -18,7 +19,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import BatchLayout, Cache, CheckInputs, PartConfig, PartError, Weights
+from magma import Adapter, BatchLayout, Cache, CheckInputs, PartConfig, PartError, Sublayer, Weights
 
 from .adapter_wrapper import AdapterWrapper
 from .attention_masks import attention_mask, padding_mask, to_additive_mask
@@ -27,7 +28,7 @@ from .rotary import apply_rope, rope_table
 from .shared_prefix_cache import SharedPrefixCache
 from .tokenization import Bos
 from .transformers_lm import TransformersLM
-from .weights import WEIGHT_FILES, find_problems, resolve_source, unreadable_message
+from .weights import WEIGHT_FILES, Source, find_problems, resolve_source, unreadable_message
 
 
 class Attention(nn.Module):
@@ -161,7 +162,8 @@ class GPTJ(TransformersLM):
     config: Config
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config, config.weights, config.tokenizer, _gptj_architecture(config), config.bos)
+        super().__init__(config, Source(config.weights, config.tokenizer), _gptj_architecture(config), config.bos)
+        self.dim, self.context = self._architecture.n_embd, self._architecture.n_positions
         if config.num_embeddings is not None and config.num_embeddings > self.vocab:
             raise PartError(
                 f"lm.num_embeddings: given {config.num_embeddings}; allowed: at most {self.vocab}, the rows of the head"
@@ -187,6 +189,36 @@ class GPTJ(TransformersLM):
         for block in decoder.h:
             if self._architecture.activation_function == "gelu_new":
                 block.mlp.act = nn.GELU(approximate="tanh")
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks, in order."""
+        return list(self.model.transformer.h)
+
+    def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
+        """Put an adapter around the attention or the feed-forward of every block. Raises `PartError`."""
+        if sublayer in self.adapters:
+            raise PartError(
+                f"adapters.{sublayer}: this language model already has adapters there; call remove_adapters() first"
+            )
+        made = [make() for _ in self.blocks]
+        name = "attn" if sublayer == "attention" else "mlp"
+        for block, adapter in zip(self.blocks, made, strict=True):
+            setattr(block, name, AdapterWrapper(block.get_submodule(name), adapter))
+        self.adapters[sublayer] = made
+
+    def remove_adapters(self) -> None:
+        """Remove all adapters."""
+        for block in self.blocks:
+            for name, module in list(block.named_children()):
+                if isinstance(module, AdapterWrapper):
+                    setattr(block, name, module.sublayer)
+        self.adapters = {}
+
+    def lm_head(self, hidden: Tensor) -> Tensor:
+        """Hidden states [m, d] to logits [m, v]."""
+        out: Tensor = self.model.lm_head(hidden)
+        return out
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Hidden states [m, d] and labels [m] to the summed cross-entropy, in float32."""
@@ -229,7 +261,7 @@ class GPTJ(TransformersLM):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Missing folders, unknown bundled names and unavailable hub names."""
-        return find_problems(config.weights, config.tokenizer, WEIGHT_FILES)
+        return find_problems(Source(config.weights, config.tokenizer), WEIGHT_FILES)
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:

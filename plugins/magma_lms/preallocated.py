@@ -43,6 +43,21 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # the library is n
         self.keys, self.values = (buffer[:, :, : p + t] for buffer in self.buffers)
         return self.keys, self.values
 
+    def select(self, rows: Tensor) -> PreallocatedLayer:
+        """A layer of these rows [b'], which may repeat.
+
+        If there is a single row, the repeated rows are a view of it. They are copied when columns are appended.
+        """
+        if not self.is_initialized:
+            return PreallocatedLayer()
+        p = self.keys.shape[2]
+        if len(self.keys) == 1:
+            return PreallocatedLayer([old.expand(len(rows), -1, -1, -1) for old in (self.keys, self.values)], p)
+        buffers = [_allocate(old, len(rows), p) for old in (self.keys, self.values)]
+        for buffer, old in zip(buffers, (self.keys, self.values), strict=True):
+            torch.index_select(old, 0, rows, out=buffer[:, :, :p])
+        return PreallocatedLayer(buffers, p)
+
 
 def empty_cache() -> Cache:
     """A cache without columns."""
@@ -50,25 +65,10 @@ def empty_cache() -> Cache:
 
 
 def select_rows(cache: Cache, rows: Tensor) -> Cache:
-    """A new cache of these rows [b'], which may repeat.
-
-    If the cache has a single row, the repeated rows are a view of it. They are copied when columns are appended.
-    """
+    """A new cache of these rows [b'], which may repeat."""
     if not cache.layers:
         return empty_cache()
-    layers = []
-    for layer in cache.layers:
-        p = layer.keys.shape[2]
-        if len(layer.keys) == 1:
-            layers.append(
-                PreallocatedLayer([old.expand(len(rows), -1, -1, -1) for old in (layer.keys, layer.values)], p)
-            )
-            continue
-        buffers = [_allocate(old, len(rows), p) for old in (layer.keys, layer.values)]
-        for buffer, old in zip(buffers, (layer.keys, layer.values), strict=True):
-            torch.index_select(old, 0, rows, out=buffer[:, :, :p])
-        layers.append(PreallocatedLayer(buffers, p))
-    return Cache(layers=layers)
+    return Cache(layers=[layer.select(rows) for layer in cache.layers])
 
 
 def _allocate(like: Tensor, rows: int, columns: int) -> Tensor:

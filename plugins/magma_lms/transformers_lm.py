@@ -1,12 +1,10 @@
 """Base class of `causal` and `gptj`: a causal language model of transformers as a frozen language model.
 
-Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored positions.
+Axes: b batch, t tokens, e width of the word embeddings, d width, v vocabulary, m scored positions.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,94 +13,42 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from magma import Adapter, BatchLayout, Cache, FrozenLM, PartConfig, PartError, Sublayer
+from magma import FrozenLM, PartConfig, PartError
 
-from .adapter_wrapper import wrap_sublayer
-from .attention_masks import attention_mask, padding_mask, to_additive_mask
-from .families import FAMILIES
-from .kv_cache import KVCache
+from .loading import build_model, import_model_class, load_model, load_tokenizer
 from .tokenization import Bos, beginning_tokens, end_tokens, plain_text_options, special_tokens
-from .weights import TOKENIZER_FILES, has_safetensors, load_pretrained, resolve_source
+from .weights import Source
 
 
 class TransformersLM(FrozenLM):
-    """A causal language model of transformers whose family is in `FAMILIES`."""
+    """A causal language model of transformers, without what is special to its blocks."""
 
-    context: int
-
-    def __init__(
-        self, config: PartConfig, weights: str | None, tokenizer: str | None, architecture: Any, bos: Bos
-    ) -> None:
-        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
-
+    def __init__(self, config: PartConfig, source: Source, architecture: Any, bos: Bos) -> None:
         super().__init__(config)
         self._bos = bos
-        self._weights, self._tokenizer_source, self._architecture = weights, tokenizer, architecture
-        if architecture.model_type not in FAMILIES:
-            raise PartError(
-                f'lm: given a model of type "{architecture.model_type}", which is not supported. '
-                f"Allowed: {', '.join(FAMILIES)}"
-            )
-        self.family = FAMILIES[architecture.model_type]
-        window = self.family.window(architecture)
-        self.context = min(architecture.max_position_embeddings, window or architecture.max_position_embeddings)
-        self.vocab = architecture.vocab_size
-        self.eos = _end_of_text_id(architecture)
-        self._undo: list[Callable[[], None]] = []
+        self._source, self._architecture = source, architecture
         with torch.device("cpu"):  # this imports the module of the class and others, which create tensors
-            MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
+            import_model_class(source, architecture)
         try:
             with torch.device("meta"):
-                self.model = self._random_model()
+                self.model = build_model(source, architecture)
         except ValueError as error:
             raise PartError(
                 f"lm: a {architecture.model_type} with this configuration cannot be built: {error}"
             ) from error
-        self.dim = self.model.get_input_embeddings().embedding_dim
-        if self.dim != architecture.hidden_size:
-            raise PartError(
-                f"lm: the width of its word embeddings is {self.dim} and of its blocks {architecture.hidden_size}; "
-                "allowed: the same width"
-            )
+        self.vocab = self._head_rows()
+        self.eos = _end_of_text_id(architecture, self.vocab)
 
     def load_weights(self) -> None:
         """Load the weights in the precision of the file, or draw random ones in float32.
 
         Files are memory-mapped, and read shard by shard when they are used. Raises `PartError`.
         """
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-
         assert not self.adapters, "weights have to be loaded before adapters are added"
-        if self._weights is None:
-            self.model = self._random_model()
-            return
-        logging.disable_progress_bar()  # the caller reports progress
-        model, report = load_pretrained(
-            "weights",
-            self._weights,
-            AutoModelForCausalLM.from_pretrained,
-            config=copy.deepcopy(self._architecture),
-            dtype="auto",
-            use_safetensors=has_safetensors(self._weights),
-            output_loading_info=True,
-        )
-        # Old files may have unused buffers. An unused weight belongs to a block that this model lacks: an error.
-        unexpected = {name for name in report["unexpected_keys"] if name.endswith(".weight")}
-        if wrong := sorted(report["missing_keys"] | unexpected):
-            raise PartError(
-                f"lm.weights: given {self._weights!r}, whose tensors do not fit this model: {len(wrong)} are missing "
-                f"or unexpected, the first is {wrong[0]}"
-            )
-        self.family.adjust(model)
-        self.model = model
-
-    def _random_model(self) -> Any:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(self._architecture), dtype=torch.float32)
-        self.family.adjust(model)
-        return model
+        if self._source.weights is None:
+            self.model = build_model(self._source, self._architecture)
+        else:
+            self.model = load_model(self._source, self._architecture)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Position tables are moved to another device, but stay in float32.
@@ -121,44 +67,22 @@ class TransformersLM(FrozenLM):
     @property
     def num_embeddings(self) -> int:
         """Number of rows of the word embedding."""
-        rows: int = self.model.get_input_embeddings().num_embeddings
-        return rows
+        return int(self.model.get_input_embeddings().weight.shape[0])
 
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The blocks, in order."""
-        return list(self.model.get_submodule(self.family.blocks).children())
-
-    @cached_property
-    def _cache_argument(self) -> str:
-        """Name of the argument for the KV cache: it was renamed in transformers 5.24."""
-        known = inspect.signature(self.model.get_submodule(self.family.decoder).forward).parameters
-        return "cache" if "cache" in known else "past_key_values"
+    def _head_rows(self) -> int:
+        """Number of logits."""
+        head = self.model.get_output_embeddings()
+        return int(head.weight.shape[0] if head is not None else self._architecture.get_text_config().vocab_size)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        source = self._tokenizer_source or self._weights
-        if source is None:
-            raise PartError(
-                "lm: a model with random weights has no tokenizer; set lm.tokenizer to a hub name or a folder"
-            )
-        folder = Path(resolve_source(source))
-        if folder.is_dir() and not any((folder / file).is_file() for file in TOKENIZER_FILES):
-            raise PartError(
-                f"lm: {folder} has no tokenizer ({' or '.join(TOKENIZER_FILES)}), so it can only read and write token "
-                "ids; for text, put a tokenizer there, or set lm.tokenizer to a hub name or a folder"
-            )
-        return load_pretrained(
-            "tokenizer" if self._tokenizer_source else "weights", source, AutoTokenizer.from_pretrained
-        )
+        return load_tokenizer(self._source)
 
     @property
     def ends(self) -> Collection[int]:
         """`eos`, and the other end tokens of the architecture and of generation_config.json."""
-        others = end_tokens(self._architecture, self.model.generation_config) - {_end_of_text_id(self._architecture)}
-        return others | {self.eos}
+        others = end_tokens(self._architecture, self.model.generation_config)
+        return others - {_end_of_text_id(self._architecture, self.vocab)} | {self.eos}
 
     @cached_property
     def beginning(self) -> Sequence[int]:  # type: ignore[override]  # a checkpoint may set another one
@@ -199,31 +123,9 @@ class TransformersLM(FrozenLM):
         return text
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids [b, t] to word embeddings [b, t, d]."""
+        """Token ids [b, t] to word embeddings [b, t, e]."""
         out: Tensor = self.model.get_input_embeddings()(tokens)
         return out
-
-    def lm_head(self, hidden: Tensor) -> Tensor:
-        """Hidden states [m, d] to logits [m, v]."""
-        out: Tensor = self.model.get_output_embeddings()(hidden)
-        return out
-
-    def add_adapters(self, place: Sublayer, make: Callable[[], Adapter]) -> None:
-        """Put an adapter around the attention or the feed-forward of every block. Raises `PartError`."""
-        if place in self.adapters:
-            raise PartError(
-                f"adapters.{place}: this language model already has adapters there; call remove_adapters() first"
-            )
-        made = [make() for _ in self.blocks]
-        pairs = zip(self.blocks, made, strict=True)
-        self._undo += [wrap_sublayer(block, self.family, place, adapter) for block, adapter in pairs]
-        self.adapters[place] = made
-
-    def remove_adapters(self) -> None:
-        """Remove all adapters."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo, self.adapters = [], {}
 
     def export(self, folder: Path) -> None:
         """Save in transformers' format, with the tokenizer if there is one; missing word embeddings become zeros."""
@@ -241,32 +143,10 @@ class TransformersLM(FrozenLM):
             return
         tokenizer.save_pretrained(folder)
 
-    def new_cache(self) -> KVCache:
-        """An empty KV cache."""
-        return KVCache.empty()
 
-    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
-        """[b, t, d] to [m, d]; a cache is filled in place."""
-        assert cache is None or isinstance(cache, KVCache)
-        past = None if cache is None else cache.valid
-        attended = attention_mask(embeddings, layout, past)
-        if cache is not None:
-            cache.valid = padding_mask(embeddings, layout, past)
-        mask = to_additive_mask(attended, embeddings.dtype)
-        out = self.model.get_submodule(self.family.decoder)(
-            inputs_embeds=embeddings,
-            attention_mask=mask[:, None],
-            position_ids=layout.positions.clamp(max=self.context - 1),  # padding may lie beyond the context
-            use_cache=cache is not None,
-            **{self._cache_argument: None if cache is None else cache.cache},
-        )
-        hidden: Tensor = out.last_hidden_state
-        return hidden.flatten(0, 1)[layout.scored]
-
-
-def _end_of_text_id(architecture: Any) -> int:
+def _end_of_text_id(architecture: Any, vocab: int) -> int:
     end = architecture.eos_token_id
     end = end[0] if isinstance(end, list) else end
-    if end is None or not 0 <= end < architecture.vocab_size:
-        raise PartError(f"lm: its eos_token_id is {end}; allowed: a token id, 0 to {architecture.vocab_size - 1}")
+    if end is None or not 0 <= end < vocab:
+        raise PartError(f"lm: its eos_token_id is {end}; allowed: a token id, 0 to {vocab - 1}")
     return int(end)

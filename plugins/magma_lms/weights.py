@@ -1,17 +1,99 @@
-"""Finds and loads weights and tokenizers: from a hub name, a folder, or a bundled model."""
+"""Where weights and tokenizers are: a hub name, a folder, a GGUF file, an installed package, or a bundled model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, Literal, NamedTuple
 
 from magma import PartError, error_summary, find_local_folder, hub_has, hub_problem, is_folder, source_problems
 
+from .gguf import GGUF, missing_packages
+from .quantization import Quantize, quantization_problem
+
 BUNDLED = "bundled:"
+PACKAGE = "package:"
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+What = Literal["weights", "tokenizer"]
+READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, ImportError, UnpicklingError, struct.error)
+"""What transformers raises for files that are missing, damaged or not safe to read."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a language model and its tokenizer are, and how they are read: keys of `lm` in a recipe."""
+
+    weights: str | None
+    """A hub name, a folder, a GGUF file, `"package:NAME"` or `"bundled:NAME"`. None: random weights."""
+    tokenizer: str | None = None
+    """As `weights`. None: the tokenizer is beside the weights."""
+    revision: str | None = None
+    """Branch, tag or commit of the hub name in `weights`. None: its main branch."""
+    cache_dir: str | None = None
+    """Folder of downloaded files. None: that of huggingface_hub."""
+    remote_code: bool = False
+    """Whether Python code that comes with the weights or the tokenizer is run."""
+    quantize: Quantize | None = None
+    """The type in which the matrices of the blocks are held. None: the precision of the run."""
+
+    def name(self, what: What) -> str | None:
+        """The source of the weights, or of the tokenizer."""
+        return self.weights if what == "weights" or self.tokenizer is None else self.tokenizer
+
+    def key(self, what: What) -> What:
+        """The key of `lm` that names this source."""
+        return what if self.tokenizer is not None else "weights"
+
+    def hub(self, what: What) -> Mapping[str, str]:
+        """Options of downloads, as transformers names them; only those that are set."""
+        revision = self.revision if self.name(what) == self.weights else None
+        options = {"revision": revision, "cache_dir": self.cache_dir}
+        return {name: value for name, value in options.items() if value is not None}
+
+
+class Location(NamedTuple):
+    """What `from_pretrained` of transformers reads."""
+
+    name: str
+    """A folder or a hub name."""
+    gguf_file: str | None = None
+    """Name of a GGUF file there."""
+
+
+def locate(source: str) -> Location:
+    """Find a source of weights or of a tokenizer. Raises `PartError` if a bundled model or a package is not there."""
+    if source.startswith(BUNDLED):
+        known = bundled_names()
+        if source.removeprefix(BUNDLED) not in known:
+            raise PartError(f"given {source!r}; allowed bundled models: {', '.join(known) or 'none'}")
+        return Location(str(BUNDLED_FOLDER / source.removeprefix(BUNDLED)))
+    if source.startswith(PACKAGE):
+        return locate(str(_find_in_package(source)))
+    if source.lower().endswith(GGUF):
+        return Location(str(Path(source).parent), Path(source).name)
+    return Location(source)
+
+
+def _find_in_package(source: str) -> Path:
+    """The only GGUF file of an installed package, which is not imported, or the path after its name."""
+    name, _, inside = source.removeprefix(PACKAGE).partition("/")
+    spec = find_spec(name) if name.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise PartError(f"given {source!r}, but no package {name!r} is installed; install it with pip")
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if inside:
+        return folder / inside
+    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(GGUF))
+    if len(found) != 1:
+        listed = ", ".join(f"{PACKAGE}{name}/{path.relative_to(folder)}" for path in found) or "a package with one"
+        raise PartError(f"given {source!r}, which has {len(found)} GGUF files; allowed: {listed}")
+    return found[0]
 
 
 def bundled_names() -> list[str]:
@@ -20,54 +102,91 @@ def bundled_names() -> list[str]:
 
 
 def resolve_source(source: str) -> str:
-    """The folder of a bundled name; any other source unchanged."""
-    return str(BUNDLED_FOLDER / source.removeprefix(BUNDLED)) if source.startswith(BUNDLED) else source
+    """The folder or hub name of a source. Raises `PartError` as `locate` does."""
+    return locate(source).name
 
 
-def find_problems(weights: str | None, tokenizer: str | None, *files: tuple[str, ...]) -> list[str]:
-    """Why weights and tokenizer are not available. A folder of weights needs one of each of `files`."""
-    return [
-        *_find_source_problems("weights", weights, *files),
-        *_find_source_problems("tokenizer", tokenizer, cached="tokenizer_config.json"),
-    ]
+def find_problems(source: Source, *files: tuple[str, ...]) -> list[str]:
+    """Why a language model cannot be read on this machine, one line each.
+
+    Args:
+        source: Where it is.
+        files: A folder of weights needs a file that matches one of each of these groups of patterns.
+    """
+    problems = _location_problems("weights", source, *files)
+    if source.tokenizer is not None:
+        problems += _location_problems("tokenizer", source, cached="tokenizer_config.json")
+    if source.revision is not None and source.weights is not None and not problems:
+        where = locate(source.weights).name
+        if is_folder(where):
+            problems.append(f"revision: given {source.revision!r}, but {where} is a folder; allowed: for hub names")
+    if source.quantize is not None and (problem := quantization_problem(source.quantize)):
+        problems.append(f"quantize: {problem}")
+    return problems
 
 
-def _find_source_problems(
-    what: str, source: str | None, *files: tuple[str, ...], cached: str = "config.json"
-) -> list[str]:
-    if source is None:
+def _location_problems(what: What, source: Source, *files: tuple[str, ...], cached: str = "config.json") -> list[str]:
+    name = source.name(what)
+    if name is None:
         return []
-    if source.startswith(BUNDLED):
-        known = bundled_names()
-        found = source.removeprefix(BUNDLED) in known
-        return [] if found else [f"{what}: given {source!r}; allowed bundled models: {', '.join(known) or 'none'}"]
-    return [f"{what}: {problem}" for problem in source_problems(source, *files, cached=cached)]
+    try:
+        where, gguf_file = locate(name)
+    except PartError as error:
+        return [f"{what}: {error}"]
+    if gguf_file is None:
+        return [f"{what}: {problem}" for problem in source_problems(where, *files, cached=cached, **source.hub(what))]
+    if is_folder(where):
+        found = [] if Path(where, gguf_file).is_file() else [f"given {name!r}, which is not a file"]
+    else:
+        found = source_problems(where, cached=gguf_file, **source.hub(what))
+    return [f"{what}: {problem}" for problem in [*found, *missing_packages()]]
 
 
-def has_safetensors(source: str) -> bool:
-    """Whether to read safetensors: yes, unless the source only has files in torch's format."""
+def has_safetensors(source: str, **hub: str) -> bool:
+    """Whether to read safetensors: yes, unless the source only has files in torch's format.
+
+    Args:
+        source: A folder or a hub name.
+        hub: `revision` and `cache_dir` of a hub name, if they are set.
+    """
     where = resolve_source(source)
-    has = find_local_folder if is_folder(where) or find_local_folder(where, *WEIGHT_FILES) else hub_has
     safe, other = WEIGHT_FILES
-    return bool(has(where, safe)) or not has(where, other)
+    if is_folder(where) or find_local_folder(where, *WEIGHT_FILES, **hub):
+        return find_local_folder(where, safe, **hub) is not None or find_local_folder(where, other, **hub) is None
+    listed = {name: value for name, value in hub.items() if name == "revision"}
+    return hub_has(where, safe, **listed) or not hub_has(where, other, **listed)
 
 
-def load_pretrained(what: str, source: str, load: Callable[..., Any], **options: Any) -> Any:
-    """Call `load` with a folder or a hub name; the cache is tried before the hub. Raises `PartError`."""
-    where = resolve_source(source)
-    if is_folder(where) and not Path(where).is_dir():
-        raise PartError(f"lm.{_find_source_problems(what, source)[0]}. {_describe_allowed()}")
+def load_pretrained(what: What, source: Source, load: Callable[..., Any], **options: Any) -> Any:
+    """Call a `from_pretrained` of transformers for the weights or the tokenizer; the cache is tried before the hub.
+
+    Raises `PartError` for everything that a file or the hub can have wrong.
+    """
+    name = source.name(what)
+    assert name is not None
+    try:
+        where, gguf_file = locate(name)
+    except PartError as error:
+        raise PartError(f"lm.{source.key(what)}: {error}") from None
+    problems = [] if gguf_file is None else missing_packages()
+    if is_folder(where) and not Path(where, gguf_file or "").exists():
+        problems.append(f"given {name!r}, which is not a {'file' if gguf_file else 'folder'}. {_describe_allowed()}")
+    if problems:
+        raise PartError(f"lm.{source.key(what)}: {problems[0]}")
+    options |= {**source.hub(what), "trust_remote_code": source.remote_code}
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
     try:
         if Path(where).is_dir():
             return load(where, **options)
         try:
             return load(where, local_files_only=True, **options)
         except OSError:
-            if problem := hub_problem(where):  # transformers would request each file many times
+            if problem := hub_problem(where, **source.hub(what)):  # transformers would request each file many times
                 raise OSError(problem) from None
         return load(where, **options)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise PartError(unreadable_message(what, source, error)) from error
+    except READ_ERRORS as error:
+        raise PartError(unreadable_message(source.key(what), name, error)) from error
 
 
 def unreadable_message(what: str, source: str, error: Exception) -> str:
@@ -79,4 +198,7 @@ def unreadable_message(what: str, source: str, error: Exception) -> str:
 
 def _describe_allowed() -> str:
     here = " or ".join(BUNDLED + name for name in bundled_names()) or "a bundled name"
-    return f"Allowed: a hub name, a folder in transformers' format (config.json, *.safetensors), or {here}"
+    return (
+        "Allowed: a hub name, a folder in transformers' format (config.json, *.safetensors), a GGUF file (*.gguf), "
+        f"{PACKAGE}NAME, or {here}"
+    )

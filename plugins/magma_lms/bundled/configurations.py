@@ -1,0 +1,29 @@
+"""Configurations of published language models, with which their recipes are planned without the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from magma import find_local_folder, is_folder
+
+CONFIGURATIONS = Path(__file__).parent / "configs"
+"""`OWNER/NAME.json` is the `config.json` of the hub name OWNER/NAME."""
+
+
+def planned_configuration(source: str) -> Path | None:
+    """The bundled configuration of a hub name, if the model is only planned.
+
+    Args:
+        source: A hub name or a folder.
+
+    Returns:
+        The file; None if there is none, if a folder or the hub's cache has the real one, or if weights will be loaded,
+        which the real one describes.
+    """
+    path = CONFIGURATIONS / f"{source}.json"
+    only_planned = torch.get_default_device().type == "meta"
+    if not only_planned or is_folder(source) or find_local_folder(source, "config.json"):
+        return None
+    return path if path.is_file() else None

@@ -1,0 +1,35 @@
+"""GGUF files, as llama.cpp uses them: transformers reads them and dequantizes their weights."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+GGUF = ".gguf"
+"""The suffix of a GGUF file."""
+PACKAGES = ("accelerate", "gguf")
+"""What transformers needs to read one; the extra `gguf` installs them."""
+
+
+def missing_packages() -> list[str]:
+    """Which packages are missing to read a GGUF file: one line, or none."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    return [f"reading a GGUF file needs {' and '.join(missing)}: pip install {' '.join(missing)}"] if missing else []
+
+
+def without_quantizer(loaded: Any, plain: Any) -> Any:
+    """A model that transformers read from a GGUF file, as one like any other.
+
+    The library's model holds dequantized weights, but calls itself quantized and refuses `save_pretrained`.
+
+    Args:
+        loaded: The model that was read.
+        plain: A model of the same architecture, on any device. It gets the modules of `loaded`.
+    """
+    for name, module in loaded.named_children():
+        setattr(plain, name, module)
+    for module in plain.modules():  # its decoder shares the configuration, in which the file calls itself quantized
+        if hasattr(module, "config"):
+            module.config = plain.config
+    plain.generation_config = loaded.generation_config
+    return plain.eval()

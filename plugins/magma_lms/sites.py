@@ -1,0 +1,178 @@
+"""Finds the places of adapters: the attention (or other mixing) and the feed-forward sublayers of each block.
+
+No name is looked at. A sublayer that mixes positions is "attention", also a recurrent one; any other is "mlp".
+
+Axes: b batch, t tokens, d width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from magma import Sublayer
+
+from .tracing import Call, Key, first_tensor
+
+
+@dataclass(frozen=True)
+class Site:
+    """A sublayer: one module, or a span from the input of one module to the output of a later one."""
+
+    sublayer: Sublayer
+    block: int
+    """The index of the block that has it; of the first one, if blocks share it."""
+    entry: str
+    """Path of the module whose input is the input of the sublayer."""
+    exit: str
+    """Path of the module whose output is the output of the sublayer."""
+    key: Key
+    """Where the hidden states are among the arguments of the entry."""
+
+    @property
+    def is_span(self) -> bool:
+        """Whether the sublayer is not one module. Its input cannot be changed then, only its output."""
+        return self.entry != self.exit
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    entry: Call
+    exit: Call
+    mixes: bool
+
+
+def find_blocks(model: nn.Module, decoder: Call) -> list[Call]:
+    """The calls of the blocks: outermost members of module lists that map hidden states to hidden states."""
+    members = {id(one) for module in model.modules() if isinstance(module, nn.ModuleList) for one in module}
+
+    def search(call: Call) -> Iterator[Call]:
+        for inner in call.inner:
+            if id(inner.module) in members and inner.hidden_key() is not None and _matrices(inner.module) > 1:
+                yield inner
+            else:
+                yield from search(inner)
+
+    return list(search(decoder))
+
+
+def find_sites(blocks: Sequence[Call], width: int) -> list[Site]:
+    """The sublayers of all blocks, in the order of their calls; a module that several blocks share is listed once.
+
+    Args:
+        blocks: The calls of the blocks.
+        width: The width of the decoder's output, for blocks that carry several streams of hidden states.
+    """
+    paths = list(dict.fromkeys(block.path for block in blocks))
+    found: list[tuple[int, _Candidate]] = []
+    for block in blocks:
+        outermost = _outermost(block, width) or _outermost(block, _width(block))
+        candidates = _find_candidates(block, outermost)
+        if len(candidates) == 2 and all(one.mixes for one in candidates):
+            first, second = candidates
+            if type(first.entry.module) is not type(second.entry.module):  # RWKV's feed-forward looks one token back
+                candidates = [first, _Candidate(second.entry, second.exit, False)]
+        found += [(paths.index(block.path), one) for one in candidates]
+    # A layer may take its keys from another one: then it mixes, but not what it is given.
+    mixing = {type(one.entry.module) for _, one in found if one.mixes}
+    sites: dict[str, Site] = {}
+    for index, one in found:
+        is_mixer = one.mixes or (type(one.entry.module) in mixing and one.entry is one.exit)
+        key = next(key for key, given in one.entry.tensors().items() if given.shape[-1] == _width(one.exit))
+        site = Site("attention" if is_mixer else "mlp", index, one.entry.path, one.exit.path, key)
+        sites.setdefault(site.entry, site)
+    return list(sites.values())
+
+
+def _find_candidates(block: Call, outermost: Sequence[tuple[Call, Call | None]]) -> list[_Candidate]:
+    """The sublayers of a block."""
+    if not outermost:
+        return [_Candidate(block, block, block.mixes)]
+    found = [_with_exit(call, outer) for call, outer in outermost]
+    pair = _pair_of_matrices(block, _width(found[0].exit), found)
+    others = [one for one in found if not one.mixes]
+    if pair and _size(pair.entry.module) + _size(pair.exit.module) > sum(_size(one.entry.module) for one in others):
+        found = [one for one in found if one.mixes] + [pair]
+    return found
+
+
+def _outermost(call: Call, width: int) -> list[tuple[Call, Call | None]]:
+    """The outermost sublayers of this width inside a call, each with the module around it that is more than that.
+
+    A sublayer has two or more matrices. What holds a mixer with half of its parameters is more than a sublayer.
+    """
+    found: list[tuple[Call, Call | None]] = []
+    for inner in call.inner:
+        deeper = _outermost(inner, width)
+        fits = _matrices(inner.module) > 1 and inner.hidden_key(width) is not None
+        mixers = sum(_size(one.module) for one, _ in deeper if one.mixes)
+        if fits and 2 * mixers < _size(inner.module):
+            found.append((inner, None))
+        else:
+            found += [(one, outer or inner) for one, outer in deeper]
+    inputs = {id(tensor) for one, _ in found for tensor in one.tensors().values()}
+    return [(one, outer) for one, outer in found if id(first_tensor(one.output)) not in inputs or one.mixes]
+
+
+def _with_exit(call: Call, outer: Call | None) -> _Candidate:
+    """The sublayer that begins with this call.
+
+    It ends with the call, with two exceptions. If the module around it passes its output straight to a matrix (BERT),
+    it ends after this matrix. If it has already added another of its inputs, the residual (Bloom), it ends before that.
+    """
+    output = first_tensor(call.output)
+    assert output is not None
+    for other in outer.everything_inside() if outer else ():
+        if _is_matrix(other) and any(given is output for given in other.tensors().values()) and _same(other, output):
+            return _Candidate(call, other, call.mixes)
+    others = [tensor for tensor in call.tensors().values() if tensor.shape == output.shape]
+    for last in reversed([one for one in call.everything_inside() if _is_matrix(one) and _same(one, output)]):
+        result = first_tensor(last.output)
+        assert result is not None
+        if any(torch.allclose(result.view_as(output) + other, output, atol=1e-5) for other in others):
+            return _Candidate(call, last, call.mixes)
+        break
+    return _Candidate(call, call, call.mixes)
+
+
+def _pair_of_matrices(block: Call, width: int, taken: Sequence[_Candidate]) -> _Candidate | None:
+    """A feed-forward sublayer without a module: from the first matrix of the block's rest to its last one."""
+    inside = {id(call) for one in taken for call in (one.entry, one.exit, *one.entry.everything_inside())}
+    rest = [call for call in block.everything_inside() if _is_matrix(call) and id(call) not in inside]
+    first = next((call for call in rest if _first_width(call) == width), None)
+    last = next((call for call in reversed(rest) if _width(call) == width), None)
+    if first is None or last is None or rest.index(last) <= rest.index(first):
+        return None
+    return _Candidate(first, last, False)
+
+
+def _same(call: Call, output: Tensor) -> bool:
+    found = first_tensor(call.output)
+    return found is not None and found.shape[-1] == output.shape[-1] and found.numel() == output.numel()
+
+
+def _width(call: Call) -> int:
+    output = first_tensor(call.output)
+    return 0 if output is None or not output.ndim else output.shape[-1]
+
+
+def _first_width(call: Call) -> int:
+    given = next(iter(call.tensors().values()), None)
+    return 0 if given is None or not given.ndim else given.shape[-1]
+
+
+def _is_matrix(call: Call) -> bool:
+    """Whether the module only multiplies by one matrix."""
+    weights = [parameter for parameter in call.module.parameters() if parameter.ndim > 1]
+    return not call.inner and len(weights) == 1 and weights[0].ndim == 2
+
+
+def _matrices(module: nn.Module) -> int:
+    return sum(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
