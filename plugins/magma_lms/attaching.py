@@ -69,23 +69,39 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
 def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]:
     """An adapter around everything from the input of one module to the output of another one."""
     inputs: list[Tensor] = []
+    chain = [model.get_submodule(path) for path in site.chain]
+    inside = False
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs[:] = [args[site.key] if isinstance(site.key, int) else kwargs[site.key]]
+        if not inside:
+            inputs[:] = [args[site.key] if isinstance(site.key, int) else kwargs[site.key]]
 
     def adapt(_: nn.Module, __: Any, output: Any) -> Any:
+        if inside:
+            return output
         x, y = _as_rows(inputs.pop()), first_tensor(output)
 
         def sublayer(h: Tensor) -> Tensor:
-            if h is not x:
-                raise PartError(
-                    f"adapters.{site.sublayer}: {type(adapter).__name__} changes the input of its sublayer, but in this "
-                    f"model the sublayer is no module of its own ({site.entry} to {site.exit}); allowed: adapters that "
-                    "pass the input through"
-                )
-            return _as_rows(y)
+            return _as_rows(y) if h is x else again(h)
 
         return replace_first_tensor(output, adapter(x, sublayer).view_as(y))
+
+    def again(h: Tensor) -> Tensor:
+        """The sublayer's output for another input."""
+        nonlocal inside
+        if not chain:
+            raise PartError(
+                f"adapters.{site.sublayer}: {type(adapter).__name__} changes the input of its sublayer, but in this "
+                f"model the sublayer is not a module ({site.entry} to {site.exit}); allowed: adapters that pass the "
+                "input through"
+            )
+        inside = True
+        try:
+            for module in chain:
+                h = module(h)
+        finally:
+            inside = False
+        return h
 
     handles = [
         model.get_submodule(site.entry).register_forward_pre_hook(note, with_kwargs=True),

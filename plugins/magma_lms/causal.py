@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from pydantic import model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from magma import (
     Adapter,
@@ -146,7 +147,7 @@ class Causal(TransformersLM):
 
     def new_cache(self) -> LibraryCache:
         """An empty cache."""
-        return LibraryCache.of(self._decoder, self.structure.mode)
+        return LibraryCache.of(self._decoder, self.structure.mode, self.context)
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, e] to [m, d]; a cache is filled in place."""
@@ -154,7 +155,7 @@ class Causal(TransformersLM):
             assert isinstance(cache, LibraryCache)
             hidden = cache.forward(embeddings, layout)
         elif layout.sequence_ids is None:
-            hidden = self._decoder(embeddings, layout.token_ids)  # causality is enough: padding comes last
+            hidden = self._forward_padded(embeddings, layout.token_ids)
         elif self.structure.packs:
             positions = layout.positions + (self.structure.mode.offset or 0)
             if self.context is not None:  # padding may lie beyond it
@@ -164,11 +165,19 @@ class Causal(TransformersLM):
             hidden = self._forward_unpacked(embeddings, layout)
         return hidden.flatten(0, 1)[layout.scored]
 
+    def _forward_padded(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
+        """Right-padded rows [b, t, e] to [b, t, d]. Causality is enough: nothing reads the padding after a row."""
+        t = embeddings.shape[1]
+        if self.context is None or t <= self.context:
+            return self._decoder(embeddings, ids)
+        embeddings, ids = embeddings[:, : self.context], None if ids is None else ids[:, : self.context]
+        return F.pad(self._decoder(embeddings, ids), (0, 0, 0, t - self.context))
+
     def _forward_unpacked(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         """Packed rows [b, t, e] to [b, t, d], computed as one row for each sequence."""
         columns, back = unpack(layout)
         ids = None if layout.token_ids is None else layout.token_ids.flatten()[columns]
-        hidden = self._decoder(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
+        hidden = self._forward_padded(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
         return hidden[back].view(*embeddings.shape[:2], -1)
 
     @classmethod

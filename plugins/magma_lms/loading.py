@@ -39,7 +39,7 @@ def import_model_class(source: Source, architecture: Any) -> None:
         return
     if text_model_class(architecture) is None:
         raise PartError(
-            f'lm: given a model of type "{architecture.model_type}", for which transformers has no causal language model'
+            f'lm: given a model of type "{architecture.model_type}"; transformers has no causal language model of it'
         )
 
 

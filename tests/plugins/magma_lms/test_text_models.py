@@ -93,7 +93,9 @@ def test_only_tensors_of_the_text_model_have_to_be_there(tmp_path: Path) -> None
         return load_model(source, read_architecture(source))
 
     assert torch.equal(without("multi_modal_projector")(input_ids=TOKENS).logits, whole(input_ids=TOKENS).logits)
-    with pytest.raises(PartError, match=r"2 tensors of the text model are missing, the first is .*layers\.0\.mlp\.up_proj"):
+    with pytest.raises(
+        PartError, match=r"2 tensors of the text model are missing, the first is .*layers\.0\.mlp\.up_proj"
+    ):
         without("mlp.up_proj")
 
 

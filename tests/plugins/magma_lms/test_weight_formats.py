@@ -179,7 +179,9 @@ def test_code_beside_the_weights_runs_only_if_the_recipe_allows_it(
     fields = json.loads((tmp_path / "config.json").read_text())
     classes = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     (tmp_path / "config.json").write_text(json.dumps({**fields, "model_type": "own", "auto_map": classes}))
-    message = r"lm\.remote_code: .* comes as Python code beside the weights, which is not run\. Allowed: lm\.remote_code"
+    message = (
+        r"lm\.remote_code: .* comes as Python code beside the weights, which is not run\. Allowed: lm\.remote_code"
+    )
     with pytest.raises(PartError, match=message):
         Causal.build(weights=str(tmp_path))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
