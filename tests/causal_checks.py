@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import causal_references as library
+import causal_zoo
 import torch
-from causal_zoo import WORDS
 from magma_lms.causal import Causal
 from magma_lms.sites import Site
 from magma_lms.tracing import first_tensor, replace_first_tensor
@@ -29,6 +29,10 @@ LENGTHS = (20, 5, 12)
 """Of rows side by side: one is shorter than a window of 8 tokens."""
 COUNT = 8
 """Tokens that are generated: with the prompt, more than a window."""
+
+
+ROUNDING = {"dory": 5e-3}
+"""Families whose gradients are less exact: a loop over blocks amplifies rounding. In float64 they are equal."""
 
 
 class Spelled(Causal):
@@ -78,15 +82,25 @@ class Row:
 
 
 class Family:
-    """A language model of ours, and the library's with the same weights."""
+    """A language model of ours, and the library's, from the same folder."""
 
-    def __init__(self, name: str, model: Any, lm: Causal, folder: Path) -> None:
-        self.name, self.model, self.lm, self.folder = name, model, lm, folder
+    def __init__(self, name: str, folder: Path) -> None:
+        """Save a tiny model with random weights, and load it."""
+        from transformers import AutoModelForCausalLM
+
+        self.name, self.folder = name, folder
+        weights = folder / "weights"
+        causal_zoo.save(name, weights)
+        self.model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
+        self.lm = Spelled(Spelled.Config(weights=str(weights)))
+        self.parameters_on_meta = count_parameters(self.lm)
+        self.lm.load_weights()
+        self.lm.freeze()
 
     @cached_property
     def rows(self) -> list[Row]:
         draw = torch.Generator().manual_seed(1)
-        return [self._row(torch.randint(*WORDS, (t,), generator=draw), draw) for t in LENGTHS]
+        return [self._row(torch.randint(*causal_zoo.WORDS, (t,), generator=draw), draw) for t in LENGTHS]
 
     def _row(self, ids: Tensor, draw: torch.Generator) -> Row:
         with torch.no_grad():
@@ -102,7 +116,7 @@ class Family:
     @cached_property
     def prompts(self) -> list[Tensor]:
         draw = torch.Generator().manual_seed(3)
-        return [torch.randint(*WORDS, (t,), generator=draw) for t in (5, 12, 1)]
+        return [torch.randint(*causal_zoo.WORDS, (t,), generator=draw) for t in (5, 12, 1)]
 
     def run(self, ids: Sequence[Tensor], embeddings: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Logits [t_i, v] of right-padded rows."""
@@ -115,6 +129,11 @@ class Family:
         if embeddings is None:
             return self.lm.embed(pad_sequence(list(ids), batch_first=True))
         return pad_sequence(list(embeddings), batch_first=True)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters; shared ones count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def right_padded(ids: Sequence[Tensor], start: Sequence[int] | None = None) -> BatchLayout:
@@ -131,6 +150,14 @@ def assert_same(found: Tensor, expected: Tensor, relative: float = 1e-4) -> None
     scale = float(expected.abs().max())
     error = float((found - expected).abs().max())
     assert error <= relative * scale + 1e-7, f"differs by {error / scale:.1e} of the largest value"
+
+
+def parameters(family: Family) -> None:
+    """The same number on meta, with weights, and in the library's class for the text."""
+    lm = family.lm
+    assert family.parameters_on_meta == count_parameters(lm)
+    if type(family.model) is type(lm.model):
+        assert family.parameters_on_meta == count_parameters(family.model)
 
 
 @torch.no_grad()
@@ -232,7 +259,7 @@ def adapters(family: Family) -> None:
         tokens = [library.greedy_without_cache(clean, prompt, COUNT, lm.eos) for prompt in family.prompts]
     assert_same(value.detach(), expected.detach(), 1e-5)
     for one, other in zip(found, wanted, strict=True):
-        assert_same(one, other)
+        assert_same(one, other, ROUNDING.get(family.name, 1e-4))
     prompts = [[Tokens(prompt)] for prompt in family.prompts]
     assert Magma(lm).eval().generate_tokens(prompts, max_tokens=COUNT) == tokens
     _save_and_load(family, weights)
@@ -354,4 +381,4 @@ def export(family: Family) -> None:
         assert_same(library.logits(again, row.ids), row.logits, 1e-5)
 
 
-CHECKS = (logits, media, packing, greedy, continuation, log_likelihood, adapters, export)
+CHECKS = (parameters, logits, media, packing, greedy, continuation, log_likelihood, adapters, export)

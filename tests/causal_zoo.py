@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,6 +118,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "n_output_layers": 2,
         "n_recurrent_layers": 2,
     },
+    "emu3": {"vocabulary_map": {"<image>": 90}},
     "gemma3n_text": {
         "num_hidden_layers": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
@@ -166,6 +168,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "rembert": {"input_embedding_size": 24, "output_embedding_size": 40},
     "roc_bert": {
+        "eos_token_id": 1,  # it has none by default
         "pronunciation_embed_dim": 16,
         "pronunciation_vocab_size": 16,
         "shape_embed_dim": 16,
@@ -286,15 +289,33 @@ def _tiny_fields(kind: Any) -> dict[str, Any]:
     }
 
 
+def configuration(name: str, **overrides: Any) -> Any:
+    """A tiny configuration of the library."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**{**fields(name), **overrides})
+
+
 def build(name: str, seed: int = 0, **overrides: Any) -> Any:
     """The library's model in eval mode and float32, with every weight random."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(**{**fields(name), **overrides})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(configuration(name, **overrides), dtype=torch.float32).eval()
     randomise(model)
     return model
+
+
+def save(name: str, folder: Path) -> None:
+    """Save a tiny checkpoint as a user has it: with all modalities if the family has several."""
+    from transformers import AutoModelForImageTextToText
+
+    model = build(name)
+    config = configuration(name)
+    if type(model.config) is not type(config):  # only the text model of a whole
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        randomise(model)
+    model.save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 import causal_zoo as zoo
 import pytest
 import torch
-from causal_checks import CHECKS, Family, Spelled
+from causal_checks import CHECKS, Family
 from magma_lms.causal import Causal
 
 from magma import PartError
@@ -31,14 +31,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.names())
 def test_family(name: str, tmp_path: Path, page: Any) -> None:
-    model = zoo.build(name)
-    model.save_pretrained(tmp_path / "weights")
-    lm = Spelled(Spelled.Config(weights=str(tmp_path / "weights")))
-    on_meta = sum(parameter.numel() for parameter in lm.parameters())
-    lm.load_weights()
-    lm.freeze()
-    assert on_meta == sum(parameter.numel() for parameter in lm.parameters())
-    family = Family(name, model, lm, tmp_path)
+    family = Family(name, tmp_path)
     problems = {}
     for check in CHECKS:
         torch.manual_seed(0)
@@ -46,7 +39,7 @@ def test_family(name: str, tmp_path: Path, page: Any) -> None:
             check(family)
         except Exception as error:  # the other checks say more
             problems[check.__name__] = f"{type(error).__name__}: {error}".splitlines()[0]
-    if page.version() in page.text() and (line := page.line(name, lm)) not in page.text():
+    if page.version() in page.text() and (line := page.line(name, family.lm)) not in page.text():
         problems["docs"] = f"`python docs/language_models.py` writes {line!r}"
     assert not problems, problems
 
