@@ -6,6 +6,7 @@ Axes: b batch, t tokens, d width, v vocabulary, m scored positions.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,12 +87,9 @@ class Family:
 
     def __init__(self, name: str, folder: Path) -> None:
         """Save a tiny model with random weights, and load it."""
-        from transformers import AutoModelForCausalLM
-
         self.name, self.folder = name, folder
         weights = folder / "weights"
-        causal_zoo.save(name, weights)
-        self.model = AutoModelForCausalLM.from_pretrained(weights, dtype=torch.float32).eval()
+        self.model = causal_zoo.save(name, weights)
         self.lm = Spelled(Spelled.Config(weights=str(weights)))
         self.parameters_on_meta = count_parameters(self.lm)
         self.lm.load_weights()
@@ -303,9 +301,7 @@ def add_adapters(lm: Causal, seed: int = 5) -> dict[Site, Both]:
 
 def copy_of_library(lm: Causal) -> Any:
     """The library's own model with the tensors of ours."""
-    from transformers import AutoModelForCausalLM
-
-    clean = AutoModelForCausalLM.from_config(lm.model.config, dtype=torch.float32)
+    clean = type(lm.model)(copy.deepcopy(lm.model.config))
     clean.load_state_dict(lm.model.state_dict())
     return clean.eval().requires_grad_(False)
 
@@ -372,11 +368,9 @@ def _library_loss(family: Family, model: Any, inputs: Sequence[Tensor]) -> Tenso
 @torch.no_grad()
 def export(family: Family) -> None:
     """A saved folder is the library's model."""
-    from transformers import AutoModelForCausalLM
-
     where = family.folder / "exported"
     family.lm.export(where)
-    again = AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32).eval()
+    again = type(family.lm.model).from_pretrained(where, dtype=torch.float32).eval()
     for row in family.rows:
         assert_same(library.logits(again, row.ids), row.logits, 1e-5)
 

@@ -306,9 +306,13 @@ def build(name: str, seed: int = 0, **overrides: Any) -> Any:
     return model
 
 
-def save(name: str, folder: Path) -> None:
-    """Save a tiny checkpoint as a user has it: with all modalities if the family has several."""
-    from transformers import AutoModelForImageTextToText
+NEEDS_IMAGES = {"llama4"}
+"""Families whose whole model cannot run on text only."""
+
+
+def save(name: str, folder: Path) -> Any:
+    """Save a tiny checkpoint as a user has it, with all modalities if the family has several, and read it again."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     model = build(name)
     config = configuration(name)
@@ -316,6 +320,8 @@ def save(name: str, folder: Path) -> None:
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         randomise(model)
     model.save_pretrained(folder)
+    kind = AutoModelForCausalLM if name in NEEDS_IMAGES else type(model)
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
