@@ -5,11 +5,11 @@ Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -90,7 +90,7 @@ class Causal(TransformersLM):
         self.dim = self.structure.dim
         self.context = _context(architecture, self.structure.mode.offset or 0)
         self._undo: list[Callable[[], None]] = []
-        self._columns: ScoredColumns | None = None
+        self._columns = ScoredColumns([])
         self._connect()
 
     def load_weights(self) -> None:
@@ -106,6 +106,15 @@ class Causal(TransformersLM):
         head = self.model.get_output_embeddings()
         if is_linear(self._head, head):
             FusedHead.replace(head)
+        self._columns = self._find_columns()
+
+    def _find_columns(self) -> ScoredColumns:
+        """What the last block need not compute. Sublayers that are no modules are computed for all columns."""
+        last = self.structure.blocks[-1]
+        spans = [
+            self.model.get_submodule(path) for site in self.structure.sites if site.is_span for path in site.modules
+        ]
+        return scored_columns(self._decoder.module, self.model.get_submodule(last), self._probe, spans)
 
     def _probe(self) -> Tensor:
         """Hidden states [2, 7, d] of a few words."""
@@ -165,14 +174,12 @@ class Causal(TransformersLM):
         made = [make() for _ in sites]
         self._undo += [attach(self.model, site, adapter) for site, adapter in zip(sites, made, strict=True)]
         self.adapters[sublayer] = made
-        self._forget_columns()
 
     def remove_adapters(self) -> None:
         """Remove all adapters."""
         for undo in reversed(self._undo):
             undo()
         self._undo, self.adapters = [], {}
-        self._forget_columns()
 
     def new_cache(self) -> LibraryCache:
         """An empty cache."""
@@ -180,7 +187,7 @@ class Causal(TransformersLM):
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, e] to [m, d]; a cache is filled in place."""
-        self._compute_from(layout.first_scored if cache is None and layout.sequence_ids is None else 0)
+        self._columns.first = layout.first_scored if cache is None and layout.sequence_ids is None else 0
         if cache is not None:
             assert isinstance(cache, LibraryCache)
             hidden = cache.forward(embeddings, layout)
@@ -194,18 +201,6 @@ class Causal(TransformersLM):
         else:
             hidden = self._forward_unpacked(embeddings, layout)
         return hidden.flatten(0, 1)[layout.scored]
-
-    def _compute_from(self, first: int) -> None:
-        """Set the first column whose output is needed. What the last block can leave out is found out before."""
-        if self._columns is None and torch.is_grad_enabled():
-            self._columns = scored_columns(self._decoder.module, self.blocks[-1], self._probe)
-        if self._columns is not None:
-            self._columns.first = first
-
-    def _forget_columns(self) -> None:
-        if self._columns is not None:
-            self._columns.remove()
-            self._columns = None
 
     def _forward_padded(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
         """Right-padded rows [b, t, e] to [b, t, d]. Causality is enough: nothing reads the padding after a row."""
@@ -221,6 +216,12 @@ class Causal(TransformersLM):
         ids = None if layout.token_ids is None else layout.token_ids.flatten()[columns]
         hidden = self._forward_padded(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
         return hidden[back].view(*embeddings.shape[:2], -1)
+
+    def present_name(self, name: str) -> str:
+        """Today's name of a tensor: adapters used to be modules around their sublayers."""
+        # OPT: model.decoder.layers.0.fc1.sublayer.fc2.weight; others: model.layers.0.mlp.sublayer.up_proj.weight
+        name = re.sub(r"fc1\.sublayer\.(?=fc[12]\.)", "", name)
+        return name.replace(".sublayer.", ".")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:

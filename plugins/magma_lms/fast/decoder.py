@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -31,20 +31,22 @@ def speed_up(decoder: nn.Module, run: Callable[[], Tensor]) -> None:
             module.__class__ = original
 
 
-def scored_columns(decoder: nn.Module, last_block: nn.Module, run: Callable[[], Tensor]) -> ScoredColumns:
+def scored_columns(
+    decoder: nn.Module, last_block: nn.Module, run: Callable[[], Tensor], without: Collection[nn.Module] = ()
+) -> ScoredColumns:
     """What the last block need not compute.
 
     Args:
-        decoder: The decoder, with adapters.
+        decoder: The decoder, without adapters.
         last_block: Its last block.
         run: Runs the decoder on four columns or more, without a cache, and returns the hidden states [b, t, d].
+        without: Modules that have to compute all columns, and so do those that contain them.
     """
-    if last_block._compiled_call_impl is not None:  # it computes all columns
-        return ScoredColumns([])
     modes = [(module, module.training) for module in decoder.modules()]
     decoder.eval()
     try:
-        return ScoredColumns(find_column_wise(last_block, run, first=3))
+        found = find_column_wise(last_block, run, first=3)
     finally:
         for module, training in modes:
             module.training = training
+    return ScoredColumns([module for module in found if not set(module.modules()) & set(without)])
