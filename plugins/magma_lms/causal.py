@@ -72,6 +72,8 @@ class Causal(TransformersLM):
         def _one_source(self) -> Self:
             if (self.weights is None) == (self.architecture is None):
                 raise ValueError("either `weights` (a hub name or folder) or `architecture` (a table with model_type)")
+            if self.weights is None and (self.revision or self.quantize):
+                raise ValueError("`revision` and `quantize` only together with `weights`")
             if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
                 raise ValueError('an architecture with a model_type of transformers, such as "llama"')
             return self
