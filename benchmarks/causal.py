@@ -79,12 +79,12 @@ def generate_causal(count: int) -> list[Row]:
     image = peers.Media("grid", torch.randn(144, 288, generator=draw))
     questions: list[list[Segment]] = [[image, text(6 + i % 8)] for i in range(16)]
     return [
-        _generation("generate_causal, one row", model, [[text(10)]], 1.2, count),
-        _generation("generate_causal, 16 questions, one image", model, questions, 1.5, count),
+        generation("generate_causal, one row", model, [[text(10)]], 1.2, count),
+        generation("generate_causal, 16 questions, one image", model, questions, 1.5, count),
     ]
 
 
-def _generation(name: str, model: Magma, prompts: list[list[Segment]], target: float, count: int, new: int = 16) -> Row:
+def generation(name: str, model: Magma, prompts: list[list[Segment]], target: float, count: int, new: int = 16) -> Row:
     """The library's `generate`, rows padded on the left, against ours."""
     library: Any = peers.ByHand(model, attention="self_attn").lm
     eos = model.lm.eos

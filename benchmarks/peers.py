@@ -226,8 +226,8 @@ class ByHand(nn.Module):
         state = {n.replace("sublayer.", ""): t for n, t in wrapped.items() if ".adapter." not in n}
         with torch.device("meta"):
             self.lm: Any = AutoModelForCausalLM.from_config(mine.model.config)
+        _fill_buffers(self.lm, model.device)
         self.lm.load_state_dict(state, assign=True)
-        _fill_buffers(self.lm)
         self.lm.requires_grad_(False).eval()
         blocks = next(module for module in self.lm.modules() if isinstance(module, nn.ModuleList))
         for sublayer, name in (("attention", attention), ("mlp", "mlp")):
@@ -252,12 +252,12 @@ class ByHand(nn.Module):
         return loss
 
 
-def _fill_buffers(model: Any) -> None:
-    """Fill the buffers that are not in the state dict and are still on meta, with the library's own code.
+def _fill_buffers(model: Any, device: torch.device) -> None:
+    """Fill the buffers of a model on meta that are not in the state dict, with the library's own code.
 
-    Releases differ in the module that has GPT-J's rotary table, so no name is used here.
+    Releases differ in the module that has GPT-J's rotary table, so no name is used here. Parameters are still on meta:
+    the library's code would draw those of the same module again.
     """
-    device = next(model.parameters()).device
     for module in model.modules():
         on_meta = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
         for name in on_meta:

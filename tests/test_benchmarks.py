@@ -6,13 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from golden_files import NAMES, TEXT, Golden
 
-from benchmarks import gpu, peers
+from benchmarks import causal, gpu, peers
 from benchmarks.__main__ import GPU_TABLES, TABLES, labels_at_once
 from magma import Magma
 
@@ -49,12 +48,34 @@ def test_all_three_train_the_same_model() -> None:
     for parameter in model.parameters():
         parameter.data.mul_(1.5)
     data = peers.examples(3, 64)
-    media = torch.stack([example.segments[0].value for example in data])  # type: ignore[union-attr]
-    captions: list[Any] = [example.segments[1].ids for example in data]  # type: ignore[union-attr]
+    media, captions = peers.tensors(data)
     mine = gradients(model, peers.ours(model, data))
     for theirs in (peers.Published(model)(media, captions), peers.ByHand(model)(media, captions)):
         for one, other in zip(mine, gradients(model, theirs), strict=True):
             assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+TINY = {"dim": 48, "layers": 2, "heads": 6, "key_heads": 2, "inner": 64}
+
+
+@pytest.mark.parametrize("family", causal.FAMILIES)
+def test_causal_and_the_library_train_the_same_model(family: str) -> None:
+    model = causal.build(family, 64, TINY)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.5)
+    data = peers.examples(3, 64)
+    mine = gradients(model, peers.ours(model, data))
+    theirs = gradients(model, peers.ByHand(model, attention="self_attn")(*peers.tensors(data)))
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_causal_and_the_library_generate_the_same() -> None:
+    model = causal.build("llama", 64, TINY, sublayers=()).eval()
+    image = peers.Media("grid", torch.randn(144, 288, generator=torch.Generator().manual_seed(0)))
+    prompts = [[image, peers.Tokens(torch.arange(3, 6 + i))] for i in range(3)]
+    row = causal.generation("questions", model, prompts, target=1.5, count=1)
+    assert row.low <= row.value <= row.high
 
 
 def test_packed_rows_give_the_same_loss_and_gradients() -> None:

@@ -32,8 +32,8 @@ from .decoder import Decoder, Head
 from .decoding import LibraryCache
 from .discovery import discover, prove
 from .fast.cross_entropy import chunked_cross_entropy
-from .fast.decoder import scored_columns, speed_up
-from .fast.scored_columns import ScoredColumns
+from .fast.decoder import speed_up
+from .fast.scored_columns import ScoredColumns, find_column_wise
 from .fused_head import FusedHead, is_linear
 from .loading import read_architecture
 from .packing import unpack
@@ -106,15 +106,9 @@ class Causal(TransformersLM):
         head = self.model.get_output_embeddings()
         if is_linear(self._head, head):
             FusedHead.replace(head)
-        self._columns = self._find_columns()
-
-    def _find_columns(self) -> ScoredColumns:
-        """What the last block need not compute. Sublayers that are no modules are computed for all columns."""
-        last = self.structure.blocks[-1]
-        spans = [
-            self.model.get_submodule(path) for site in self.structure.sites if site.is_span for path in site.modules
-        ]
-        return scored_columns(self._decoder.module, self.model.get_submodule(last), self._probe, spans)
+        spans = [site for site in self.structure.sites if site.is_span]
+        ends = [self.model.get_submodule(path) for site in spans for path in (site.entry, site.exit)]
+        self._columns = ScoredColumns(find_column_wise(self.blocks[-1], self._probe, first=3, exclude=ends))
 
     def _probe(self) -> Tensor:
         """Hidden states [2, 7, d] of a few words."""
@@ -174,6 +168,8 @@ class Causal(TransformersLM):
         made = [make() for _ in sites]
         self._undo += [attach(self.model, site, adapter) for site, adapter in zip(sites, made, strict=True)]
         self.adapters[sublayer] = made
+        for site, adapter in zip(sites, made, strict=True):
+            self._columns.add_adapter(self.model.get_submodule(site.entry), adapter)
 
     def remove_adapters(self) -> None:
         """Remove all adapters."""

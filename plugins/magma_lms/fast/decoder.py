@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from .attention_probe import speed_up_attention
 from .rms_norm import speed_up_rms_norms
-from .scored_columns import ScoredColumns, find_column_wise
 
 
 @torch.no_grad()
@@ -29,24 +28,3 @@ def speed_up(decoder: nn.Module, run: Callable[[], Tensor]) -> None:
     if not torch.allclose(run(), before, rtol=1e-4, atol=1e-4 * float(before.abs().max())):
         for module, original in classes.items():
             module.__class__ = original
-
-
-def scored_columns(
-    decoder: nn.Module, last_block: nn.Module, run: Callable[[], Tensor], without: Collection[nn.Module] = ()
-) -> ScoredColumns:
-    """What the last block need not compute.
-
-    Args:
-        decoder: The decoder, without adapters.
-        last_block: Its last block.
-        run: Runs the decoder on four columns or more, without a cache, and returns the hidden states [b, t, d].
-        without: Modules that have to compute all columns, and so do those that contain them.
-    """
-    modes = [(module, module.training) for module in decoder.modules()]
-    decoder.eval()
-    try:
-        found = find_column_wise(last_block, run, first=3)
-    finally:
-        for module, training in modes:
-            module.training = training
-    return ScoredColumns([module for module in found if not set(module.modules()) & set(without)])
