@@ -58,9 +58,10 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
         new_args = [h if given is x else given for given in args]
         new_kwargs = {name: h if given is x else given for name, given in kwargs.items()}
         output = type(module).forward(module, *new_args, **new_kwargs)
-        return _as_rows(first_tensor(output))
+        return _in_rows_of(rows, first_tensor(output))
 
-    y = module.get_submodule(NAME)(_as_rows(x), sublayer)
+    rows = _as_rows(x)
+    y = module.get_submodule(NAME)(rows, sublayer)
     if output is None:
         raise PartError(f"{type(module.get_submodule(NAME)).__name__}: an adapter has to call its sublayer")
     return replace_first_tensor(output, y.view_as(first_tensor(output)))
@@ -69,23 +70,39 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
 def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]:
     """An adapter around everything from the input of one module to the output of another one."""
     inputs: list[Tensor] = []
+    chain = [model.get_submodule(path) for path in site.chain]
+    inside = False
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inputs[:] = [args[site.key] if isinstance(site.key, int) else kwargs[site.key]]
+        if not inside:
+            inputs[:] = [args[site.key] if isinstance(site.key, int) else kwargs[site.key]]
 
     def adapt(_: nn.Module, __: Any, output: Any) -> Any:
+        if inside:
+            return output
         x, y = _as_rows(inputs.pop()), first_tensor(output)
 
         def sublayer(h: Tensor) -> Tensor:
-            if h is not x:
-                raise PartError(
-                    f"adapters.{site.sublayer}: {type(adapter).__name__} changes the input of its sublayer, but in this "
-                    f"model the sublayer is no module of its own ({site.entry} to {site.exit}); allowed: adapters that "
-                    "pass the input through"
-                )
-            return _as_rows(y)
+            return _in_rows_of(x, y if h is x else again(h))
 
         return replace_first_tensor(output, adapter(x, sublayer).view_as(y))
+
+    def again(h: Tensor) -> Tensor:
+        """The sublayer's output for another input."""
+        nonlocal inside
+        if not chain:
+            raise PartError(
+                f"adapters.{site.sublayer}: {type(adapter).__name__} changes the input of its sublayer, but in this "
+                f"model the sublayer is not a module ({site.entry} to {site.exit}); allowed: adapters that pass the "
+                "input through"
+            )
+        inside = True
+        try:
+            for module in chain:
+                h = module(h)
+        finally:
+            inside = False
+        return h
 
     handles = [
         model.get_submodule(site.entry).register_forward_pre_hook(note, with_kwargs=True),
@@ -97,6 +114,12 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
             handle.remove()
 
     return remove
+
+
+def _in_rows_of(rows: Tensor, y: Tensor | None) -> Tensor:
+    """An output in the shape of its input [b, t, d]; some sublayers return [b * t, d]."""
+    assert y is not None
+    return y.view(*rows.shape[:-1], -1)
 
 
 def _as_rows(x: Tensor | None) -> Tensor:

@@ -1,7 +1,7 @@
 """Calls the decoder of a model of transformers with embeddings, and its own head with hidden states.
 
-Axes: b batch, t tokens, p columns of the cache, e width of the word embeddings, d width of the output, m scored positions,
-v vocabulary.
+Axes: b batch, t tokens, p columns of the cache, e width of the word embeddings, d width of the output, m scored
+positions, v vocabulary.
 """
 
 from __future__ import annotations

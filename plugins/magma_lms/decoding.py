@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from magma import BatchLayout, Cache
 
 from .cache import CacheKind, new_cache, select_rows
 from .decoder import Decoder
+from .history import History
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class DecodingMode:
     """How a model decodes exactly."""
 
     rows: Literal["batched", "single", "recomputed"] = "batched"
-    """All rows in one batch with a cache; each row by itself with a cache; no cache: everything again for each token."""
+    """All rows in one batch with a cache; each row by itself with a cache; everything again for each token."""
     cache: CacheKind = "own"
     """How its cache is made."""
     masks_steps: bool = True
@@ -38,59 +40,22 @@ class DecodingMode:
     """The position of the first token; None: positions cannot be given."""
 
 
-@dataclass
-class History:
-    """Embeddings of all positions so far, to compute them again."""
-
-    embeddings: list[Tensor]
-    """[t_i, e] of each row."""
-    ids: list[Tensor] | None
-
-    @classmethod
-    def empty(cls) -> History:
-        """No positions, and no rows."""
-        return cls([], None)
-
-    def extend(self, embeddings: Tensor, layout: BatchLayout) -> None:
-        """Add right-padded positions [b, t, e]."""
-        self.embeddings = self._join(self.embeddings, embeddings, layout.lengths)
-        if layout.token_ids is not None:
-            self.ids = self._join(self.ids or [], layout.token_ids, layout.lengths)
-
-    def select(self, rows: Tensor) -> History:
-        """Only these rows."""
-        picked = rows.tolist()
-        return History(
-            [self.embeddings[i] for i in picked], None if self.ids is None else [self.ids[i] for i in picked]
-        )
-
-    @property
-    def lengths(self) -> Tensor:
-        """[b]."""
-        return torch.tensor([len(row) for row in self.embeddings], device=self.embeddings[0].device)
-
-    def padded(self) -> tuple[Tensor, Tensor | None]:
-        """All positions, padded on the right."""
-        ids = None if self.ids is None else pad_sequence(self.ids, batch_first=True)
-        return pad_sequence(self.embeddings, batch_first=True), ids
-
-    @staticmethod
-    def _join(old: Sequence[Tensor], new: Tensor, lengths: Tensor) -> list[Tensor]:
-        rows = [row[:n] for row, n in zip(new, lengths.tolist(), strict=True)]
-        return [torch.cat(pair) for pair in zip(old, rows, strict=True)] if old else rows
-
-
 class LibraryCache(Cache):
     """Base class of the caches of `Causal`."""
 
-    def __init__(self, decoder: Decoder, mode: DecodingMode) -> None:
-        self.decoder, self.mode = decoder, mode
+    def __init__(self, decoder: Decoder, mode: DecodingMode, context: int | None = None) -> None:
+        """An empty cache for a decoder with up to `context` positions; None: without a limit."""
+        self.decoder, self.mode, self.context = decoder, mode, context
 
-    @classmethod
-    def of(cls, decoder: Decoder, mode: DecodingMode) -> LibraryCache:
+    @staticmethod
+    def of(decoder: Decoder, mode: DecodingMode, context: int | None = None) -> LibraryCache:
         """An empty cache that decodes in a certain way."""
-        kinds = {"batched": BatchedCache, "single": SingleRowCaches, "recomputed": NoCache}
-        return kinds[mode.rows](decoder, mode)
+        kinds: dict[str, type[LibraryCache]] = {
+            "batched": BatchedCache,
+            "single": SingleRowCaches,
+            "recomputed": NoCache,
+        }
+        return kinds[mode.rows](decoder, mode, context)
 
     def forward(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         """Hidden states [b, t, d], right-padded, of positions [b, t, e] that follow those of the cache."""
@@ -109,48 +74,41 @@ class LibraryCache(Cache):
 class BatchedCache(LibraryCache):
     """One cache of the library for all rows."""
 
-    def __init__(self, decoder: Decoder, mode: DecodingMode) -> None:
-        super().__init__(decoder, mode)
+    def __init__(self, decoder: Decoder, mode: DecodingMode, context: int | None = None) -> None:
+        super().__init__(decoder, mode, context)
         self.states: Any = None
         self.valid: Tensor | None = None
         """[b, p]: False for columns of padding."""
         self.padded = False
         """Whether a column is padding."""
-        self.history = None if mode.continues else History.empty()
+        self.history = History()
 
     @property
     def batch(self) -> int:
         return 0 if self.valid is None else len(self.valid)
 
     def select(self, rows: Tensor) -> BatchedCache:
-        new = BatchedCache(self.decoder, self.mode)
-        if self.valid is None:
-            return new
-        rows = rows.to(self.valid.device)
-        new.states, new.valid, new.padded = select_rows(self.states, rows, self.batch), self.valid[rows], self.padded
-        new.history = None if self.history is None else self.history.select(rows)
+        new = BatchedCache(self.decoder, self.mode, self.context)
+        if self.valid is not None:
+            rows = rows.to(self.valid.device)
+            new.states, new.padded = select_rows(self.states, rows, self.batch), self.padded
+            new.valid, new.history = self.valid[rows], self.history.select(rows)
         return new
 
     def forward(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
-        t = embeddings.shape[1]
-        if self.history is not None:
-            self.history.extend(embeddings, layout)
+        self.history.extend(embeddings, layout)
         if self.valid is None:
-            return self._start(embeddings, layout.lengths, layout.token_ids)
-        if t == 1 and bool((layout.lengths == 1).all()):
+            return self._start(embeddings, layout.token_ids, layout.lengths)
+        columns = self.valid.shape[1] + embeddings.shape[1]
+        if (embeddings.shape[1] == 1 or self.mode.continues) and (self.context is None or columns <= self.context):
             return self._continue(embeddings, layout)
-        if self.history is None:
-            return self._continue(embeddings, layout)
-        everything, ids = self.history.padded()
-        lengths = self.history.lengths
-        hidden = self._start(everything, lengths, ids)
-        columns = (lengths - layout.lengths)[:, None] + torch.arange(t, device=lengths.device)
-        columns = columns.clamp(max=hidden.shape[1] - 1)  # padding
-        return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[2]))
+        everything, ids, lengths = self.history.padded()
+        return _last(self._start(everything, ids, lengths), lengths, layout)
 
-    def _start(self, embeddings: Tensor, lengths: Tensor, ids: Tensor | None) -> Tensor:
+    def _start(self, embeddings: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
         """The first positions, padded on the right."""
-        t = embeddings.shape[1]
+        width, t = embeddings.shape[1], min(embeddings.shape[1], self.context or embeddings.shape[1])
+        embeddings, ids = embeddings[:, :t], None if ids is None else ids[:, :t]  # there may be padding beyond it
         columns = torch.arange(t, device=embeddings.device)
         padding = (t - lengths)[:, None]
         self.valid = columns >= padding
@@ -158,14 +116,14 @@ class BatchedCache(LibraryCache):
         self.states = None if self.mode.cache == "own" else new_cache(self.mode.cache, self.decoder.config)
         if not self.padded:
             hidden, self.states = self.decoder.extend(self.states, embeddings, ids)
-            return hidden
+            return F.pad(hidden, (0, 0, 0, width - t))
         to_left = (columns - padding) % t  # [b, t]: the column of the right-padded rows that comes here
         rows = torch.arange(len(embeddings), device=embeddings.device)[:, None]
         positions = self._positions((columns - padding).clamp(min=0))
         hidden, self.states = self.decoder.extend(
             self.states, embeddings[rows, to_left], None if ids is None else ids[rows, to_left], self.valid, positions
         )
-        return hidden[rows, (columns + padding) % t]
+        return F.pad(hidden[rows, (columns + padding) % t], (0, 0, 0, width - t))
 
     def _continue(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         """Positions after those of the cache, padded on the right."""
@@ -180,14 +138,20 @@ class BatchedCache(LibraryCache):
         return hidden
 
     def _positions(self, count: Tensor) -> Tensor | None:
-        return None if self.mode.offset is None else count + self.mode.offset
+        if self.mode.offset is None:
+            return None
+        if self.context is not None:
+            count = count.clamp(max=self.context - 1)  # padding may lie beyond it
+        return count + self.mode.offset
 
 
 class SingleRowCaches(LibraryCache):
     """A cache for each row. Several tokens that follow a cache are read one by one."""
 
-    def __init__(self, decoder: Decoder, mode: DecodingMode, rows: Sequence[BatchedCache] = ()) -> None:
-        super().__init__(decoder, mode)
+    def __init__(
+        self, decoder: Decoder, mode: DecodingMode, context: int | None = None, rows: Sequence[BatchedCache] = ()
+    ) -> None:
+        super().__init__(decoder, mode, context)
         self.rows = list(rows)
 
     @property
@@ -196,16 +160,17 @@ class SingleRowCaches(LibraryCache):
 
     def select(self, rows: Tensor) -> SingleRowCaches:
         first = torch.zeros(1, dtype=torch.long)
-        return SingleRowCaches(self.decoder, self.mode, [self.rows[i].select(first) for i in rows.tolist()])
+        chosen = [self.rows[i].select(first) for i in rows.tolist()]
+        return SingleRowCaches(self.decoder, self.mode, self.context, chosen)
 
     def forward(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         if not self.rows:
-            self.rows = [BatchedCache(self.decoder, self.mode) for _ in embeddings]
+            self.rows = [BatchedCache(self.decoder, self.mode, self.context) for _ in embeddings]
         outs = []
         for i, (row, length) in enumerate(zip(self.rows, layout.lengths.tolist(), strict=True)):
             outs.append(self._forward_row(row, embeddings[i : i + 1, :length], layout, i)[0])
         missing = embeddings.shape[1] - max(map(len, outs))
-        return torch.nn.functional.pad(pad_sequence(outs, batch_first=True), (0, 0, 0, missing))
+        return F.pad(pad_sequence(outs, batch_first=True), (0, 0, 0, missing))
 
     @staticmethod
     def _forward_row(row: BatchedCache, embeddings: Tensor, layout: BatchLayout, i: int) -> Tensor:
@@ -231,22 +196,27 @@ class SingleRowCaches(LibraryCache):
 class NoCache(LibraryCache):
     """For a model whose caches are not exact: all positions are computed again for each token."""
 
-    def __init__(self, decoder: Decoder, mode: DecodingMode, history: History | None = None) -> None:
-        super().__init__(decoder, mode)
-        self.history = history or History.empty()
+    def __init__(
+        self, decoder: Decoder, mode: DecodingMode, context: int | None = None, history: History | None = None
+    ) -> None:
+        super().__init__(decoder, mode, context)
+        self.history = history or History()
 
     @property
     def batch(self) -> int:
-        return len(self.history.embeddings)
+        return len(self.history.padded()[2])
 
     def select(self, rows: Tensor) -> NoCache:
-        return NoCache(self.decoder, self.mode, self.history.select(rows))
+        return NoCache(self.decoder, self.mode, self.context, self.history.select(rows))
 
     def forward(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         self.history.extend(embeddings, layout)
-        everything, ids = self.history.padded()
-        hidden = self.decoder(everything, ids)
-        columns = (self.history.lengths - layout.lengths)[:, None]
-        columns = columns + torch.arange(embeddings.shape[1], device=columns.device)
-        columns = columns.clamp(max=hidden.shape[1] - 1)  # padding
-        return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[2]))
+        everything, ids, lengths = self.history.padded()
+        return _last(self.decoder(everything, ids), lengths, layout)
+
+
+def _last(hidden: Tensor, lengths: Tensor, layout: BatchLayout) -> Tensor:
+    """Of hidden states of all positions, those of the last positions [b, t]; `lengths` [b] counts all positions."""
+    columns = torch.arange(layout.positions.shape[1], device=hidden.device) + (lengths - layout.lengths)[:, None]
+    columns = columns.clamp(max=hidden.shape[1] - 1)  # padding
+    return hidden.gather(1, columns[..., None].expand(-1, -1, hidden.shape[2]))

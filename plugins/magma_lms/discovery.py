@@ -25,6 +25,8 @@ from .weights import Source
 
 MAX_PARAMETERS = 400_000_000
 """A reduced copy with more parameters is not built."""
+SMALL = 10_000_000
+"""A model with up to this number of parameters is its own small copy, but for its windows."""
 _known: dict[str, Structure] = {}
 
 
@@ -43,16 +45,19 @@ def discover(source: Source, architecture: Any, model: Any) -> Structure:
     """
     key = json.dumps(architecture.to_dict(), sort_keys=True, default=str)
     if key not in _known:
-        _known[key] = _scaled(_find(source, architecture, model), architecture, model)
+        with torch.device("cpu"):  # a plan runs on meta
+            found = _find(source, architecture, model)
+        _known[key] = _scaled(found, architecture, model)
     return _known[key]
 
 
 def _find(source: Source, architecture: Any, model: Any) -> tuple[Structure, Any]:
     first: PartError | None = None
-    for reduced in reductions(architecture):
+    small_enough = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
+    for reduced in reductions(architecture, only_windows=small_enough):
         try:
             small = _build(source, reduced)
-        except Exception as error:  # noqa: BLE001  # a reduction that the library does not accept
+        except Exception as error:  # a reduction that the library does not accept
             first = first or PartError(f"lm: no small copy of it can be built: {error_summary(error)}")
             continue
         if small is None:
@@ -63,7 +68,7 @@ def _find(source: Source, architecture: Any, model: Any) -> tuple[Structure, Any
             _check_paths(structure, small, model)
         except PartError as error:
             first = first or error
-        except Exception as error:  # noqa: BLE001  # libraries raise errors of many types
+        except Exception as error:  # libraries raise errors of many types
             first = first or PartError(f"lm: transformers cannot run a small copy of it: {error_summary(error)}")
         else:
             return structure, reduced
@@ -75,7 +80,7 @@ def _build(source: Source, reduced: Any) -> Any:
     with torch.device("meta"):
         if sum(p.numel() for p in build_model(source, reduced).parameters()) > MAX_PARAMETERS:
             return None
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         small = build_model(source, reduced).eval()
         with torch.no_grad():
@@ -104,9 +109,9 @@ def _scaled(found: tuple[Structure, Any], architecture: Any, model: Any) -> Stru
     embedding = int(model.get_input_embeddings().weight.shape[1])
 
     def scale(size: int) -> int:
-        if small and size % small == 0:
-            return int(size // small * width)
-        return embedding if size == structure.embedding_dim else size
+        if size == structure.embedding_dim and size != small:
+            return embedding
+        return int(size // small * width) if small and size % small == 0 else size
 
     return replace(structure, embedding_dim=embedding, dim=scale(structure.dim), output_dim=scale(structure.output_dim))
 
@@ -128,8 +133,8 @@ def prove(model: Any, structure: Structure) -> None:
         structure: How it is used.
 
     Raises:
-        PartError: Logits are not finite or differ from those of transformers, or an adapter that changes nothing changes
-            a bit.
+        PartError: Logits are not finite or differ from those of transformers, or adapters that change nothing change a
+            bit.
     """
     was_training = model.training
     model.eval()

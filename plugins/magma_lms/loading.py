@@ -11,6 +11,7 @@ import torch
 
 from magma import PartError, find_local_folder
 
+from .bundled.configurations import planned_configuration
 from .gguf import without_quantizer
 from .quantization import fix_quantized_modules, quantization_config
 from .text_models import is_composite, separate_text_model, text_architecture, text_model_class, whole_model_class
@@ -20,14 +21,20 @@ from .weights import TOKENIZER_FILES, Source, has_safetensors, load_pretrained, 
 def read_architecture(source: Source) -> Any:
     """The transformers configuration of a language model; for a checkpoint of several modalities, of its text model.
 
+    A plan of a published model may get the configuration from this package, see `bundled/configurations.py`.
+
     Raises:
         PartError: It cannot be read, needs code that the recipe does not allow, or has no text model that can be
             separated.
     """
     from transformers import AutoConfig
 
-    _check_remote_code(source)
-    architecture = load_pretrained("weights", source, AutoConfig.from_pretrained)
+    assert source.weights is not None
+    if (planned := planned_configuration(source.weights, **source.hub("weights"))) is not None:
+        architecture = AutoConfig.from_pretrained(planned)
+    else:
+        _check_remote_code(source)
+        architecture = load_pretrained("weights", source, AutoConfig.from_pretrained)
     return text_architecture(architecture) if _has_text_model(source, architecture) else architecture
 
 
@@ -39,7 +46,7 @@ def import_model_class(source: Source, architecture: Any) -> None:
         return
     if text_model_class(architecture) is None:
         raise PartError(
-            f'lm: given a model of type "{architecture.model_type}", for which transformers has no causal language model'
+            f'lm: given a model of type "{architecture.model_type}"; transformers has no causal language model of it'
         )
 
 

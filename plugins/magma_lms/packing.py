@@ -1,4 +1,7 @@
-"""Packed rows as one row for each sequence. Axes: b batch, t tokens, s packed sequences, n tokens of the longest one."""
+"""Packed rows as one row for each sequence.
+
+Axes: b batch, t tokens, s packed sequences, n tokens of the longest one.
+"""
 
 from __future__ import annotations
 

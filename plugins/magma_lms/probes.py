@@ -48,7 +48,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def is_causal(probe: Probe) -> bool:
-    """Whether a row has the same hidden states by itself as before other tokens and beside other rows, without a mask."""
+    """Whether a row by itself has the same hidden states as before other tokens and beside other rows."""
     return all(same(probe.hidden[row, :n], probe.alone(row, slice(0, n))) for row, n in enumerate(PROMPTS))
 
 
@@ -159,5 +159,5 @@ def _attempt(run: Callable[[], Any]) -> Any:
     """The result, or None if the model cannot do it: libraries raise errors of many types then."""
     try:
         return run()
-    except Exception:  # noqa: BLE001
+    except Exception:
         return None

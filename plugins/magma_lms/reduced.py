@@ -29,11 +29,16 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 
 
-def reductions(architecture: Any) -> Iterator[Any]:
-    """Copies of a configuration, the smallest first; the last one only has smaller windows, and the one after it not."""
+def reductions(architecture: Any, only_windows: bool = False) -> Iterator[Any]:
+    """Copies of a configuration, the smallest first; the last two have their full widths.
+
+    Args:
+        architecture: The configuration.
+        only_windows: Leave out those that are smaller but for their windows.
+    """
     fields = architecture.to_dict()
     heads = [value for key, value in fields.items() if _is(key, COUNTS) and isinstance(value, int) and value > 1]
-    if heads:
+    if heads and not only_windows:
         for divisor in sorted({math.gcd(*heads), max(1, math.gcd(*heads) // 2)}, reverse=True):
             yield _copy(architecture, {**_shrink(fields, divisor), **_small_vocabulary(fields), **_windows(fields)})
     yield _copy(architecture, _windows(fields))

@@ -31,10 +31,12 @@ class Site:
     """Path of the module whose output is the output of the sublayer."""
     key: Key
     """Where the hidden states are among the arguments of the entry."""
+    chain: tuple[str, ...] = ()
+    """Paths of the modules of a span, if each one only reads the output of the one before it."""
 
     @property
     def is_span(self) -> bool:
-        """Whether the sublayer is not one module. Its input cannot be changed then, only its output."""
+        """Whether the sublayer is not one module. Without a chain, its input cannot be changed then."""
         return self.entry != self.exit
 
 
@@ -75,16 +77,24 @@ def find_sites(blocks: Sequence[Call], width: int) -> list[Site]:
             first, second = candidates
             if type(first.entry.module) is not type(second.entry.module):  # RWKV's feed-forward looks one token back
                 candidates = [first, _Candidate(second.entry, second.exit, False)]
-        found += [(paths.index(block.path), one) for one in candidates]
+        found += [(paths.index(block.path), _without_sequential(one)) for one in candidates]
     # A layer may take its keys from another one: then it mixes, but not what it is given.
     mixing = {type(one.entry.module) for _, one in found if one.mixes}
     sites: dict[str, Site] = {}
     for index, one in found:
         is_mixer = one.mixes or (type(one.entry.module) in mixing and one.entry is one.exit)
         key = next(key for key, given in one.entry.tensors().items() if given.shape[-1] == _width(one.exit))
-        site = Site("attention" if is_mixer else "mlp", index, one.entry.path, one.exit.path, key)
+        chain = _chain(blocks, one) if one.entry is not one.exit else ()
+        site = Site("attention" if is_mixer else "mlp", index, one.entry.path, one.exit.path, key, chain)
         sites.setdefault(site.entry, site)
     return list(sites.values())
+
+
+def _without_sequential(one: _Candidate) -> _Candidate:
+    """The span of the members of an `nn.Sequential`: it runs all its children, so it cannot hold an adapter."""
+    if one.entry is one.exit and isinstance(one.entry.module, nn.Sequential):
+        return _Candidate(one.entry.inner[0], one.entry.inner[-1], one.mixes)
+    return one
 
 
 def _find_candidates(block: Call, outermost: Sequence[tuple[Call, Call | None]]) -> list[_Candidate]:
@@ -147,6 +157,22 @@ def _pair_of_matrices(block: Call, width: int, taken: Sequence[_Candidate]) -> _
     if first is None or last is None or rest.index(last) <= rest.index(first):
         return None
     return _Candidate(first, last, False)
+
+
+def _chain(blocks: Sequence[Call], one: _Candidate) -> tuple[str, ...]:
+    """The modules from the entry to the exit, if each one only reads the output of the one before it, else none."""
+    calls = [call for block in blocks for call in block.everything_inside() if not call.inner]
+    if one.entry not in calls or len(one.entry.tensors()) > 1:
+        return ()
+    found = [one.entry]
+    while found[-1] is not one.exit:
+        output = first_tensor(found[-1].output)
+        after = calls[calls.index(found[-1]) + 1 :]
+        reader = next((call for call in after if next(iter(call.tensors().values()), None) is output), None)
+        if reader is None or len(reader.tensors()) > 1:
+            return ()
+        found.append(reader)
+    return tuple(call.path for call in found)
 
 
 def _same(call: Call, output: Tensor) -> bool:

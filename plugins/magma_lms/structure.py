@@ -45,17 +45,17 @@ class Structure:
 
 
 def find_structure(model: Any) -> Structure:
-    """The structure of a small model with random weights, in float32. Raises `PartError` with the reason if it fails."""
+    """The structure of a small model with random weights, in float32. Raises `PartError` with the reason."""
     ids = probe_ids(model, rows=3, columns=13)
     with torch.no_grad():
         options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         root = trace(model, lambda: model(input_ids=ids[:2, :7], **options))
         decoder_call = find_decoder(model, root)
         logits = model(input_ids=ids).logits
-        decoder, head = _choose_decoder(model, decoder_call, ids, logits)
+        decoder = _choose_decoder(model, decoder_call, ids, logits)
         probe = Probe(decoder, ids)
         if not is_causal(probe):
-            raise PartError("lm: it is not causal: positions depend on later ones, or on other rows of the batch")
+            raise PartError("lm: it is not causal: positions depend on later ones, or on other rows of a batch")
         output = first_tensor(decoder_call.output)
         assert output is not None
         blocks = find_blocks(model, decoder_call)
@@ -96,7 +96,7 @@ def find_decoder(model: Any, root: Call) -> Call:
     return calls[0]
 
 
-def _choose_decoder(model: Any, call: Call, ids: Tensor, logits: Tensor) -> tuple[Decoder, Head]:
+def _choose_decoder(model: Any, call: Call, ids: Tensor, logits: Tensor) -> Decoder:
     """The decoder, with token ids if it needs them besides the embeddings."""
     head = Head(model, call.path, call.output)
     found: list[Decoder] = []
@@ -106,7 +106,7 @@ def _choose_decoder(model: Any, call: Call, ids: Tensor, logits: Tensor) -> tupl
         try:
             hidden = decoder(decoder.table(ids), ids)
             same_logits = same(torch.stack([head(row) for row in hidden]), logits)
-        except Exception as error:  # noqa: BLE001  # libraries raise errors of many types
+        except Exception as error:  # libraries raise errors of many types
             reasons.append(error_summary(error))
             continue
         if same_logits:
@@ -116,7 +116,7 @@ def _choose_decoder(model: Any, call: Call, ids: Tensor, logits: Tensor) -> tupl
         raise PartError(f"lm: it cannot be used with embeddings as input: {reasons[0]}")
     if len(found) == 2 and _agree(found, ids):
         found.pop()
-    return found[-1], head
+    return found[-1]
 
 
 def _agree(decoders: Sequence[Decoder], ids: Tensor) -> bool:
@@ -125,7 +125,7 @@ def _agree(decoders: Sequence[Decoder], ids: Tensor) -> bool:
     embeddings = torch.cat([words[:, :2], words[:, :3].roll(1, -1) * 0.9, words[:, 5:]], dim=1)
     try:
         first, second = (decoder(embeddings, ids) for decoder in decoders)
-    except Exception:  # noqa: BLE001  # as above
+    except Exception:  # as above
         return False
     return same(first, second)
 

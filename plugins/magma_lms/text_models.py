@@ -64,7 +64,8 @@ def text_model_class(text: Any) -> Any:
             found = MODEL_FOR_CAUSAL_LM_MAPPING[other]
             if found.config_class is type(text):
                 return found
-    return _with_head(MODEL_MAPPING[type(text)]) if type(text) in MODEL_MAPPING else None
+    reads_tokens = type(text) in MODEL_MAPPING and "vocab_size" in text.to_dict()
+    return _with_head(MODEL_MAPPING[type(text)]) if reads_tokens else None
 
 
 def whole_model_class(architecture: Any) -> Any:

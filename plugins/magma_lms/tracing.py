@@ -5,6 +5,7 @@ Axes: b batch, t tokens, d width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,8 +37,8 @@ class Call:
 
     def tensors(self) -> dict[Key, Tensor]:
         """The arguments that are tensors."""
-        given: dict[Key, Any] = {**dict(enumerate(self.args)), **self.kwargs}
-        return {key: value for key, value in given.items() if isinstance(value, Tensor)}
+        given: list[tuple[Key, Any]] = [*enumerate(self.args), *self.kwargs.items()]
+        return {key: value for key, value in given if isinstance(value, Tensor)}
 
     def again(self, change: Callable[[Tensor], Tensor]) -> Any:
         """The output of the same call with changed tensors, and without a cache."""
@@ -51,7 +52,7 @@ class Call:
         return self.module(*map(new, self.args), **{name: new(given) for name, given in self.kwargs.items()})
 
     def hidden_key(self, width: int | None = None) -> Key | None:
-        """Where the hidden states are among the arguments: the first tensor, if the output has as many of this width."""
+        """Where the hidden states are among the arguments: the first tensor, if the output has its size and width."""
         output = first_tensor(self.output)
         if output is None or not output.is_floating_point() or output.ndim < 2 or width not in {None, output.shape[-1]}:
             return None
@@ -73,7 +74,8 @@ class Call:
 
         before = first_tensor(self.again(lambda x: x))
         after = first_tensor(self.again(lambda x: disturb(x) if x.shape == shape else x))
-        assert before is not None and after is not None
+        assert before is not None
+        assert after is not None
         before, after = (out.narrow(axis, 1, out.shape[axis] - 1) for out in (before, after))
         return not torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
 
@@ -90,11 +92,11 @@ def trace(model: nn.Module, run: Callable[[], Any]) -> Call:
             stack[-1].inner.append(call)
             stack.append(call)
 
-        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        def after(_: nn.Module, __: Any, output: Any) -> None:
             stack.pop().output = output
 
         handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
 
     for path, module in model.named_modules():
         if path:
@@ -123,10 +125,10 @@ def replace_first_tensor(value: Any, new: Tensor) -> Any:
     """The same output with another first tensor."""
     if isinstance(value, Tensor):
         return new
-    if isinstance(value, Mapping):
-        changed = type(value)(value)
+    if isinstance(value, dict):
+        changed = copy.copy(value)
         key = next(key for key, one in value.items() if first_tensor(one) is not None)
-        changed[key] = replace_first_tensor(value[key], new)  # type: ignore[index]
+        changed[key] = replace_first_tensor(value[key], new)
         return changed
     items = list(value)
     at = next(i for i, one in enumerate(items) if first_tensor(one) is not None)

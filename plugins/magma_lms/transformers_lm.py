@@ -133,7 +133,7 @@ class TransformersLM(FrozenLM):
             raise PartError("lm: it has adapters; call remove_adapters() before the export")
         state = self.model.state_dict(keep_vars=True)
         words = self.model.get_input_embeddings().weight
-        if padding := self.vocab - len(words):
+        if (padding := self.vocab - len(words)) > 0:
             name = next(name for name, tensor in state.items() if tensor is words)
             state[name] = nn.functional.pad(words.detach(), (0, 0, 0, padding))
         self.model.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
@@ -145,7 +145,7 @@ class TransformersLM(FrozenLM):
 
 
 def _end_of_text_id(architecture: Any, vocab: int) -> int:
-    end = architecture.eos_token_id
+    end = architecture.get_text_config().eos_token_id
     end = end[0] if isinstance(end, list) else end
     if end is None or not 0 <= end < vocab:
         raise PartError(f"lm: its eos_token_id is {end}; allowed: a token id, 0 to {vocab - 1}")
