@@ -30,6 +30,8 @@ class Published(NamedTuple):
 
 
 FRONTIER = {
+    "gemma3_4b": Published(4_300_079_472, 3_880_263_168, 2560, 34, 34),
+    "granite4_h_micro": Published(3_191_396_096, 3_191_396_096, 2048, 40, 40),
     "llama31_8b": Published(8_030_261_248, 8_030_261_248, 4096, 32, 32),
     "qwen3_8b": Published(8_190_735_360, 8_190_735_360, 4096, 36, 36),
     "smollm2_135m": Published(134_515_008, 134_515_008, 576, 30, 30),
