@@ -123,7 +123,7 @@ def test_a_configuration_on_this_machine_comes_first(tmp_path: Path, monkeypatch
 
 def test_weights_are_not_loaded_with_a_bundled_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real configuration counts as soon as there is more than a plan."""
-    monkeypatch.setattr("magma.hub.ask_hub", lambda _: "no network")
+    monkeypatch.setattr("magma.hub.ask_hub", lambda *_: "no network")
     assert planned_configuration("HuggingFaceTB/SmolLM2-135M") is None
     with pytest.raises(PartError, match=r"lm.weights: given 'HuggingFaceTB/SmolLM2-135M'.*no network"):
         magma.assemble(Recipe.load("frontier/smollm2_135m"))
