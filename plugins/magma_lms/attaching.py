@@ -58,9 +58,10 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
         new_args = [h if given is x else given for given in args]
         new_kwargs = {name: h if given is x else given for name, given in kwargs.items()}
         output = type(module).forward(module, *new_args, **new_kwargs)
-        return _as_rows(first_tensor(output))
+        return _in_rows_of(rows, first_tensor(output))
 
-    y = module.get_submodule(NAME)(_as_rows(x), sublayer)
+    rows = _as_rows(x)
+    y = module.get_submodule(NAME)(rows, sublayer)
     if output is None:
         raise PartError(f"{type(module.get_submodule(NAME)).__name__}: an adapter has to call its sublayer")
     return replace_first_tensor(output, y.view_as(first_tensor(output)))
@@ -82,7 +83,7 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
         x, y = _as_rows(inputs.pop()), first_tensor(output)
 
         def sublayer(h: Tensor) -> Tensor:
-            return _as_rows(y) if h is x else again(h)
+            return _in_rows_of(x, y if h is x else again(h))
 
         return replace_first_tensor(output, adapter(x, sublayer).view_as(y))
 
@@ -113,6 +114,12 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
             handle.remove()
 
     return remove
+
+
+def _in_rows_of(rows: Tensor, y: Tensor | None) -> Tensor:
+    """An output in the shape of its input [b, t, d]; some sublayers return [b * t, d]."""
+    assert y is not None
+    return y.view(*rows.shape[:-1], -1)
 
 
 def _as_rows(x: Tensor | None) -> Tensor:

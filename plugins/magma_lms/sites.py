@@ -77,7 +77,7 @@ def find_sites(blocks: Sequence[Call], width: int) -> list[Site]:
             first, second = candidates
             if type(first.entry.module) is not type(second.entry.module):  # RWKV's feed-forward looks one token back
                 candidates = [first, _Candidate(second.entry, second.exit, False)]
-        found += [(paths.index(block.path), one) for one in candidates]
+        found += [(paths.index(block.path), _without_sequential(one)) for one in candidates]
     # A layer may take its keys from another one: then it mixes, but not what it is given.
     mixing = {type(one.entry.module) for _, one in found if one.mixes}
     sites: dict[str, Site] = {}
@@ -88,6 +88,13 @@ def find_sites(blocks: Sequence[Call], width: int) -> list[Site]:
         site = Site("attention" if is_mixer else "mlp", index, one.entry.path, one.exit.path, key, chain)
         sites.setdefault(site.entry, site)
     return list(sites.values())
+
+
+def _without_sequential(one: _Candidate) -> _Candidate:
+    """The span of the members of an `nn.Sequential`: it runs all its children, so it cannot hold an adapter."""
+    if one.entry is one.exit and isinstance(one.entry.module, nn.Sequential):
+        return _Candidate(one.entry.inner[0], one.entry.inner[-1], one.mixes)
+    return one
 
 
 def _find_candidates(block: Call, outermost: Sequence[tuple[Call, Call | None]]) -> list[_Candidate]:

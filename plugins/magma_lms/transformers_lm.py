@@ -133,7 +133,7 @@ class TransformersLM(FrozenLM):
             raise PartError("lm: it has adapters; call remove_adapters() before the export")
         state = self.model.state_dict(keep_vars=True)
         words = self.model.get_input_embeddings().weight
-        if padding := self.vocab - len(words):
+        if (padding := self.vocab - len(words)) > 0:
             name = next(name for name, tensor in state.items() if tensor is words)
             state[name] = nn.functional.pad(words.detach(), (0, 0, 0, padding))
         self.model.save_pretrained(folder, state_dict=state, max_shard_size="5GB")
