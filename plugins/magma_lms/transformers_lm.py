@@ -32,7 +32,7 @@ class TransformersLM(FrozenLM):
         try:
             with torch.device("meta"):
                 self.model = build_model(source, architecture)
-        except ValueError as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise PartError(
                 f"lm: a {architecture.model_type} with this configuration cannot be built: {error}"
             ) from error
