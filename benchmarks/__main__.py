@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magma import Decoding, Magma, atomic_write
@@ -23,27 +23,15 @@ from magma.system.memory import keep_freed_memory
 from magma.values import Segment
 
 from . import gpu, peers
-from .rows import Row, Step, faster, rounds
-
-
-def training_step(loss: Callable[[], Tensor], parameters: list[nn.Parameter], fused: bool = False) -> Step:
-    """Forward, backward, Adam: torch's default implementation, or the fused one, as in the trainer."""
-    optimizer = torch.optim.Adam(parameters, lr=1e-5, foreach=not fused, fused=fused)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-
-    return step
+from .causal import generate_causal, train_causal
+from .rows import Row, Step, faster, rounds, training_step
 
 
 def _peers(vocab: int, batch: int = 4) -> tuple[Magma, dict[str, Callable[[], Tensor]]]:
     """The model, and the losses of all peers on the same examples."""
     model = peers.build(vocab=vocab).train()
     data = peers.examples(batch, vocab)
-    media = torch.stack([example.segments[0].value for example in data])
-    captions = [example.segments[1].ids for example in data]
+    media, captions = peers.tensors(data)
     published, by_hand = peers.Published(model), peers.ByHand(model)
     return model, {
         "published": lambda: published(media, captions),
@@ -273,6 +261,8 @@ TABLES: dict[str, Callable[[int], list[Row]]] = {
     for function in (
         train_vs_published,
         train_vs_transformers,
+        train_causal,
+        generate_causal,
         token_efficiency,
         labels,
         plugin_overhead,

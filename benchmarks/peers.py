@@ -1,4 +1,4 @@
-"""Three ways to train the same model on the same examples: the published algorithm, transformers by hand, and ours.
+"""Ways to train the same model on the same examples: the published algorithm, transformers by hand, and ours.
 
 All share one set of tensors, so that a test can hold them to the same loss and gradients. Axes: b batch, t tokens,
 k media positions, d width, v vocabulary.
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import magma
 from magma import Example, Features, Magma, Media, PartConfig, Tokens
+from magma.interfaces import SUBLAYERS
 
 IGNORED = -100
 
@@ -56,27 +57,34 @@ class Grid(magma.Encoder):
 
 def build(dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048) -> Magma:
     """The model of the benchmarks: GPT-J of this size, with adapters 8/8 of the paper."""
-    from magma_adapters.bottleneck import Sequential
     from magma_lms.gptj import GPTJ
-    from magma_prefixes.linear import Linear
 
     torch.manual_seed(0)
-    lm = GPTJ.build(
-        layers=layers,
-        dim=dim,
-        heads=6,
-        rotary_dim=min(32, dim // 6),
-        context=context,
-        vocab=vocab,
-        eos=vocab - 2,
-        weights=None,
+    return with_grid(
+        GPTJ.build(
+            layers=layers,
+            dim=dim,
+            heads=6,
+            rotary_dim=min(32, dim // 6),
+            context=context,
+            vocab=vocab,
+            eos=vocab - 2,
+            weights=None,
+        )
     )
+
+
+def with_grid(lm: magma.FrozenLM, sublayers: Sequence[magma.Sublayer] = SUBLAYERS) -> Magma:
+    """A language model that reads grids, with adapters 8/8 of the paper around these sublayers."""
+    from magma_adapters.bottleneck import Sequential
+    from magma_prefixes.linear import Linear
+
     grid = Grid(Grid.Config())
-    prefix = Linear.build(grid.dim, grid.length, dim, layernorm=True)
+    prefix = Linear.build(grid.dim, grid.length, lm.embedding_dim, layernorm=True)
     return Magma(
         lm,
         {"grid": magma.Input(grid, prefix)},
-        {place: lambda: Sequential.build(dim, downsample=8) for place in ("attention", "mlp")},
+        {sublayer: lambda: Sequential.build(lm.dim, downsample=8) for sublayer in sublayers},
     )
 
 
@@ -93,6 +101,12 @@ def examples(count: int, vocab: int, seed: int = 0, shortest: int = 8, longest: 
         )
         for length in lengths
     ]
+
+
+def tensors(batch: Sequence[Example]) -> tuple[Tensor, list[Tensor]]:
+    """Grids [b, k, e] and captions of examples."""
+    grids, captions = zip(*((example.segments[0].value, example.segments[1].ids) for example in batch), strict=True)
+    return torch.stack(grids), list(captions)
 
 
 def ours(model: Magma, batch: Sequence[Example]) -> Tensor:
@@ -199,26 +213,26 @@ def _apply_rope(x: Tensor, sine: Tensor, cosine: Tensor, r: int) -> Tensor:
 
 
 class ByHand(nn.Module):
-    """What a user would write: the library's GPT-J and loss, dynamic padding, adapters after its sublayers."""
+    """What a user would write: the library's model and loss, dynamic padding, adapters after its sublayers."""
 
-    def __init__(self, model: Magma) -> None:
+    def __init__(self, model: Magma, attention: str = "attn") -> None:
+        """`attention`: the library's name of the attention sublayer in a block."""
         super().__init__()
-        from transformers import GPTJForCausalLM
+        from transformers import AutoModelForCausalLM
 
         mine: Any = model.lm
         adapters = {place: list(made) for place, made in mine.adapters.items()}
         wrapped = mine.model.state_dict()
         state = {n.replace("sublayer.", ""): t for n, t in wrapped.items() if ".adapter." not in n}
         with torch.device("meta"):
-            self.lm: Any = GPTJForCausalLM(mine.model.config)
+            self.lm: Any = AutoModelForCausalLM.from_config(mine.model.config)
         self.lm.load_state_dict(state, assign=True)
         _fill_buffers(self.lm)
         self.lm.requires_grad_(False).eval()
-        for i, block in enumerate(self.lm.transformer.h):
-            if "attention" in adapters:
-                block.attn = _SequentialAdapter(block.attn, adapters["attention"][i])
-            if "mlp" in adapters:
-                block.mlp = _SequentialAdapter(block.mlp, adapters["mlp"][i])
+        blocks = next(module for module in self.lm.modules() if isinstance(module, nn.ModuleList))
+        for sublayer, name in (("attention", attention), ("mlp", "mlp")):
+            for block, adapter in zip(blocks, adapters.get(sublayer, ()), strict=False):
+                setattr(block, name, _SequentialAdapter(getattr(block, name), adapter))
         (input_module,) = model.input_modules().values()
         self.input_module = input_module
         self.eos = mine.eos
@@ -231,7 +245,7 @@ class ByHand(nn.Module):
         tokens = padded(captions, width, self.eos).to(media.device)
         lengths = torch.tensor([len(caption) + 1 for caption in captions], device=media.device)
         real = torch.arange(width, device=media.device) < lengths[:, None]
-        x = torch.cat([prefix, self.lm.transformer.wte(tokens)], dim=1)
+        x = torch.cat([prefix, self.lm.get_input_embeddings()(tokens)], dim=1)
         labels = torch.cat([tokens.new_full((b, k), IGNORED), tokens.masked_fill(~real, IGNORED)], dim=1)
         seen = torch.cat([real.new_ones(b, k), real], dim=1).long()
         loss: Tensor = self.lm(inputs_embeds=x, attention_mask=seen, labels=labels, use_cache=False).loss

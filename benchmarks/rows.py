@@ -7,6 +7,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor, nn
+
 
 @dataclass(frozen=True)
 class Row:
@@ -40,3 +43,15 @@ def faster(name: str, times: dict[str, list[float]], slow: str, fast: str, targe
     """The ratio of the times, round by round."""
     ratios = [a / b for a, b in zip(times[slow], times[fast], strict=True)]
     return Row(name, statistics.median(ratios), "x", target, min(ratios), max(ratios))
+
+
+def training_step(loss: Callable[[], Tensor], parameters: list[nn.Parameter], fused: bool = False) -> Step:
+    """Forward, backward, Adam: torch's default implementation, or the fused one, as in the trainer."""
+    optimizer = torch.optim.Adam(parameters, lr=1e-5, foreach=not fused, fused=fused)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step

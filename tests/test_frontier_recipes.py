@@ -108,6 +108,7 @@ def test_a_configuration_on_this_machine_comes_first(tmp_path: Path, monkeypatch
     with torch.device("meta"):
         assert planned_configuration(name) == CONFIGURATIONS / f"{name}.json"
         assert planned_configuration("HuggingFaceTB/SmolLM2-1.7B") is None
+        assert planned_configuration(name, revision="main") is None
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / name
     folder.mkdir(parents=True)

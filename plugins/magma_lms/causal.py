@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,9 +31,14 @@ from .attaching import attach
 from .decoder import Decoder, Head
 from .decoding import LibraryCache
 from .discovery import discover, prove
+from .fast.cross_entropy import chunked_cross_entropy
+from .fast.decoder import scored_columns, speed_up
+from .fast.scored_columns import ScoredColumns
+from .fused_head import FusedHead, is_linear
 from .loading import read_architecture
 from .packing import unpack
 from .quantization import Quantize
+from .structure import probe_ids
 from .tokenization import Bos
 from .transformers_lm import TransformersLM
 from .weights import WEIGHT_FILES, Source, find_problems
@@ -67,6 +73,8 @@ class Causal(TransformersLM):
         def _one_source(self) -> Self:
             if (self.weights is None) == (self.architecture is None):
                 raise ValueError("either `weights` (a hub name or folder) or `architecture` (a table with model_type)")
+            if self.weights is None and (self.revision or self.quantize):
+                raise ValueError("`revision` and `quantize` only together with `weights`")
             if self.architecture is not None and not isinstance(self.architecture.get("model_type"), str):
                 raise ValueError('an architecture with a model_type of transformers, such as "llama"')
             return self
@@ -82,6 +90,7 @@ class Causal(TransformersLM):
         self.dim = self.structure.dim
         self.context = _context(architecture, self.structure.mode.offset or 0)
         self._undo: list[Callable[[], None]] = []
+        self._columns: ScoredColumns | None = None
         self._connect()
 
     def load_weights(self) -> None:
@@ -93,6 +102,16 @@ class Causal(TransformersLM):
         super().load_weights()
         self._connect()
         prove(self.model, self.structure)
+        speed_up(self._decoder.module, self._probe)
+        head = self.model.get_output_embeddings()
+        if is_linear(self._head, head):
+            FusedHead.replace(head)
+
+    def _probe(self) -> Tensor:
+        """Hidden states [2, 7, d] of a few words."""
+        device = self.model.get_input_embeddings().weight.device
+        ids = probe_ids(self.model, rows=2, columns=7).to(device)
+        return self._decoder(self.embed(ids), ids)
 
     def _connect(self) -> None:
         """Use the decoder and the head of the present model."""
@@ -122,6 +141,14 @@ class Causal(TransformersLM):
         """Hidden states [m, d] to logits [m, v]."""
         return self._head(hidden)
 
+    def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Hidden states [m, d] and labels [m] to the summed cross-entropy, in float32."""
+        head = self.model.get_output_embeddings()
+        if isinstance(head, FusedHead):
+            loss: Tensor = head(hidden, labels)
+            return loss
+        return chunked_cross_entropy(self._head, hidden, labels, self.vocab)
+
     def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
         """Put an adapter around every attention or feed-forward sublayer. Raises `PartError`."""
         if sublayer in self.adapters:
@@ -138,12 +165,14 @@ class Causal(TransformersLM):
         made = [make() for _ in sites]
         self._undo += [attach(self.model, site, adapter) for site, adapter in zip(sites, made, strict=True)]
         self.adapters[sublayer] = made
+        self._forget_columns()
 
     def remove_adapters(self) -> None:
         """Remove all adapters."""
         for undo in reversed(self._undo):
             undo()
         self._undo, self.adapters = [], {}
+        self._forget_columns()
 
     def new_cache(self) -> LibraryCache:
         """An empty cache."""
@@ -151,6 +180,7 @@ class Causal(TransformersLM):
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, e] to [m, d]; a cache is filled in place."""
+        self._compute_from(layout.first_scored if cache is None and layout.sequence_ids is None else 0)
         if cache is not None:
             assert isinstance(cache, LibraryCache)
             hidden = cache.forward(embeddings, layout)
@@ -164,6 +194,18 @@ class Causal(TransformersLM):
         else:
             hidden = self._forward_unpacked(embeddings, layout)
         return hidden.flatten(0, 1)[layout.scored]
+
+    def _compute_from(self, first: int) -> None:
+        """Set the first column whose output is needed. What the last block can leave out is found out before."""
+        if self._columns is None and torch.is_grad_enabled():
+            self._columns = scored_columns(self._decoder.module, self.blocks[-1], self._probe)
+        if self._columns is not None:
+            self._columns.first = first
+
+    def _forget_columns(self) -> None:
+        if self._columns is not None:
+            self._columns.remove()
+            self._columns = None
 
     def _forward_padded(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
         """Right-padded rows [b, t, e] to [b, t, d]. Causality is enough: nothing reads the padding after a row."""

@@ -63,7 +63,8 @@ def _find(source: Source, architecture: Any, model: Any) -> tuple[Structure, Any
         if small is None:
             continue
         try:
-            structure = find_structure(small)
+            with torch.device("cpu"):  # the model itself may be built on meta
+                structure = find_structure(small)
             _check_paths(structure, small, model)
         except PartError as error:
             first = first or error

@@ -28,8 +28,6 @@ def without_quantizer(loaded: Any, plain: Any) -> Any:
     """
     for name, module in loaded.named_children():
         setattr(plain, name, module)
-    for module in plain.modules():  # its decoder shares the configuration, in which the file calls itself quantized
-        if hasattr(module, "config"):
-            module.config = plain.config
-    plain.generation_config = loaded.generation_config
+    vars(loaded.config).pop("quantization_config", None)  # all modules share this configuration
+    plain.config, plain.generation_config = loaded.config, loaded.generation_config
     return plain.eval()

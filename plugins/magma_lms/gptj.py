@@ -181,7 +181,7 @@ class GPTJ(TransformersLM):
             embedding = self.model.get_input_embeddings()
             embedding.weight = nn.Parameter(embedding.weight.detach()[: self.config.num_embeddings].clone())
             embedding.num_embeddings = self.config.num_embeddings
-        self.model.lm_head = FusedHead(self.model.lm_head)
+        FusedHead.replace(self.model.lm_head)
         decoder = self.model.transformer
         table = rope_table(self._architecture.n_positions, self._architecture.rotary_dim, decoder.ln_f.weight.device)
         decoder.register_buffer("rope_table", table, persistent=False)

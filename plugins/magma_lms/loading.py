@@ -11,6 +11,7 @@ import torch
 
 from magma import PartError, find_local_folder
 
+from .bundled.configurations import planned_configuration
 from .gguf import without_quantizer
 from .quantization import fix_quantized_modules, quantization_config
 from .text_models import is_composite, separate_text_model, text_architecture, text_model_class, whole_model_class
@@ -20,14 +21,20 @@ from .weights import TOKENIZER_FILES, Source, has_safetensors, load_pretrained, 
 def read_architecture(source: Source) -> Any:
     """The transformers configuration of a language model; for a checkpoint of several modalities, of its text model.
 
+    A plan of a published model may get the configuration from this package, see `bundled/configurations.py`.
+
     Raises:
         PartError: It cannot be read, needs code that the recipe does not allow, or has no text model that can be
             separated.
     """
     from transformers import AutoConfig
 
-    _check_remote_code(source)
-    architecture = load_pretrained("weights", source, AutoConfig.from_pretrained)
+    assert source.weights is not None
+    if (planned := planned_configuration(source.weights, **source.hub("weights"))) is not None:
+        architecture = AutoConfig.from_pretrained(planned)
+    else:
+        _check_remote_code(source)
+        architecture = load_pretrained("weights", source, AutoConfig.from_pretrained)
     return text_architecture(architecture) if _has_text_model(source, architecture) else architecture
 
 
@@ -75,12 +82,13 @@ def load_model(source: Source, architecture: Any) -> Any:
     assert source.weights is not None
     logging.disable_progress_bar()  # the caller reports progress
     where, gguf_file = locate(source.weights)
+    options: dict[str, Any] = {}
+    if source.quantize is not None:
+        options["quantization_config"] = quantization_config(source.quantize, gguf_file)
     if gguf_file is not None:
         return _load_gguf(source, architecture)
     hub = source.hub("weights")
-    options: dict[str, Any] = {"use_safetensors": has_safetensors(source.weights, **hub)}
-    if source.quantize is not None:
-        options["quantization_config"] = quantization_config(source.quantize)
+    options["use_safetensors"] = has_safetensors(source.weights, **hub)
     whole = None
     if find_local_folder(where, "config.json", **hub):  # `gptj` may have none
         whole = load_pretrained("weights", source, AutoConfig.from_pretrained)
@@ -90,8 +98,6 @@ def load_model(source: Source, architecture: Any) -> Any:
     else:
         model, report = _load(source, AutoModelForCausalLM.from_pretrained, architecture, **options)
         _check_tensors(source, report)
-    if source.quantize is not None:
-        fix_quantized_modules(model)
     return model
 
 
@@ -136,14 +142,13 @@ def _load(source: Source, load: Callable[..., Any], architecture: Any, **options
     model, report = load_pretrained(
         "weights", source, load, config=copy.deepcopy(architecture), dtype="auto", output_loading_info=True, **options
     )
+    fix_quantized_modules(model)
     return model, report
 
 
 def _load_gguf(source: Source, architecture: Any) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    if source.quantize is not None:
-        raise PartError("lm.quantize: a GGUF file is dequantized when it is read; allowed: for safetensors and .bin")
     unpacked = GgufConfig(dequantize=True)
     loaded, report = _load(source, AutoModelForCausalLM.from_pretrained, architecture, quantization_config=unpacked)
     _check_tensors(source, report)

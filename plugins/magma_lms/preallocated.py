@@ -38,9 +38,10 @@ class PreallocatedLayer(DynamicLayer):  # type: ignore[misc]  # the library is n
             self.buffers = [_allocate(old, old.shape[0], p + t) for old in (self.keys, self.values)]
             for buffer, old in zip(self.buffers, (self.keys, self.values), strict=True):
                 buffer[:, :, :p] = old
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, p : p + t] = new
-        self.keys, self.values = (buffer[:, :, : p + t] for buffer in self.buffers)
+        keys, values = self.buffers
+        keys.narrow(2, p, t).copy_(key_states)
+        values.narrow(2, p, t).copy_(value_states)
+        self.keys, self.values = keys.narrow(2, 0, p + t), values.narrow(2, 0, p + t)
         return self.keys, self.values
 
     def select(self, rows: Tensor) -> PreallocatedLayer:

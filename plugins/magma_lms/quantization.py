@@ -6,10 +6,13 @@ The matrices of the blocks are quantized; word embeddings, norms and the head ar
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from magma import PartError
 
@@ -22,16 +25,18 @@ torchao's matrices are tensor subclasses: DeepSpeed cannot move them, and no fin
 """
 
 
-def quantization_problem(quantize: Quantize) -> str | None:
-    """Why this machine cannot quantize to this type, or None."""
+def quantization_problem(quantize: Quantize, gguf_file: str | None) -> str | None:
+    """Why weights, those of a GGUF file if it has a name, cannot be quantized to this type here, or None."""
+    if gguf_file is not None:
+        return f"given {quantize!r}, but a GGUF file is dequantized when it is read; allowed: for safetensors and .bin"
     if missing := [name for name in PACKAGES if find_spec(name) is None]:
         return f"given {quantize!r}, which needs {' and '.join(missing)}: pip install {' '.join(missing)}"
     return None
 
 
-def quantization_config(quantize: Quantize) -> Any:
+def quantization_config(quantize: Quantize, gguf_file: str | None) -> Any:
     """The configuration with which transformers quantizes each tensor while it reads it. Raises `PartError`."""
-    if problem := quantization_problem(quantize):
+    if problem := quantization_problem(quantize, gguf_file):
         raise PartError(f"lm.quantize: {problem}")
     from transformers import BitsAndBytesConfig
 
@@ -42,13 +47,33 @@ def quantization_config(quantize: Quantize) -> Any:
 
 
 def fix_quantized_modules(model: nn.Module) -> None:
-    """Let 4-bit matrices compute in the precision of their inputs, that of the run, and keep their bytes.
+    """Repair what bitsandbytes' matrices do when a whole model is moved or cast; other modules are left as they are.
 
-    transformers lets them compute in float32, and bitsandbytes packs them anew on some CPUs when they are first used.
+    Those of 4 bits compute in the precision of their inputs, not in float32, and keep their bytes: on some CPUs,
+    bitsandbytes packs them anew when they are first used, and computes in bfloat16. Scales of those of 8 bits move
+    with their weights.
     """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
+    library: Any = sys.modules.get("bitsandbytes")  # transformers has imported it if it has used it
+    for module in model.modules() if library else ():
+        if isinstance(module, library.nn.Linear4bit):
             module.compute_dtype, module.compute_type_is_set = None, False
             module.support_avx512bf16_for_cpu = False
+        elif type(module) is library.nn.Linear8bitLt:
+            module.__class__ = _movable_class()
+
+
+@cache
+def _movable_class() -> Any:
+    from bitsandbytes.nn import Linear8bitLt
+
+    class MovableLinear8bitLt(Linear8bitLt):  # type: ignore[misc]  # the library is untyped
+        """An 8-bit matrix whose scales follow its weight when a module that contains it is moved."""
+
+        def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+            super()._apply(fn, recurse)
+            for holder in (self.weight, self.state):  # before the first product and after it
+                if holder.SCB is not None:
+                    holder.CB, holder.SCB = self.weight.data, holder.SCB.to(self.weight.device)
+            return self
+
+    return MovableLinear8bitLt

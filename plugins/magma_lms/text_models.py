@@ -104,7 +104,8 @@ def separate_text_model(whole: Any, text: Any, missing: set[str]) -> Any:
         raise PartError(f"lm.weights: {len(absent)} tensors of the text model are missing, the first is {absent[0]}")
     if left := [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]:
         raise _inseparable(whole.config, f"it has no {left[0]}")
-    model.generation_config = whole.generation_config
+    model.config, model.generation_config = _text_part(whole.config), whole.generation_config  # the decoder's own
+    model.config.eos_token_id, model.config.tie_word_embeddings = text.eos_token_id, text.tie_word_embeddings
     if model not in set(whole.modules()):
         _compare_logits(whole.eval(), model)
     return model

@@ -116,11 +116,12 @@ def find_problems(source: Source, *files: tuple[str, ...]) -> list[str]:
     problems = _location_problems("weights", source, *files)
     if source.tokenizer is not None:
         problems += _location_problems("tokenizer", source, cached="tokenizer_config.json")
-    if source.revision is not None and source.weights is not None and not problems:
-        where = locate(source.weights).name
-        if is_folder(where):
-            problems.append(f"revision: given {source.revision!r}, but {where} is a folder; allowed: for hub names")
-    if source.quantize is not None and (problem := quantization_problem(source.quantize)):
+    if source.weights is None or problems:
+        return problems
+    where, gguf_file = locate(source.weights)
+    if source.revision is not None and is_folder(where):
+        problems.append(f"revision: given {source.revision!r}, but {where} is a folder; allowed: for hub names")
+    if source.quantize is not None and (problem := quantization_problem(source.quantize, gguf_file)):
         problems.append(f"quantize: {problem}")
     return problems
 

@@ -12,11 +12,12 @@ CONFIGURATIONS = Path(__file__).parent / "configs"
 """`OWNER/NAME.json` is the `config.json` of the hub name OWNER/NAME."""
 
 
-def planned_configuration(source: str) -> Path | None:
+def planned_configuration(source: str, **hub: str) -> Path | None:
     """The bundled configuration of a hub name, if the model is only planned.
 
     Args:
         source: A hub name or a folder.
+        hub: `revision` and `cache_dir` of a hub name, if they are set. A revision is never bundled.
 
     Returns:
         The file; None if there is none, if a folder or the hub's cache has the real one, or if weights will be loaded,
@@ -24,6 +25,6 @@ def planned_configuration(source: str) -> Path | None:
     """
     path = CONFIGURATIONS / f"{source}.json"
     only_planned = torch.get_default_device().type == "meta"
-    if not only_planned or is_folder(source) or find_local_folder(source, "config.json"):
+    if not only_planned or "revision" in hub or is_folder(source) or find_local_folder(source, "config.json", **hub):
         return None
     return path if path.is_file() else None

@@ -45,6 +45,8 @@ TOKENS = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(1
 
 @pytest.mark.parametrize("model_type", TEXT_MODELS)
 def test_a_text_model_gives_the_logits_of_the_whole_model(tmp_path: Path, model_type: str) -> None:
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
     whole = vision_language.build(model_type)
     whole.save_pretrained(tmp_path)
     source = Source(str(tmp_path))
@@ -58,6 +60,10 @@ def test_a_text_model_gives_the_logits_of_the_whole_model(tmp_path: Path, model_
     assert {name: p.shape for name, p in planned.named_parameters()} == {
         name: p.shape for name, p in model.named_parameters()
     }
+    if type(architecture) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        model.save_pretrained(tmp_path / "text")
+        again = AutoModelForCausalLM.from_pretrained(tmp_path / "text")
+        assert torch.equal(again(input_ids=TOKENS).logits, model(input_ids=TOKENS).logits)
     assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in whole.parameters())
 
 

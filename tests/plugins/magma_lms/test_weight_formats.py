@@ -91,7 +91,7 @@ def test_gguf_files_that_cannot_be_read(tmp_path: Path, llama: Any, monkeypatch:
         Causal.build(weights=str(path))
     write_gguf(llama, path)
     assert Causal.problems(Causal.Config(weights=str(path))) == []
-    with pytest.raises(PartError, match=r"lm\.quantize: a GGUF file is dequantized when it is read"):
+    with pytest.raises(PartError, match=r"lm\.quantize: given 'nf4', but a GGUF file is dequantized when it is read"):
         Causal.build(weights=str(path), quantize="nf4")
     content = path.read_bytes()
     for damaged in (b"", b"not GGUF", content[:1000], content[:-1000]):
@@ -134,6 +134,7 @@ def test_a_revision_in_a_cache_of_its_own(tmp_path: Path, llama: Any, monkeypatc
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "second").write_text("b" * 40)
     llama.save_pretrained(repository / "snapshots" / ("b" * 40))
+    write_gguf(llama, repository / "snapshots" / ("b" * 40) / "small.gguf")
     there = {"weights": "some/llama", "cache_dir": str(tmp_path / "cache")}
     config = Causal.Config(**there, revision="second")
     assert Causal.problems(config) == []
@@ -141,12 +142,21 @@ def test_a_revision_in_a_cache_of_its_own(tmp_path: Path, llama: Any, monkeypatc
     lm = Causal(config)
     lm.load_weights()
     assert same_logits(lm, llama)
+    in_gguf = {**there, "weights": "some/llama/small.gguf", "revision": "second"}
+    assert Causal.problems(Causal.Config(**in_gguf)) == []
+    assert same_logits(Causal.build(**in_gguf), llama)
     for wrong, asked in (({}, None), ({"revision": "third"}, "third"), ({"cache_dir": None}, None)):
         problem = Causal.problems(Causal.Config(**{**there, **wrong}))[0]
         assert f"no network, asked for {asked}" in problem
         assert ("--revision third" in problem) == (asked == "third")
         with pytest.raises(PartError, match="some/llama is not in the cache"):
             Causal.build(**{**there, **wrong})
+
+
+def test_how_weights_are_read_needs_weights() -> None:
+    for options in ({"revision": "main"}, {"quantize": "nf4"}):
+        with pytest.raises(ValueError, match="`revision` and `quantize` only together with `weights`"):
+            Causal.Config(architecture={"model_type": "llama"}, **options)
 
 
 def test_a_revision_is_for_hub_names(tmp_path: Path, llama: Any) -> None:
@@ -196,7 +206,7 @@ def test_code_beside_the_weights_runs_only_if_the_recipe_allows_it(
 @pytest.mark.parametrize("quantize", ["nf4", "int8"])
 def test_a_library_that_quantizes_is_named(tmp_path: Path, llama: Any, monkeypatch: Any, quantize: str) -> None:
     llama.save_pretrained(tmp_path)
-    monkeypatch.setattr("magma_lms.quantization.find_spec", lambda name: None)
+    monkeypatch.setattr("magma_lms.quantization.find_spec", lambda _: None)
     needed = f"given '{quantize}', which needs accelerate and bitsandbytes: pip install accelerate bitsandbytes"
     assert Causal.problems(Causal.Config(weights=str(tmp_path), quantize=quantize)) == [f"quantize: {needed}"]
     with pytest.raises(PartError, match=rf"lm\.quantize: {needed}"):
