@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,8 +31,8 @@ from .decoder import Decoder, Head
 from .decoding import LibraryCache
 from .discovery import discover, prove
 from .fast.cross_entropy import chunked_cross_entropy
-from .fast.decoder import scored_columns, speed_up
-from .fast.scored_columns import ScoredColumns
+from .fast.decoder import speed_up
+from .fast.scored_columns import ScoredColumns, find_column_wise
 from .fused_head import FusedHead, is_linear
 from .loading import read_architecture
 from .packing import unpack
@@ -90,7 +89,7 @@ class Causal(TransformersLM):
         self.dim = self.structure.dim
         self.context = _context(architecture, self.structure.mode.offset or 0)
         self._undo: list[Callable[[], None]] = []
-        self._columns: ScoredColumns | None = None
+        self._columns = ScoredColumns([])
         self._connect()
 
     def load_weights(self) -> None:
@@ -106,6 +105,9 @@ class Causal(TransformersLM):
         head = self.model.get_output_embeddings()
         if is_linear(self._head, head):
             FusedHead.replace(head)
+        spans = [site for site in self.structure.sites if site.is_span]
+        ends = [self.model.get_submodule(path) for site in spans for path in (site.entry, site.exit)]
+        self._columns = ScoredColumns(find_column_wise(self.blocks[-1], self._probe, first=3, exclude=ends))
 
     def _probe(self) -> Tensor:
         """Hidden states [2, 7, d] of a few words."""
@@ -165,14 +167,14 @@ class Causal(TransformersLM):
         made = [make() for _ in sites]
         self._undo += [attach(self.model, site, adapter) for site, adapter in zip(sites, made, strict=True)]
         self.adapters[sublayer] = made
-        self._forget_columns()
+        for site, adapter in zip(sites, made, strict=True):
+            self._columns.add_adapter(self.model.get_submodule(site.entry), adapter)
 
     def remove_adapters(self) -> None:
         """Remove all adapters."""
         for undo in reversed(self._undo):
             undo()
         self._undo, self.adapters = [], {}
-        self._forget_columns()
 
     def new_cache(self) -> LibraryCache:
         """An empty cache."""
@@ -180,7 +182,7 @@ class Causal(TransformersLM):
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, e] to [m, d]; a cache is filled in place."""
-        self._compute_from(layout.first_scored if cache is None and layout.sequence_ids is None else 0)
+        self._columns.first = layout.first_scored if cache is None and layout.sequence_ids is None else 0
         if cache is not None:
             assert isinstance(cache, LibraryCache)
             hidden = cache.forward(embeddings, layout)
@@ -194,18 +196,6 @@ class Causal(TransformersLM):
         else:
             hidden = self._forward_unpacked(embeddings, layout)
         return hidden.flatten(0, 1)[layout.scored]
-
-    def _compute_from(self, first: int) -> None:
-        """Set the first column whose output is needed. What the last block can leave out is found out before."""
-        if self._columns is None and torch.is_grad_enabled():
-            self._columns = scored_columns(self._decoder.module, self.blocks[-1], self._probe)
-        if self._columns is not None:
-            self._columns.first = first
-
-    def _forget_columns(self) -> None:
-        if self._columns is not None:
-            self._columns.remove()
-            self._columns = None
 
     def _forward_padded(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
         """Right-padded rows [b, t, e] to [b, t, d]. Causality is enough: nothing reads the padding after a row."""

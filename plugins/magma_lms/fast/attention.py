@@ -39,11 +39,6 @@ class Plan:
     layer: int
     """The layer of the cache."""
 
-    @property
-    def names(self) -> frozenset[str]:
-        """Names of all submodules."""
-        return frozenset((self.query, self.key, self.value, self.out, *(self.norms or ())))
-
 
 class FastAttention(nn.Module):
     """Mixed into the class of an attention module; uses the original forward pass where the fast one does not apply."""

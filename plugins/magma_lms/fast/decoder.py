@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .attention_probe import speed_up_attention
 from .rms_norm import speed_up_rms_norms
-from .scored_columns import ScoredColumns, find_column_wise
 
 
 @torch.no_grad()
@@ -29,22 +28,3 @@ def speed_up(decoder: nn.Module, run: Callable[[], Tensor]) -> None:
     if not torch.allclose(run(), before, rtol=1e-4, atol=1e-4 * float(before.abs().max())):
         for module, original in classes.items():
             module.__class__ = original
-
-
-def scored_columns(decoder: nn.Module, last_block: nn.Module, run: Callable[[], Tensor]) -> ScoredColumns:
-    """What the last block need not compute.
-
-    Args:
-        decoder: The decoder, with adapters.
-        last_block: Its last block.
-        run: Runs the decoder on four columns or more, without a cache, and returns the hidden states [b, t, d].
-    """
-    if last_block._compiled_call_impl is not None:  # it computes all columns
-        return ScoredColumns([])
-    modes = [(module, module.training) for module in decoder.modules()]
-    decoder.eval()
-    try:
-        return ScoredColumns(find_column_wise(last_block, run, first=3))
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -7,13 +7,15 @@ values. Everything that follows from a column by itself (queries, output project
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from magma import Adapter
 
 from .attention import FastAttention
 
@@ -28,19 +30,15 @@ class ScoredColumns:
     compute all columns.
     """
 
-    def __init__(self, modules: list[nn.Module]) -> None:
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
         """`modules`: those that `find_column_wise` found."""
         self._first = 0
+        modules = list(modules)
         self._attention = [module for module in modules if isinstance(module, FastAttention)]
-        self._handles = [
-            handle
-            for module in modules
-            if module not in self._attention
-            for handle in (
-                module.register_forward_pre_hook(self._cut, with_kwargs=True),
-                module.register_forward_hook(self._pad),
-            )
-        ]
+        for module in modules:
+            if not isinstance(module, FastAttention):
+                module.register_forward_pre_hook(self._cut, with_kwargs=True)
+                module.register_forward_hook(self._pad)
 
     @property
     def first(self) -> int:
@@ -53,18 +51,28 @@ class ScoredColumns:
         for module in self._attention:
             module.first_column = column
 
-    def remove(self) -> None:
-        """Compute all columns again."""
-        self.first = 0
-        for handle in self._handles:
-            handle.remove()
+    def add_adapter(self, sublayer: nn.Module, adapter: Adapter) -> None:
+        """Include an adapter around a sublayer: it does not mix columns.
 
-    def _cut(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+        An adapter around any other module than attention is part of the module's call already. One that changes the
+        input of its sublayer has to compute all columns.
+        """
+        if any(sublayer is one for one in self._attention) and adapter.passes_input_through:
+            adapter.register_forward_pre_hook(self._cut_adapter)
+            adapter.register_forward_hook(self._pad)
+
+    def _cut(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
         if not self._active:
             return None
         return _with_input(args, kwargs, _input(args, kwargs)[:, self.first :].contiguous())
 
-    def _pad(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+    def _cut_adapter(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if not self._active:
+            return None
+        x, sublayer = args
+        return x[:, self.first :], lambda _: sublayer(x)[:, self.first :]
+
+    def _pad(self, _: nn.Module, __: Any, output: Tensor) -> Tensor | None:
         return F.pad(output, (0, 0, self.first, 0)) if self._active else None
 
     @property
@@ -73,7 +81,9 @@ class ScoredColumns:
 
 
 @torch.no_grad()
-def find_column_wise(block: nn.Module, run: Callable[[], Tensor], first: int) -> list[nn.Module]:
+def find_column_wise(
+    block: nn.Module, run: Callable[[], Tensor], first: int, exclude: Collection[nn.Module] = ()
+) -> list[nn.Module]:
     """The largest modules of the last block that need not compute the columns before `first`.
 
     A module is one of them if it computes a part of the columns by itself, and if the block's output from `first` on
@@ -81,9 +91,10 @@ def find_column_wise(block: nn.Module, run: Callable[[], Tensor], first: int) ->
     the decoder's output and the block. Modules without a matrix cost little and are not looked at.
 
     Args:
-        block: The last block, in evaluation mode, with its adapters.
+        block: The last block, in evaluation mode, without adapters.
         run: Runs the decoder on a few columns, without a cache, and returns its output [b, t, d].
         first: A column of this run, not the first one.
+        exclude: Modules that are left as they are.
     """
     calls, hidden = _record(block, run)
     if block not in calls or calls[block].count != 1:
@@ -104,7 +115,7 @@ def find_column_wise(block: nn.Module, run: Callable[[], Tensor], first: int) ->
 
     def accept(module: nn.Module) -> bool:
         call = calls.get(module)
-        if call is None or call.count != 1 or not any(p.ndim > 1 for p in module.parameters()):
+        if module in exclude or call is None or call.count != 1 or not any(p.ndim > 1 for p in module.parameters()):
             return False
         if not isinstance(module, FastAttention) and not _is_column_wise(module, call, first):
             return False
@@ -140,22 +151,12 @@ def _record(block: nn.Module, run: Callable[[], Tensor]) -> tuple[dict[nn.Module
             handle.remove()
 
 
-def _outermost(
-    module: nn.Module, accept: Callable[[nn.Module], bool], done: Collection[str] = ()
-) -> Iterator[nn.Module]:
-    """The outermost accepted modules inside a module, without children named in `done`.
-
-    What an attention module has besides its own submodules (an adapter) is looked at too.
-    """
-    for name, child in module.named_children():
-        if name in done:
-            continue
-        accepted = accept(child)
-        if accepted:
+def _outermost(module: nn.Module, accept: Callable[[nn.Module], bool]) -> Iterator[nn.Module]:
+    for child in module.children():
+        if accept(child):
             yield child
-        if not accepted or isinstance(child, FastAttention):
-            done = child.fast_plan.names if accepted and isinstance(child, FastAttention) else ()
-            yield from _outermost(child, accept, done)
+        else:
+            yield from _outermost(child, accept)
 
 
 def _is_column_wise(module: nn.Module, call: _Call, first: int) -> bool:
@@ -166,8 +167,11 @@ def _is_column_wise(module: nn.Module, call: _Call, first: int) -> bool:
     x, out = _input(args, kwargs), call.output
     if not all(isinstance(one, Tensor) and one.ndim == 3 for one in (x, out)) or x.shape[:2] != out.shape[:2]:
         return False
-    args, kwargs = _with_input(args, kwargs, x[:, first:])
-    part = module(*args, **kwargs)
+    args, kwargs = _with_input(args, kwargs, x[:, first:].contiguous())
+    try:
+        part = module(*args, **kwargs)
+    except Exception:  # the library's code may raise anything when it gets fewer columns
+        return False
     tolerance = 1e-5 * float(out.abs().max())
     return isinstance(part, Tensor) and torch.allclose(part, out[:, first:], rtol=1e-4, atol=tolerance)
 
