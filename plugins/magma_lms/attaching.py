@@ -119,7 +119,7 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
 def _in_rows_of(rows: Tensor, y: Tensor | None) -> Tensor:
     """An output in the shape of its input [b, t, d]; some sublayers return [b * t, d]."""
     assert y is not None
-    return y.view(*rows.shape[:-1], -1)
+    return y.reshape(*rows.shape[:-1], -1)
 
 
 def _as_rows(x: Tensor | None) -> Tensor:
