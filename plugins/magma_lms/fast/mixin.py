@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-
 _mixed: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
 
 
