@@ -240,6 +240,7 @@ UNSUPPORTED: dict[str, str] = {
     "blt": "it cuts a text into patches by its bytes, which media do not have",
     "cpmant": "not causal: each position attends to all positions",
     "prophetnet": "not causal: the library exchanges axes of its relative positions, so that the length matters",
+    "reformer": "its backward pass needs training mode, and a frozen model is in eval mode",
     "xlnet": "not causal: each position attends to all positions",
 }
 """Families with a tiny model that cannot be a causal language model in front of media, and why."""

@@ -30,6 +30,8 @@ class Published(NamedTuple):
 
 
 FRONTIER = {
+    "gemma3_4b": Published(4_300_079_472, 3_880_263_168, 2560, 34, 34),
+    "granite4_h_micro": Published(3_191_396_096, 3_191_396_096, 2048, 40, 40),
     "llama31_8b": Published(8_030_261_248, 8_030_261_248, 4096, 32, 32),
     "qwen3_8b": Published(8_190_735_360, 8_190_735_360, 4096, 36, 36),
     "smollm2_135m": Published(134_515_008, 134_515_008, 576, 30, 30),
@@ -121,7 +123,7 @@ def test_a_configuration_on_this_machine_comes_first(tmp_path: Path, monkeypatch
 
 def test_weights_are_not_loaded_with_a_bundled_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real configuration counts as soon as there is more than a plan."""
-    monkeypatch.setattr("magma.hub.ask_hub", lambda _: "no network")
+    monkeypatch.setattr("magma.hub.ask_hub", lambda *_: "no network")
     assert planned_configuration("HuggingFaceTB/SmolLM2-135M") is None
     with pytest.raises(PartError, match=r"lm.weights: given 'HuggingFaceTB/SmolLM2-135M'.*no network"):
         magma.assemble(Recipe.load("frontier/smollm2_135m"))

@@ -312,7 +312,7 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     """The frozen tensors except those on meta. Raises `CheckpointError` if they differ from those of training."""
     tensors = model.frozen_tensors()
     here = {name: tensor for name, tensor in tensors.items() if not tensor.is_meta}
-    before = {name: sha256 for name, sha256 in manifest.frozen.items() if name in here or name not in tensors}
+    before = {name: sha for name, sha in frozen_hashes(manifest, model).items() if name in here or name not in tensors}
     if changed := differing(before, hash_tensors(here)):
         raise CheckpointError(
             f"{folder}: {len(changed)} of {len(before)} frozen tensors differ from those of training, the first is "
@@ -321,6 +321,14 @@ def check_frozen(model: Magma, folder: Path, manifest: Manifest) -> dict[str, Te
     if problems := not_finite(here, here):
         raise CheckpointError(f"{folder}: the frozen weights cannot be used:{bullet_list(problems, SHOWN)}")
     return here
+
+
+def frozen_hashes(manifest: Manifest, model: Magma) -> dict[str, str]:
+    """SHA-256 of each frozen tensor of a checkpoint, by the name that the tensor has in the model today."""
+    return {
+        f"lm.{model.lm.present_name(name.removeprefix('lm.'))}" if name.startswith("lm.") else name: sha256
+        for name, sha256 in manifest.frozen.items()
+    }
 
 
 def describe_mismatches(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

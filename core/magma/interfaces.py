@@ -280,6 +280,10 @@ class FrozenLM(Module):
         """Write the language model without adapters, and its tokenizer, in its own library's format."""
         raise PartError(f'lm: "{self.name}" cannot be exported: it does not implement `export`')
 
+    def present_name(self, name: str) -> str:
+        """Today's name of a tensor that checkpoints of earlier versions may name otherwise. Default: the same."""
+        return name
+
     def freeze(self) -> None:
         """Freeze everything but the adapters."""
         super().freeze()

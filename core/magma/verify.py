@@ -11,6 +11,7 @@ from .checkpoint import (
     check_frozen,
     check_stored,
     describe_mismatches,
+    frozen_hashes,
     read_recipe,
     read_trained,
     rebuild,
@@ -124,7 +125,7 @@ def _frozen(model: Magma, folder: Path, manifest: Manifest, lacking: dict[str, s
     here = check_frozen(model, folder, manifest)
     paths = list(model.parts())
     for path in paths:
-        inside = [name for name in manifest.frozen if name.startswith(f"{path}.")]
+        inside = [name for name in frozen_hashes(manifest, model) if name.startswith(f"{path}.")]
         if inside:
             unchecked = lacking.get(path, "") if any(name not in here for name in inside) else ""
             yield Finding(path, f"{len(inside)} frozen tensors: fingerprints", unchecked)

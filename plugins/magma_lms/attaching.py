@@ -54,7 +54,7 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
 
     def sublayer(h: Tensor) -> Tensor:
         nonlocal output
-        h = h.view_as(x)
+        h = h.reshape(x.shape)
         new_args = [h if given is x else given for given in args]
         new_kwargs = {name: h if given is x else given for name, given in kwargs.items()}
         output = type(module).forward(module, *new_args, **new_kwargs)
@@ -64,7 +64,7 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
     y = module.get_submodule(NAME)(rows, sublayer)
     if output is None:
         raise PartError(f"{type(module.get_submodule(NAME)).__name__}: an adapter has to call its sublayer")
-    return replace_first_tensor(output, y.view_as(first_tensor(output)))
+    return replace_first_tensor(output, y.reshape(first_tensor(output).shape))
 
 
 def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]:
@@ -85,7 +85,7 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
         def sublayer(h: Tensor) -> Tensor:
             return _in_rows_of(x, y if h is x else again(h))
 
-        return replace_first_tensor(output, adapter(x, sublayer).view_as(y))
+        return replace_first_tensor(output, adapter(x, sublayer).reshape(y.shape))
 
     def again(h: Tensor) -> Tensor:
         """The sublayer's output for another input."""
@@ -119,7 +119,7 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
 def _in_rows_of(rows: Tensor, y: Tensor | None) -> Tensor:
     """An output in the shape of its input [b, t, d]; some sublayers return [b * t, d]."""
     assert y is not None
-    return y.view(*rows.shape[:-1], -1)
+    return y.reshape(*rows.shape[:-1], -1)
 
 
 def _as_rows(x: Tensor | None) -> Tensor:

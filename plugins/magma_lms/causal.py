@@ -5,6 +5,7 @@ Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -214,6 +215,12 @@ class Causal(TransformersLM):
         hidden = self._forward_padded(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
         return hidden[back].view(*embeddings.shape[:2], -1)
 
+    def present_name(self, name: str) -> str:
+        """Today's name of a tensor: adapters used to be modules around their sublayers."""
+        # OPT: model.decoder.layers.0.fc1.sublayer.fc2.weight; others: model.layers.0.mlp.sublayer.up_proj.weight
+        name = re.sub(r"fc1\.sublayer\.(?=fc[12]\.)", "", name)
+        return name.replace(".sublayer.", ".")
+
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Missing folders, unknown bundled names and unavailable hub names."""
@@ -255,11 +262,11 @@ def _custom_architecture(fields: dict[str, Any]) -> Any:
             f'lm.architecture: transformers has no causal language model of type "{family}".'
             f"{did_you_mean(family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
         )
-    default = AutoConfig.for_model(family)
-    known = {*default.to_dict(), *default.attribute_map}
-    for unknown in sorted(set(fields) - known):
-        raise PartError(f'lm.architecture: {family} has no field "{unknown}".{did_you_mean(unknown, known)}')
     try:
+        default = AutoConfig.for_model(family)
+        known = {*default.to_dict(), *default.attribute_map}
+        for unknown in sorted(set(fields) - known):
+            raise PartError(f'lm.architecture: {family} has no field "{unknown}".{did_you_mean(unknown, known)}')
         return AutoConfig.for_model(**fields)
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise PartError(f"lm.architecture: a {family} with these fields cannot be built: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magma import BatchLayout
+from magma import BatchLayout, error_summary
 
 from .decoder import Decoder
 from .decoding import DecodingMode, LibraryCache
@@ -50,6 +50,17 @@ def same(a: Tensor, b: Tensor) -> bool:
 def is_causal(probe: Probe) -> bool:
     """Whether a row by itself has the same hidden states as before other tokens and beside other rows."""
     return all(same(probe.hidden[row, :n], probe.alone(row, slice(0, n))) for row, n in enumerate(PROMPTS))
+
+
+def gradient_problem(probe: Probe) -> str | None:
+    """Why no gradient reaches the embeddings in eval mode, in which a frozen model is; None: it does."""
+    embeddings = probe.embeddings.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            torch.autograd.grad(probe.decoder(embeddings, probe.ids).sum(), embeddings)
+    except Exception as error:  # libraries raise errors of many types
+        return error_summary(error)
+    return None
 
 
 def find_offset(probe: Probe, candidates: Sequence[int]) -> int | None:

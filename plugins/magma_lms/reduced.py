@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 WINDOW = 8
-"""Attention windows of a reduced copy, in positions."""
+"""Attention windows of a reduced copy, and the chunks in which recurrent layers compute, in positions."""
 VOCABULARY = 1024
 """Word embeddings of a reduced copy."""
 WIDTHS = (
@@ -75,7 +75,7 @@ def _windows(fields: Mapping[str, Any]) -> dict[str, int]:
     return {
         key: WINDOW
         for key, value in fields.items()
-        if ("window" in key or key == "attention_chunk_size")
+        if ("window" in key or key.endswith("chunk_size"))
         and isinstance(value, int)
         and not isinstance(value, bool)
         and value > WINDOW

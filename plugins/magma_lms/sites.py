@@ -35,6 +35,11 @@ class Site:
     """Paths of the modules of a span, if each one only reads the output of the one before it."""
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Paths of the modules that it is known to consist of."""
+        return self.chain or (self.entry, self.exit)
+
+    @property
     def is_span(self) -> bool:
         """Whether the sublayer is not one module. Without a chain, its input cannot be changed then."""
         return self.entry != self.exit

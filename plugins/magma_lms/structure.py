@@ -17,7 +17,7 @@ from magma import PartError, error_summary
 
 from .decoder import Decoder, Head
 from .decoding import DecodingMode
-from .probes import Probe, find_mode, find_offset, is_causal, packs, same
+from .probes import Probe, find_mode, find_offset, gradient_problem, is_causal, packs, same
 from .sites import Site, find_blocks, find_sites
 from .tracing import Call, first_tensor, trace
 
@@ -56,6 +56,8 @@ def find_structure(model: Any) -> Structure:
         probe = Probe(decoder, ids)
         if not is_causal(probe):
             raise PartError("lm: it is not causal: positions depend on later ones, or on other rows of a batch")
+        if problem := gradient_problem(probe):
+            raise PartError(f"lm: it cannot be trained with: no gradient reaches its input: {problem}")
         output = first_tensor(decoder_call.output)
         assert output is not None
         blocks = find_blocks(model, decoder_call)

