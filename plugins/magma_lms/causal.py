@@ -142,7 +142,9 @@ class Causal(TransformersLM):
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states [m, d] to logits [m, v]."""
-        return self._head(hidden)
+        head = self.model.get_output_embeddings()
+        logits: Tensor = head(hidden) if isinstance(head, FusedHead) else self._head(hidden)
+        return logits
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Hidden states [m, d] and labels [m] to the summed cross-entropy, in float32."""
