@@ -68,7 +68,7 @@ def _can_count_shared_heads() -> bool:
     return True
 
 
-class _Counter(RunOnMeta):
+class _Counter(RunOnMeta):  # type: ignore[no-untyped-call]  # torch's
     """Adds up FLOPs by torch's own formulas. Autograd has already decomposed compound operations.
 
     Blocks repeat, so results are cached by the shapes of the inputs: an operation on meta takes up to milliseconds.
