@@ -51,7 +51,7 @@ def find_structure(model: Any) -> Structure:
         options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         root = trace(model, lambda: model(input_ids=ids[:2, :7], **options))
         decoder_call = find_decoder(model, root)
-        logits = model(input_ids=ids).logits
+        logits = model(input_ids=ids, **options).logits  # some caches are in modules
         decoder = _choose_decoder(model, decoder_call, ids, logits)
         probe = Probe(decoder, ids)
         if not is_causal(probe):
