@@ -51,17 +51,17 @@ def find_structure(model: Any) -> Structure:
         options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
         root = trace(model, lambda: model(input_ids=ids[:2, :7], **options))
         decoder_call = find_decoder(model, root)
-        logits = model(input_ids=ids, **options).logits  # some caches are in modules
+        logits = model(input_ids=ids).logits
         decoder = _choose_decoder(model, decoder_call, ids, logits)
         probe = Probe(decoder, ids)
         if not is_causal(probe):
             raise PartError("lm: it is not causal: positions depend on later ones, or on other rows of a batch")
-        if problem := gradient_problem(probe):
-            raise PartError(f"lm: it cannot be trained with: no gradient reaches its input: {problem}")
         output = first_tensor(decoder_call.output)
         assert output is not None
         blocks = find_blocks(model, decoder_call)
         sites = find_sites(blocks, output.shape[-1])
+        if problem := gradient_problem(probe):
+            raise PartError(f"lm: it cannot be trained with: no gradient reaches its input: {problem}")
         pad = getattr(model.config, "pad_token_id", None)
         offset = find_offset(probe, (0, 1, 2) if pad is None else (0, pad + 1))
         return Structure(
