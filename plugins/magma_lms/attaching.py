@@ -51,24 +51,20 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
     """The module's own forward pass with its adapter around it. Masks, caches and all others bypass the adapter."""
     x = args[key] if isinstance(key, int) else kwargs[key]
     output: Any = None
-    shape = x.shape
 
     def sublayer(h: Tensor) -> Tensor:
-        nonlocal output, shape
+        nonlocal output
         h = h.reshape(x.shape)
         new_args = [h if given is x else given for given in args]
         new_kwargs = {name: h if given is x else given for name, given in kwargs.items()}
         output = type(module).forward(module, *new_args, **new_kwargs)
-        out = first_tensor(output)
-        assert out is not None
-        shape = out.shape
-        return _in_rows_of(rows, out)
+        return _in_rows_of(rows, first_tensor(output))
 
     rows = _as_rows(x)
     y = module.get_submodule(NAME)(rows, sublayer)
     if output is None:
         raise PartError(f"{type(module.get_submodule(NAME)).__name__}: an adapter has to call its sublayer")
-    return replace_first_tensor(output, y.reshape(shape))
+    return replace_first_tensor(output, _like(y, output))
 
 
 def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]:
@@ -85,12 +81,11 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
         if inside:
             return output
         x, y = _as_rows(inputs.pop()), first_tensor(output)
-        assert y is not None
 
         def sublayer(h: Tensor) -> Tensor:
             return _in_rows_of(x, y if h is x else again(h))
 
-        return replace_first_tensor(output, adapter(x, sublayer).reshape(y.shape))
+        return replace_first_tensor(output, _like(adapter(x, sublayer), output))
 
     def again(h: Tensor) -> Tensor:
         """The sublayer's output for another input."""
@@ -121,11 +116,20 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
     return remove
 
 
-def _in_rows_of(rows: Tensor, y: Tensor) -> Tensor:
+def _in_rows_of(rows: Tensor, y: Tensor | None) -> Tensor:
     """An output in the shape of its input [b, t, d]; some sublayers return [b * t, d]."""
+    assert y is not None
     return y.reshape(*rows.shape[:-1], -1)
 
 
-def _as_rows(x: Tensor) -> Tensor:
+def _like(y: Tensor, output: Any) -> Tensor:
+    """An adapter's output in the shape of the sublayer's."""
+    found = first_tensor(output)
+    assert found is not None
+    return y.reshape(found.shape)
+
+
+def _as_rows(x: Tensor | None) -> Tensor:
     """Hidden states as an adapter expects them, [b, t, d]; some sublayers get them as [b * t, d]."""
+    assert x is not None
     return x[None] if x.ndim == 2 else x

@@ -154,7 +154,9 @@ class Causal(TransformersLM):
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states [m, d] to logits [m, v]."""
-        return self._head(hidden)
+        head = self.model.get_output_embeddings()
+        logits: Tensor = head(hidden) if isinstance(head, FusedHead) else self._head(hidden)
+        return logits
 
     def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Hidden states [m, d] and labels [m] to the summed cross-entropy, in float32."""
@@ -201,13 +203,8 @@ class Causal(TransformersLM):
             hidden = cache.forward(embeddings, layout)
         elif layout.sequence_ids is None:
             hidden = self._forward_padded(embeddings, layout.token_ids)
-        elif self.structure.packs:
-            positions = layout.positions + (self.structure.mode.offset or 0)
-            if self.context is not None:  # padding may lie beyond it
-                positions = positions.clamp(max=self.context - 1 + (self.structure.mode.offset or 0))
-            hidden = self._decoder(embeddings, layout.token_ids, positions=positions)
         else:
-            hidden = self._forward_unpacked(embeddings, layout)
+            hidden = self._forward_packed(embeddings, layout)
         return hidden.flatten(0, 1)[layout.scored]
 
     def _forward_padded(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
@@ -218,9 +215,16 @@ class Causal(TransformersLM):
         embeddings, ids = embeddings[:, : self.context], None if ids is None else ids[:, : self.context]
         return F.pad(self._decoder(embeddings, ids), (0, 0, 0, t - self.context))
 
-    def _forward_unpacked(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
-        """Packed rows [b, t, e] to [b, t, d], computed as one row for each sequence."""
-        columns, back = unpack(layout)
+    def _forward_packed(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
+        """Packed rows [b, t, e] to [b, t, d]."""
+        if embeddings.is_meta:  # positions have no values; the costs are about the same
+            return self._forward_padded(embeddings, layout.token_ids)
+        if self.structure.packs:
+            positions = layout.positions
+            if self.context is not None:  # padding may lie beyond it
+                positions = positions.clamp(max=self.context - 1)
+            return self._decoder(embeddings, layout.token_ids, positions=positions + (self.structure.mode.offset or 0))
+        columns, back = unpack(layout)  # one row for each sequence
         ids = None if layout.token_ids is None else layout.token_ids.flatten()[columns]
         hidden = self._forward_padded(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
         return hidden[back].view(*embeddings.shape[:2], -1)

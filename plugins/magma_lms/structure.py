@@ -81,7 +81,8 @@ def find_structure(model: Any) -> Structure:
 def probe_ids(model: Any, rows: int, columns: int) -> Tensor:
     """Random token ids [rows, columns], all different if possible, without special tokens."""
     config = model.config.get_text_config()
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")}
+    values = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
+    special = {token for value in values for token in (value if isinstance(value, list) else [value])}
     count = model.get_input_embeddings().weight.shape[0]
     allowed = [i for i in range(min(count, 4096)) if i not in special] or list(range(count))
     generator = torch.Generator().manual_seed(0)

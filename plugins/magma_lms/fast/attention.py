@@ -83,6 +83,8 @@ class FastAttention(nn.Module):
         queries, keys = rotate(queries, angles.from_column(first)), rotate(keys, angles)
         if cache is not None:
             keys, values = cache.update(keys, values, plan.layer)
+        if mask is None and 1 < x.shape[1] < keys.shape[2]:  # a cache of fixed size gives all its columns
+            keys, values = keys[:, :, : x.shape[1]], values[:, :, : x.shape[1]]
         if first and mask is not None:
             mask = mask[:, :, first:]
         out = grouped_attention(queries, keys, values, mask, plan.scale)

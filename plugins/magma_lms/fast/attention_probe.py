@@ -9,6 +9,7 @@ Axes: b batch, t tokens, d width, h query heads, g key-value heads, w width of a
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import FastAttention, Plan
+from .mixin import mix_in
 from .rotation import Angles
 
 FAR = 10**7
@@ -34,31 +36,20 @@ def speed_up_attention(model: nn.Module, run: Callable[[], object]) -> int:
         model: A decoder with its weights, in evaluation mode.
         run: Runs it on a few tokens, without a cache.
     """
+    calls = _rotary_calls(model, run)
+    layers = {module: layer for module, call in calls.items() if (layer := _recorded_layer(module, *call)) is not None}
     known: dict[tuple[Any, ...], Plan | None] = {}
     count = 0
-    for module, (x, arguments) in _rotary_calls(model, run).items():
-        layer = _recorded_layer(module, x, arguments)
-        if layer is None:
-            continue
-        key = _kind(module, layer)
+    for module, layer in layers.items():
+        x, arguments = calls[module]
+        key = _kind(module, layers)
         if key not in known:
             known[key] = _recognise(module, x, arguments, layer)
         plan = known[key]
         if plan is not None:
-            vars(module)["fast_plan"] = replace(plan, layer=layer)
-            module.__class__ = _fast_class(type(module))
+            mix_in(module, FastAttention, fast_plan=replace(plan, layer=layer))
             count += 1
     return count
-
-
-_fast_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _fast_class(original: type[nn.Module]) -> type[nn.Module]:
-    if original not in _fast_classes:
-        members = {"__module__": original.__module__}
-        _fast_classes[original] = type(original.__name__, (FastAttention, original), members)
-    return _fast_classes[original]
 
 
 def _rotary_calls(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module, tuple[Tensor, Arguments]]:
@@ -69,8 +60,7 @@ def _rotary_calls(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module
         rope = kwargs.get("position_embeddings")
         rest = dict(kwargs)
         x = args[0] if len(args) == 1 else rest.pop("hidden_states", None)
-        both = isinstance(rope, tuple) and len(rope) == 2 and all(isinstance(one, Tensor) for one in rope)
-        if both and isinstance(x, Tensor) and x.ndim == 3:
+        if isinstance(x, Tensor) and x.ndim == 3 and isinstance(rope, tuple) and all(map(_in_halves, rope)):
             found[module] = x, rest
 
     projecting = [m for m in model.modules() if any(isinstance(child, nn.Linear) for child in m.children())]
@@ -84,11 +74,21 @@ def _rotary_calls(model: nn.Module, run: Callable[[], object]) -> dict[nn.Module
     return found
 
 
-def _kind(module: nn.Module, layer: int) -> tuple[Any, ...]:
-    """Equal for modules of one class with equal settings, apart from the number of the layer."""
+def _in_halves(part: Any) -> bool:
+    """Whether these are cosines or sines [b, t, r] that have each angle twice."""
+    if not isinstance(part, Tensor) or part.ndim != 3 or part.shape[-1] % 2:
+        return False
+    return torch.equal(*part.chunk(2, -1))
+
+
+def _kind(module: nn.Module, layers: dict[nn.Module, int]) -> tuple[Any, ...]:
+    """Equal for modules of one class with equal settings, apart from an attribute that is the number of the layer."""
+    alike = [other for other in layers if type(other) is type(module)]
     simple = (int, float, str, bool, type(None))
     settings = sorted(
-        (name, repr(value)) for name, value in vars(module).items() if isinstance(value, simple) and value != layer
+        (name, repr(value))
+        for name, value in vars(module).items()
+        if isinstance(value, simple) and not all(vars(other).get(name) == layers[other] for other in alike)
     )
     return type(module), tuple(settings), tuple(name for name, _ in module.named_modules())
 
@@ -168,16 +168,15 @@ def _recognise(module: nn.Module, x: Tensor, arguments: Arguments, layer: int) -
 def _result(module: nn.Module, trial: _Trial) -> _Result | None:
     probe = _Probe(trial.past)
     out = _call(module, trial.x, trial.arguments, probe)
-    return None if out is None else _Result(out, probe.keys, probe.values)
+    found = None if out is None else _Result(out, probe.keys, probe.values)
+    return found if found and all(bool(one.any()) for one in vars(found).values()) else None  # zeros show nothing
 
 
 def _trials(module: nn.Module, x: Tensor, arguments: Arguments) -> Iterator[_Trial]:
     draw = torch.Generator().manual_seed(0)
     b, t, _ = x.shape
     noise = torch.randn(x.shape, generator=draw).to(x)
-    far = {**arguments}
-    if isinstance(far.get("position_ids"), Tensor):
-        far["position_ids"] = far["position_ids"] + FAR
+    far = {name: value + FAR if _is_index(value) else value for name, value in arguments.items()}
     for scale in (1.0, 30.0, 1000.0):
         yield _Trial(noise * scale, far, saturated=scale == 1000)
     allowed = torch.rand(b, 1, t, t, generator=draw).to(x.device) < 0.7
@@ -186,11 +185,15 @@ def _trials(module: nn.Module, x: Tensor, arguments: Arguments) -> Iterator[_Tri
         yield _Trial(noise, {**arguments, "attention_mask": mask})
     probe = _Probe()
     _call(module, noise, arguments, probe)
-    step = {**far, "attention_mask": None}
+    step = {name: value[..., -1:] if _is_index(value) else value for name, value in far.items()}
+    step["attention_mask"] = None
     step["position_embeddings"] = tuple(one[:, -1:] for one in arguments["position_embeddings"])
-    if isinstance(step.get("position_ids"), Tensor):
-        step["position_ids"] = step["position_ids"][:, -1:]
     yield _Trial(noise[:, -1:], step, (probe.keys, probe.values))
+
+
+def _is_index(value: Any) -> bool:
+    """Whether an argument holds positions or columns [..., t]."""
+    return isinstance(value, Tensor) and value.dtype in (torch.int32, torch.int64)
 
 
 def _plans(module: nn.Module, x: Tensor, arguments: Arguments, layer: int) -> Iterator[Plan]:
@@ -219,7 +222,7 @@ def _plans(module: nn.Module, x: Tensor, arguments: Arguments, layer: int) -> It
     width = probe.keys.shape[-1]
     whole = bool(norms) and norms[0][1].ndim == 3
     names = (norms[0][0], norms[1][0]) if norms else None
-    scales = {width**-0.5: None, **{v: None for v in vars(module).values() if isinstance(v, float)}}
+    scales = dict.fromkeys([width**-0.5, *(v for v in vars(module).values() if isinstance(v, float))])
     for (query, q), (key, k), (value, v) in itertools.permutations(projections):
         if k.shape == v.shape and k.shape[-1] == probe.keys.shape[1] * width and q.shape[-1] % k.shape[-1] == 0:
             for scale in scales:
@@ -228,9 +231,8 @@ def _plans(module: nn.Module, x: Tensor, arguments: Arguments, layer: int) -> It
 
 def _same(module: nn.Module, plan: Plan, trial: _Trial, expected: _Result) -> bool:
     """Whether the fast forward pass with this plan gives the same keys, values and output."""
-    fast: Any = object.__new__(_fast_class(type(module)))
-    fast.__dict__.update(vars(module))
-    fast.fast_plan = plan
+    fast: Any = copy.copy(module)
+    mix_in(fast, FastAttention, fast_plan=plan)
     probe = _Probe(trial.past)
     angles = Angles.of(*trial.arguments["position_embeddings"])
     try:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .mixin import mix_in
+
 PROBE_SCALES = (1.0, 1e-3, 1e-6)
 """Scales of the inputs that a norm is tried with: its epsilon matters for the small ones."""
 
@@ -72,19 +74,9 @@ def speed_up_rms_norms(model: nn.Module) -> int:
         found = _recognise(module)
         if found is not None:
             name, offset, epsilon = found
-            vars(module).update(fast_weight=name, fast_offset=offset, fast_epsilon=epsilon)
-            module.__class__ = _fast_class(type(module))
+            mix_in(module, FastRMSNorm, fast_weight=name, fast_offset=offset, fast_epsilon=epsilon)
             count += 1
     return count
-
-
-_fast_classes: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _fast_class(original: type[nn.Module]) -> type[nn.Module]:
-    if original not in _fast_classes:
-        _fast_classes[original] = type(original.__name__, (FastRMSNorm, original), {"__module__": original.__module__})
-    return _fast_classes[original]
 
 
 @torch.no_grad()
