@@ -6,7 +6,7 @@ Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +31,7 @@ from .attaching import attach
 from .decoder import Decoder, Head
 from .decoding import LibraryCache
 from .discovery import discover, prove
+from .fast.attention import FastAttention
 from .fast.cross_entropy import chunked_cross_entropy
 from .fast.decoder import speed_up
 from .fast.scored_columns import ScoredColumns, find_column_wise
@@ -104,11 +105,22 @@ class Causal(TransformersLM):
         prove(self.model, self.structure)
         speed_up(self._decoder.module, self._probe)
         head = self.model.get_output_embeddings()
-        if is_linear(self._head, head):
+        if is_linear(self._head, head, self.output_dim):
             FusedHead.replace(head)
-        spans = [site for site in self.structure.sites if site.is_span]
-        ends = [self.model.get_submodule(path) for site in spans for path in (site.entry, site.exit)]
-        self._columns = ScoredColumns(find_column_wise(self.blocks[-1], self._probe, first=3, exclude=ends))
+        exclude = list(self._unknown_columns())
+        self._columns = ScoredColumns(find_column_wise(self.blocks[-1], self._probe, first=3, exclude=exclude))
+
+    def _unknown_columns(self) -> Iterator[nn.Module]:
+        """Modules that a few tokens do not show to be independent of other columns, or that belong to a span.
+
+        Attention may select or compress positions, which only many tokens show.
+        """
+        for site in self.structure.sites:
+            entry, end = (self.model.get_submodule(path) for path in (site.entry, site.exit))
+            if site.sublayer == "attention" and not isinstance(entry, FastAttention):
+                yield from entry.modules()
+            if site.is_span:
+                yield from (entry, end)
 
     def _probe(self) -> Tensor:
         """Hidden states [2, 7, d] of a few words."""
