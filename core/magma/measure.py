@@ -11,13 +11,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from .data.sequence import Batch
 from .errors import PartError
 from .io import error_summary
+from .meta import GROUPED_MM, RunOnMeta
 from .model import Magma
 from .values import Features
 
@@ -68,54 +68,50 @@ def _can_count_shared_heads() -> bool:
     return True
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+class _Counter(RunOnMeta):  # type: ignore[no-untyped-call]  # torch's
     """Adds up FLOPs by torch's own formulas. Autograd has already decomposed compound operations.
 
     Blocks repeat, so results are cached by the shapes of the inputs: an operation on meta takes up to milliseconds.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        super().__init__()
         self.flops = 0
         self.failed = ""
         """The operation that needs values."""
         self._known: dict[Any, Any] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """One operation, whose FLOPs are added."""
         try:
-            return self._run(func, args, kwargs or {})
+            if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
+                out = super().run(func, args, kwargs)  # of a view, or in place
+            else:
+                out = self._run_once(func, args, kwargs)
         except NotImplementedError:
             self.failed = str(func._overloadpacket)
             raise
-
-    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            return True  # rows without padding: a condition such as "no position is masked" holds
-        if func._overloadpacket is torch.ops.aten._grouped_mm:
-            return self._grouped_mm(func, *args, **kwargs)
-        if func._schema.is_mutable or any(returned.alias_info for returned in func._schema.returns):
-            out = func(*args, **kwargs)  # of a view, or in place
-        else:
-            key = (func, _cache_key(args), _cache_key(kwargs))
-            if key in self._known:
-                out = tree_map_only(_TensorKey, _TensorKey.make, self._known[key])
-            else:
-                out = func(*args, **kwargs)
-                self._known[key] = tree_map_only(Tensor, _TensorKey.of, out)
-        if formula := flop_registry.get(func._overloadpacket):
+        if func._overloadpacket is GROUPED_MM:
+            self.flops += _grouped_mm_flops(*args[:2])
+        elif formula := flop_registry.get(func._overloadpacket):
             self.flops += formula(*args, **kwargs, out_val=out)
         return out
 
-    def _grouped_mm(self, func: Any, one: Tensor, other: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Products of experts. On meta they exist for bfloat16 only, and torch has no formula for them.
+    def _run_once(self, func: Any, args: Any, kwargs: Any) -> Any:
+        key = (func, _cache_key(args), _cache_key(kwargs))
+        if key in self._known:
+            return tree_map_only(_TensorKey, _TensorKey.make, self._known[key])
+        out = super().run(func, args, kwargs)
+        tensors = [one for one in tree_leaves(out) if isinstance(one, Tensor)]
+        if tensors and all(tensor.is_meta for tensor in tensors):  # others have values
+            self._known[key] = tree_map_only(Tensor, _TensorKey.of, out)
+        return out
 
-        `one` is [m, k] or [g, m, k], `other` [k, n] or [g, k, n]. The groups divide the axis that only one of them
-        shares with the result, or k, so that each position is computed once.
-        """
-        out: Tensor = func(one.bfloat16(), other.bfloat16(), *args, **kwargs)
-        groups = one.shape[0] if one.ndim == other.ndim == 3 else 1
-        self.flops += 2 * groups * one.shape[-2] * one.shape[-1] * other.shape[-1]
-        return out.to(one.dtype)
+
+def _grouped_mm_flops(one: Tensor, other: Tensor) -> int:
+    """Each position is computed once, by its own group. torch has no formula for it."""
+    groups = one.shape[0] if one.ndim == other.ndim == 3 else 1
+    return 2 * groups * one.shape[-2] * one.shape[-1] * other.shape[-1]
 
 
 @dataclass(frozen=True)

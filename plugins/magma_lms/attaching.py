@@ -64,7 +64,7 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
     y = module.get_submodule(NAME)(rows, sublayer)
     if output is None:
         raise PartError(f"{type(module.get_submodule(NAME)).__name__}: an adapter has to call its sublayer")
-    return replace_first_tensor(output, y.reshape(first_tensor(output).shape))
+    return replace_first_tensor(output, _like(y, output))
 
 
 def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]:
@@ -85,7 +85,7 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
         def sublayer(h: Tensor) -> Tensor:
             return _in_rows_of(x, y if h is x else again(h))
 
-        return replace_first_tensor(output, adapter(x, sublayer).reshape(y.shape))
+        return replace_first_tensor(output, _like(adapter(x, sublayer), output))
 
     def again(h: Tensor) -> Tensor:
         """The sublayer's output for another input."""
@@ -120,6 +120,13 @@ def _in_rows_of(rows: Tensor, y: Tensor | None) -> Tensor:
     """An output in the shape of its input [b, t, d]; some sublayers return [b * t, d]."""
     assert y is not None
     return y.reshape(*rows.shape[:-1], -1)
+
+
+def _like(y: Tensor, output: Any) -> Tensor:
+    """An adapter's output in the shape of the sublayer's."""
+    found = first_tensor(output)
+    assert found is not None
+    return y.reshape(found.shape)
 
 
 def _as_rows(x: Tensor | None) -> Tensor:

@@ -6,7 +6,7 @@ Axes: b batch, t tokens, p columns of the cache, d width, v vocabulary, m scored
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +31,7 @@ from .attaching import attach
 from .decoder import Decoder, Head
 from .decoding import LibraryCache
 from .discovery import discover, prove
+from .fast.attention import FastAttention
 from .fast.cross_entropy import chunked_cross_entropy
 from .fast.decoder import speed_up
 from .fast.scored_columns import ScoredColumns, find_column_wise
@@ -104,11 +105,22 @@ class Causal(TransformersLM):
         prove(self.model, self.structure)
         speed_up(self._decoder.module, self._probe)
         head = self.model.get_output_embeddings()
-        if is_linear(self._head, head):
+        if is_linear(self._head, head, self.output_dim):
             FusedHead.replace(head)
-        spans = [site for site in self.structure.sites if site.is_span]
-        ends = [self.model.get_submodule(path) for site in spans for path in (site.entry, site.exit)]
-        self._columns = ScoredColumns(find_column_wise(self.blocks[-1], self._probe, first=3, exclude=ends))
+        exclude = list(self._unknown_columns())
+        self._columns = ScoredColumns(find_column_wise(self.blocks[-1], self._probe, first=3, exclude=exclude))
+
+    def _unknown_columns(self) -> Iterator[nn.Module]:
+        """Modules that a few tokens do not show to be independent of other columns, or that belong to a span.
+
+        Attention may select or compress positions, which only many tokens show.
+        """
+        for site in self.structure.sites:
+            entry, end = (self.model.get_submodule(path) for path in (site.entry, site.exit))
+            if site.sublayer == "attention" and not isinstance(entry, FastAttention):
+                yield from entry.modules()
+            if site.is_span:
+                yield from (entry, end)
 
     def _probe(self) -> Tensor:
         """Hidden states [2, 7, d] of a few words."""
@@ -191,13 +203,8 @@ class Causal(TransformersLM):
             hidden = cache.forward(embeddings, layout)
         elif layout.sequence_ids is None:
             hidden = self._forward_padded(embeddings, layout.token_ids)
-        elif self.structure.packs:
-            positions = layout.positions + (self.structure.mode.offset or 0)
-            if self.context is not None:  # padding may lie beyond it
-                positions = positions.clamp(max=self.context - 1 + (self.structure.mode.offset or 0))
-            hidden = self._decoder(embeddings, layout.token_ids, positions=positions)
         else:
-            hidden = self._forward_unpacked(embeddings, layout)
+            hidden = self._forward_packed(embeddings, layout)
         return hidden.flatten(0, 1)[layout.scored]
 
     def _forward_padded(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
@@ -208,9 +215,16 @@ class Causal(TransformersLM):
         embeddings, ids = embeddings[:, : self.context], None if ids is None else ids[:, : self.context]
         return F.pad(self._decoder(embeddings, ids), (0, 0, 0, t - self.context))
 
-    def _forward_unpacked(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
-        """Packed rows [b, t, e] to [b, t, d], computed as one row for each sequence."""
-        columns, back = unpack(layout)
+    def _forward_packed(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
+        """Packed rows [b, t, e] to [b, t, d]."""
+        if embeddings.is_meta:  # positions have no values; the costs are about the same
+            return self._forward_padded(embeddings, layout.token_ids)
+        if self.structure.packs:
+            positions = layout.positions
+            if self.context is not None:  # padding may lie beyond it
+                positions = positions.clamp(max=self.context - 1)
+            return self._decoder(embeddings, layout.token_ids, positions=positions + (self.structure.mode.offset or 0))
+        columns, back = unpack(layout)  # one row for each sequence
         ids = None if layout.token_ids is None else layout.token_ids.flatten()[columns]
         hidden = self._forward_padded(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
         return hidden[back].view(*embeddings.shape[:2], -1)

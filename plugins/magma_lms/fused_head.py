@@ -26,13 +26,13 @@ class FusedHead(nn.Linear):
 
 
 @torch.no_grad()
-def is_linear(head: Callable[[Tensor], Tensor], projection: nn.Module | None) -> bool:
+def is_linear(head: Callable[[Tensor], Tensor], projection: nn.Module | None, width: int) -> bool:
     """Whether logits [m, v] are the output of this projection, without a scale, a soft-cap or anything else.
 
-    It is tried with small and with large hidden states [m, d].
+    It is tried with small and with large hidden states [m, d], where d is `width`.
     """
-    if type(projection) is not nn.Linear or projection.weight.is_meta:
+    if type(projection) is not nn.Linear or projection.weight.is_meta or projection.in_features != width:
         return False
     draw = torch.Generator().manual_seed(0)
-    hidden = torch.randn(2, projection.in_features, generator=draw).to(projection.weight)
+    hidden = torch.randn(2, width, generator=draw).to(projection.weight)
     return all(torch.equal(head(scale * hidden), projection(scale * hidden)) for scale in (1.0, 1000.0))

@@ -56,12 +56,12 @@ def find_structure(model: Any) -> Structure:
         probe = Probe(decoder, ids)
         if not is_causal(probe):
             raise PartError("lm: it is not causal: positions depend on later ones, or on other rows of a batch")
-        if problem := gradient_problem(probe):
-            raise PartError(f"lm: it cannot be trained with: no gradient reaches its input: {problem}")
         output = first_tensor(decoder_call.output)
         assert output is not None
         blocks = find_blocks(model, decoder_call)
         sites = find_sites(blocks, output.shape[-1])
+        if problem := gradient_problem(probe):
+            raise PartError(f"lm: it cannot be trained with: no gradient reaches its input: {problem}")
         pad = getattr(model.config, "pad_token_id", None)
         offset = find_offset(probe, (0, 1, 2) if pad is None else (0, pad + 1))
         return Structure(
@@ -81,7 +81,8 @@ def find_structure(model: Any) -> Structure:
 def probe_ids(model: Any, rows: int, columns: int) -> Tensor:
     """Random token ids [rows, columns], all different if possible, without special tokens."""
     config = model.config.get_text_config()
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")}
+    values = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "sep", "cls", "mask")]
+    special = {token for value in values for token in (value if isinstance(value, list) else [value])}
     count = model.get_input_embeddings().weight.shape[0]
     allowed = [i for i in range(min(count, 4096)) if i not in special] or list(range(count))
     generator = torch.Generator().manual_seed(0)

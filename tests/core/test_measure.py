@@ -41,6 +41,19 @@ def test_a_condition_about_all_positions_holds(monkeypatch: pytest.MonkeyPatch) 
     assert found.costs_problem is None
 
 
+def counted(h: Tensor) -> Tensor:
+    """Takes numbers of tensors that have values, as libraries do for sizes."""
+    for size in (1, 2, 3):
+        h = h.repeat(1, int(torch.tensor(size) * 1), 1)[:, : h.shape[1]]
+        assert int(torch.tensor(size) * 1) == size
+    return h
+
+
+def test_real_numbers_stay_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = planned(monkeypatch, lambda _, h: h)
+    assert planned(monkeypatch, lambda _, h: counted(h)).flops_per_sample == plain.flops_per_sample
+
+
 @pytest.mark.parametrize(
     ("leave", "reason"),
     [

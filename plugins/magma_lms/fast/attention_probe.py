@@ -235,8 +235,11 @@ def _same(module: nn.Module, plan: Plan, trial: _Trial, expected: _Result) -> bo
     mix_in(fast, FastAttention, fast_plan=plan)
     probe = _Probe(trial.past)
     angles = Angles.of(*trial.arguments["position_embeddings"])
-    with torch.no_grad():
-        out = fast.attend(trial.x, angles, trial.arguments.get("attention_mask"), probe)
+    try:
+        with torch.no_grad():
+            out = fast.attend(trial.x, angles, trial.arguments.get("attention_mask"), probe)
+    except RuntimeError:  # shapes of a wrong plan
+        return False
     pairs = [(probe.keys, expected.keys), (probe.values, expected.values)]
     if not trial.saturated:
         pairs.append((out, expected.out))

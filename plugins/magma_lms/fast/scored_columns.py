@@ -94,7 +94,7 @@ def find_column_wise(
         block: The last block, in evaluation mode, without adapters.
         run: Runs the decoder on a few columns, without a cache, and returns its output [b, t, d].
         first: A column of this run, not the first one.
-        exclude: Modules that are left as they are.
+        exclude: Modules that are left as they are, and all that contain them.
     """
     calls, hidden = _record(block, run)
     if block not in calls or calls[block].count != 1:
@@ -115,7 +115,9 @@ def find_column_wise(
 
     def accept(module: nn.Module) -> bool:
         call = calls.get(module)
-        if module in exclude or call is None or call.count != 1 or not any(p.ndim > 1 for p in module.parameters()):
+        if call is None or call.count != 1 or not any(p.ndim > 1 for p in module.parameters()):
+            return False
+        if any(part in exclude for part in module.modules()):
             return False
         if not isinstance(module, FastAttention) and not _is_column_wise(module, call, first):
             return False

@@ -107,11 +107,12 @@ def test_half_precision_is_near() -> None:
 
 
 def test_a_head_with_more_than_a_projection_is_not_linear() -> None:
-    assert is_linear(PROJECTION, PROJECTION)
-    assert not is_linear(scaled, PROJECTION)
-    assert not is_linear(lambda h: torch.tanh(PROJECTION(h) / 1e4) * 1e4, PROJECTION)
-    assert not is_linear(PROJECTION, None)
-    assert not is_linear(PROJECTION, nn.Linear(D, V, device="meta"))
+    assert is_linear(PROJECTION, PROJECTION, D)
+    assert not is_linear(scaled, PROJECTION, D)
+    assert not is_linear(lambda h: torch.tanh(PROJECTION(h) / 1e4) * 1e4, PROJECTION, D)
+    assert not is_linear(PROJECTION, None, D)
+    assert not is_linear(PROJECTION, nn.Linear(D, V, device="meta"), D)
+    assert not is_linear(PROJECTION, nn.Linear(D + 1, V), D)
 
 
 def test_a_fused_head_is_still_the_same_linear_module() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ...interfaces import FrozenLM
+from ...meta import RunOnMeta
 from .subject import Check, PartUnderTest, require, same
 
 
@@ -17,7 +18,8 @@ def built_on_meta(subject: PartUnderTest) -> None:
     held = [name for name, p in module.named_parameters() if not p.is_meta]
     require(not held, f"these take memory under torch.device('meta'): {', '.join(held[:3])}")
     (given,) = subject.inputs(subject.make())
-    found = subject.call(module.eval(), given.to("meta"))
+    with RunOnMeta():
+        found = subject.call(module.eval(), given.to("meta"))
     require(found.is_meta, f"forward on meta gave a tensor on {found.device}")
 
 
@@ -74,7 +76,9 @@ def any_device(subject: PartUnderTest) -> None:
     module = subject.make()
     (given,) = subject.inputs(module)
     try:
-        found = subject.call(module.to("meta"), given.to("meta"))
+        module.to("meta")
+        with RunOnMeta():
+            found = subject.call(module, given.to("meta"))
     except (RuntimeError, NotImplementedError) as error:
         raise AssertionError(f"moved to another device, `forward` fails: {error}") from error
     require(found.is_meta, f"moved to another device, `forward` gave a tensor on {found.device}")
