@@ -25,6 +25,6 @@ def planned_configuration(source: str, **hub: str) -> Path | None:
     """
     path = CONFIGURATIONS / f"{source}.json"
     only_planned = torch.get_default_device().type == "meta"
-    if not only_planned or "revision" in hub or is_folder(source) or find_local_folder(source, "config.json", **hub):
-        return None
-    return path if path.is_file() else None
+    if not (path.is_file() and only_planned) or "revision" in hub or is_folder(source):
+        return None  # `source` is a hub name from here on: no other one has a bundled configuration
+    return None if find_local_folder(source, "config.json", **hub) else path
