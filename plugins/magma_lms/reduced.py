@@ -28,6 +28,15 @@ COUNTS = ("heads", "n_head", "num_kv")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 EXPERTS_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk", "top_k_experts")
 
+SELECTIONS = {
+    "index_topk": 8,
+    "index_block_size": 4,
+    "index_topk_blocks": 2,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+}
+"""Sizes in a reduced copy of attention that selects positions; a short text does not show the selection otherwise."""
+
 
 def reductions(architecture: Any, only_windows: bool = False) -> Iterator[Any]:
     """Copies of a configuration, the smallest first; the last two have their full widths.
@@ -39,9 +48,12 @@ def reductions(architecture: Any, only_windows: bool = False) -> Iterator[Any]:
     fields = architecture.to_dict()
     heads = [value for key, value in fields.items() if _is(key, COUNTS) and isinstance(value, int) and value > 1]
     if heads and not only_windows:
-        for divisor in sorted({math.gcd(*heads), max(1, math.gcd(*heads) // 2)}, reverse=True):
-            yield _copy(architecture, {**_shrink(fields, divisor), **_small_vocabulary(fields), **_windows(fields)})
-    yield _copy(architecture, _windows(fields))
+        for selections in _selections(fields):
+            for divisor in sorted({math.gcd(*heads), max(1, math.gcd(*heads) // 2)}, reverse=True):
+                small = {**_shrink(fields, divisor), **_small_vocabulary(fields), **_windows(fields)}
+                yield _copy(architecture, {**small, **selections})
+    for selections in _selections(fields):
+        yield _copy(architecture, {**_windows(fields), **selections})
     yield copy.deepcopy(architecture)
 
 
@@ -81,6 +93,14 @@ def _windows(fields: Mapping[str, Any]) -> dict[str, int]:
         and value > WINDOW
         and "max_window" not in key
     }
+
+
+def _selections(fields: Mapping[str, Any]) -> list[dict[str, int]]:
+    """Small selections, and those of the configuration: with few heads, equal scores can make the choice arbitrary."""
+    found = {
+        key: small for key, small in SELECTIONS.items() if isinstance(fields.get(key), int) and fields[key] > small
+    }
+    return [found, {}] if found else [{}]
 
 
 def _small_vocabulary(fields: Mapping[str, Any]) -> dict[str, Any]:

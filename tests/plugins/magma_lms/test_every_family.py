@@ -55,6 +55,15 @@ def test_the_page_lists_every_family(page: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_short_text_shows_how_attention_selects_blocks(tmp_path: Path) -> None:
+    """MiniMax M3 selects whole blocks of positions, which padding on the left would move."""
+    zoo.configuration("minimax_m3_vl_text", index_block_size=128, index_topk_blocks=16).save_pretrained(tmp_path)
+    structure = Causal(Causal.Config(weights=str(tmp_path))).structure
+    assert structure.mode.rows == "single"
+    assert not structure.packs
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_family(name: str) -> None:
     architecture = zoo.fields(name) if name in zoo.UNSUPPORTED else {"model_type": name}
