@@ -26,7 +26,7 @@ def attach(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]
     if NAME in dict(entry.named_children()) or isinstance(entry, nn.Sequential | nn.ModuleList | nn.ModuleDict):
         raise PartError(f"adapters.{site.sublayer}: {site.entry} cannot hold an adapter")
     entry.add_module(NAME, adapter)
-    remove = _attach_span(model, site, adapter) if site.is_span else _replace_forward(entry, site.key)
+    remove = _attach_span(model, site, adapter) if site.is_span else _replace_forward(entry, adapter, site.key)
 
     def undo() -> None:
         remove()
@@ -35,9 +35,9 @@ def attach(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]
     return undo
 
 
-def _replace_forward(module: nn.Module, key: Key) -> Callable[[], None]:
+def _replace_forward(module: nn.Module, adapter: Adapter, key: Key) -> Callable[[], None]:
     before = module.__dict__.get("forward")
-    module.__dict__["forward"] = partial(_forward, module, key)
+    module.__dict__["forward"] = partial(_forward, module, adapter, key)
 
     def remove() -> None:
         del module.__dict__["forward"]
@@ -47,8 +47,8 @@ def _replace_forward(module: nn.Module, key: Key) -> Callable[[], None]:
     return remove
 
 
-def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
-    """The module's own forward pass with its adapter around it. Masks, caches and all others bypass the adapter."""
+def _forward(module: nn.Module, adapter: Adapter, key: Key, *args: Any, **kwargs: Any) -> Any:
+    """The module's own forward pass with an adapter around it. Masks, caches and all others bypass the adapter."""
     x = args[key] if isinstance(key, int) else kwargs[key]
     output: Any = None
 
@@ -61,9 +61,9 @@ def _forward(module: nn.Module, key: Key, *args: Any, **kwargs: Any) -> Any:
         return _in_rows_of(rows, first_tensor(output))
 
     rows = _as_rows(x)
-    y = module.get_submodule(NAME)(rows, sublayer)
+    y = adapter(rows, sublayer)
     if output is None:
-        raise PartError(f"{type(module.get_submodule(NAME)).__name__}: an adapter has to call its sublayer")
+        raise PartError(f"{type(adapter).__name__}: an adapter has to call its sublayer")
     return replace_first_tensor(output, _like(y, output))
 
 
