@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,13 @@ import pytest
 import torch
 from families import architecture, build
 from lm_logits import TOKENS, run
+from magma_adapters.bottleneck import Sequential
 from magma_lms import weights
 from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
 
-from magma import PartError
+from magma import CheckpointError, Magma, PartError, Tokens, load, save
+from magma.interfaces import SUBLAYERS
 
 
 def test_config_json_beside_the_weights_overrides_sizes(tmp_path: Path) -> None:
@@ -195,3 +199,33 @@ def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], me
 def test_blocks_may_have_another_width_than_the_embeddings() -> None:
     lm = Causal(Causal.Config(architecture={**architecture("opt"), "word_embed_proj_dim": 16}))
     assert (lm.embedding_dim, lm.dim, lm.output_dim) == (16, 32, 16)
+
+
+def test_checkpoints_with_the_names_of_earlier_versions_load(tmp_path: Path) -> None:
+    """Adapters used to be modules around sublayers, whose names were those of the frozen tensors inside."""
+    lm = build("opt")
+    lm.model.save_pretrained(tmp_path / "opt")
+    lm = Causal.build(weights=str(tmp_path / "opt"))
+    for sublayer in SUBLAYERS:
+        lm.add_adapters(sublayer, lambda: Sequential.build(lm.dim))
+    lm.freeze()
+    model = Magma(lm)
+    save(model, tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    manifest = json.loads(path.read_text())
+
+    def former(name: str) -> str:
+        name = re.sub(r"\.(fc[12]\.\w+)$", r".fc1.sublayer.\1", name)
+        return name.replace(".self_attn.", ".self_attn.sublayer.")
+
+    manifest["frozen"] = {former(name): sha256 for name, sha256 in manifest["frozen"].items()}
+    assert sum(".sublayer." in name for name in manifest["frozen"]) == 2 * (4 + 8)
+    path.write_text(json.dumps(manifest))
+    loaded = load(tmp_path / "run")
+    assert torch.equal(loaded.logits([Tokens(TOKENS[0])]), model.logits([Tokens(TOKENS[0])]))
+
+    changed = next(name for name in manifest["frozen"] if ".sublayer." in name)
+    manifest["frozen"][changed] = "0" * 64
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="1 of 37 frozen tensors differ"):
+        load(tmp_path / "run")
