@@ -41,6 +41,7 @@ from .packing import unpack
 from .quantization import Quantize
 from .structure import probe_ids
 from .tokenization import Bos
+from .tracing import first_tensor, trace
 from .transformers_lm import TransformersLM
 from .weights import WEIGHT_FILES, Source, find_problems
 
@@ -113,12 +114,15 @@ class Causal(TransformersLM):
     def _unknown_columns(self) -> Iterator[nn.Module]:
         """Modules that a few tokens do not show to be independent of other columns, or that belong to a span.
 
-        Attention may select or compress positions, which only many tokens show.
+        Attention may select or compress positions, which only many tokens show. Its last projection does not.
         """
+        calls = {call.module: call for call in trace(self.model, self._probe).everything_inside()}
         for site in self.structure.sites:
             entry, end = (self.model.get_submodule(path) for path in (site.entry, site.exit))
-            if site.sublayer == "attention" and not isinstance(entry, FastAttention):
-                yield from entry.modules()
+            if site.sublayer == "attention" and not isinstance(entry, FastAttention) and entry in calls:
+                output = first_tensor(calls[entry].output)
+                last = [call.module for call in calls[entry].inner if first_tensor(call.output) is output]
+                yield from (module for module in entry.modules() if module not in last)
             if site.is_span:
                 yield from (entry, end)
 
