@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -104,6 +105,10 @@ class Causal(TransformersLM):
         super().load_weights()
         self._connect()
         prove(self.model, self.structure)
+        with torch.random.fork_rng(devices=[]):
+            self._use_faster_modules()
+
+    def _use_faster_modules(self) -> None:
         speed_up(self._decoder.module, self._probe)
         head = self.model.get_output_embeddings()
         if is_linear(self._head, head, self.output_dim):

@@ -45,7 +45,8 @@ def discover(source: Source, architecture: Any, model: Any) -> Structure:
     """
     key = json.dumps(architecture.to_dict(), sort_keys=True, default=str)
     if key not in _known:
-        with torch.device("cpu"):  # a plan runs on meta
+        # A plan runs on meta. The random numbers of the caller do not depend on whether the structure is known already.
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             found = _find(source, architecture, model)
         _known[key] = _scaled(found, architecture, model)
     return _known[key]
@@ -80,15 +81,14 @@ def _build(source: Source, reduced: Any) -> Any:
     with torch.device("meta"):
         if sum(p.numel() for p in build_model(source, reduced).parameters()) > MAX_PARAMETERS:
             return None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        small = build_model(source, reduced).eval()
-        with torch.no_grad():
-            for parameter in small.parameters():
-                if parameter.ndim > 1:
-                    parameter.normal_(std=min(0.2, 2 * parameter.shape[-1] ** -0.5))
-                else:
-                    parameter.add_(0.1 * torch.randn_like(parameter))
+    torch.manual_seed(0)
+    small = build_model(source, reduced).eval()
+    with torch.no_grad():
+        for parameter in small.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=min(0.2, 2 * parameter.shape[-1] ** -0.5))
+            else:
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return small
 
 

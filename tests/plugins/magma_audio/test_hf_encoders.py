@@ -242,7 +242,7 @@ def test_a_tower_is_planned_without_its_weights(part: type[HFAudioEncoder], monk
     from magma.plan import plan
     from magma.recipe.recipe import Recipe
 
-    monkeypatch.setattr("magma.hub.ask_hub", lambda name: f"no {name}")
+    monkeypatch.setattr("magma.hub.ask_hub", lambda name, _: f"no {name}")
     table = {"encoder": {"use": part.name, "weights": "no/such", **part.check_config}, "prefix": {"use": "linear"}}
     lm = {"use": "gptj", "weights": "bundled:tiny"}
     found = plan(Recipe.load({"name": "hearing", "lm": lm, "inputs": {"audio": table}}))

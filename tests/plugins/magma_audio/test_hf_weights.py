@@ -159,7 +159,7 @@ def test_a_folder_that_does_not_do_is_explained(part: type[HFAudioEncoder], tmp_
 def test_a_hub_name_that_cannot_be_had_is_told_and_sizes_stand_in(
     part: type[HFAudioEncoder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("magma.hub.ask_hub", lambda name: f"no {name}")
+    monkeypatch.setattr("magma.hub.ask_hub", lambda name, _: f"no {name}")
     config = part.Config(weights="no/such", **part.check_config)
     (problem,) = part.problems(config)
     assert problem.startswith("weights: no/such is not in the cache, and the hub reports: no no/such. Run")
@@ -174,7 +174,7 @@ def test_a_hub_name_in_the_cache_is_read_from_there(kind: str, tmp_path: Path, m
     folder = saved(kind, tmp_path)[1]
     preprocessor(kind, folder)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda _, file: str(folder / file))
-    monkeypatch.setattr("magma.hub.ask_hub", lambda _: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("magma.hub.ask_hub", lambda *_: pytest.fail("the hub was asked"))
     encoder = of(kind).build(weights="some/name")
     again = of(kind).build(weights=str(folder))
     assert all(torch.equal(t, again.state_dict()[name]) for name, t in encoder.state_dict().items())
