@@ -124,7 +124,7 @@ def test_only_keys_and_values_are_computed_in_all_columns() -> None:
 
 
 def test_a_mixer_that_is_not_known_computes_all_columns_but_in_its_last_projection() -> None:
-    """A few tokens do not show what it reads. Nothing mixes after its last projection, nor in a feed-forward sublayer."""
+    """A few tokens do not show what it reads. Nothing mixes after its last projection, or in a feed-forward."""
     columns = seen_columns(build("mamba", Sequential), FIRST)
     assert {name for name, t in columns.items() if t != T} == {"mixer.out_proj"}
     columns = seen_columns(build("cohere", Sequential), FIRST)
