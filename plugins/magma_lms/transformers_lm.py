@@ -67,7 +67,8 @@ class TransformersLM(FrozenLM):
     @property
     def num_embeddings(self) -> int:
         """Number of rows of the word embedding."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        weight = self.model.get_input_embeddings().weight
+        return int(getattr(weight, "ds_shape", weight.shape)[0])  # ZeRO-3 leaves the shape of what it has partitioned
 
     def _head_rows(self) -> int:
         """Number of logits."""
