@@ -22,6 +22,7 @@ from magma import (
     FrozenLM,
     Head,
     InputError,
+    Magma,
     Media,
     PartConfig,
     PartError,
@@ -372,3 +373,14 @@ RECIPE: dict[str, Any] = {
     "tasks": [{"use": "counting"}],
     "train": {"steps": 6, "batch_size": 4, "lr": 1e-2, "precision": "fp32"},
 }
+
+
+def by_recomputation(model: Magma, prompt: list[Any], count: int) -> str:
+    """Greedy text without a cache: all positions again for each token."""
+    text = ""
+    for _ in range(count):
+        token = int(model.logits([*prompt, text] if text else prompt)[-1].argmax())
+        if token == model.lm.eos:
+            break
+        text += model.lm.decode([token])
+    return text

@@ -177,10 +177,7 @@ class Causal(TransformersLM):
 
     def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
         """Put an adapter around every attention or feed-forward sublayer. Raises `PartError`."""
-        if sublayer in self.adapters:
-            raise PartError(
-                f"adapters.{sublayer}: this language model already has adapters there; call remove_adapters() first"
-            )
+        self._check_adapters(sublayer)
         sites = [site for site in self.structure.sites if site.sublayer == sublayer]
         if not sites:
             others = sorted({site.sublayer for site in self.structure.sites})

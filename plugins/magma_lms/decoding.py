@@ -204,7 +204,7 @@ class NoCache(LibraryCache):
 
     @property
     def batch(self) -> int:
-        return len(self.history.padded()[2])
+        return self.history.batch
 
     def select(self, rows: Tensor) -> NoCache:
         return NoCache(self.decoder, self.mode, self.context, self.history.select(rows))

@@ -197,10 +197,7 @@ class GPTJ(TransformersLM):
 
     def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
         """Put an adapter around the attention or the feed-forward of every block. Raises `PartError`."""
-        if sublayer in self.adapters:
-            raise PartError(
-                f"adapters.{sublayer}: this language model already has adapters there; call remove_adapters() first"
-            )
+        self._check_adapters(sublayer)
         made = [make() for _ in self.blocks]
         name = "attn" if sublayer == "attention" else "mlp"
         for block, adapter in zip(self.blocks, made, strict=True):

@@ -23,6 +23,13 @@ class History:
     before: tuple[History, Tensor] | None = None
     """What comes before, and which of its rows each row continues."""
 
+    @property
+    def batch(self) -> int:
+        """The number of rows; 0 for an empty history."""
+        if self.before is not None:
+            return len(self.before[1])
+        return len(self.pieces[0][0]) if self.pieces else 0
+
     def extend(self, embeddings: Tensor, layout: BatchLayout) -> None:
         """Add right-padded positions [b, t, e]."""
         self.pieces.append((embeddings, layout))

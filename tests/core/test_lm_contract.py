@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import RECIPE, HybridLM, ToyLM
+from toys import RECIPE, HybridLM, ToyLM, by_recomputation
 
 import magma
 from magma import BatchLayout, Decoding, Example, Magma, Media, PartError, Text, testing
@@ -90,16 +90,6 @@ def test_a_layout_of_an_older_plugin_has_none() -> None:
     batch = magma.assemble(RECIPE).collator().batch(EXAMPLES[:1])
     batch.layout = BatchLayout(batch.layout.positions, batch.layout.lengths, batch.layout.scored)
     assert batch.to("cpu").layout.token_ids is None
-
-
-def by_recomputation(model: Magma, prompt: list[Any], count: int) -> str:
-    text = ""
-    for _ in range(count):
-        token = int(model.logits([*prompt, text] if text else prompt)[-1].argmax())
-        if token == model.lm.eos:
-            break
-        text += model.lm.decode([token])
-    return text
 
 
 def test_every_way_to_decode_has_the_ids(model: Magma) -> None:

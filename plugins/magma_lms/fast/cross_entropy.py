@@ -67,8 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (hidden_gradient,) = ctx.saved_tensors
-        return hidden_gradient * gradient.to(hidden_gradient.dtype), None, None, None
+        return _scaled(ctx, gradient), None, None, None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -92,8 +91,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        (hidden_gradient,) = ctx.saved_tensors
-        return hidden_gradient * gradient.to(hidden_gradient.dtype), None, None, None
+        return _scaled(ctx, gradient), None, None, None
 
 
 def _loss_and_gradient(logits: Tensor, labels: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
@@ -111,6 +109,13 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, with_gradient: bool) -> t
     probs = exp_logits.div_(total)
     probs.scatter_add_(1, targets, torch.full_like(targets, -1, dtype=probs.dtype))
     return loss, probs
+
+
+def _scaled(ctx: Any, gradient: Tensor) -> Tensor:
+    """The gradient of the hidden states that the forward pass has saved, times that of the loss."""
+    (hidden_gradient,) = ctx.saved_tensors
+    scaled: Tensor = hidden_gradient * gradient.to(hidden_gradient.dtype)
+    return scaled
 
 
 def _joined(gradients: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import RECIPE
+from toys import RECIPE, by_recomputation
 
 import magma
 from magma import Decoding, InputError, Magma, TooLong
@@ -26,16 +26,6 @@ def model() -> Magma:
             parameter.mul_(3)
         model.lm.words.weight[128:256] = 0  # type: ignore[union-attr]
     return model
-
-
-def by_recomputation(model: Magma, prompt: list[Any], count: int) -> str:
-    text = ""
-    for _ in range(count):
-        token = int(model.logits([*prompt, text] if text else prompt)[-1].argmax())
-        if token == model.lm.eos:
-            break
-        text += model.lm.decode([token])
-    return text
 
 
 def test_cached_batched_greedy_equals_recomputation(model: Magma) -> None:
