@@ -20,6 +20,7 @@ from .errors import (
 )
 from .hub import find_local_folder, hub_has, hub_problem, is_folder, source_problems
 from .io import atomic_write, error_summary, folder_lock
+from .packages import PACKAGE, find_in_package
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
@@ -89,6 +90,7 @@ _LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in 
 
 __all__ = [
     "API_VERSION",
+    "PACKAGE",
     "Adapter",
     "Batch",
     "BatchLayout",
@@ -133,6 +135,7 @@ __all__ = [
     "did_you_mean",
     "error_summary",
     "evaluate",
+    "find_in_package",
     "find_local_folder",
     "folder_lock",
     "hookimpl",

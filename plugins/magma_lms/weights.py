@@ -5,18 +5,26 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
-from magma import PartError, error_summary, find_local_folder, hub_has, hub_problem, is_folder, source_problems
+from magma import (
+    PACKAGE,
+    PartError,
+    error_summary,
+    find_in_package,
+    find_local_folder,
+    hub_has,
+    hub_problem,
+    is_folder,
+    source_problems,
+)
 
 from .gguf import GGUF, missing_packages
 from .quantization import Quantize, quantization_problem
 
 BUNDLED = "bundled:"
-PACKAGE = "package:"
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
@@ -74,26 +82,10 @@ def locate(source: str) -> Location:
             raise PartError(f"given {source!r}; allowed bundled models: {', '.join(known) or 'none'}")
         return Location(str(BUNDLED_FOLDER / source.removeprefix(BUNDLED)))
     if source.startswith(PACKAGE):
-        return locate(str(_find_in_package(source)))
+        return locate(str(find_in_package(source, (GGUF,), "GGUF files")))
     if source.lower().endswith(GGUF):
         return Location(str(Path(source).parent), Path(source).name)
     return Location(source)
-
-
-def _find_in_package(source: str) -> Path:
-    """The only GGUF file of an installed package, which is not imported, or the path after its name."""
-    name, _, inside = source.removeprefix(PACKAGE).partition("/")
-    spec = find_spec(name) if name.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise PartError(f"given {source!r}, but no package {name!r} is installed; install it with pip")
-    folder = Path(next(iter(spec.submodule_search_locations)))
-    if inside:
-        return folder / inside
-    found = sorted(path for path in folder.rglob("*") if path.name.lower().endswith(GGUF))
-    if len(found) != 1:
-        listed = ", ".join(f"{PACKAGE}{name}/{path.relative_to(folder)}" for path in found) or "a package with one"
-        raise PartError(f"given {source!r}, which has {len(found)} GGUF files; allowed: {listed}")
-    return found[0]
 
 
 def bundled_names() -> list[str]:

@@ -14,16 +14,9 @@ from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image_encoder import (
-    CLIP_MEAN,
-    CLIP_STD,
-    ImageConfig,
-    ImageEncoder,
-    describe_failed_download,
-    flatten_grid,
-    read_state,
-)
+from .image_encoder import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, flatten_grid
 from .timm_features import grid_builder
+from .weights import describe_failed_download, find_file_problems, is_file, read_state
 
 
 class Clip(ImageEncoder):
@@ -53,7 +46,7 @@ class Clip(ImageEncoder):
         """Name of an open_clip model, such as `"RN50x16"` or `"ViT-B-32"`. Otherwise give `layers`, `width` and
         `image_size`."""
         weights: Weights | None = None
-        """Tag of open_clip's weights, such as `"openai"`, or a file. Default: random weights."""
+        """Tag of open_clip's weights, such as `"openai"`, a file, or `"package:NAME"`. Default: random weights."""
         image_size: int | None = Field(None, ge=1)
         """Pixels per side. Default: the model's own size."""
         allow_smaller: bool = False
@@ -75,7 +68,7 @@ class Clip(ImageEncoder):
                 raise ValueError("either `model` (an open_clip name) or `layers`, `width` and `image_size`")
             if custom and None in (self.layers, self.width, self.image_size):
                 raise ValueError("`layers`, `width` and `image_size` together")
-            if custom and self.weights is not None and not Path(self.weights).suffix:
+            if custom and self.weights is not None and not (is_file(self.weights) or Path(self.weights).suffix):
                 raise ValueError("a file as `weights` for custom sizes")
             return self
 
@@ -111,14 +104,16 @@ class Clip(ImageEncoder):
         if source is None:
             self.init_weights()
             return
-        path = source if Path(source).is_file() else _download(str(self.config.model), source)
+        path = source if is_file(source) else _download(str(self.config.model), source)
         self.load_state(_vision_tensors(read_state(path), self.network), f"clip weights {source}")
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Missing files, unknown tags of open_clip, and weights that are not available."""
-        if config.weights is None or Path(config.weights).is_file():
+        if config.weights is None:
             return []
+        if is_file(config.weights):
+            return find_file_problems(config.weights, "a file of tensors")
         import open_clip
 
         tags = open_clip.list_pretrained_tags_by_model(config.model or "")

@@ -18,18 +18,9 @@ from PIL import Image, ImageColor
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
-from magma import (
-    CheckInputs,
-    CheckpointError,
-    Encoder,
-    Features,
-    InputError,
-    PartConfig,
-    PartError,
-    error_summary,
-    read_tensors,
-)
+from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError
 
+from .augmentation import Augmentation, augment
 from .image_file import ALLOWED, open_image
 from .preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
 
@@ -48,6 +39,8 @@ class ImageConfig(PartConfig):
     32-bit greyscale scaled to 8 bits). `"published"`: the pixels as stored, as the authors' code reads them."""
     background: str = "white"
     """Colour that transparent pixels are placed over, as Pillow names it: `"white"`, `"#808080"`."""
+    augmentation: Augmentation | None = None
+    """Random changes of training images, such as `{ crop = [0.6, 1.0], flip = 0.5 }`. Default: none (the paper)."""
 
     @field_validator("background")
     @classmethod
@@ -196,7 +189,7 @@ class ImageEncoder(Encoder):
         return isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[0] == 3
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """An image to [3, s, s] float32. Raises `InputError`. `rng` is unused: the paper has no augmentation."""
+        """An image to [3, s, s] float32; with `rng`, after `augmentation`. Raises `InputError`."""
         size = self.image_size
         if isinstance(raw, Tensor) and raw.is_floating_point():
             fits = raw.shape == (3, size, size) or (
@@ -211,13 +204,12 @@ class ImageEncoder(Encoder):
         image = open_image(raw, size)
         try:
             published = self.config.preparation == "published"
-            image = (
-                convert_mode(image)
-                if published
-                else to_displayed_rgb(image, ImageColor.getrgb(self.config.background)[:3])
-            )
+            background = ImageColor.getrgb(self.config.background)[:3]
+            image = convert_mode(image) if published else to_displayed_rgb(image, background)
         except InputError as error:
             raise InputError(f"{raw}: {error}") if isinstance(raw, str | Path) else error from error
+        if rng is not None and self.config.augmentation is not None:
+            image = augment(image, self.config.augmentation, size, background, rng)
         image = resize_and_crop(image, size)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         return (pixels - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
@@ -237,17 +229,3 @@ class ImageEncoder(Encoder):
     def dummy_item(self) -> Tensor:
         """An image [3, s, s] of zeros, which is the mean colour."""
         return torch.zeros(3, self.image_size, self.image_size)
-
-
-def read_state(path: str) -> dict[str, Tensor]:
-    """The tensors of a .safetensors or torch file; executes no code from it. Raises `PartError`."""
-    try:
-        found, _ = read_tensors(path, "state_dict")
-    except CheckpointError as error:
-        raise PartError(str(error)) from error
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
-
-
-def describe_failed_download(weights: str, error: Exception) -> str:
-    """The error message for weights that a library could not download."""
-    return f"{weights} cannot be downloaded: {error_summary(error).rstrip('.')}. Allowed, too: a file of them"

@@ -32,7 +32,7 @@ class NFResNet(ImageEncoder):
         model: str = "nf_resnet50"
         """Name of a timm model of this family."""
         weights: bool | Weights = False
-        """`true` for timm's weights, or a file. Default: random weights."""
+        """`true` for timm's weights, a file, or `"package:NAME"`. Default: random weights."""
         image_size: int = Field(224, ge=32)
         """Pixels per side."""
         layers: tuple[int, int, int, int] | None = None

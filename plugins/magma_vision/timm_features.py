@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
-from .image_encoder import ImageConfig, ImageEncoder, describe_failed_download, flatten_grid, read_state
+from .image_encoder import ImageConfig, ImageEncoder, flatten_grid
+from .weights import describe_failed_download, find_file_problems, read_state, rename_in_order
 
 
 class FeatureGrid(nn.Module):
@@ -110,9 +110,22 @@ class Timm(ImageEncoder):
         model: str
         """Name of a timm model, with the tag of its weights if there are several."""
         weights: bool | Weights = False
-        """`true` for timm's weights, or a file. Default: random weights."""
+        """`true` for timm's weights, a file, or `"package:NAME"`. Default: random weights."""
+        match_weights_by: Literal["name", "order"] = "name"
+        """How the tensors of a file are matched with those of the network. `"order"` is for the same network in another
+        implementation, whose tensors have other names but the same order."""
         image_size: int | None = Field(None, ge=1)
         """Pixels per side. Default: the model's own size."""
+        mean: tuple[float, float, float] | None = None
+        """Mean of red, green and blue, from 0 to 1, that is subtracted. Default: the model's own."""
+        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+        """Standard deviation of red, green and blue that pixels are divided by. Default: the model's own."""
+
+        @model_validator(mode="after")
+        def _order_needs_a_file(self) -> Self:
+            if self.match_weights_by == "order" and not isinstance(self.weights, str):
+                raise ValueError('match_weights_by = "order" only with a file or a package as `weights`')
+            return self
 
     config: Config
 
@@ -122,7 +135,7 @@ class Timm(ImageEncoder):
         check_model_name(self.name, config.model)
         pretrained = timm.get_pretrained_cfg(config.model)
         assert pretrained is not None
-        self.mean, self.std = pretrained.mean, pretrained.std
+        self.mean, self.std = config.mean or pretrained.mean, config.std or pretrained.std
         size: dict[str, Any] = {}
         if config.image_size is not None and pretrained.fixed_input_size:
             size = {"img_size": config.image_size}
@@ -142,8 +155,11 @@ class Timm(ImageEncoder):
             self.init_weights()
             return
         state = load_timm_state(self.name, self.config.model, self.config.weights)
+        whole = _all_tensors(self.config.model)
+        if self.config.match_weights_by == "order":
+            state = rename_in_order(state, whole, f"timm weights {self.config.weights}")
         wanted = {name.removeprefix("trunk.") for name in self.network.state_dict()}
-        left_out = _tensor_names(self.config.model) - wanted
+        left_out = whole.keys() - wanted
         heads = ("head.", "fc.", "classifier.", "fc_norm.")  # of any number of classes
         kept = {
             f"trunk.{name}": tensor
@@ -158,12 +174,13 @@ class Timm(ImageEncoder):
         return find_timm_problems(config.model, config.weights)
 
 
-def _tensor_names(model: str) -> set[str]:
-    """Names of the tensors of the whole network, including the classifier."""
+def _all_tensors(model: str) -> dict[str, Tensor]:
+    """The tensors of the whole network, including the classifier, on the meta device."""
     import timm
 
     with torch.device("meta"):
-        return set(timm.create_model(model).state_dict())
+        found: dict[str, Tensor] = timm.create_model(model).state_dict()
+    return found
 
 
 # Shared with other encoders of timm
@@ -195,7 +212,7 @@ def load_timm_state(part: str, model: str, source: str | bool) -> dict[str, Tens
 def find_timm_problems(model: str, source: str | bool) -> list[str]:
     """Missing files, and weights that are not available from the hub."""
     if isinstance(source, str):
-        return [] if Path(source).is_file() else [f"weights: given {source!r}; allowed: true, false or a file"]
+        return find_file_problems(source, "true, false, a file or package:NAME")
     if not source:
         return []
     import timm

@@ -339,7 +339,7 @@ def test_a_network_of_timm_is_loaded_from_a_file_without_its_classifier(tmp_path
         expected = whole.forward_features(x)[:, whole.num_prefix_tokens :]
         assert torch.equal(encoder(x).values, expected)
     assert Timm.problems(Timm.Config(model="test_vit", weights="gone.pt")) == [
-        "weights: given 'gone.pt'; allowed: true, false or a file"
+        "weights: given 'gone.pt'; allowed: true, false, a file or package:NAME"
     ]
 
 
