@@ -55,6 +55,10 @@ class OfficialSet(ABC):
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """The records and dropped rows of a split, always in the same order."""
 
+    def readme(self) -> str:
+        """The text of `README.md` in the folder of shards, such as licences that have to be passed on; "": no file."""
+        return ""
+
     def items(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """The items of `read`. Raises `InputError` if a file does not have the published format."""
         return _CheckedItems(f"{self.name} {split}", lambda: self.read(split, found, options))
