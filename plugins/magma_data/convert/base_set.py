@@ -147,7 +147,7 @@ class OfficialSet(ABC):
         lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(problems))
         splits_with_files = [s for s in splits if s in available]
         hint = ""
-        if splits_with_files:
+        if 0 < len(splits_with_files) < len(splits):
             hint = f"\n--split converts only some splits; there are files of: {', '.join(splits_with_files)}"
         raise InputError(f"{self.name}: files are missing below {where}:{lines}{hint}\n{self.home}")
 

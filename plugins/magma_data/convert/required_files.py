@@ -54,14 +54,13 @@ class FileIndex:
         self.folders: list[tuple[str, Path]] = []
         self.visited: set[tuple[int, int]] = set()
         for source in sources:
-            if source.is_file():
-                self.files.append((f"{source.resolve().parent.name}/{source.name}", source))
-            elif source.is_dir():
+            if source.is_dir():
                 self._walk(source.resolve().name, source)
-            else:
+            elif not source.is_file():
                 raise InputError(
-                    f"given {str(source)!r}, which does not exist; allowed: folders with the official files, or the files"
+                    f"given {str(source)!r}, which does not exist; allowed: the official files, or folders with them"
                 )
+        self._add_given_files()
 
     def _walk(self, below: str, folder: Path) -> None:
         status = folder.stat()
@@ -81,6 +80,13 @@ class FileIndex:
                     inside.append(entry.name)
         for name in inside:
             self._walk(f"{below}/{name}", folder / name)
+
+    def _add_given_files(self) -> None:
+        """Add the sources that are files, without those that are in a given folder too."""
+        if given := [source for source in self.sources if source.is_file()]:
+            known = {path.resolve() for _, path in self.files}
+            new = {path: source for source in given if (path := source.resolve()) not in known}
+            self.files += [(f"{path.parent.name}/{path.name}", source) for path, source in new.items()]
 
     def find(self, one: RequiredFile) -> list[Path]:
         """All matches, ordered by depth and path. Of several names of a file, only the first one that exists."""

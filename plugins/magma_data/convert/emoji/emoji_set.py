@@ -1,4 +1,4 @@
-"""Converts emoji of three drawing styles: two to train on, one that is only tested, and names that are never trained."""
+"""Converts emoji in three drawing styles: two are trained, the third is unseen, and some names are never trained."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ from .things import Thing, read_things
 _SPLITS = {"train": (NOTO, OPENMOJI), "style": (TWEMOJI,), "thing": STYLES}
 """The styles of each split. `thing` has the names that are held out, the others have the rest."""
 
+_README = """# Emoji: sources and licences
+
+Each sample has the field `style`:
+
+{}
+The names are those of the Unicode CLDR, as OpenMoji lists them, under the Unicode License v3. The pictures of OpenMoji
+were rendered from SVG, the others are unchanged. Whoever publishes the pictures has to name their authors, and those of
+OpenMoji only under CC BY-SA 4.0.
+"""
+
 
 class Emoji(OfficialSet):
     """Emoji with their names in three drawing styles: about 1,800 things, and the flags of 197 countries."""
@@ -42,24 +52,15 @@ class Emoji(OfficialSet):
 
     def readme(self) -> str:
         """Sources and licences."""
-        sources = "".join(
-            f"- style `{style.name}`: {style.attribution} (npm package {style.package})\n" for style in STYLES
-        )
-        return (
-            "# Emoji: sources and licences\n\n"
-            f"{sources}"
-            "\nNames are those of Unicode CLDR as listed by OpenMoji, under the Unicode License v3. OpenMoji's pictures were\n"
-            "rendered from SVG; the other pictures are unchanged. Whoever passes these pictures on has to name their\n"
-            "authors, and to keep CC BY-SA 4.0 for those of OpenMoji.\n"
-        )
+        return _README.format("".join(f"- `{s.name}`: {s.attribution}. npm package: {s.package}\n" for s in STYLES))
 
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """One record per thing and style, in Unicode's order of things."""
         packages = _open_packages(split, found)
         things = read_things(packages[OPENMOJI].load_json("data", "openmoji.json"))
         pictures = {style: style.pictures(packages[style]) for style in STYLES}
-        complete = [thing for thing in things if all(thing.code_points in held for held in pictures.values())]
-        kept = [thing for thing in complete if not thing.reason_to_drop]
+        complete = {thing for thing in things if all(thing.code_points in held for held in pictures.values())}
+        kept = [thing for thing in things if thing in complete and not thing.reason_to_drop]
         repeated = {style: _find_repeated(kept, pictures[style]) for style in _SPLITS[split]}
         return [
             _make_item(thing, style, pictures[style], thing in complete, thing in repeated[style])

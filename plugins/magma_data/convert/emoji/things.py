@@ -16,7 +16,7 @@ from .packages import code_points
 
 _FOLDER = Path(__file__).parent
 _EXTRA_GROUPS = ("extras-openmoji", "extras-unicode", "component")
-"""Groups that are not emoji with a meaning of their own: OpenMoji's additions, skin tones and hair."""
+"""Groups that are not read: additions of OpenMoji, and parts of other emoji such as skin tones."""
 _HELD_OUT_SHARE = 0.1
 _FIRST_REGIONAL_INDICATOR = 0x1F1E6
 """The code point of a flag's letter A."""
