@@ -33,9 +33,9 @@ TABLES = Path(emoji_package.__file__).parent
 # Packages
 
 
-@pytest.mark.parametrize("given", ["files", "folder", "files and their folder", "mixed"])
+@pytest.mark.parametrize("given", ["files", "folder", "files and their folder", "mixed", "both"])
 def test_packed_packages_give_the_same_shards(given: str, tmp_path: Path) -> None:
-    """The archives of GitHub have another top folder than `package`."""
+    """The archives of GitHub have another top folder than `package`. Of both, the unpacked package is used."""
     case, packed = emoji(tmp_path / "source"), tmp_path / "packed"
     files = pack(case.source, packed, top="package" if given == "files" else "openmoji-16.0.0")
     convert("emoji", case, tmp_path / "whole")
@@ -44,13 +44,14 @@ def test_packed_packages_give_the_same_shards(given: str, tmp_path: Path) -> Non
     sources = {
         "files": files,
         "folder": [packed],
-        "files and their folder": [packed, *files],
+        "files and their folder": [packed, *(packed / ".." / "packed" / path.name for path in files)],
         "mixed": [case.source, packed / f"{GOOGLE}-16.0.0.tgz"],
+        "both": [case.source, packed],
     }[given]
     result = data("convert", "emoji", *sources, "--out", tmp_path / "out", "--workers", 1)
     assert "is complete" in result.stdout
     found, wanted = contents(tmp_path / "out"), contents(tmp_path / "whole")
-    assert f"{GOOGLE}-16.0.0.tgz".encode() in found.pop("options.json")
+    assert (f"{GOOGLE}-16.0.0.tgz".encode() in found.pop("options.json")) == (given != "both")
     del wanted["options.json"]
     assert found == wanted
 
@@ -87,12 +88,12 @@ def test_packages_that_are_missing_are_named_with_their_command(tmp_path: Path) 
     case = emoji(tmp_path / "source")
     for package in (GOOGLE, "openmoji"):
         shutil.rmtree(case.source / package)
-    with pytest.raises(magma.InputError) as caught:
-        convert("emoji", case, tmp_path / "out")
+        with pytest.raises(magma.InputError) as caught:
+            convert("emoji", case, tmp_path / "out")
+        assert f"from npm pack {package}\n" in str(caught.value)
+        assert "--split" not in str(caught.value), "every split needs all packages"
     assert "from npm pack emoji-datasource-google\n" in str(caught.value)
-    assert "from npm pack openmoji\n" in str(caught.value)
     assert "twitter" not in str(caught.value)
-    assert "--split" not in str(caught.value), "every split needs all packages"
     with pytest.raises(magma.InputError, match="given .*gone.*, which does not exist; allowed: the official files, or"):
         data("convert", "emoji", tmp_path / "gone", "--out", tmp_path / "out")
 
@@ -122,6 +123,10 @@ def test_svg_is_rendered_on_a_transparent_background(tmp_path: Path) -> None:
     assert pixels[0, 0, 3] == 0
     radius = np.sqrt((pixels[..., 3] > 127).sum() / np.pi)
     assert radius == pytest.approx(20 / 72 * 96, rel=0.02)
+    for box, size in (("144 72", (96, 48)), ("72 144", (48, 96))):
+        put(tmp_path / "1.svg", svg(3).replace("72 72", box).encode())
+        with Image.open(io.BytesIO(SvgImage(LocalImage((str(tmp_path / "1.svg"),)), 96).read(0))) as image:
+            assert image.size == size
 
 
 @pytest.mark.parametrize("content", [b"", b"<svg", b"<html/>", b"\xff\xfe\xfd"])
