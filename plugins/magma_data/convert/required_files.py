@@ -86,7 +86,7 @@ class FileIndex:
         if given := [source for source in self.sources if source.is_file()]:
             known = {path.resolve() for _, path in self.files}
             new = {path: source for source in given if (path := source.resolve()) not in known}
-            self.files += [(f"{path.parent.name}/{path.name}", source) for path, source in new.items()]
+            self.files += [(f"{source.absolute().parent.name}/{source.name}", source) for source in new.values()]
 
     def find(self, one: RequiredFile) -> list[Path]:
         """All matches, ordered by depth and path. Of several names of a file, only the first one that exists."""
