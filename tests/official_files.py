@@ -514,28 +514,3 @@ def wit(source: Path) -> Case:
     ]
     dropped = {"corrupt image": 1, "missing image": 1, "empty caption": 1, "format image/svg+xml": 1}
     return Case(source, {"train": samples}, {"train": dropped})
-
-
-CASES: list[tuple[str, Callable[[Path], Case]]] = [
-    ("cc3m", cc3m),
-    ("cc3m", cc3m_fetched),
-    ("cc12m", cc12m),
-    ("cc12m", cc12m_fetched),
-    ("laion", laion),
-    ("laion", laion_fetched),
-    ("wit", wit),
-    ("visual_genome", visual_genome),
-    ("localized_narratives", localized_narratives),
-    ("coco_captions", coco_official),
-    ("coco_captions", coco_2017),
-    ("coco_captions", karpathy),
-    ("coco_captions", karpathy_restval_apart),
-    ("coco_captions", karpathy_without_restval),
-    ("nocaps", nocaps),
-    ("hateful_memes", hateful_memes),
-    ("vqa2", vqa2),
-    ("okvqa", okvqa),
-    ("gqa", gqa),
-    ("vizwiz", vizwiz),
-    ("snli_ve", snli_ve),
-]

@@ -24,7 +24,9 @@ def convert(
     name: Annotated[
         str, typer.Argument(help='Name of a data set, such as vqa2; the page "Published data sets" lists them.')
     ],
-    sources: Annotated[list[Path], typer.Argument(help="Folders that contain its official files, at any depth.")],
+    sources: Annotated[
+        list[Path], typer.Argument(help="Folders that contain its official files, at any depth, or the files.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write. An unfinished conversion is resumed.")],
     split: Annotated[
         list[str] | None, typer.Option(help="Convert only this split. Repeat the option for several. Default: all.")
@@ -72,6 +74,7 @@ def convert(
         {split: partial_of(chosen.items, split, found, options) for split in found.splits},
         ShardSettings(samples_per_shard, min_size, timeout, threads),
         {**saved_options, "files": index.sizes(found.files())},
+        chosen.readme(),
     )
     try:
         with display:

@@ -55,6 +55,10 @@ class OfficialSet(ABC):
     def read(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """The records and dropped rows of a split, always in the same order."""
 
+    def readme(self) -> str:
+        """The text of `README.md` in the folder of shards, such as licences that have to be passed on; "": no file."""
+        return ""
+
     def items(self, split: str, found: SplitFiles, options: Options) -> Iterable[Item]:
         """The items of `read`. Raises `InputError` if a file does not have the published format."""
         return _CheckedItems(f"{self.name} {split}", lambda: self.read(split, found, options))
@@ -143,7 +147,7 @@ class OfficialSet(ABC):
         lines = "".join(f"\n  - {problem}" for problem in dict.fromkeys(problems))
         splits_with_files = [s for s in splits if s in available]
         hint = ""
-        if splits_with_files:
+        if 0 < len(splits_with_files) < len(splits):
             hint = f"\n--split converts only some splits; there are files of: {', '.join(splits_with_files)}"
         raise InputError(f"{self.name}: files are missing below {where}:{lines}{hint}\n{self.home}")
 

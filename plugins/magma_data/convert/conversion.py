@@ -20,7 +20,7 @@ from .parallel import parallel_map
 from .shards import NOTE_SUFFIX, Item, Record, SampleKind, Shard, ShardSettings, make_shards, write_shard
 
 FORMAT = 1
-INDEX, REPORT, DROPPED, OPTIONS = "index.json", "report.json", "dropped.jsonl", "options.json"
+INDEX, REPORT, DROPPED, OPTIONS, README = "index.json", "report.json", "dropped.jsonl", "options.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Conversion:
     settings: ShardSettings = field(default_factory=ShardSettings)
     options: Mapping[str, Any] = field(default_factory=dict)
     """All options that affect the result. A conversion can only be resumed with the same options."""
+    readme: str = ""
+    """The text of `README.md`; "": no file."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def _shorten(value: Any) -> str:
 
 
 def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Write dropped rows, the report and, last, the index; then delete the notes of the shards."""
+    """Write dropped rows, the readme, the report and, last, the index; then delete the notes of the shards."""
     index: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "kind": conversion.kind, "splits": {}}
     report: dict[str, Any] = {"format": FORMAT, "name": conversion.name, "splits": {}}
     for split, names in shard_names.items():
@@ -156,6 +158,8 @@ def _finish(conversion: Conversion, out: Path, shard_names: Mapping[str, list[st
         dropped_rows = {name: split["dropped"] for name, split in report["splits"].items()}
         raise InputError(f"{conversion.name}: all samples were dropped: {_shorten(dropped_rows)}")
     atomic_write(out / DROPPED, lambda partial: _write_dropped(partial, out, shard_names))
+    if conversion.readme:
+        atomic_write(out / README, conversion.readme)
     write_json(out / REPORT, report)
     write_json(out / INDEX, index)
     _delete_notes(out)

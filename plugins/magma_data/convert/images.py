@@ -1,6 +1,6 @@
 """Reads, downloads and checks the images of data sets.
 
-Images are never re-encoded: a shard contains the published bytes.
+Images are never re-encoded: a shard contains the published bytes. Only SVG pictures are rendered to PNG (`svg`).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from magma import InputError, did_you_mean
 
 from .base_set import OfficialSet
 from .caption_sets import CocoCaptions, HatefulMemes, LocalizedNarratives, Nocaps, VisualGenome
+from .emoji.emoji_set import Emoji
 from .question_sets import Gqa, OkVqa, SnliVe, VizWiz, Vqa2
 from .web_crawls import Cc3m, Cc12m, Laion, Wit
 
@@ -15,7 +16,7 @@ SETS: dict[str, type[OfficialSet]] = {
         *(Cc3m, Cc12m, Laion, Wit),
         *(VisualGenome, LocalizedNarratives, CocoCaptions, Nocaps, HatefulMemes),
         *(Vqa2, OkVqa, Gqa, VizWiz),
-        SnliVe,
+        *(SnliVe, Emoji),
     )
 }
 

@@ -13,7 +13,7 @@ from magma import InputError
 
 from ..formats import is_hidden
 
-DATA_ENDINGS = (".json", ".jsonl", ".tsv", ".tsv.gz", ".parquet", ".tar")
+DATA_ENDINGS = (".json", ".jsonl", ".tsv", ".tsv.gz", ".parquet", ".tar", ".tgz")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class RequiredFile:
     """An official file, or a folder of images, whose name ends with a slash."""
 
     names: tuple[str, ...]
-    """Published names, with the wildcards `*` and `?`. One of several files is enough; several folders are all used."""
+    """Published names, with the wildcards `*`, `?` and `[0-9]`. One of several files is enough; several folders are all
+    used. A file after folders is an archive of them, which is used if there is no folder."""
     split: str
     origin: str
     """Where to download it."""
@@ -45,7 +46,7 @@ def required_file(names: str, split: str, origin: str, layout: str = "", pattern
 
 
 class FileIndex:
-    """All data files and folders below some folders, without images. Symbolic links are followed."""
+    """All data files and folders below some folders, without images, and given files. Symbolic links are followed."""
 
     def __init__(self, sources: Sequence[Path]) -> None:
         self.sources = sources
@@ -53,11 +54,13 @@ class FileIndex:
         self.folders: list[tuple[str, Path]] = []
         self.visited: set[tuple[int, int]] = set()
         for source in sources:
-            if not source.is_dir():
+            if source.is_dir():
+                self._walk(source.resolve().name, source)
+            elif not source.is_file():
                 raise InputError(
-                    f"given {str(source)!r}, which is not a folder; allowed: folders with the official files"
+                    f"given {str(source)!r}, which does not exist; allowed: the official files, or folders with them"
                 )
-            self._walk(source.resolve().name, source)
+        self._add_given_files()
 
     def _walk(self, below: str, folder: Path) -> None:
         status = folder.stat()
@@ -78,16 +81,24 @@ class FileIndex:
         for name in inside:
             self._walk(f"{below}/{name}", folder / name)
 
+    def _add_given_files(self) -> None:
+        """Add the sources that are files, without those that are in a given folder too."""
+        if given := [source for source in self.sources if source.is_file()]:
+            known = {path.resolve() for _, path in self.files}
+            new = {path: source for source in given if (path := source.resolve()) not in known}
+            self.files += [(f"{source.absolute().parent.name}/{source.name}", source) for source in new.values()]
+
     def find(self, one: RequiredFile) -> list[Path]:
         """All matches, ordered by depth and path. Of several names of a file, only the first one that exists."""
         found: list[Path] = []
         for name in one.names:
+            is_folder = name.endswith("/")
+            if found and not is_folder:
+                break
             pattern = one.pattern or rf"(?:.*/)?{fnmatch.translate(name)}"
-            entries = self.folders if one.is_folder else self.files
+            entries = self.folders if is_folder else self.files
             matching = [path for below, path in entries if re.fullmatch(pattern, below)]
             found += sorted(set(matching) - set(found), key=lambda path: (len(path.parts), path))
-            if found and not one.is_folder:
-                break
         return found
 
     def sizes(self, files: Iterable[Path]) -> dict[str, int]:
@@ -118,4 +129,4 @@ class SplitFiles:
 
     def files(self) -> list[Path]:
         """All paths, without folders."""
-        return [path for one, paths in self.paths.items() if not one.is_folder for path in paths]
+        return [path for paths in self.paths.values() for path in paths if path.is_file()]

@@ -22,7 +22,8 @@ from magma_data.convert import conversion, images, shards
 from magma_data.convert.annotations import load_json, load_lines
 from magma_data.convert.check import check as check_folder
 from magma_data.convert.registry import SETS
-from official_files import CASES, CORRUPT, Case, cc3m, coco_official, karpathy, picture, put, snli_ve, vqa2
+from official_cases import CASES
+from official_files import CORRUPT, Case, cc3m, coco_official, karpathy, picture, put, snli_ve, vqa2
 
 import magma
 from magma import folder_lock
