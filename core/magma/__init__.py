@@ -20,7 +20,7 @@ from .errors import (
 )
 from .hub import find_local_folder, hub_has, hub_problem, is_folder, source_problems
 from .io import atomic_write, error_summary, folder_lock
-from .packages import PACKAGE, find_in_package
+from .packages import find_in_package, is_in_package
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
@@ -90,7 +90,6 @@ _LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in 
 
 __all__ = [
     "API_VERSION",
-    "PACKAGE",
     "Adapter",
     "Batch",
     "BatchLayout",
@@ -142,6 +141,7 @@ __all__ = [
     "hub_has",
     "hub_problem",
     "is_folder",
+    "is_in_package",
     "load",
     "read_tensors",
     "run",

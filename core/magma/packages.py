@@ -10,6 +10,11 @@ from .errors import PartError
 PACKAGE = "package:"
 
 
+def is_in_package(source: str) -> bool:
+    """Whether the source has the form `"package:NAME"`."""
+    return source.startswith(PACKAGE)
+
+
 def find_in_package(source: str, suffixes: tuple[str, ...], what: str) -> Path:
     """The only file with one of these suffixes in an installed package, which is not imported.
 

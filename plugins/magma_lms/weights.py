@@ -10,7 +10,6 @@ from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 from magma import (
-    PACKAGE,
     PartError,
     error_summary,
     find_in_package,
@@ -18,6 +17,7 @@ from magma import (
     hub_has,
     hub_problem,
     is_folder,
+    is_in_package,
     source_problems,
 )
 
@@ -81,7 +81,7 @@ def locate(source: str) -> Location:
         if source.removeprefix(BUNDLED) not in known:
             raise PartError(f"given {source!r}; allowed bundled models: {', '.join(known) or 'none'}")
         return Location(str(BUNDLED_FOLDER / source.removeprefix(BUNDLED)))
-    if source.startswith(PACKAGE):
+    if is_in_package(source):
         return locate(str(find_in_package(source, (GGUF,), "GGUF files")))
     if source.lower().endswith(GGUF):
         return Location(str(Path(source).parent), Path(source).name)
@@ -193,5 +193,5 @@ def _describe_allowed() -> str:
     here = " or ".join(BUNDLED + name for name in bundled_names()) or "a bundled name"
     return (
         "Allowed: a hub name, a folder in transformers' format (config.json, *.safetensors), a GGUF file (*.gguf), "
-        f"{PACKAGE}NAME, or {here}"
+        f"package:NAME, or {here}"
     )

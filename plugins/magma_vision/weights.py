@@ -7,19 +7,19 @@ from pathlib import Path
 
 from torch import Tensor
 
-from magma import PACKAGE, CheckpointError, PartError, error_summary, find_in_package, read_tensors
+from magma import CheckpointError, PartError, error_summary, find_in_package, is_in_package, read_tensors
 
 TENSOR_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def is_file(source: str) -> bool:
     """Whether the source names a file, which may be missing, and not weights of a library."""
-    return source.startswith(PACKAGE) or Path(source).is_file()
+    return is_in_package(source) or Path(source).is_file()
 
 
 def weights_file(source: str) -> Path:
     """The file of `"package:NAME"`, or the file itself. Raises `PartError` if the package has no such file."""
-    return find_in_package(source, TENSOR_FILES, "files of tensors") if source.startswith(PACKAGE) else Path(source)
+    return find_in_package(source, TENSOR_FILES, "files of tensors") if is_in_package(source) else Path(source)
 
 
 def find_file_problems(source: str, allowed: str) -> list[str]:
