@@ -1,4 +1,4 @@
-"""Training runs that are to come out alike, for `test_parity.py`: started under a launcher, one after the other.
+"""Training runs that are to come out alike, for `test_parity.py`: one after the other, here or under a launcher.
 
 Two inputs that take turns, and text alone: in every micro-step the processes hold other modalities, in training and
 in evaluation. BatchNorm is frozen, nothing is random but the weights at the start.
@@ -7,6 +7,7 @@ in evaluation. BatchNorm is frozen, nothing is random but the weights at the sta
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -14,12 +15,13 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-STEPS, HALF = 8, 4
+STEPS, HALF = 6, 3
 
 
 def recipe(stage: int, **changes: Any) -> dict[str, Any]:
@@ -61,50 +63,72 @@ def recipe(stage: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def main(folder: Path) -> None:
-    """Every job of `jobs.json`: a recipe, a folder, and whether to stop half-way, to resume, or to copy first."""
-    from magma import Recipe, checkpoint
-    from magma.plugins import registry
-    from magma.recipe import parts
-    from magma.recipe import recipe as recipe_module
+def registry_with_toys() -> Any:
+    """The installed parts and the toys."""
+    from magma.plugins.registry import Registry
+
+    return Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
+
+
+def train_all(folder: Path, jobs: list[dict[str, Any]]) -> None:
+    """Every job: a recipe, a folder, and whether to stop half-way, to resume a copy of another run, to measure."""
+    from magma import Recipe
     from magma.training.progress import Callbacks, Progress
     from magma.training.train import train
 
-    both = registry.Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
-    for module in (parts, recipe_module, checkpoint, registry):
-        module.installed = lambda: both  # type: ignore[attr-defined]
     rank = int(os.environ.get("RANK", 0))
 
     def halfway(now: Progress) -> None:
         if now.step == HALF:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def anonymous() -> int:
-        """Bytes of this process that no file stands behind."""
-        found = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
-        return 1024 * int(found.split()[1])
-
-    for job in json.loads((folder / "jobs.json").read_text()):
+    for job in jobs:
         out = folder / job["out"]
         if job.get("copy") and rank == 0:
             shutil.copytree(folder / job["copy"], out)
         callbacks = Callbacks(step=halfway) if job.get("stop") else Callbacks()
-        before = most = anonymous()
-        done = threading.Event()
-
-        def watch(done: threading.Event = done) -> None:
-            nonlocal most
-            while not done.wait(0.003):
-                most = max(most, anonymous())
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        result = train(Recipe.load(job["recipe"]), out, resume=bool(job.get("copy")), callbacks=callbacks)
-        done.set()
-        watching.join()
-        (out / f"memory-{rank}").write_text(str(most - before))
+        with highest_memory() if job.get("measured") else contextlib.nullcontext([0]) as memory:
+            result = train(Recipe.load(job["recipe"]), out, resume=bool(job.get("copy")), callbacks=callbacks)
+        (out / f"memory-{rank}").write_text(str(memory[-1]))
         if rank == 0:
             (out / "result.json").write_text(json.dumps(replace(result, folder=str(result.folder)).__dict__))
+
+
+@contextlib.contextmanager
+def highest_memory() -> Iterator[list[int]]:
+    """Gives a list whose last entry is, at the end, by how many bytes the memory without a file has grown at most."""
+
+    def anonymous() -> int:
+        found = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+        return 1024 * int(found.split()[1])
+
+    before, found = anonymous(), [0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.003):
+            found.append(max(found[-1], anonymous() - before))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        watching.join()
+
+
+def main(folder: Path) -> None:
+    """The jobs of `jobs.json`."""
+    from magma import checkpoint
+    from magma.plugins import registry
+    from magma.recipe import parts
+    from magma.recipe import recipe as recipe_module
+
+    both = registry_with_toys()
+    for module in (parts, recipe_module, checkpoint, registry):
+        module.installed = lambda: both  # type: ignore[attr-defined]
+    train_all(folder, json.loads((folder / "jobs.json").read_text()))
 
 
 def note_connection(place: Path) -> None:

@@ -9,15 +9,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parity_runs import HALF, STEPS, recipe
+from parity_runs import HALF, STEPS, recipe, registry_with_toys, train_all
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning"),  # DeepSpeed 0.19.8
+]
 
 Rows = list[dict[str, Any]]
 STAGES = (0, 1, 2, 3)
@@ -49,46 +53,75 @@ def name(stage: int, processes: int, kind: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The folder of a language model whose size is seen in a process's memory, and its bytes."""
+    from magma_lms.gptj import GPTJ
+
+    sizes = {"dim": 1024, "layers": 6, "heads": 8, "rotary_dim": 32, "vocab": 768, "eos": 0, "context": 64}
+    lm = GPTJ.build(**sizes).to(torch.bfloat16)
+    folder = tmp_path_factory.mktemp("large") / "lm"
+    lm.export(folder)
+    return folder, sum(t.numel() * t.element_size() for t in lm.parameters())
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, large: tuple[Path, int]) -> Iterator[Path]:
     """All runs; the ones that change the number of processes after those that they go on from."""
     folder = tmp_path_factory.mktemp("parity")
-    for processes in PROCESSES:
-        jobs: list[dict[str, Any]] = []
-        for stage in STAGES:
-            jobs.append({"out": name(stage, processes, "whole"), "recipe": recipe(stage)})
-            if stage in INTERRUPTED:
-                half, resumed = (name(stage, processes, kind) for kind in ("half", "resumed"))
-                jobs += [
-                    {"out": half, "recipe": recipe(stage), "stop": True},
-                    {"out": resumed, "recipe": recipe(stage), "copy": half},
-                ]
-        jobs += [
-            {"out": name(stage, processes, "bf16"), "recipe": recipe(stage, precision="bf16")} for stage in STAGES[1:]
-        ]
-        for stage in INTERRUPTED[1:]:
-            jobs += [
-                {"out": name(stage, processes, "bf16-half"), "recipe": recipe(stage, precision="bf16"), "stop": True},
-                {
-                    "out": name(stage, processes, "bf16-resumed"),
-                    "recipe": recipe(stage, precision="bf16"),
-                    "copy": name(stage, processes, "bf16-half"),
-                },
-            ]
-        jobs += [{"out": name(stage, processes, "fast"), "recipe": recipe(stage, **FAST)} for stage in (2, 3)]
-        if processes == 2:
-            jobs += [
-                {"out": name(stage, 2, "from 1"), "recipe": recipe(stage), "copy": name(stage, 1, "half")}
-                for stage in INTERRUPTED
-            ]
-        launch(folder, processes, jobs)
-    jobs = [
-        {"out": name(stage, 1, "from 2"), "recipe": recipe(stage), "copy": name(stage, 2, "half")}
-        for stage in INTERRUPTED
+    changed = [
+        {"out": name(stage, 1, "from 2"), "recipe": recipe(stage), "copy": half(stage, 2)} for stage in INTERRUPTED
     ]
     # another stage at the same time
-    jobs += [{"out": "stage1-of1-from-3", "recipe": recipe(1), "copy": name(3, 2, "half")}]
-    launch(folder, 1, jobs)
-    return folder
+    changed += [{"out": "stage1-of1-from-3", "recipe": recipe(1), "copy": half(3, 2)}]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        both = registry_with_toys()
+        for module in ("magma.recipe.recipe", "magma.recipe.parts", "magma.checkpoint", "magma.plugins.registry"):
+            monkeypatch.setattr(f"{module}.installed", lambda: both)
+        train_all(folder, jobs(1))
+        launch(folder, 2, jobs(2, memory_jobs(large[0])))
+        train_all(folder, changed)
+        yield folder
+
+
+def half(stage: int, processes: int) -> str:
+    return name(stage, processes, "half")
+
+
+def jobs(processes: int, more: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """All that starts with so many processes, or goes on from a run of one; more after the first run of stage 3."""
+    bf16 = {stage: recipe(stage, precision="bf16") for stage in STAGES[1:]}
+    found: list[dict[str, Any]] = []
+    for stage in reversed(STAGES[1:]):
+        found += [{"out": name(stage, processes, "bf16"), "recipe": bf16[stage]}, *(more if stage == 3 else ())]
+    for stage in INTERRUPTED[1:]:
+        found += interrupted(name(stage, processes, "bf16-half"), name(stage, processes, "bf16-resumed"), bf16[stage])
+    for stage in STAGES:
+        found.append({"out": name(stage, processes, "whole"), "recipe": recipe(stage)})
+        if stage in INTERRUPTED:
+            found += interrupted(half(stage, processes), name(stage, processes, "resumed"), recipe(stage))
+    found += [{"out": name(stage, processes, "fast"), "recipe": recipe(stage, **FAST)} for stage in (2, 3)]
+    if processes == 2:
+        found += [
+            {"out": name(stage, 2, "from 1"), "recipe": recipe(stage), "copy": half(stage, 1)} for stage in INTERRUPTED
+        ]
+    return found
+
+
+def interrupted(first: str, then: str, given: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"out": first, "recipe": given, "stop": True}, {"out": then, "recipe": given, "copy": first}]
+
+
+def memory_jobs(lm: Path) -> list[dict[str, Any]]:
+    """One step of stages 3 and 2 with a large language model; the smaller need first: memory may be kept."""
+    found = []
+    for stage in (3, 2):
+        job = recipe(stage, precision="bf16", steps=1, evaluate_every=0)
+        job["lm"] = {"use": "gptj", "weights": str(lm), "tokenizer": "bundled:tiny"}
+        job["adapters"] = {}
+        small = {"stage3_max_live_parameters": 10**6, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
+        job["deepspeed"]["zero_optimization"] |= small
+        found.append({"out": f"stage{stage}-memory", "recipe": job, "measured": True})
+    return found
 
 
 def test_process_group_is_destroyed_before_exit(runs: Path) -> None:
@@ -200,29 +233,12 @@ def test_zero3_checkpoint_equals_others(runs: Path) -> None:
     assert done.stdout.strip() == "True", done.stderr
 
 
-def test_zero3_never_materialises_full_model(tmp_path: Path) -> None:
+def test_zero3_never_materialises_full_model(runs: Path, large: tuple[Path, int]) -> None:
     """Memory that no file stands behind, at its highest, from assembly to the last step."""
-    from magma_lms.gptj import GPTJ
-
-    sizes = {"dim": 1024, "layers": 6, "heads": 8, "rotary_dim": 32, "vocab": 768, "eos": 0, "context": 64}
-    lm = GPTJ.build(**sizes).to(torch.bfloat16)
-    size = sum(t.numel() * t.element_size() for t in lm.parameters())
-    lm.export(tmp_path / "lm")
-    del lm
-    jobs = []
-    for stage in (3, 2):  # the smaller one first: memory that is kept is in the base of the next job
-        job = recipe(stage, precision="bf16", steps=1, evaluate_every=0)
-        job["lm"] = {"use": "gptj", "weights": str(tmp_path / "lm"), "tokenizer": "bundled:tiny"}
-        job["adapters"] = {}
-        small = {"stage3_max_live_parameters": 10**6, "stage3_max_reuse_distance": 0, "stage3_prefetch_bucket_size": 0}
-        job["deepspeed"]["zero_optimization"] |= small
-        jobs.append({"out": f"stage{stage}", "recipe": job})
-    warm = {"out": "warm", "recipe": recipe(3, precision="bf16", steps=1, evaluate_every=0)}  # whatever is imported
-    launch(tmp_path, 2, [warm, *jobs])
     held = {
-        stage: max(int((tmp_path / f"stage{stage}/memory-{rank}").read_text()) / size for rank in range(2))
+        stage: max(int((runs / f"stage{stage}-memory/memory-{rank}").read_text()) / large[1] for rank in range(2))
         for stage in (2, 3)
     }
-    print(f"\na rank's own memory, in language models of {size / 2**20:.0f} MiB: {held}")
+    print(f"\na rank's own memory, in language models of {large[1] / 2**20:.0f} MiB: {held}")
     assert held[2] > 0.9
     assert held[3] < 0.85
