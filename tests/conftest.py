@@ -21,8 +21,14 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]  # helpers, benchmarks
 
 
-IN_ONE_PROCESS = {"test_parity.py", "test_resume.py", "test_quickstart.py", "test_kill.py"}
-"""Files whose tests share what they train, and files that take long, which are started first."""
+IN_ONE_PROCESS = {"test_parity.py", "test_resume.py", "test_quickstart.py", "test_kill.py", "test_smollm2.py"}
+"""Files whose tests share what they train or load, and files that take long, which are started first."""
+SHORT = {"test_every_family.py"}
+"""Files of many short tests, which are started last: so all processes end at the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name in SHORT)
 
 
 class GroupedScheduling(LoadScopeScheduling):
