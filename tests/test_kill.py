@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from program import magma
 
 KILLS = int(os.environ.get("MAGMA_TEST_KILLS", "30"))
 STEPS = 36 + 12 * KILLS
@@ -35,11 +37,26 @@ def start(out: Path, *more: str) -> subprocess.Popen[bytes]:
 
 def start_recipe(recipe: str, values: dict[str, Any], out: Path, *more: str) -> subprocess.Popen[bytes]:
     """A recipe with these values."""
-    sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
-    command = [sys.executable, "-m", "magma.cli", "recipe", "run", recipe, "--out", str(out)]
+    command = [sys.executable, "-m", "magma.cli", *words(recipe, values, out), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (out.parent / f"{out.name}.log").open("ab") as log:
-        return subprocess.Popen([*command, *sets, *more], env=environment, stdout=log, stderr=log)
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+
+def here(recipe: str, values: dict[str, Any], out: Path, *more: str) -> None:
+    """The same in this process, as nobody kills it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        done = magma(*words(recipe, values, out), *more)
+    finally:
+        torch.set_num_threads(threads)
+    assert done.returncode == 0, done.stderr
+
+
+def words(recipe: str, values: dict[str, Any], out: Path) -> list[str]:
+    sets = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+    return ["recipe", "run", recipe, "--out", str(out), *sets]
 
 
 def of_run(out: Path) -> list[int]:
@@ -130,7 +147,7 @@ STAGES = {
 @pytest.mark.slow
 def test_killed_in_each_stage_and_the_same_to_the_byte(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert start_recipe("quickstart_stages", STAGES, whole).wait() == 0
+    here("quickstart_stages", STAGES, whole)
     for kills, step in enumerate((5, 15)):  # in the first stage and in the second, behind a checkpoint
         process = start_recipe("quickstart_stages", STAGES, parts, *(["--resume"] if kills else []))
         await_steps(process, parts, step - steps_of(parts) + kills)  # the first stage's evaluation is a row, too
@@ -138,7 +155,7 @@ def test_killed_in_each_stage_and_the_same_to_the_byte(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert {row.get("stage") for row in untimed(parts)} == {"stage 1: prefix", "stage 2: all"}
-    assert start_recipe("quickstart_stages", STAGES, parts, "--resume").wait() == 0
+    here("quickstart_stages", STAGES, parts, "--resume")
     for file in ("trained.safetensors", "state/optimizer.safetensors", "state/trainer.json"):
         for step in (9, 18):  # the last checkpoint of each stage
             ends = [run / f"checkpoints/step-{step:08d}" / file for run in (whole, parts)]

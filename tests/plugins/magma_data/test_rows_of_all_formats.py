@@ -310,11 +310,13 @@ def test_shards_are_trained_on_and_what_is_broken_is_listed_once(tmp_path: Path)
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[name] = [row["loss"] for row in rows if "loss" in row]
         report = json.loads((out / "report.json").read_text())
+        assert report["processes"] == {"one": 1, "two": 2, "both": 1}[name]
         assert report["unreadable_examples"] == lists[name].count("\n") >= 10
         assert report["skipped_examples"] == 0
     assert len(losses["one"]) == 16
-    assert losses["one"] == pytest.approx(losses["two"], rel=1e-3)
-    assert losses["one"] == pytest.approx(losses["both"], rel=1e-3)
+    # dropout 0 and BatchNorm frozen: the same examples give the same losses
+    assert losses["one"] == pytest.approx(losses["two"], rel=1e-4)
+    assert losses["one"] == pytest.approx(losses["both"], rel=1e-4)
     reasons = [json.loads(line)["reason"] for line in lists["one"].splitlines()]
     assert {("not JSON" in reason, "cannot be read as an image" in reason) for reason in reasons} == {
         (True, False),
