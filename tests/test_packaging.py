@@ -101,7 +101,7 @@ def test_the_wheel_runs_the_quickstart_by_name_without_a_compiler(wheel: Path, t
         **{key: value for key, value in os.environ.items() if key.startswith(("LANG", "LC_", "TMP"))},
         "HF_HUB_OFFLINE": "1",
     }
-    words = ["magma", "recipe", "run", "quickstart", "--set", "train.samples=2048", "--set", "tasks.0.limit=50"]
+    words = ["magma", "recipe", "run", "quickstart", "--set", "train.samples=1280", "--set", "tasks.0.limit=50"]
     done = subprocess.run(
         [environment / "bin" / words[0], *words[1:]],
         cwd=elsewhere,

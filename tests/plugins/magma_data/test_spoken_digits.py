@@ -89,7 +89,10 @@ def test_real_spoken_digits_are_heard(tmp_path: Path) -> None:
     if not folder.is_dir():
         pytest.skip(f"{folder} is not there: set MAGMA_DATA to the folder that holds the Free Spoken Digit Dataset")
     paths = [f"{where}.path={folder.resolve()}" for where in ("data.train.0", "data.evaluation.0", "tasks.0")]
-    report = magma.run("audio_digits", tmp_path / "run", [*paths, "train.samples=9_600"])  # half of the recipe's
+    # A quarter of the recipe's samples: smaller batches learn as much from them, without masks in the spectrograms.
+    short = ["train.samples=4_800", "train.batch_size=16", "train.lr=1.5e-3", "train.evaluate_every=0"]
+    short += ["inputs.audio.encoder.spec_augment=false"]
+    report = magma.run("audio_digits", tmp_path / "run", [*paths, *short])
     assert report["accuracy"] >= 0.9
     assert report["shuffled_accuracy"] < 0.2
     assert report["frozen_unchanged"] is True
