@@ -96,7 +96,7 @@ def train_all(folder: Path, jobs: list[dict[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def highest_memory() -> Iterator[list[int]]:
-    """Gives a list whose last entry is, at the end, by how many bytes the memory without a file has grown at most."""
+    """Yields a list: at the end, its last entry is the largest growth of memory without a file, in bytes."""
 
     def anonymous() -> int:
         found = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)

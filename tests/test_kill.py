@@ -44,7 +44,7 @@ def start_recipe(recipe: str, values: dict[str, Any], out: Path, *more: str) -> 
 
 
 def here(recipe: str, values: dict[str, Any], out: Path, *more: str) -> None:
-    """The same in this process, as nobody kills it."""
+    """The same in this process: nothing kills it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -66,7 +66,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, large: tuple[Path, int]) -> Iterator[Path]:
-    """All runs; the ones that change the number of processes after those that they go on from."""
+    """All runs; those that change the number of processes come after the ones that they resume."""
     folder = tmp_path_factory.mktemp("parity")
     changed = [
         {"out": name(stage, 1, "from 2"), "recipe": recipe(stage), "copy": half(stage, 2)} for stage in INTERRUPTED
@@ -88,7 +88,7 @@ def half(stage: int, processes: int) -> str:
 
 
 def jobs(processes: int, more: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """All that starts with so many processes, or goes on from a run of one; more after the first run of stage 3."""
+    """Jobs that start with this number of processes, or resume a run of one; `more` follow the first run of stage 3."""
     bf16 = {stage: recipe(stage, precision="bf16") for stage in STAGES[1:]}
     found: list[dict[str, Any]] = []
     for stage in reversed(STAGES[1:]):

@@ -103,7 +103,7 @@ def test_a_run_with_compiled_blocks_has_the_same_losses(tmp_path: Path) -> None:
     losses = []
     for compiled in ("false", "true"):
         recipe = magma.Recipe.load(RECIPE, (*COMPILED, "train.steps=3", f"train.compile={compiled}"))
-        with config.patch({"cpp.simdlen": 1, "compile_threads": 1}):  # how loops are vectorised is torch's affair
+        with config.patch({"cpp.simdlen": 1, "compile_threads": 1}):  # vectorization is torch's own
             train(recipe, tmp_path / compiled)
         rows = [json.loads(line) for line in (tmp_path / compiled / "metrics.jsonl").read_text().splitlines()]
         losses.append([row["loss"] for row in rows])

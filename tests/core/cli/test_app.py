@@ -286,7 +286,7 @@ def test_a_signal_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, proce
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     assert max(row["step"] for row in rows) == steps
     words[words.index("train.samples=100000")] = f"train.samples={32 * (steps + 2)}"
-    words[words.index("--nproc") + 1] = "1"  # here, without a start of Python
+    words[words.index("--nproc") + 1] = "1"  # in this process, which saves a start of Python
     again = magma(*words, "--resume")
     assert again.returncode == 0, again.stderr
     assert f"resuming from step {steps}" in again.stderr
