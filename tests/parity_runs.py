@@ -15,8 +15,9 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,13 @@ def recipe(stage: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-def registry_with_toys() -> Any:
-    """The installed parts and the toys."""
+def install_toys(replace_attribute: Callable[[object, str, object], None] = setattr) -> None:
+    """The registry has the installed parts and the toys."""
     from magma.plugins.registry import Registry
 
-    return Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
+    both = Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
+    for module in ("magma.recipe.recipe", "magma.recipe.parts", "magma.checkpoint", "magma.plugins.registry"):
+        replace_attribute(import_module(module), "installed", lambda: both)
 
 
 def train_all(folder: Path, jobs: list[dict[str, Any]]) -> None:
@@ -120,14 +123,7 @@ def highest_memory() -> Iterator[list[int]]:
 
 def main(folder: Path) -> None:
     """The jobs of `jobs.json`."""
-    from magma import checkpoint
-    from magma.plugins import registry
-    from magma.recipe import parts
-    from magma.recipe import recipe as recipe_module
-
-    both = registry_with_toys()
-    for module in (parts, recipe_module, checkpoint, registry):
-        module.installed = lambda: both  # type: ignore[attr-defined]
+    install_toys()
     train_all(folder, json.loads((folder / "jobs.json").read_text()))
 
 

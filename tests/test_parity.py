@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from parity_runs import HALF, STEPS, recipe, registry_with_toys, train_all
+from parity_runs import HALF, STEPS, install_toys, recipe, train_all
 from safetensors.torch import load_file
 
 pytestmark = [
@@ -74,9 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, large: tuple[Path, int]) -> I
     # another stage at the same time
     changed += [{"out": "stage1-of1-from-3", "recipe": recipe(1), "copy": half(3, 2)}]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        both = registry_with_toys()
-        for module in ("magma.recipe.recipe", "magma.recipe.parts", "magma.checkpoint", "magma.plugins.registry"):
-            monkeypatch.setattr(f"{module}.installed", lambda: both)
+        install_toys(monkeypatch.setattr)
         train_all(folder, jobs(1))
         launch(folder, 2, jobs(2, memory_jobs(large[0])))
         train_all(folder, changed)
