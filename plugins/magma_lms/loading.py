@@ -12,7 +12,7 @@ import torch
 from magma import PartError, find_local_folder
 
 from .bundled.configurations import planned_configuration
-from .gguf import without_quantizer
+from .gguf import parsed_once, without_quantizer
 from .quantization import fix_quantized_modules, quantization_config
 from .text_models import is_composite, separate_text_model, text_architecture, text_model_class, whole_model_class
 from .weights import TOKENIZER_FILES, Source, has_safetensors, load_pretrained, locate
@@ -150,7 +150,9 @@ def _load_gguf(source: Source, architecture: Any) -> Any:
     from transformers import AutoModelForCausalLM, GgufConfig
 
     unpacked = GgufConfig(dequantize=True)
-    loaded, report = _load(source, AutoModelForCausalLM.from_pretrained, architecture, quantization_config=unpacked)
+    load = AutoModelForCausalLM.from_pretrained
+    with parsed_once():
+        loaded, report = _load(source, load, architecture, quantization_config=unpacked)
     _check_tensors(source, report)
     with torch.device("meta"):
         plain = build_model(source, architecture)

