@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
+
+from pydantic import field_validator
 
 from magma import Example, Text
 
@@ -22,6 +25,17 @@ class Captions(MediaRowSource):
 
         names = ("caption", "captions")
         aliases: ClassVar = {"text": "caption"}
+        template: str = "{caption}"
+        """The text that is trained. `"A picture of {caption}."` makes sentences of names."""
+
+        @field_validator("template")
+        @classmethod
+        def _holds_the_caption(cls, template: str) -> str:
+            if template.count("{caption}") != 1:
+                raise ValueError(f"a text that contains {{caption}} once, not {template!r}")
+            return template
+
+    config: Config
 
     @classmethod
     def file_formats(cls, config: RowSourceConfig) -> Sequence[FileFormat]:
@@ -30,5 +44,5 @@ class Captions(MediaRowSource):
 
     def example(self, row: Row) -> Example:
         """An example whose target is the caption."""
-        caption = row.one_of("caption", "captions")
-        return Example([self.medium(row), Text(caption, target=True)], row.where)
+        text = Text.fill(self.config.template, caption=row.one_of("caption", "captions"))
+        return Example([self.medium(row), replace(text, target=True)], row.where)

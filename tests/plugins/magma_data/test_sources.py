@@ -16,6 +16,7 @@ from magma_data.sources.labelled import Labelled
 from magma_data.sources.question_answering import Vqa
 from magma_data.sources.rows import RowSource
 from PIL import Image
+from pydantic import ValidationError
 
 import magma
 from magma import Example, InputError, Media, SourceState, Text
@@ -68,6 +69,16 @@ def test_a_caption_is_the_target_behind_its_image(captions: Path) -> None:
     assert example.name == f"{captions / 'val.jsonl'} line 1"
     assert len(list(source(Captions, captions).iterate())) == 8
     assert len(list(source(Captions, captions / "train.jsonl", limit=3).iterate())) == 3
+
+
+def test_a_template_makes_a_sentence_of_a_caption(captions: Path) -> None:
+    ((example, _),) = source(Captions, captions, split="val", template="<bos>It is {caption}.").iterate()
+    text = example.segments[1]
+    assert text == Text("<bos>It is a validation.", target=True)
+    assert isinstance(text, Text)
+    assert text.control == ((0, 11), (23, 24))  # the caption cannot contain control tokens
+    with pytest.raises(ValidationError, match=r"contains \{caption\} once, not 'A picture'"):
+        source(Captions, captions, template="A picture")
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
