@@ -72,8 +72,23 @@ def run_summary(folder: Path) -> dict[str, str]:
         best = min(evaluated, key=lambda row: row["evaluation_loss"])
         found["evaluation loss"] = f"{evaluated[-1]['evaluation_loss']:.4f}"
         found["lowest evaluation loss"] = f"{best['evaluation_loss']:.4f} at step {best['step']:,}"
-    for task, scores in report.get("tasks", {}).items():
-        found |= {f"{task.partition('.')[2]}: {name}": f"{value:.3f}" for name, value in scores["model"].items()}
+    for task, scores in name_tasks(report).items():
+        found |= {f"{task}: {name}": f"{value:.3f}" for name, value in scores["model"].items()}
+    return found
+
+
+def name_tasks(report: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """The scores in the report of a run, by the name of the task and the number of shots: `digits`, `digits@4`.
+
+    A task that the recipe has several times gets the number of its table from the second time: `digits 1`.
+    """
+    first: dict[str, str] = {}
+    found = {}
+    for key, scores in report.get("tasks", {}).items():
+        number, _, name = key.partition(".")
+        task, at, shots = name.partition("@")
+        repeated = first.setdefault(task, number) != number
+        found[f"{task} {number}{at}{shots}" if repeated else name] = scores
     return found
 
 

@@ -18,7 +18,7 @@ from ..manifest import RECIPE
 from ..recipe.recipe import Recipe
 from ..system.launch import run_subprocess
 from ..system.signals import STOP_SIGNALS, exit_status
-from .folder import REPORT, read_metrics
+from .folder import REPORT, name_tasks, read_metrics
 from .run import check_requirements
 
 TABLE = "matrix.json"
@@ -110,9 +110,9 @@ def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
             losses := [r["evaluation_loss"] for r in read_metrics(cell.folder) if "evaluation_loss" in r]
         ):
             scores.setdefault("training: evaluation_loss", []).append(min(losses))
-        for task, by in cell.report.get("tasks", {}).items():
+        for task, by in name_tasks(cell.report).items():
             for name, value in by["model"].items():
-                scores.setdefault(f"{task.partition('.')[2]}: {name}", []).append(value)
+                scores.setdefault(f"{task}: {name}", []).append(value)
     return {
         recipe: {name: SeedScores(statistics.fmean(v), min(v), max(v), v) for name, v in scores.items()}
         for recipe, scores in found.items()
@@ -122,6 +122,6 @@ def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
 def write_table(plan: Sequence[Cell], path: Path) -> None:
     """Write the scores of every run as JSON, including those of the control runs."""
     runs = [{"recipe": c.recipe.name, "seed": c.seed, **c.report} for c in plan if c.report]
-    kept = ("recipe", "seed", "steps", "seconds", "tasks", "frozen_unchanged")
+    kept = ("recipe", "seed", "steps", "seconds", "tasks", "intervals", "frozen_unchanged")
     rows = [{key: run[key] for key in kept if key in run} for run in runs]
     atomic_write(path, json.dumps({"runs": rows}, indent=1) + "\n")
