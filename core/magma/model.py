@@ -20,7 +20,7 @@ from .data.sequence import Batch, EncodedExample
 from .deprecation import RenamedMember, renamed_arguments
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
-from .generation.likelihood import Likelihood, encode_continuation, likelihoods
+from .generation.likelihood import Likelihood, compute_likelihoods, encode_continuation
 from .inputs import Input
 from .interfaces import SUBLAYERS, Adapter, FrozenLM, Head, Module, Sublayer
 from .names import module_problem
@@ -234,8 +234,8 @@ class Magma(nn.Module):
 
         def compute(some: Sequence[EncodedExample]) -> list[Likelihood]:
             batch = collator.pad(some).to(self.device, self.dtype)
-            logits = self.lm.lm_head(self.lm(self.embed(batch), batch.layout))
-            return likelihoods(logits, batch.labels, [sum(row.targets) for row in some], self.lm.num_embeddings)
+            hidden, counts = self.lm(self.embed(batch), batch.layout), [sum(row.targets) for row in some]
+            return compute_likelihoods(self.lm.lm_head, hidden, batch.labels, counts, self.lm.num_embeddings)
 
         with self.eval_mode():
             return in_pieces(rows, compute)

@@ -170,6 +170,9 @@ class Prediction:
     """Of the question's `continuation`: the sum over its tokens in nats. None: the model wrote an answer."""
     num_tokens: int = 0
     """Number of tokens of the `continuation`."""
+    uses_media: bool = True
+    """Whether there was a medium in the question, or in one of the questions before a follow-up. Without, the controls
+    have the answers of the model itself."""
 
 
 @dataclass(frozen=True)

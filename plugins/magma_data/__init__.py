@@ -29,11 +29,12 @@ def magma_parts() -> Iterable[type[Part]]:
     from .tasks.emoji import EmojiTask
     from .tasks.entailment import SnliVeTask
     from .tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
+    from .tasks.text_ability import TextAbilityTask
 
     return [
         *(Captions, Labelled, PlainText, Vqa),
         *(Vqa2Task, OkVqaTask, VizWizTask, GqaTask, SnliVeTask),
-        *(CocoCaptionsTask, NocapsTask, EmojiTask),
+        *(CocoCaptionsTask, NocapsTask, EmojiTask, TextAbilityTask),
         *(Digits, DigitsTask),
         *(SpokenDigits, SpokenDigitsTask),
         *(SameNumber, SameNumberTask),

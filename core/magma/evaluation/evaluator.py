@@ -38,8 +38,8 @@ def evaluate(
     """Run a model on every question of a task, with greedy decoding, and again for each control run.
 
     The control runs are "shuffled", in which every question gets the media of another question, and "blind", without
-    media. A question without any content is answered with an empty text. A question that cannot be read has a
-    `problem` and counts as wrong.
+    media. Questions without media are not asked again. A question without any content is answered with an empty text. A
+    question that cannot be read has a `problem` and counts as wrong.
 
     Args:
         model: The model.
@@ -69,12 +69,16 @@ def evaluate(
     questions = list(task.questions(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
+    same: dict[int, Prediction] = {}
     for baseline in baselines:
-        answered: dict[int, Prediction] = {}
-        for found in runner.run(questions, baseline, seed, max_unreadable=max_unreadable):
+        answered = {i: replace(prediction, baseline=baseline) for i, prediction in same.items()}
+        done += len(answered)
+        for found in runner.run(questions, baseline, seed, answered=list(answered), max_unreadable=max_unreadable):
             answered |= found
             done += len(found)
             progress(done, total)
+        if not baseline:
+            same = {i: prediction for i, prediction in answered.items() if not prediction.uses_media}
         predictions += [answered[i] for i in sorted(answered)]
     return predictions
 
@@ -178,7 +182,9 @@ class TaskRunner:
             asked = _shuffle_media(asked, seed, self.unreadable) if baseline == "shuffled" else _drop_media(asked)
         waiting = {i: question for i, question in enumerate(asked) if i not in skip}
         dropped: dict[int, int] = {}
+        with_media: set[int] = set()
         while waiting:
+            with_media |= {i for i, q in waiting.items() if any(isinstance(s, Media) for s in q.segments)}
             following: dict[int, Question] = {}
             shortened: dict[int, tuple[Question, int]] = {}
             for batch in self._batches(waiting, shortened):
@@ -189,6 +195,7 @@ class TaskRunner:
                     prediction = Prediction(question, text, baseline, result.output, problem, dropped.get(i, 0))
                     if found:
                         prediction.log_likelihood, prediction.num_tokens = found.total, found.num_tokens
+                    prediction.uses_media = i in with_media
                     follow_up = None if problem else self.task.follow_up(prediction)
                     if follow_up is None:
                         final[i] = prediction

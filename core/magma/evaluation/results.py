@@ -153,6 +153,7 @@ class Evaluation:
         written = partial if partial.is_file() else path
         known = list(_lines(written)) if written.is_file() else []
         rows = {row["number"]: row for row in known if "problem" not in row}
+        rows |= self._same_answers(shots) if baseline else {}
         if written == path and written.is_file() and len(rows) == len(known):
             return known
         _rewrite(partial, rows.values())  # without a last line that was cut off
@@ -179,6 +180,12 @@ class Evaluation:
         partial.unlink()
         self._report(runner, path, ordered)
         return ordered
+
+    def _same_answers(self, shots: int) -> dict[int, dict[str, Any]]:
+        """The rows of the model itself about questions without media, which the controls share."""
+        path = self.folder / f"{shots}_shot.jsonl"
+        rows = _lines(path) if path.is_file() else ()
+        return {row["number"]: row for row in rows if not row.get("uses_media", True)}
 
     def _report(self, runner: TaskRunner, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Report what could not be read."""
@@ -215,6 +222,8 @@ class Evaluation:
             row["dropped_shots"] = prediction.dropped_shots
         if prediction.problem:
             row["problem"] = prediction.problem
+        if not prediction.uses_media:
+            row["uses_media"] = False
         if prediction.log_likelihood is not None:
             row |= {"log_likelihood": prediction.log_likelihood, "tokens": prediction.num_tokens}
         return row if judged is None else {**row, "compared": judged[0], "score": judged[1]}
@@ -277,6 +286,7 @@ def prediction_from_row(row: Mapping[str, Any], baseline: str = "") -> Predictio
     output = _text(row, "output", row["prediction"])
     prediction = Prediction(question, row["prediction"], baseline, output, _text(row, "problem"))
     prediction.log_likelihood, prediction.num_tokens = row.get("log_likelihood"), row.get("tokens") or 0
+    prediction.uses_media = row.get("uses_media") is not False
     return prediction
 
 

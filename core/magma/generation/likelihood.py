@@ -1,8 +1,8 @@
-"""Likelihood of given texts. Axes: m scored positions, v vocabulary."""
+"""Likelihood of given texts. Axes: d width, m scored positions, v vocabulary."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,9 @@ from ..data.collator import Collator
 from ..data.sequence import EncodedExample
 from ..errors import InputError
 from ..values import Example, Text
+
+_POSITIONS_AT_ONCE = 1024
+"""Positions whose logits are in memory at once."""
 
 
 class Likelihood(NamedTuple):
@@ -39,17 +42,23 @@ def encode_continuation(collator: Collator, prompt: Example, text: str) -> Encod
     return row
 
 
-def likelihoods(logits: Tensor, labels: Tensor, counts: Sequence[int], readable: int) -> list[Likelihood]:
+def compute_likelihoods(
+    lm_head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor, counts: Sequence[int], readable: int
+) -> list[Likelihood]:
     """Likelihoods of the texts of a batch.
 
     Args:
-        logits: Logits [m, v] before each token of the texts.
+        lm_head: Hidden states [m, d] to logits [m, v].
+        hidden: The hidden states [m, d] before each token of the texts.
         labels: The tokens [m].
         counts: Number of tokens of each text.
         readable: Number of token ids that the language model can read: greedy decoding chooses among these.
     """
-    logits = logits.float()
-    log_probs = logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1).cpu()
-    chosen = (logits[:, :readable].argmax(-1) == labels).cpu()
-    pieces = zip(torch.split(log_probs, list(counts)), torch.split(chosen, list(counts)), strict=True)
+    log_probs, chosen = [], []
+    pairs = zip(hidden.split(_POSITIONS_AT_ONCE), labels.split(_POSITIONS_AT_ONCE), strict=True)
+    for some, wanted in pairs:
+        logits = lm_head(some).float()
+        log_probs.append(logits.log_softmax(-1).gather(1, wanted[:, None]).squeeze(1).cpu())
+        chosen.append((logits[:, :readable].argmax(-1) == wanted).cpu())
+    pieces = zip(torch.cat(log_probs).split(list(counts)), torch.cat(chosen).split(list(counts)), strict=True)
     return [Likelihood(float(row.sum()), bool(hits.all()), len(row)) for row, hits in pieces]

@@ -67,9 +67,8 @@ class Group:
     caption without the picture."""
 
     def ask(self, country: str = UNNAMED) -> str:
-        """The question about a country, with a capital letter."""
-        text = self.question.format(country=country)
-        return text[:1].upper() + text[1:]
+        """The question about a country."""
+        return fill_country(self.question, country)
 
     def asks_about(self, row: Row, categories: tuple[str, ...]) -> bool:
         """Whether there is such a question about a row."""
@@ -77,6 +76,17 @@ class Group:
         if self.subject == "country":
             return is_flag
         return not is_flag and (self.subject == "name" or row.value("category") in categories)
+
+
+def fill_country(question: str, country: str) -> str:
+    """A question about a country, with a capital letter."""
+    text = question.format(country=country)
+    return text[:1].upper() + text[1:]
+
+
+def split_answers(field: str) -> list[str]:
+    """The accepted answers in a field, which are separated by `|`."""
+    return field.split("|")
 
 
 def find_country(caption: str) -> str | None:
@@ -91,8 +101,7 @@ def _category(row: Row) -> list[str]:
 
 
 def _accepted(field: str) -> Callable[[Row], list[str]]:
-    """The answers in a field, which are separated by `|`."""
-    return lambda row: row.text(field).split("|")
+    return lambda row: split_answers(row.text(field))
 
 
 _capital, _continent = _accepted("capital"), _accepted("continent")
