@@ -151,8 +151,6 @@ class Screen:
 
     def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
         """Print the results, or the command that resumes the run."""
-        from ..evaluation.intervals import format_score
-
         self.live.stop()
         if not report["finished"]:
             self.console.print(
@@ -168,16 +166,13 @@ class Screen:
                 column.justify = "right"
             if measures:
                 table.add_column("measured as")
-            intervals = report.get("intervals", {}).get(name, {})
             for score in scores["model"]:
                 how = [measures.get(score, "")] if measures else []
-                cells = (format_score(by[score], intervals.get(run, {}).get(score)) for run, by in scores.items())
-                table.add_row(score, *cells, *how)
+                table.add_row(score, *(f"{column[score]:.3f}" for column in scores.values()), *how)
             self.console.print(table)
         if report.get("tasks"):
             self.console.print(
-                "model: as trained. shuffled: each question with the media of another question. blind: without media."
-                + (" In brackets: 95 percent bootstrap intervals over the questions." if "intervals" in report else ""),
+                "model: as trained. shuffled: each question with the media of another question. blind: without media.",
                 soft_wrap=True,
             )
         self.console.print(

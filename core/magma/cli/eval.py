@@ -97,7 +97,6 @@ def ask(
         screen.say("importing libraries")
         from .. import checkpoint
         from ..evaluation.evaluator import BASELINES
-        from ..evaluation.intervals import format_score
         from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_details
         from ..manifest import find_checkpoint
         from ..recipe.schema import MAX_UNREADABLE
@@ -118,24 +117,19 @@ def ask(
             say=screen.note,
         )
         found = evaluation.run(shots or [0], BASELINES if baselines else BASELINES[:1], screen.answered)
-    measures, intervals = (details := load_details(place)).measures, details.intervals
+    measures = load_details(place).measures
     print_columns(
         [evaluated.name, "model", "shuffled", "blind", "measured as" if any(measures.values()) else ""],
         [
             [
                 f"{name} @ {count}",
-                *(
-                    format_score(by[run][name], intervals.get(count, {}).get(run, {}).get(name)) if run in by else ""
-                    for run in ("model", "shuffled", "blind")
-                ),
+                *(f"{by[run][name]:.3f}" if run in by else "" for run in ("model", "shuffled", "blind")),
                 measures.get(count, {}).get(name, ""),
             ]
             for count, by in sorted(found.items(), key=lambda one: int(one[0]))
             for name in by["model"]
         ],
     )
-    if any(intervals.values()):
-        typer.echo("in brackets: 95 percent bootstrap intervals over the questions")
     typer.echo(f"answers and scores: {place}")
 
 

@@ -43,9 +43,3 @@ def score_intervals(task: Task, predictions: Sequence[Prediction]) -> dict[str, 
     """The intervals of the scores to which single answers contribute (`Task.item_scores`)."""
     found = collect(map(task.item_scores, predictions))
     return {name: bootstrap_interval(values) for name, values in found.items()}
-
-
-def format_score(score: float, interval: Interval | None, decimals: int = 3) -> str:
-    """A score as a text, with its interval if it is known: "0.412 (0.390 to 0.434)"."""
-    around = f" ({interval[0]:.{decimals}f} to {interval[1]:.{decimals}f})" if interval else ""
-    return f"{score:.{decimals}f}{around}"

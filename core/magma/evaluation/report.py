@@ -110,7 +110,8 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
     tables |= _averages(found)
     if measures := [row for one in found for row in _measures(one, keys)]:
         tables["measures"] = [["run", "task", "score", "measured as"], *measures]
-    if intervals := [row for one in found for row in _intervals(one, keys)]:
+    ordered = [key for _, columns in sorted(tasks.items()) for key in columns]
+    if intervals := [row for one in found for row in _intervals(one, ordered)]:
         tables["95 % intervals"] = [["run", "task", "score", "interval"], *intervals]
     return tables
 

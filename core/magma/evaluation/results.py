@@ -222,7 +222,7 @@ class Evaluation:
             row["dropped_shots"] = prediction.dropped_shots
         if prediction.problem:
             row["problem"] = prediction.problem
-        if not prediction.uses_media:
+        if not prediction.uses_media and not prediction.baseline:
             row["uses_media"] = False
         if prediction.log_likelihood is not None:
             row |= {"log_likelihood": prediction.log_likelihood, "tokens": prediction.num_tokens}

@@ -55,10 +55,10 @@ def compute_likelihoods(
         readable: Number of token ids that the language model can read: greedy decoding chooses among these.
     """
     log_probs, chosen = [], []
-    pairs = zip(hidden.split(_POSITIONS_AT_ONCE), labels.split(_POSITIONS_AT_ONCE), strict=True)
-    for some, wanted in pairs:
+    pieces = (torch.split(tensor, _POSITIONS_AT_ONCE) for tensor in (hidden, labels))
+    for some, wanted in zip(*pieces, strict=True):
         logits = lm_head(some).float()
         log_probs.append(logits.log_softmax(-1).gather(1, wanted[:, None]).squeeze(1).cpu())
         chosen.append((logits[:, :readable].argmax(-1) == wanted).cpu())
-    pieces = zip(torch.cat(log_probs).split(list(counts)), torch.cat(chosen).split(list(counts)), strict=True)
-    return [Likelihood(float(row.sum()), bool(hits.all()), len(row)) for row, hits in pieces]
+    rows = (torch.split(torch.cat(found), list(counts)) for found in (log_probs, chosen))
+    return [Likelihood(float(row.sum()), bool(hits.all()), len(row)) for row, hits in zip(*rows, strict=True)]

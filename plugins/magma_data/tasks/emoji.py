@@ -141,9 +141,10 @@ class EmojiTask(RowsTask):
             return None
         country = find_country(prediction.text)
         asked = group.ask(country) if country else group.ask()
+        caption = f" {prediction.text}".rstrip(" .")
         return replace(
             question,
-            segments=[*question.segments, f" {prediction.text.rstrip('.')}. {asked}"],
+            segments=[*question.segments, f"{caption}. {asked}"],
             extra={**question.extra, "caption": prediction.text, "country": country},
         )
 
