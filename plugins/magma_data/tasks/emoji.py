@@ -51,7 +51,8 @@ class EmojiTask(RowsTask):
         """The split whose questions are asked: `"style"`, names of the training in an unseen drawing style, or
         `"thing"`, names that are never trained."""
         prompt: str = "A picture of"
-        """The prompt for a caption, after the picture."""
+        """The prompt for a caption, after the picture; `""` for a model whose training captions follow the picture
+        directly and that should not see anything else."""
         groups: tuple[GroupName, ...] = Field(GROUPS, min_length=1)
         """What is asked. In two steps, the question follows the model's own caption; in words, a right caption without
         the picture."""
@@ -63,6 +64,7 @@ class EmojiTask(RowsTask):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
         self._groups = [BY_NAME[name] for name in dict.fromkeys(self.config.groups)]
+        self._space = " " if self.config.prompt else ""
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
@@ -118,7 +120,8 @@ class EmojiTask(RowsTask):
         name, country = item.answer, row.value("country")
         writes_caption = group.context == "own caption" or not group.question
         if group.context == "words":
-            prompt = item.prompt + Text(f" {name}. {group.ask(country) if country else group.ask()}")
+            asked = group.ask(country) if country else group.ask()
+            prompt = item.prompt + Text(f"{self._space}{name}. {asked}")
         else:
             prompt = item.prompt if writes_caption else Text(group.ask())
         return replace(
@@ -141,7 +144,7 @@ class EmojiTask(RowsTask):
             return None
         country = find_country(prediction.text)
         asked = group.ask(country) if country else group.ask()
-        caption = f" {prediction.text}".rstrip(" .")
+        caption = f"{self._space}{prediction.text}".rstrip(" .")
         return replace(
             question,
             segments=[*question.segments, f"{caption}. {asked}"],
@@ -195,7 +198,7 @@ class EmojiTask(RowsTask):
         samples = [
             Sample(
                 _read_picture(media[one.question.id].value),
-                f"{self.config.prompt} {one.text}",
+                f"{self.config.prompt}{self._space}{one.text}",
                 one.question.answer,
                 same_words(one.text, reference_answers(one.question)),
             )

@@ -41,7 +41,9 @@ class TaskItem:
 
     def segments(self, ending: Text | None = None) -> list[Media | Text]:
         """The prompt, or with `ending` a few-shot example: the prompt, its answer and the ending."""
-        text = self.prompt if ending is None else self.prompt + Text(f" {self.shown_answer or self.answer}") + ending
+        answer = self.shown_answer or self.answer
+        space = " " if self.prompt.text else ""  # a caption directly after the image, as in training
+        text = self.prompt if ending is None else self.prompt + Text(f"{space}{answer}") + ending
         return [self.medium, text] if self.is_shown else [text]
 
 

@@ -146,6 +146,21 @@ def test_the_second_step_asks_about_the_country_of_the_caption(
     assert find_country(caption) == country
 
 
+def test_a_caption_may_follow_the_picture_directly(emoji: Path) -> None:
+    """As in training without a prompt; there is then no space before it."""
+    found = by_id(questions(EmojiTask, emoji, 1, prompt=""))
+    for key in ("naming/0", "capital_two_step/5"):
+        _, shot, picture, *prompt = told(found[key].segments)
+        assert shot in [f"{row['name']}\n" for row in TRAIN]
+        assert picture == png(int(key[-1]))
+        assert not any(prompt)
+    assert told(found["capital_in_words/5"].segments)[-1] == "flag of Kenya. The capital of Kenya is"
+    follow_up = task(EmojiTask, emoji, prompt="").follow_up(Prediction(found["capital_two_step/5"], "flag of Kenya"))
+    assert follow_up is not None
+    assert follow_up.segments[-1] == "flag of Kenya. The capital of Kenya is"
+    assert found["category/0"].segments[-1].text == CATEGORY
+
+
 def test_other_groups_have_one_step(emoji: Path) -> None:
     asking = task(EmojiTask, emoji)
     found = questions(EmojiTask, emoji)
