@@ -12,9 +12,13 @@ from magma import atomic_write
 
 SAMPLES = 24
 _COLUMNS, _ROWS = 6, 4
-_LINE_WIDTH = 26
-"""Characters of a line above a picture."""
-_RIGHT, _WRONG = "#1a7f37", "#cf222e"
+_WIDTH, _HEIGHT, _DPI = 12, 10, 80
+"""Of the sheet, in inches, and pixels per inch."""
+_PICTURE = 0.6
+"""Share of the height of a cell for the picture; the text is below it."""
+_LINE_WIDTH, _MAX_LINES = 24, 3
+"""Characters of a line, and lines of a caption."""
+_RIGHT, _WRONG, _ANSWER = "#1a7f37", "#cf222e", "#57606a"
 
 
 @dataclass(frozen=True)
@@ -30,21 +34,25 @@ class Sample:
 
 
 def draw_samples(samples: Sequence[Sample], path: Path) -> Path:
-    """Draw the first `SAMPLES` samples into a PNG file."""
-    import matplotlib
+    """Draw the first `SAMPLES` samples into a PNG file. A picture whose caption is wrong has the answer, too."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(_ROWS, _COLUMNS, figsize=(12, 10))
-    for ax in axes.flat:
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), dpi=_DPI, facecolor="white")
+    for i, sample in enumerate(samples[:SAMPLES]):
+        row, column = divmod(i, _COLUMNS)
+        left, bottom = column / _COLUMNS, 1 - (row + 1) / _ROWS
+        picture = (_PICTURE - 0.06) / _ROWS
+        ax = figure.add_axes((left + 0.1 / _COLUMNS, bottom + (1 - _PICTURE) / _ROWS, 0.8 / _COLUMNS, picture))
         ax.axis("off")
-    for ax, sample in zip(axes.flat, samples, strict=False):
-        ax.imshow(sample.picture, cmap="gray_r")
-        said = ["right" if sample.is_right else f"wrong: {sample.answer}"]
-        lines = [line for text in (sample.caption, *said) for line in textwrap.wrap(text, _LINE_WIDTH) or [""]]
-        ax.set_title("\n".join(lines), color=_RIGHT if sample.is_right else _WRONG, fontsize=9, parse_math=False)
-    figure.tight_layout(h_pad=2)
-    atomic_write(path, lambda partial: figure.savefig(partial, dpi=80, format="png"))
-    plt.close(figure)
+        ax.imshow(sample.picture, cmap="gray_r", interpolation="antialiased")
+        x, y = left + 0.5 / _COLUMNS, bottom + (1 - _PICTURE - 0.04) / _ROWS
+        caption = textwrap.wrap(sample.caption, _LINE_WIDTH, max_lines=_MAX_LINES, placeholder=" ...") or ["(nothing)"]
+        color = _RIGHT if sample.is_right else _WRONG
+        style: dict[str, Any] = {"ha": "center", "va": "top", "parse_math": False, "linespacing": 1.15}
+        figure.text(x, y, "\n".join(caption), color=color, fontsize=10, weight="bold", **style)
+        if not sample.is_right:
+            answer = textwrap.wrap(f"right: {sample.answer}", _LINE_WIDTH + 4, max_lines=2, placeholder=" ...")
+            below = y - 0.18 * len(caption) / _HEIGHT
+            figure.text(x, below, "\n".join(answer), color=_ANSWER, fontsize=9, **style)
+    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
     return path

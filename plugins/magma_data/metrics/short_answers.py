@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 WITHIN = 3
 """An answer is right if an accepted one begins within this many words, articles not counted."""
+FIRST_WORDS = "among the first words"
+"""How `starts_with_answer` is called in tables."""
 _ARTICLES = {"a", "an", "the"}
 _APOSTROPHES = re.compile("['`\N{RIGHT SINGLE QUOTATION MARK}]")
 _SEPARATORS = re.compile(r"[^\w\s]|_")

@@ -17,7 +17,7 @@ from magma import CheckInputs, LocalPath, Media, PartConfig, Prediction, Questio
 
 from ..formats.row import Row
 from ..metrics.short_answers import (
-    WITHIN,
+    FIRST_WORDS,
     same_first_word,
     same_words,
     split_words,
@@ -180,9 +180,8 @@ class EmojiTask(RowsTask):
         """How each score is measured."""
         known = {"naming_word_f1": "F1 of words", "naming_exact": "same words", "naming_first_word": "same first word"}
         names = dict.fromkeys(name for one in predictions for name in self.item_scores(one))
-        others = f"the answer is among the first words (begins within {WITHIN})"
         flags = {"flag_naming_accuracy": "same country"}
-        return {name: {**known, **flags}.get(name, others) for name in names}
+        return {name: {**known, **flags}.get(name, FIRST_WORDS) for name in names}
 
     def _group(self, prediction: Prediction) -> GroupName:
         """The group of a prediction; answers in a file of predictions may lack it and are names."""
@@ -198,7 +197,7 @@ class EmojiTask(RowsTask):
         samples = [
             Sample(
                 _read_picture(media[one.question.id].value),
-                f"{self.config.prompt}{self._space}{one.text}",
+                one.text,
                 one.question.answer,
                 same_words(one.text, reference_answers(one.question)),
             )

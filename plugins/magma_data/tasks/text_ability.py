@@ -14,7 +14,7 @@ from pydantic import Field
 from magma import InputError, PartConfig, Prediction, Question, Task
 
 from ..convert.emoji.countries import read_countries
-from ..metrics.short_answers import WITHIN, split_words, starts_with_answer
+from ..metrics.short_answers import FIRST_WORDS, split_words, starts_with_answer
 from .answers import reference_answers
 from .emoji_questions import CAPITAL, CONTINENT, fill_country, split_answers
 
@@ -110,10 +110,9 @@ class TextAbilityTask(Task):
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         """How each score is measured; the text depends on the version of Python."""
-        right = f"the answer is among the first words (begins within {WITHIN})"
         version = ".".join(platform.python_version_tuple()[:2])
-        text = {"perplexity": f"per token, documentation of Python {version}"}
-        return {name: text.get(name, right) for name in self.score(predictions)}
+        text = {"perplexity": f"per token, help of Python {version}"}
+        return {name: text.get(name, FIRST_WORDS) for name in self.score(predictions)}
 
 
 def _mean_loss(predictions: Sequence[Prediction]) -> float:
