@@ -21,7 +21,7 @@ from .errors import PartError
 from .part import Module as Module
 from .part import Part as Part
 from .part import PartConfig as PartConfig
-from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, ScoreUnit, SourceState
+from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, ScoreUnit, SourceState, collect
 
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
@@ -364,9 +364,14 @@ class Task(Part):
         """The answer as it is compared, and its score. None: the metric is defined only for all answers together."""
         return None
 
-    @abstractmethod
+    def item_scores(self, prediction: Prediction) -> dict[str, float]:
+        """What one answer contributes to scores that are means over answers, by name. They get confidence intervals."""
+        return {}
+
     def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
-        """Scores of all predictions of the model or of one control, by name."""
+        """Scores of all predictions of the model or of one control, by name. Default: the means of `item_scores`."""
+        found = collect(map(self.item_scores, predictions))
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         """A few words about a score that needs them: how it was measured, or its limits. Default: none."""

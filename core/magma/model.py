@@ -20,13 +20,14 @@ from .data.sequence import Batch, EncodedExample
 from .deprecation import RenamedMember, renamed_arguments
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
+from .generation.likelihood import Likelihood, compute_likelihoods, encode_continuation
 from .inputs import Input
 from .interfaces import SUBLAYERS, Adapter, FrozenLM, Head, Module, Sublayer
 from .names import module_problem
 from .summary import ALWAYS_STORED as ALWAYS_STORED
 from .summary import PartSummary as PartSummary
 from .system.memory import in_pieces
-from .values import Example, Text
+from .values import Example
 from .widths import check_widths
 
 Prompts = Sequence[list[Any] | tuple[Any, ...]]
@@ -218,35 +219,26 @@ class Magma(nn.Module):
             InputError: The model has a classification head, the numbers differ, or a prompt is empty or unreadable.
             TooLong: A prompt and its text do not fit into the context.
         """
+        return [(found.total, found.is_greedy) for found in self.likelihoods(prompts, texts)]
+
+    @torch.no_grad()
+    def likelihoods(self, prompts: Sequence[Sequence[Any]], texts: Sequence[str]) -> list[Likelihood]:
+        """As `log_likelihood`, with the number of tokens of each text."""
         if self.head is not None:
             raise InputError("this model has a classification head: use classify()")
         if len(prompts) != len(texts):
             raise InputError(f"given {len(prompts)} prompts and {len(texts)} texts; allowed: equal numbers")
         collator = self.collator()
         examples = self._examples(collator, prompts)
-        rows = [self._continued(collator, example, text) for example, text in zip(examples, texts, strict=True)]
+        rows = [encode_continuation(collator, example, text) for example, text in zip(examples, texts, strict=True)]
+
+        def compute(some: Sequence[EncodedExample]) -> list[Likelihood]:
+            batch = collator.pad(some).to(self.device, self.dtype)
+            hidden, counts = self.lm(self.embed(batch), batch.layout), [sum(row.targets) for row in some]
+            return compute_likelihoods(self.lm.lm_head, hidden, batch.labels, counts, self.lm.num_embeddings)
+
         with self.eval_mode():
-            return in_pieces(rows, lambda some: self._likelihoods(collator.pad(some), some))
-
-    def _likelihoods(self, batch: Batch, rows: Sequence[EncodedExample]) -> list[tuple[float, bool]]:
-        batch = batch.to(self.device, self.dtype)
-        logits = self.lm.lm_head(self.lm(self.embed(batch), batch.layout)).float()
-        log_probs = logits.log_softmax(-1).gather(1, batch.labels[:, None]).squeeze(1).cpu()
-        chosen = (logits[:, : self.lm.num_embeddings].argmax(-1) == batch.labels).cpu()
-        counts = [sum(row.targets) for row in rows]
-        return [
-            (float(row.sum()), bool(hits.all()))
-            for row, hits in zip(torch.split(log_probs, counts), torch.split(chosen, counts), strict=True)
-        ]
-
-    def _continued(self, collator: Collator, prompt: Example, text: str) -> EncodedExample:
-        """A prompt followed by a text, which is the target; nothing is truncated."""
-        ending = Text("")  # no end-of-text is added after a segment that is not a target
-        whole = Example([*prompt.segments, Text(text, target=True), ending], f"{prompt.name} followed by {text!r}")
-        row = collator.encode_example(whole, truncate=False)
-        if row.targets[0]:
-            raise InputError(f"{prompt.name} is empty; allowed: at least one token before {text!r}")
-        return row
+            return in_pieces(rows, compute)
 
     # Generation
 

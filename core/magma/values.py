@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -147,6 +147,8 @@ class Question:
     shot_lengths: Sequence[int] = ()
     """Number of segments of each in-context example, in order. If it is given, a question that is too long can be asked
     with fewer examples. All examples have the same number of entries in `shots`."""
+    continuation: str | None = None
+    """A text after the prompt whose log-likelihood is measured. None: the model writes an answer."""
 
 
 @dataclass
@@ -164,6 +166,13 @@ class Prediction:
     """Why the question could not be asked: a medium is unreadable. It counts as wrong, and `text` is empty."""
     dropped_shots: int = 0
     """Number of in-context examples that were left out because the question does not fit with all of them."""
+    log_likelihood: float | None = None
+    """Of the question's `continuation`: the sum over its tokens in nats. None: the model wrote an answer."""
+    num_tokens: int = 0
+    """Number of tokens of the `continuation`."""
+    uses_media: bool = True
+    """Whether there was a medium in the question, or in one of the questions before a follow-up. Without, the controls
+    have the answers of the model itself."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +185,15 @@ class CheckInputs:
     """Raw inputs that an encoder accepts: at least two different ones."""
     bad: Sequence[Any] = ()
     """Raw inputs for which an encoder raises `InputError`."""
+
+
+def collect(items: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """All values of each name, in order."""
+    found: dict[str, list[float]] = {}
+    for item in items:
+        for name, value in item.items():
+            found.setdefault(name, []).append(value)
+    return found
 
 
 ScoreUnit = Literal["fraction", "percent"]

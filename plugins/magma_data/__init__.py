@@ -26,13 +26,15 @@ def magma_parts() -> Iterable[type[Part]]:
     from .sources.plain_text import PlainText
     from .sources.question_answering import Vqa
     from .tasks.captioning import CocoCaptionsTask, NocapsTask
+    from .tasks.emoji import EmojiTask
     from .tasks.entailment import SnliVeTask
     from .tasks.question_answering import GqaTask, OkVqaTask, VizWizTask, Vqa2Task
+    from .tasks.text_ability import TextAbilityTask
 
     return [
         *(Captions, Labelled, PlainText, Vqa),
         *(Vqa2Task, OkVqaTask, VizWizTask, GqaTask, SnliVeTask),
-        *(CocoCaptionsTask, NocapsTask),
+        *(CocoCaptionsTask, NocapsTask, EmojiTask, TextAbilityTask),
         *(Digits, DigitsTask),
         *(SpokenDigits, SpokenDigitsTask),
         *(SameNumber, SameNumberTask),

@@ -97,7 +97,7 @@ def ask(
         screen.say("importing libraries")
         from .. import checkpoint
         from ..evaluation.evaluator import BASELINES
-        from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
+        from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_details
         from ..manifest import find_checkpoint
         from ..recipe.schema import MAX_UNREADABLE
         from ..system.device import check_device, default_device
@@ -117,7 +117,7 @@ def ask(
             say=screen.note,
         )
         found = evaluation.run(shots or [0], BASELINES if baselines else BASELINES[:1], screen.answered)
-    measures = load_measures(place)
+    measures = load_details(place).measures
     print_columns(
         [evaluated.name, "model", "shuffled", "blind", "measured as" if any(measures.values()) else ""],
         [

@@ -88,6 +88,8 @@ def recipe_matrix(
         rows = [[recipe, *(str(scores.get(name, "-")) for name in names)] for recipe, scores in found.items()]
         print_columns([task, *(name.partition(": ")[2] for name in names)], rows)
         typer.echo()
+    if any(score.interval for scores in found.values() for score in scores.values()):
+        typer.echo("in brackets: 95 percent bootstrap intervals over the questions")
     write_table(plan, out / TABLE)
     typer.echo(f"all scores: {out / TABLE}")
     if failed:

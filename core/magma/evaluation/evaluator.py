@@ -7,14 +7,15 @@ import itertools
 import random
 from collections.abc import Callable, Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..errors import InputError, TooLong, bullet_list
 from ..generation.decoding import Decoding
+from ..generation.likelihood import Likelihood
 from ..interfaces import Task
 from ..model import Magma
 from ..recipe.schema import MAX_UNREADABLE
-from ..values import Media, Prediction, Question
+from ..values import Media, Prediction, Question, Text
 from .prefix_sharing import PrefixCachedGenerator, drop_empty_texts, prompt_error, segment_key, unreadable_error
 
 Baseline = Literal["", "shuffled", "blind"]
@@ -37,8 +38,8 @@ def evaluate(
     """Run a model on every question of a task, with greedy decoding, and again for each control run.
 
     The control runs are "shuffled", in which every question gets the media of another question, and "blind", without
-    media. A question without any content is answered with an empty text. A question that cannot be read has a
-    `problem` and counts as wrong.
+    media. Questions without media are not asked again. A question without any content is answered with an empty text. A
+    question that cannot be read has a `problem` and counts as wrong.
 
     Args:
         model: The model.
@@ -68,12 +69,16 @@ def evaluate(
     questions = list(task.questions(split, shots, seed))
     total, done = len(questions) * len(baselines), 0
     predictions: list[Prediction] = []
+    same: dict[int, Prediction] = {}
     for baseline in baselines:
-        answered: dict[int, Prediction] = {}
-        for found in runner.run(questions, baseline, seed, max_unreadable=max_unreadable):
+        answered = {i: replace(prediction, baseline=baseline) for i, prediction in same.items()}
+        done += len(answered)
+        for found in runner.run(questions, baseline, seed, answered=list(answered), max_unreadable=max_unreadable):
             answered |= found
             done += len(found)
             progress(done, total)
+        if not baseline:
+            same = {i: prediction for i, prediction in answered.items() if not prediction.uses_media}
         predictions += [answered[i] for i in sorted(answered)]
     return predictions
 
@@ -88,6 +93,16 @@ def check_readable(problems: Sequence[str], asked: int, limit: float) -> None:
             f"{len(problems)} of {asked} questions cannot be read, and max_unreadable allows a fraction of {limit:g}:"
             f"{bullet_list(problems)}"
         )
+
+
+class _Result(NamedTuple):
+    """What the model gives for one question."""
+
+    output: str = ""
+    problem: str = ""
+    """Why the question could not be asked."""
+    likelihood: Likelihood | None = None
+    """Of the question's continuation, if it has one."""
 
 
 class TaskRunner:
@@ -167,15 +182,20 @@ class TaskRunner:
             asked = _shuffle_media(asked, seed, self.unreadable) if baseline == "shuffled" else _drop_media(asked)
         waiting = {i: question for i, question in enumerate(asked) if i not in skip}
         dropped: dict[int, int] = {}
+        with_media: set[int] = set()
         while waiting:
+            with_media |= {i for i, q in waiting.items() if any(isinstance(s, Media) for s in q.segments)}
             following: dict[int, Question] = {}
             shortened: dict[int, tuple[Question, int]] = {}
             for batch in self._batches(waiting, shortened):
                 final = {}
-                for i, output, problem in batch:
-                    question = waiting[i]
-                    text = "" if problem else self.task.postprocess(question, output)
-                    prediction = Prediction(question, text, baseline, output, problem, dropped.get(i, 0))
+                for i, result in batch:
+                    question, problem, found = waiting[i], result.problem, result.likelihood
+                    text = "" if problem or found else self.task.postprocess(question, result.output)
+                    prediction = Prediction(question, text, baseline, result.output, problem, dropped.get(i, 0))
+                    if found:
+                        prediction.log_likelihood, prediction.num_tokens = found.total, found.num_tokens
+                    prediction.uses_media = i in with_media
                     follow_up = None if problem else self.task.follow_up(prediction)
                     if follow_up is None:
                         final[i] = prediction
@@ -205,8 +225,7 @@ class TaskRunner:
         shots = len(question.shot_lengths)
 
         def error_with(kept: int) -> InputError | None:
-            segments = _drop_shots(question, shots - kept).segments
-            return prompt_error(self.collator, drop_empty_texts(segments), f"question {question.id}")
+            return self._error(_drop_shots(question, shots - kept))
 
         def too_long(kept: int) -> bool:
             return isinstance(error_with(kept), TooLong)
@@ -223,54 +242,86 @@ class TaskRunner:
 
     def _batches(
         self, questions: Mapping[int, Question], shortened: dict[int, tuple[Question, int]]
-    ) -> Iterator[list[tuple[int, str, str]]]:
-        """Batches of (number, output, problem) of each question; an empty question has an empty output.
+    ) -> Iterator[list[tuple[int, _Result]]]:
+        """Batches of (number, result) of each question; an empty question has an empty output.
 
         A question that is too long is left out, and `shortened` gets what `_shortened` makes of it.
         """
-        if empty := [(i, "", "") for i, q in questions.items() if not drop_empty_texts(q.segments)]:
+        if empty := [(i, _Result()) for i, q in questions.items() if not drop_empty_texts(q.segments)]:
             yield empty
         remaining = [i for i, q in questions.items() if drop_empty_texts(q.segments)]
-        refused: list[tuple[int, str, str]] = []
+        refused: list[tuple[int, _Result]] = []
 
         def refuse(number: int, error: InputError) -> None:
             if isinstance(error, TooLong):
                 shortened[remaining[number]] = self._shortened(questions[remaining[number]], error)
                 return
-            refused.append((remaining[number], "", str(error)))
+            refused.append((remaining[number], _Result(problem=str(error))))
             media = [s for s in questions[remaining[number]].segments if isinstance(s, Media)]
             self.unreadable |= {
                 segment_key(medium) for medium in media if unreadable_error(self.collator, [medium], medium.name)
             }
 
-        for batch in self._outputs([questions[i] for i in remaining], refuse):
-            yield [(remaining[i], output, "") for i, output in batch]
+        for batch in self._results([questions[i] for i in remaining], refuse):
+            yield [(remaining[i], result) for i, result in batch]
             if refused:
                 yield refused
                 refused = []
 
-    def _outputs(
+    def _results(
         self, questions: Sequence[Question], refuse: Callable[[int, InputError], None]
-    ) -> Iterator[list[tuple[int, str]]]:
-        """Batches of (index, output); `refuse` gets the index of a question that cannot be read."""
-        prompts, names = [q.segments for q in questions], [f"question {q.id}" for q in questions]
+    ) -> Iterator[list[tuple[int, _Result]]]:
+        """Batches of (index, result); `refuse` gets the index of a question that cannot be read."""
+        measured = [i for i, question in enumerate(questions) if question.continuation is not None]
+        answered = [i for i, question in enumerate(questions) if question.continuation is None]
+        prompts = [question.segments for question in questions]
         if self.model.head is None:
-            yield from self.generator.answers(prompts, names, refuse)
-            return
-        for at in range(0, len(prompts), self.batch_size):
-            batch = list(range(at, min(at + self.batch_size, len(prompts))))
+            asked = [prompts[i] for i in answered]
+            names = [f"question {questions[i].id}" for i in answered]
+            for batch in self.generator.answers(asked, names, lambda i, error: refuse(answered[i], error)):
+                yield [(answered[i], _Result(output)) for i, output in batch]
+        else:
+            yield from self._in_batches(answered, questions, refuse, self._classify)
+        yield from self._in_batches(measured, questions, refuse, self._measure)
+
+    def _in_batches(
+        self,
+        numbers: Sequence[int],
+        questions: Sequence[Question],
+        refuse: Callable[[int, InputError], None],
+        compute: Callable[[Sequence[Question]], list[_Result]],
+    ) -> Iterator[list[tuple[int, _Result]]]:
+        """As `_results`, for some of the questions, with what `compute` gives for a batch of them."""
+        for at in range(0, len(numbers), self.batch_size):
+            batch = numbers[at : at + self.batch_size]
             try:
-                probabilities = self.model.classify([prompts[i] for i in batch])
+                results = compute([questions[i] for i in batch])
             except InputError:
-                problems = {i: prompt_error(self.collator, drop_empty_texts(prompts[i]), names[i]) for i in batch}
+                problems = {i: self._error(questions[i]) for i in batch}
                 if not any(problems.values()):
                     raise
                 for i, problem in problems.items():
                     if problem:
                         refuse(i, problem)
                 batch = [i for i in batch if problems[i] is None]
-                probabilities = self.model.classify([prompts[i] for i in batch]) if batch else []
-            yield [(i, max(scores, key=scores.__getitem__)) for i, scores in zip(batch, probabilities, strict=True)]
+                results = compute([questions[i] for i in batch]) if batch else []
+            yield list(zip(batch, results, strict=True))
+
+    def _classify(self, questions: Sequence[Question]) -> list[_Result]:
+        """The most probable class of each question."""
+        found = self.model.classify([question.segments for question in questions])
+        return [_Result(max(scores, key=scores.__getitem__)) for scores in found]
+
+    def _measure(self, questions: Sequence[Question]) -> list[_Result]:
+        """The likelihood of each question's continuation."""
+        texts = [question.continuation or "" for question in questions]
+        found = self.model.likelihoods([drop_empty_texts(question.segments) for question in questions], texts)
+        return [_Result(likelihood=one) for one in found]
+
+    def _error(self, question: Question) -> InputError | None:
+        """The error of a question that cannot be read or is too long."""
+        prompt = drop_empty_texts([*question.segments, Text(question.continuation or "")])
+        return prompt_error(self.collator, prompt, f"question {question.id}")
 
 
 def _shuffle_media(questions: Sequence[Question], seed: int, unreadable: Container[Hashable]) -> list[Question]:

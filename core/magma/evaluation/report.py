@@ -15,7 +15,8 @@ from ..manifest import RECIPE, find_checkpoint
 from ..plugins.registry import installed
 from ..recipe.recipe import Recipe
 from ..values import ScoreUnit
-from .results import EVALUATIONS, SCORES
+from .intervals import Interval
+from .results import EVALUATIONS, SCORES, ScoreDetails
 
 UNITS = get_args(ScoreUnit)
 
@@ -33,6 +34,8 @@ class RunScores:
     """How scores were measured."""
     units: Mapping[str, ScoreUnit | None] = field(default_factory=dict)
     """The unit of each task's scores; None if it is not known."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """Confidence intervals of scores."""
 
 
 def load_run_scores(run: Path) -> RunScores:
@@ -43,21 +46,31 @@ def load_run_scores(run: Path) -> RunScores:
     primary: set[str] = set()
     measures: dict[str, str] = {}
     units: dict[str, ScoreUnit | None] = {}
+    intervals: dict[str, Interval] = {}
     for path in sorted(run.glob(f"{EVALUATIONS}/*/{SCORES}")):
         found = json.loads(path.read_text(encoding="utf-8"))
-        units[found["task"]] = found["unit"] if found.get("unit") in UNITS else _unit_of(found["task"])
+        details, task = ScoreDetails.of(found), _task_label(found["task"], path.parent.name)
+        units[task] = found["unit"] if found.get("unit") in UNITS else _unit_of(found["task"])
         for shots, by in found["scores"].items():
-            scores |= {f"{found['task']}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
-            primary.add(f"{found['task']}.{found['primary']}@{shots}")
-            by_score = found.get("measures", {}).get(shots, {})
-            measures |= {f"{found['task']}.{name}@{shots}": measured for name, measured in by_score.items()}
+            scores |= {f"{task}.{name}@{shots}": value for name, value in by.get("model", {}).items()}
+            primary.add(f"{task}.{found['primary']}@{shots}")
+            by_score = details.measures.get(shots, {})
+            measures |= {f"{task}.{name}@{shots}": measured for name, measured in by_score.items()}
+            known = details.intervals.get(shots, {}).get("model", {})
+            intervals |= {f"{task}.{name}@{shots}": interval for name, interval in known.items()}
     published = {
         f"{task}.{name}@{shots}": value
         for task, by in recipe.published.items()
         for name, values in by.items()
         for shots, value in values.items()
     }
-    return RunScores(recipe.name, scores, published, frozenset(primary), measures, units)
+    return RunScores(recipe.name, scores, published, frozenset(primary), measures, units, intervals)
+
+
+def _task_label(task: str, folder: str) -> str:
+    """The name of a task; with the number of its table, as in `digits 1`, if the recipe has the task several times."""
+    number = folder.removeprefix(f"{task}.")
+    return f"{task} {number}" if number != folder and number.isdigit() else task
 
 
 def _unit_of(task: str) -> ScoreUnit | None:
@@ -74,7 +87,7 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
 
     A score that a paper reports is in brackets beside the run's own. Percentages have one decimal, fractions three. A
     table of averages has the mean over all columns of one score, as the paper's "Avg."; the table "measures" says how
-    scores were measured, if that is known.
+    scores were measured, if that is known, and "95 % intervals" has confidence intervals over the questions.
 
     Args:
         runs: Folders of runs or checkpoints.
@@ -97,7 +110,21 @@ def report(runs: Sequence[Path]) -> dict[str, list[list[str]]]:
     tables |= _averages(found)
     if measures := [row for one in found for row in _measures(one, keys)]:
         tables["measures"] = [["run", "task", "score", "measured as"], *measures]
+    ordered = [key for _, columns in sorted(tasks.items()) for key in columns]
+    if intervals := [row for one in found for row in _intervals(one, ordered)]:
+        tables["95 % intervals"] = [["run", "task", "score", "interval"], *intervals]
     return tables
+
+
+def _intervals(one: RunScores, keys: Iterable[str]) -> list[list[str]]:
+    """A row for each score with an interval."""
+    rows = []
+    for key in keys:
+        if key in one.intervals:
+            task, _, score = key.partition(".")
+            ends = (_format_with_reference(end, one.units.get(task), None) for end in one.intervals[key])
+            rows.append([one.name, task, score.replace("@", " @ "), " to ".join(ends)])
+    return rows
 
 
 def _measures(one: RunScores, keys: Iterable[str]) -> list[list[str]]:

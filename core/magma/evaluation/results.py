@@ -25,11 +25,31 @@ from ..recipe.notation import parse_json
 from ..recipe.schema import MAX_UNREADABLE
 from ..values import Media, Prediction, Question, Text, Tokens
 from .evaluator import BASELINES, Baseline, TaskRunner
+from .intervals import Interval, score_intervals
 
 IDENTITY, SCORES = "about.json", "scores.json"
 EVALUATIONS = "eval"
 WINDOW = 4096
 """Questions that are held in memory, and whose media the control run shuffles among each other."""
+
+
+@dataclass(frozen=True)
+class ScoreDetails:
+    """What is known about scores, in `scores.json` and in the report of a run. Keys are numbers of shots."""
+
+    measures: dict[str, dict[str, str]]
+    """How a score was measured, by score."""
+    intervals: dict[str, dict[str, dict[str, Interval]]]
+    """Confidence intervals of 95 percent, by run ("model", "shuffled", "blind") and score."""
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> ScoreDetails:
+        """Those of a JSON object, which may lack some."""
+        return cls(found.get("measures", {}), found.get("intervals", {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON object; without intervals if there are none."""
+        return {"measures": self.measures, **({"intervals": self.intervals} if self.intervals else {})}
 
 
 @dataclass(frozen=True)
@@ -75,7 +95,7 @@ class Evaluation:
         Raises:
             InputError: If the folder holds another evaluation, or too many questions cannot be read.
         """
-        known, measures = self._known(replace)
+        known, details = self._known(replace)
         fewer: dict[str, dict[str, int]] = {}
         runner = TaskRunner(self.model, self.task, self.batch_size, self.fewer_shots)
         for count, baseline in itertools.product(shots, baselines):
@@ -83,16 +103,18 @@ class Evaluation:
             predictions = [prediction_from_row(row, baseline) for row in rows]
             known.setdefault(str(count), {})[baseline or "model"] = self.task.score(predictions)
             if not baseline:
-                measures[str(count)] = self.task.measures(predictions)
+                details.measures[str(count)] = self.task.measures(predictions)
+            if found := score_intervals(self.task, predictions):
+                details.intervals.setdefault(str(count), {})[baseline or "model"] = found
             if not count and not baseline:
                 self.task.artifacts(self.artifacts or self.folder, predictions)
             written = {
                 **self.evaluation_id,
-                "primary": self.task.primary_metric,
+                "primary": primary_score(self.task, known[str(count)][baseline or "model"]),
                 "unit": self.task.score_unit,
                 "questions": len(rows),
                 "scores": known,
-                "measures": measures,
+                **details.to_dict(),
             }
             if short := sum("dropped_shots" in row for row in rows):
                 fewer.setdefault(str(count), {})[baseline or "model"] = short
@@ -101,8 +123,8 @@ class Evaluation:
             atomic_write(self.folder / SCORES, json.dumps(written, indent=1) + "\n")
         return known
 
-    def _known(self, replace: bool) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, str]]]:
-        """Earlier scores in the folder, and how they were measured."""
+    def _known(self, replace: bool) -> tuple[dict[str, dict[str, dict[str, float]]], ScoreDetails]:
+        """Earlier scores in the folder, and what is known about them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         file, plain = self.folder / IDENTITY, json.loads(json.dumps(self.evaluation_id))
         before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else plain
@@ -118,7 +140,7 @@ class Evaluation:
         atomic_write(file, json.dumps(plain, indent=1) + "\n")
         scores = self.folder / SCORES
         found: dict[str, Any] = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {}
-        return found.get("scores", {}), found.get("measures", {})
+        return found.get("scores", {}), ScoreDetails.of(found)
 
     def _answers(
         self, runner: TaskRunner, shots: int, baseline: Baseline, progress: Callable[[str, int], None]
@@ -131,6 +153,7 @@ class Evaluation:
         written = partial if partial.is_file() else path
         known = list(_lines(written)) if written.is_file() else []
         rows = {row["number"]: row for row in known if "problem" not in row}
+        rows |= self._same_answers(shots) if baseline else {}
         if written == path and written.is_file() and len(rows) == len(known):
             return known
         _rewrite(partial, rows.values())  # without a last line that was cut off
@@ -157,6 +180,12 @@ class Evaluation:
         partial.unlink()
         self._report(runner, path, ordered)
         return ordered
+
+    def _same_answers(self, shots: int) -> dict[int, dict[str, Any]]:
+        """The rows of the model itself about questions without media, which the controls share."""
+        path = self.folder / f"{shots}_shot.jsonl"
+        rows = _lines(path) if path.is_file() else ()
+        return {row["number"]: row for row in rows if not row.get("uses_media", True)}
 
     def _report(self, runner: TaskRunner, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         """Report what could not be read."""
@@ -193,6 +222,10 @@ class Evaluation:
             row["dropped_shots"] = prediction.dropped_shots
         if prediction.problem:
             row["problem"] = prediction.problem
+        if not prediction.uses_media and not prediction.baseline:
+            row["uses_media"] = False
+        if prediction.log_likelihood is not None:
+            row |= {"log_likelihood": prediction.log_likelihood, "tokens": prediction.num_tokens}
         return row if judged is None else {**row, "compared": judged[0], "score": judged[1]}
 
 
@@ -209,10 +242,14 @@ def _defaults(task: Task) -> dict[str, Any]:
     return plain
 
 
-def load_measures(folder: Path) -> dict[str, dict[str, str]]:
-    """How the scores in the folder of an evaluation were measured, by number of shots and score."""
-    found: dict[str, dict[str, str]] = json.loads((folder / SCORES).read_text(encoding="utf-8")).get("measures", {})
-    return found
+def load_details(folder: Path) -> ScoreDetails:
+    """What is known about the scores in the folder of an evaluation."""
+    return ScoreDetails.of(json.loads((folder / SCORES).read_text(encoding="utf-8")))
+
+
+def primary_score(task: Task, scores: Mapping[str, float]) -> str:
+    """The name of the main score; the first one if the main score was not measured, as for some groups only."""
+    return task.primary_metric if task.primary_metric in scores else next(iter(scores), task.primary_metric)
 
 
 def evaluation_id(task: Task, seed: int, folder: Path) -> dict[str, Any]:
@@ -247,7 +284,10 @@ def prediction_from_row(row: Mapping[str, Any], baseline: str = "") -> Predictio
         tuple(row.get("shots") or ()),
     )
     output = _text(row, "output", row["prediction"])
-    return Prediction(question, row["prediction"], baseline, output, _text(row, "problem"))
+    prediction = Prediction(question, row["prediction"], baseline, output, _text(row, "problem"))
+    prediction.log_likelihood, prediction.num_tokens = row.get("log_likelihood"), row.get("tokens") or 0
+    prediction.uses_media = row.get("uses_media") is not False
+    return prediction
 
 
 def _text(row: Mapping[str, Any], key: str, default: str = "") -> str:

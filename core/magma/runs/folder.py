@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..io import atomic_write
@@ -16,6 +16,7 @@ from ..recipe.stages import overlay
 from ..recipe.tables import flat
 from ..training.metrics import METRICS
 
+T = TypeVar("T")
 REPORT = "report.json"
 RECENT = 50
 """Steps over which a speed is averaged."""
@@ -72,8 +73,23 @@ def run_summary(folder: Path) -> dict[str, str]:
         best = min(evaluated, key=lambda row: row["evaluation_loss"])
         found["evaluation loss"] = f"{evaluated[-1]['evaluation_loss']:.4f}"
         found["lowest evaluation loss"] = f"{best['evaluation_loss']:.4f} at step {best['step']:,}"
-    for task, scores in report.get("tasks", {}).items():
-        found |= {f"{task.partition('.')[2]}: {name}": f"{value:.3f}" for name, value in scores["model"].items()}
+    for task, scores in name_tasks(report.get("tasks", {})).items():
+        found |= {f"{task}: {name}": f"{value:.3f}" for name, value in scores["model"].items()}
+    return found
+
+
+def name_tasks(tasks: Mapping[str, T]) -> dict[str, T]:
+    """Entries of a report's `tasks` or `intervals`, by the name of the task and the shots: `digits`, `digits@4`.
+
+    A task that the recipe has several times gets the number of its table from the second time: `digits 1`.
+    """
+    first: dict[str, str] = {}
+    found = {}
+    for key, entry in tasks.items():
+        number, _, name = key.partition(".")
+        task, at, shots = name.partition("@")
+        is_repeated = first.setdefault(task, number) != number
+        found[f"{task} {number}{at}{shots}" if is_repeated else name] = entry
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from .. import checkpoint
 from ..deprecation import renamed_arguments
 from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
-from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_measures
+from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_details, primary_score
 from ..interfaces import Task
 from ..io import atomic_write, folder_lock
 from ..manifest import CHECKPOINTS, RECIPE, combined_sha256, read_manifest
@@ -138,6 +138,7 @@ def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCal
     main: dict[str, float] = {}
     scores: dict[str, Any] = {}
     measures: dict[str, dict[str, str]] = {}
+    intervals: dict[str, Any] = {}
     for i, table in enumerate(recipe.tasks):
         part, config = recipe.part(f"tasks.{i}")
         task: Task = part(config, recipe.seed)
@@ -154,17 +155,22 @@ def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCal
             name = f"{i}.{score_name(task.name, shots)}"
             scores[name] = found[str(shots)]
             main = main or _main_scores(task, scores[name])
-            if measured := load_measures(folder).get(str(shots)):
+            details = load_details(folder)
+            if measured := details.measures.get(str(shots)):
                 measures[name] = measured
-    return {**main, "tasks": scores, **({"measures": measures} if measures else {})}
+            if known := details.intervals.get(str(shots)):
+                intervals[name] = known
+    about = {"measures": measures, "intervals": intervals}
+    return {**main, "tasks": scores, **{key: value for key, value in about.items() if value}}
 
 
 def _main_scores(task: Task, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """The main score of a task, and the same score of the control runs."""
-    main = {task.primary_metric: scores["model"][task.primary_metric]}
+    primary = primary_score(task, scores["model"])
+    main = {primary: scores["model"][primary]}
     for baseline in ("shuffled", "blind"):
         # The second name is the former one, kept for one version: programs read report.json.
-        main |= dict.fromkeys((f"{baseline}_score", f"{baseline}_accuracy"), scores[baseline][task.primary_metric])
+        main |= dict.fromkeys((f"{baseline}_score", f"{baseline}_accuracy"), scores[baseline][primary])
     return main
 
 

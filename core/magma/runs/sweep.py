@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainingError
+from ..evaluation.intervals import Interval
 from ..io import atomic_write
 from ..manifest import RECIPE
 from ..recipe.recipe import Recipe
 from ..system.launch import run_subprocess
 from ..system.signals import STOP_SIGNALS, exit_status
-from .folder import REPORT, read_metrics
+from .folder import REPORT, name_tasks, read_metrics
 from .run import check_requirements
 
 TABLE = "matrix.json"
@@ -92,9 +93,13 @@ class SeedScores:
     low: float
     high: float
     values: list[float]
+    interval: Interval | None = None
+    """The confidence interval over the questions, for a single seed."""
 
     def __str__(self) -> str:
         spread = f" ({self.low:.3f} to {self.high:.3f})" if len(self.values) > 1 else ""
+        if self.interval:
+            spread = f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]"
         return f"{self.mean:.3f}{spread}"
 
 
@@ -104,17 +109,25 @@ def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
     The lowest evaluation loss of a run, if it has one, comes first, as `training: evaluation_loss`.
     """
     found: dict[str, dict[str, list[float]]] = {}
+    intervals: dict[tuple[str, str], Interval] = {}
     for cell in plan:
         scores = found.setdefault(cell.recipe.name, {})
         if cell.report and (
             losses := [r["evaluation_loss"] for r in read_metrics(cell.folder) if "evaluation_loss" in r]
         ):
             scores.setdefault("training: evaluation_loss", []).append(min(losses))
-        for task, by in cell.report.get("tasks", {}).items():
+        for task, by in name_tasks(cell.report.get("tasks", {})).items():
             for name, value in by["model"].items():
-                scores.setdefault(f"{task.partition('.')[2]}: {name}", []).append(value)
+                scores.setdefault(f"{task}: {name}", []).append(value)
+        for task, by in name_tasks(cell.report.get("intervals", {})).items():
+            intervals |= {(cell.recipe.name, f"{task}: {name}"): ends for name, ends in by["model"].items()}
+
+    def summarize(recipe: str, name: str, values: list[float]) -> SeedScores:
+        interval = intervals.get((recipe, name)) if len(values) == 1 else None
+        return SeedScores(statistics.fmean(values), min(values), max(values), values, interval)
+
     return {
-        recipe: {name: SeedScores(statistics.fmean(v), min(v), max(v), v) for name, v in scores.items()}
+        recipe: {name: summarize(recipe, name, values) for name, values in scores.items()}
         for recipe, scores in found.items()
     }
 
@@ -122,6 +135,6 @@ def table(plan: Sequence[Cell]) -> dict[str, dict[str, SeedScores]]:
 def write_table(plan: Sequence[Cell], path: Path) -> None:
     """Write the scores of every run as JSON, including those of the control runs."""
     runs = [{"recipe": c.recipe.name, "seed": c.seed, **c.report} for c in plan if c.report]
-    kept = ("recipe", "seed", "steps", "seconds", "tasks", "frozen_unchanged")
+    kept = ("recipe", "seed", "steps", "seconds", "tasks", "intervals", "frozen_unchanged")
     rows = [{key: run[key] for key in kept if key in run} for run in runs]
     atomic_write(path, json.dumps({"runs": rows}, indent=1) + "\n")

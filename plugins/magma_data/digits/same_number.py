@@ -173,14 +173,11 @@ class SameNumberTask(RecordingsPart, Task):
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         return {"accuracy": "exact match of yes or no"}
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def item_scores(self, prediction: Prediction) -> dict[str, float]:
         """`accuracy`, and `accuracy_unseen` over the pairs of numbers that are never in training."""
-        hits = {"accuracy": [_first_yes_or_no(p.text) == p.question.answer for p in predictions]}
-        numbers = [(p.question.extra["written"], p.question.extra["spoken"]) for p in predictions]
-        hits["accuracy_unseen"] = [
-            hit for hit, pair in zip(hits["accuracy"], numbers, strict=True) if held_out_pair(*pair)
-        ]
-        return {name: sum(found) / len(found) for name, found in hits.items() if found}
+        right = float(_first_yes_or_no(prediction.text) == prediction.question.answer)
+        pair = prediction.question.extra["written"], prediction.question.extra["spoken"]
+        return dict.fromkeys(("accuracy", *(["accuracy_unseen"] if held_out_pair(*pair) else [])), right)
 
 
 def _first_yes_or_no(text: str) -> str:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import random
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,14 +198,10 @@ class SpokenDigitsTask(RecordingsPart, Task):
                 one.path.stem, segments, WORDS[one.digit], extra={"speaker": one.speaker}, shot_lengths=[2] * shots
             )
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def item_scores(self, prediction: Prediction) -> dict[str, float]:
         """`accuracy`, and `accuracy_<speaker>` for each speaker."""
-        hits: dict[str, list[bool]] = defaultdict(list)
-        for prediction in predictions:
-            right = first_number_word(prediction.text) == prediction.question.answer
-            for name in ("accuracy", f"accuracy_{prediction.question.extra['speaker']}"):
-                hits[name].append(right)
-        return {name: sum(found) / len(found) for name, found in hits.items()}
+        right = float(first_number_word(prediction.text) == prediction.question.answer)
+        return dict.fromkeys(("accuracy", f"accuracy_{prediction.question.extra['speaker']}"), right)
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         return {"accuracy": "exact match of a word"}

@@ -20,6 +20,7 @@ from magma import DataSource, Example, Media, PartConfig, Prediction, Question, 
 
 from ..formats.order import iter_positions
 from ..hashing import content_hash
+from ..sample_sheet import SAMPLES, Sample, draw_samples
 from .splits import Split, check_split
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -244,12 +245,9 @@ class DigitsTask(Task):
         word = first_answer_word(prediction)
         return word, float(word == prediction.question.answer)
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def item_scores(self, prediction: Prediction) -> dict[str, float]:
         """`<group>_accuracy` for every group."""
-        hits: dict[str, list[float]] = {}
-        for prediction in predictions:
-            hits.setdefault(prediction.question.group, []).append(self.score_one(prediction)[1])
-        return {f"{group}_accuracy": sum(found) / len(found) for group, found in hits.items()}
+        return {f"{prediction.question.group}_accuracy": self.score_one(prediction)[1]}
 
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         groups = dict.fromkeys(prediction.question.group for prediction in predictions)
@@ -257,31 +255,18 @@ class DigitsTask(Task):
 
     def artifacts(self, folder: Path, predictions: Sequence[Prediction]) -> list[Path]:
         """`samples.png`: 24 held-out images with the captions of the model."""
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot as plt
-
-        captions = [p for p in predictions if p.question.group == "caption" and not p.baseline][:24]
+        captions = [p for p in predictions if p.question.group == "caption" and not p.baseline][:SAMPLES]
         pixels, _ = load_images("test")
-        figure, axes = plt.subplots(4, 6, figsize=(12, 10))
-        for ax in axes.flat:
-            ax.axis("off")
-        for ax, prediction in zip(axes.flat, captions, strict=False):
-            right = self.score_one(prediction)[1] == 1
-            ax.imshow(pixels[prediction.question.extra["image"]], cmap="gray_r")
-            ax.set_title(
-                f"{self.config.prompt}{prediction.text}\n"
-                + ("right" if right else f"wrong: {prediction.question.answer}"),
-                color="#1a7f37" if right else "#cf222e",
-                fontsize=9,
-                parse_math=False,
+        samples = [
+            Sample(
+                pixels[one.question.extra["image"]],
+                f"{self.config.prompt}{one.text}",
+                one.question.answer,
+                self.score_one(one)[1] == 1,
             )
-        figure.tight_layout(h_pad=2)
-        path = folder / "samples.png"
-        figure.savefig(path, dpi=80)
-        plt.close(figure)
-        return [path]
+            for one in captions
+        ]
+        return [draw_samples(samples, folder / "samples.png")]
 
 
 def _right_answer(group: Group, numbers: Sequence[int]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from magma import Prediction, Question
@@ -42,15 +41,11 @@ class ScoredAnswersTask(RowsTask):
         answers = reference_answers(prediction.question)
         return self.normalizer(answers)(prediction.text), self.score_answer(prediction.text, answers)
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, float]:
+    def item_scores(self, prediction: Prediction) -> dict[str, float]:
         """`accuracy` in percent, and `accuracy_<group>` for each group."""
-        found: dict[str, list[float]] = defaultdict(list)
-        for prediction in predictions:
-            _, percent = self.score_one(prediction)
-            found["accuracy"].append(percent)
-            if group := prediction.question.group:
-                found[f"accuracy_{group}"].append(percent)
-        return {name: sum(percents) / len(percents) for name, percents in found.items()}
+        group = prediction.question.group
+        names = ("accuracy", *([f"accuracy_{group}"] if group else []))
+        return dict.fromkeys(names, self.score_one(prediction)[1])
 
 
 def reference_answers(question: Question) -> Sequence[str]:

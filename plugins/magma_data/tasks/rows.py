@@ -112,59 +112,66 @@ class RowsTask(Task):
         config = self.config if split == "test" else self.config.model_copy(update={"split": split})
         if problems := self.problems(config):
             raise InputError("; ".join(problems))
-        shot_pool = ShotPool(self._read_pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
+        shot_pool = ShotPool(self.read_pool(seed) if shots else [], seed, config.fixed_shots, self.can_read)
         ids = set()
-        for item in islice(self.read(config.split), config.limit):
+        for item in self.read_limited(config.split):
             if item.id in ids:
                 raise InputError(
                     f"{config.path}: two questions have the id {item.id!r}; allowed: a different id for each question"
                 )
             ids.add(item.id)
             before = shot_pool.draw(item, shots)
-            separator = Text.fill(config.shot_separator)
-            completed = [(one.medium, one.prompt + Text(f" {one.answer}") + separator) for one in before]
+            completed = [one.segments(Text.fill(config.shot_separator)) for one in before]
             yield Question(
                 id=item.id,
-                segments=[*(part for pair in completed for part in pair), item.medium, item.prompt],
+                segments=[*(part for parts in completed for part in parts), *item.segments()],
                 answer=item.answer,
                 group=item.group,
+                extra=dict(item.extra),
                 answers=item.answers,
                 shots=[one.id for one in before],
-                shot_lengths=[len(pair) for pair in completed],
+                shot_lengths=[len(parts) for parts in completed],
             )
+
+    def read_limited(self, split: str) -> Iterator[TaskItem]:
+        """The first `limit` questions of a split."""
+        return islice(self.read(split), self.config.limit)
 
     def read(self, split: str) -> Iterator[TaskItem]:
         """The rows of a split, in stored order."""
         medium: Media | None = None
         columns = self.config.resolve_columns()
         for row in open_rows(self.config.path, split, self.list_field, columns=columns).iter_in_stored_order():
-            item = self._make_item(row, medium)
-            yield item
-            medium = item.medium
+            for item in self.make_items(row, medium):
+                yield item
+                medium = item.medium
 
-    def _read_pool(self, seed: int) -> list[TaskItem]:
+    def read_pool(self, seed: int) -> list[TaskItem]:
         """Candidates for few-shot examples: rows with answers, from the beginnings of several shards."""
         config = self.config
         columns = config.resolve_columns()
         rows = open_rows(config.path, config.shots_split, self.list_field, buffer=ROWS_PER_EPOCH, columns=columns)
-        found = {}
+        found: dict[str, list[TaskItem]] = {}
         for number in range(POOL_EPOCHS):
             order_seed = random.Random(f"{seed} {number}").getrandbits(64)
             for row, _ in islice(rows.iterate(None, order_seed, shuffle=True, limit=None), ROWS_PER_EPOCH):
                 try:
-                    found[row.where] = self._make_item(row)
+                    found[row.where] = self.make_items(row)
                 except InputError:  # as in training, it is skipped
                     continue
-        return [one for one in found.values() if one.answer]
+        return [one for items in found.values() for one in items if one.answer]
 
-    def _make_item(self, row: Row, last: Media | None = None) -> TaskItem:
-        """The item of a row; `last` is the medium of the row before it."""
+    def make_items(self, row: Row, last: Media | None = None) -> list[TaskItem]:
+        """The questions of a row, here one; `last` is the medium of the row before it. Raises `InputError`."""
         prompt, answers, value = self.prompt(row), tuple(self.answers(row)), row.medium
         medium = last if last is not None and last.value == value else self._make_medium(row.where, value)
-        identity, group = row.value("id"), row.value(self.group_field)
-        if identity is None:
-            identity = row.where.removeprefix(self.config.path).lstrip("/ ")
-        return TaskItem(str(identity), medium, prompt, answers, "" if group is None else str(group))
+        group = row.value(self.group_field)
+        return [TaskItem(self._identify(row), medium, prompt, answers, "" if group is None else str(group))]
+
+    def _identify(self, row: Row) -> str:
+        """The id of a row; without one, its place."""
+        identity = row.value("id")
+        return row.where.removeprefix(self.config.path).lstrip("/ ") if identity is None else str(identity)
 
     def _make_medium(self, where: str, value: Path | bytes) -> Media:
         """The medium; one in bytes gets the position of its row as its name."""

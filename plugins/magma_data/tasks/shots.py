@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from magma import InputError, Media, Text
 
@@ -21,6 +22,16 @@ class TaskItem:
     prompt: Text
     answers: tuple[str, ...]
     group: str
+    kind: str = ""
+    """What is asked: few-shot examples are of the same kind."""
+    subject: str = ""
+    """What the image shows, if it is known: no few-shot example has the same subject."""
+    is_shown: bool = True
+    """Whether the image is part of the prompt."""
+    shown_answer: str = ""
+    """The answer in a few-shot example. "": `answer`."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """`Question.extra`."""
 
     @property
     def answer(self) -> str:
@@ -28,11 +39,19 @@ class TaskItem:
         counts = Counter(answer for answer in self.answers if answer)
         return counts.most_common(1)[0][0] if counts else ""
 
+    def segments(self, ending: Text | None = None) -> list[Media | Text]:
+        """The prompt, or with `ending` a few-shot example: the prompt, its answer and the ending."""
+        answer = self.shown_answer or self.answer
+        space = " " if self.prompt.text else ""  # a caption directly after the image, as in training
+        text = self.prompt if ending is None else self.prompt + Text(f"{space}{answer}") + ending
+        return [self.medium, text] if self.is_shown else [text]
+
 
 class ShotPool:
-    """Draws few-shot examples from a pool.
+    """Draws few-shot examples from a pool, of the kind of the question.
 
-    None has the id of the question, and none has its medium, neither the same file nor one with the same bytes.
+    None has the id or the subject of the question, and none has its medium, neither the same file nor one with the same
+    bytes.
     """
 
     def __init__(self, pool: Sequence[TaskItem], seed: int, fixed: bool, can_read: Callable[[Media], bool]) -> None:
@@ -48,7 +67,12 @@ class ShotPool:
         if not count:
             return []
         own = content_hash(item.medium.value)
-        others = [i for i, one in enumerate(self.pool) if self.digests[i] != own and one.id != item.id]
+        others = [
+            i
+            for i, one in enumerate(self.pool)
+            if (self.digests[i] != own and one.id != item.id and one.kind == item.kind)
+            and not (one.subject and one.subject == item.subject)
+        ]
         unread = 0
         while True:
             if len(others) < count:

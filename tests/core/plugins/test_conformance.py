@@ -394,6 +394,13 @@ class OneId(Spell):
             yield question
 
 
+class OtherMean(Spell):
+    """Says of each answer something else than its score says of all of them."""
+
+    def item_scores(self, prediction: Prediction) -> dict[str, float]:
+        return {"accuracy": 0.5 * (prediction.text == prediction.question.answer)}
+
+
 class Blind(Spell):
     """Scores without looking."""
 
@@ -517,6 +524,7 @@ FAULTS: dict[type[magma.Part], str] = {
     Shuffles: "order_is_repeatable",
     NothingToLearn: "examples_are_examples",
     OneId: "questions_are_repeatable",
+    OtherMean: "item_scores_are_means",
     Blind: "right_answers_score",
     Causeless: "padding_and_future_are_not_seen",
     Keeps: "adapters_removable",

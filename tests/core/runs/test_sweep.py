@@ -34,8 +34,14 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (out / "recipe.toml").write_text("")
         seed = int(words[-1].removeprefix("seed="))
         failed = "/b/" in str(out) and "--resume" not in words
-        tasks = {"0.t": {"model": {"x": 0.5 + seed / 4}}, "0.t@4": {"model": {"x": 1.0}}}
+        tasks = {
+            "0.t": {"model": {"x": 0.5 + seed / 4}},
+            "0.t@4": {"model": {"x": 1.0}},
+            "2.t": {"model": {"x": 0.1}},
+            "2.t@4": {"model": {"x": 0.2}},
+        }
         report: dict[str, Any] = {"finished": not failed, "tasks": {} if failed else tasks, "steps": 1}
+        report["intervals"] = {"0.t": {"model": {"x": [0.25, 0.75]}}}
         (out / "report.json").write_text(json.dumps(report))
         rows = [
             {"step": 1, "loss": 1.0},
@@ -67,10 +73,16 @@ def test_every_recipe_runs_with_every_seed_and_finished_ones_once(
     assert said[-4] == "1/4 a, seed 0: finished before"
     found = table(plan)
     assert str(found["a"]["t: x"]) == "0.625 (0.500 to 0.750)"
+    first = table([cell for cell in plan if cell.seed == 0])
+    assert str(first["a"]["t: x"]) == "0.500 [0.250, 0.750]"  # one seed: the interval over the questions
+    assert str(first["a"]["t@4: x"]) == "1.000"
     assert str(found["a"]["t@4: x"]) == "1.000 (1.000 to 1.000)"
+    assert str(found["a"]["t 2: x"]) == "0.100 (0.100 to 0.100)"  # the recipe's third task, with another configuration
+    assert str(found["a"]["t 2@4: x"]) == "0.200 (0.200 to 0.200)"
     assert str(found["a"]["training: evaluation_loss"]) == "2.500 (2.000 to 3.000)"
     write_table(plan, tmp_path / "table.json")
     rows = json.loads((tmp_path / "table.json").read_text())["runs"]
+    assert rows[0]["intervals"] == {"0.t": {"model": {"x": [0.25, 0.75]}}}
     assert [(row["recipe"], row["seed"]) for row in rows] == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from itertools import islice
 
-from ...values import Prediction
+from ...values import Prediction, collect
 from .subject import MANY, Check, PartUnderTest, require
 
 
@@ -41,7 +41,22 @@ def right_answers_score(subject: PartUnderTest) -> None:
     require(most > least, f"{task.primary_metric}: correct answers score {most:g}, empty answers {least:g}")
 
 
+def item_scores_are_means(subject: PartUnderTest) -> None:
+    """Each score that `item_scores` contributes to is the mean of these contributions in `score`, or is not in it."""
+    task = subject.make()
+    questions = list(islice(task.questions("test", 0, 3), MANY))
+    predictions = [Prediction(question, question.answer if i % 2 else "") for i, question in enumerate(questions)]
+    scores = task.score(predictions)
+    for name, values in collect(map(task.item_scores, predictions)).items():
+        mean = sum(values) / len(values)
+        require(
+            name not in scores or math.isclose(scores[name], mean, rel_tol=1e-6, abs_tol=1e-9),
+            f"`score` gives {scores.get(name)} for {name}, and the mean of `item_scores` is {mean:g}",
+        )
+
+
 CHECKS: tuple[Check, ...] = (
     questions_are_repeatable,
     right_answers_score,
+    item_scores_are_means,
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..annotations import clean_text
+from .countries import Country, read_countries
 from .packages import code_points
 
 _FOLDER = Path(__file__).parent
@@ -20,18 +20,6 @@ _EXTRA_GROUPS = ("extras-openmoji", "extras-unicode", "component")
 _HELD_OUT_SHARE = 0.1
 _FIRST_REGIONAL_INDICATOR = 0x1F1E6
 """The code point of a flag's letter A."""
-
-
-@dataclass(frozen=True)
-class Country:
-    """A row of `countries.csv`. Several accepted answers are separated by `|`."""
-
-    code: str
-    """ISO 3166-1 alpha-2; XK for Kosovo."""
-    country: str
-    """The usual English name, with its article, as after "the flag of"."""
-    capital: str
-    continent: str
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ def _is_thing(row: Mapping[str, Any]) -> bool:
 
 def _make_thing(row: Mapping[str, Any]) -> Thing:
     codes, name, subgroup = code_points(row["hexcode"]), clean_text(row["annotation"]), row["subgroups"]
-    country = _countries().get(_country_code(codes)) if subgroup == "country-flag" else None
+    country = read_countries().get(_country_code(codes)) if subgroup == "country-flag" else None
     tags = tuple(tag for part in row["tags"].split(",") if (tag := clean_text(part)))
     by_subgroup, by_name = _categories()
     return Thing(
@@ -92,13 +80,6 @@ def _make_thing(row: Mapping[str, Any]) -> Thing:
 def _country_code(codes: str) -> str:
     """KE for 1f1f0-1f1ea."""
     return "".join(chr(int(code, 16) - _FIRST_REGIONAL_INDICATOR + ord("A")) for code in codes.split("-"))
-
-
-@cache
-def _countries() -> dict[str, Country]:
-    """`countries.csv`, by code."""
-    with (_FOLDER / "countries.csv").open(encoding="utf-8", newline="") as lines:
-        return {row["code"]: Country(**row) for row in csv.DictReader(lines)}
 
 
 @cache
