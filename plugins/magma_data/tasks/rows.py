@@ -91,8 +91,8 @@ class RowsTask(Task):
 
         return [
             f"path: given {config.path!r}, which is neither beside the recipe nor in $MAGMA_DATA nor in the working "
-            f"directory. `magma data convert {cls.name} FOLDER --out {cls.name}` converts it from the official files "
-            f"of {find_set(cls.name).home}; set `path` to it, or MAGMA_DATA to the folder that contains it"
+            f"directory. `magma data convert {cls.name} FOLDER --out {config.path}` converts it from the official "
+            f"files of {find_set(cls.name).home}; set `path` to it, or MAGMA_DATA to the folder that contains it"
         ]
 
     @abstractmethod
