@@ -63,7 +63,7 @@ def test_a_few_steps_with_the_real_packages_killed_and_resumed(
     losses = [row["loss"] for row in untimed(whole) if row.get("loss") is not None]
     assert losses[-1] < losses[0]
     scores: dict[str, Any] = next(iter(reports[0]["tasks"].values()))
-    assert {"naming_word_f1", "capital_in_words"} <= set(scores["model"])
+    assert {"naming_word_f1", "capital_in_words_accuracy"} <= set(scores["model"])
     assert (whole / "eval" / "emoji" / "emoji_style.png").stat().st_size > 1000
 
 
