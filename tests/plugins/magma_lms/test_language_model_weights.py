@@ -198,16 +198,11 @@ def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], me
         Causal(Causal.Config(architecture={**architecture("gpt2"), **fields}))
 
 
-@pytest.mark.parametrize(
-    ("config", "reason"),
-    [('{"model_type": "gpt2", "n_layer": "two"}', "field 'n_layer': TypeError"), ("[1, 2]", "list")],
-)
-def test_a_configuration_with_values_of_a_wrong_type_is_an_error(config: str, reason: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(config)
+def test_a_configuration_with_a_value_of_a_wrong_type_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": "two"}')
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(
-        PartError, match=f"lm.weights: given .*, which cannot be read: .*{reason}.* Allowed: a hub name"
-    ):
+    message = r"lm\.weights: given .*, which cannot be read: .*field 'n_layer': TypeError.* Allowed: a hub name"
+    with pytest.raises(PartError, match=message):
         Causal(Causal.Config(weights=str(tmp_path)))
 
 
