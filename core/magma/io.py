@@ -137,5 +137,9 @@ def folder_lock(
 
 
 def error_summary(error: BaseException) -> str:
-    """The first line of an error's message; the name of its class if it has no message."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """The first line of an error's message, and the second one if the first ends with a colon.
+
+    The name of its class if it has no message.
+    """
+    first, *others = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {others[0].strip()}" if others and first.endswith(":") else first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -27,7 +28,9 @@ def find_in_package(source: str, suffixes: tuple[str, ...], what: str) -> Path:
         PartError: The package is not installed, or has none or several of these files.
     """
     name, _, inside = source.removeprefix(PACKAGE).partition("/")
-    spec = find_spec(name) if name.isidentifier() else None
+    spec = None
+    with suppress(ValueError):  # a module without a specification, such as `__main__`
+        spec = find_spec(name) if name.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise PartError(
             f"given {source!r}, but no package {name!r} is installed; install it: "

@@ -44,7 +44,7 @@ from .structure import probe_ids
 from .tokenization import Bos
 from .tracing import first_tensor, trace
 from .transformers_lm import TransformersLM
-from .weights import WEIGHT_FILES, Source, find_problems
+from .weights import WEIGHT_FILES, Source, describe_error, find_problems
 
 
 class Causal(TransformersLM):
@@ -272,7 +272,6 @@ def _context(architecture: Any, offset: int) -> int | None:
 
 
 def _custom_architecture(fields: dict[str, Any]) -> Any:
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -282,11 +281,12 @@ def _custom_architecture(fields: dict[str, Any]) -> Any:
             f'lm.architecture: transformers has no causal language model of type "{family}".'
             f"{did_you_mean(family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
         )
+    default = AutoConfig.for_model(family)
+    known = {*default.to_dict(), *default.attribute_map}
+    for unknown in sorted(set(fields) - known):
+        raise PartError(f'lm.architecture: {family} has no field "{unknown}".{did_you_mean(unknown, known)}')
     try:
-        default = AutoConfig.for_model(family)
-        known = {*default.to_dict(), *default.attribute_map}
-        for unknown in sorted(set(fields) - known):
-            raise PartError(f'lm.architecture: {family} has no field "{unknown}".{did_you_mean(unknown, known)}')
         return AutoConfig.for_model(**fields)
-    except (StrictDataclassError, ValueError, TypeError) as error:
-        raise PartError(f"lm.architecture: a {family} with these fields cannot be built: {error}") from error
+    except Exception as error:  # libraries raise errors of many types
+        problem = describe_error(error)
+        raise PartError(f"lm.architecture: a {family} with these fields cannot be built: {problem}") from error

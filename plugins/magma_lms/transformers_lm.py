@@ -17,7 +17,7 @@ from magma import FrozenLM, PartConfig, PartError, Sublayer
 
 from .loading import build_model, import_model_class, load_model, load_tokenizer
 from .tokenization import Bos, beginning_tokens, end_tokens, plain_text_options, special_tokens
-from .weights import Source
+from .weights import Source, describe_error
 
 
 class TransformersLM(FrozenLM):
@@ -32,9 +32,9 @@ class TransformersLM(FrozenLM):
         try:
             with torch.device("meta"):
                 self.model = build_model(source, architecture)
-        except (AttributeError, TypeError, ValueError) as error:
+        except Exception as error:  # libraries raise errors of many types
             raise PartError(
-                f"lm: a {architecture.model_type} with this configuration cannot be built: {error}"
+                f"lm: a {architecture.model_type} with this configuration cannot be built: {describe_error(error)}"
             ) from error
         self.vocab = self._head_rows()
         self.eos = _end_of_text_id(architecture, self.vocab)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, Literal, NamedTuple
 
 from magma import (
@@ -29,8 +27,6 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json")
 BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 What = Literal["weights", "tokenizer"]
-READ_ERRORS = (OSError, ValueError, RuntimeError, LookupError, ImportError, UnpicklingError, struct.error)
-"""What transformers raises for files that are missing, damaged or not safe to read."""
 
 
 @dataclass(frozen=True)
@@ -178,8 +174,14 @@ def load_pretrained(what: What, source: Source, load: Callable[..., Any], **opti
             if problem := hub_problem(where, **source.hub(what)):  # transformers would request each file many times
                 raise OSError(problem) from None
         return load(where, **options)
-    except READ_ERRORS as error:
+    except Exception as error:  # libraries raise errors of many types for damaged files
         raise PartError(unreadable_message(source.key(what), name, error)) from error
+
+
+def describe_error(error: Exception) -> str:
+    """A library's message; with the class of the error if the message is only a key, such as that of `KeyError`."""
+    message = str(error)
+    return f"{type(error).__name__}: {message}" if isinstance(error, LookupError) or not message else message
 
 
 def unreadable_message(what: str, source: str, error: Exception) -> str:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveFloat, model_validator
+from annotated_types import Ge, Gt, Le
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
 from .image_encoder import ImageConfig, ImageEncoder, flatten_grid
-from .weights import describe_failed_download, find_file_problems, read_state, rename_in_order
+from .weights import describe_failed_download, find_file_problems, find_order_problems, read_state, rename_in_order
+
+Mean = Annotated[float, Ge(0), Le(1)]
+"""Of pixels from 0 to 1; 127 of 255 is 0.498."""
+Deviation = Annotated[float, Gt(0), Le(1)]
 
 
 class FeatureGrid(nn.Module):
@@ -116,10 +121,10 @@ class Timm(ImageEncoder):
         implementation, whose tensors have other names but the same order."""
         image_size: int | None = Field(None, ge=1)
         """Pixels per side. Default: the model's own size."""
-        mean: tuple[float, float, float] | None = None
+        mean: tuple[Mean, Mean, Mean] | None = None
         """Mean of red, green and blue, from 0 to 1, that is subtracted. Default: the model's own."""
-        std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
-        """Standard deviation of red, green and blue that pixels are divided by. Default: the model's own."""
+        std: tuple[Deviation, Deviation, Deviation] | None = None
+        """Standard deviation of red, green and blue, at most 1. Pixels are divided by it. Default: the model's own."""
 
         @model_validator(mode="after")
         def _order_needs_a_file(self) -> Self:
@@ -171,7 +176,10 @@ class Timm(ImageEncoder):
     @classmethod
     def problems(cls, config: Config) -> list[str]:
         """Missing files, and weights that are not available."""
-        return find_timm_problems(config.model, config.weights)
+        problems = find_timm_problems(config.model, config.weights)
+        if config.match_weights_by == "order" and isinstance(config.weights, str) and not problems:
+            problems += find_order_problems(config.weights)
+        return problems
 
 
 def _all_tensors(model: str) -> dict[str, Tensor]:

@@ -31,6 +31,16 @@ def find_file_problems(source: str, allowed: str) -> list[str]:
     return [] if path.is_file() else [f"weights: given {source!r}; allowed: {allowed}"]
 
 
+def find_order_problems(source: str) -> list[str]:
+    """Why the tensors of a file cannot be matched by their order: safetensors are sorted by type and name."""
+    if weights_file(source).suffix.lower() != ".safetensors":
+        return []
+    return [
+        f'match_weights_by: given "order" with {source!r}, but safetensors do not keep the order of tensors; '
+        'allowed: a file of torch (.pth, .pt, .bin), or "name"'
+    ]
+
+
 def read_state(source: str) -> dict[str, Tensor]:
     """The tensors of a .safetensors or torch file, in order; executes no code from it. Raises `PartError`."""
     try:

@@ -81,4 +81,5 @@ def test_folder_lock_warns_in_the_log_by_default(
 
 def test_error_summary() -> None:
     assert magma.error_summary(ValueError("\n first\nsecond")) == "first"
+    assert magma.error_summary(ValueError("field:\n    wrong type\nthird")) == "field: wrong type"
     assert magma.error_summary(KeyboardInterrupt()) == "KeyboardInterrupt"

@@ -54,7 +54,9 @@ class Collator:
             InputError: If `max_length` is larger than the context.
         """
         if max_length is not None and lm.context is not None and max_length > lm.context:
-            raise InputError(f"max_length is {max_length}, but the language model's context is {lm.context} tokens")
+            raise InputError(
+                f"max_length: given {max_length}; allowed: 1 to {lm.context}, the language model's context"
+            )
         self.lm = lm
         self.inputs = inputs
         self.max_length = max_length or lm.context  # None: examples of any length fit

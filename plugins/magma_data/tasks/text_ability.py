@@ -58,10 +58,12 @@ class TextAbilityTask(Task):
         Few-shot examples are the same questions about other countries; paragraphs have none.
 
         Raises:
-            InputError: For a split other than "test".
+            InputError: For a split other than "test", or more few-shot examples than other countries.
         """
         if split != "test":
             raise InputError(f"split: given {split!r}; allowed: test")
+        if shots > (most := len(read_countries()) - 1):
+            raise InputError(f"shots: given {shots}; allowed: 0 to {most}, the number of other countries")
         yield from self._ask_countries(shots, seed)
         for number, paragraph in enumerate(read_paragraphs()[: self.config.limit]):
             words = paragraph.split(" ")

@@ -111,7 +111,7 @@ def test_a_value_that_fits_two_inputs_is_refused(collator: Collator) -> None:
 
 
 def test_max_length_beyond_the_context_is_refused() -> None:
-    with pytest.raises(InputError, match="max_length is 100, but the language model's context is 64"):
+    with pytest.raises(InputError, match="max_length: given 100; allowed: 1 to 64, the language model's context"):
         Collator(ToyLM(ToyLM.Config()), {}, max_length=100)
 
 

@@ -56,6 +56,14 @@ def test_countries_and_texts_are_asked() -> None:
         list(made().questions("train", 0, 0))
 
 
+def test_no_more_examples_than_other_countries() -> None:
+    others = len(read_countries()) - 1
+    first = next(made(limit=1).questions("test", others, 0))
+    assert len(set(first.shots)) == others
+    with pytest.raises(InputError, match=f"shots: given {others + 1}; allowed: 0 to {others}"):
+        list(made(limit=1).questions("test", others + 1, 0))
+
+
 def test_perplexity_is_that_of_all_tokens() -> None:
     task = made(limit=2)
     _, _, first, *_, second = task.questions("test", 0, 0)

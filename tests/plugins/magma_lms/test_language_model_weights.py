@@ -187,6 +187,8 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
         ({"n_layers": 2}, r'lm\.architecture: gpt2 has no field "n_layers"\. Did you mean "n_layer"'),
         ({"n_layer": "two"}, r"lm\.architecture: a gpt2 with these fields cannot be built: .*n_layer"),
         ({"num_attention_heads": 5}, r"lm: a gpt2 with this configuration cannot be built: .*divisible"),
+        ({"n_embd": -32}, r"lm: a gpt2 with this configuration cannot be built: .*negative"),
+        ({"activation_function": "relu99"}, r"lm: a gpt2 with this configuration cannot be built: KeyError: 'relu99'"),
         ({"eos_token_id": 96}, r"its eos_token_id is 96; allowed: a token id, 0 to 95"),
         ({"eos_token_id": None}, r"its eos_token_id is None"),
     ],
@@ -194,6 +196,14 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
 def test_architectures_that_make_no_model_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(PartError, match=f"(?s){message}"):
         Causal(Causal.Config(architecture={**architecture("gpt2"), **fields}))
+
+
+def test_a_configuration_with_a_value_of_a_wrong_type_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": "two"}')
+    (tmp_path / "model.safetensors").touch()
+    message = r"lm\.weights: given .*, which cannot be read: .*field 'n_layer': TypeError.* Allowed: a hub name"
+    with pytest.raises(PartError, match=message):
+        Causal(Causal.Config(weights=str(tmp_path)))
 
 
 def test_blocks_may_have_another_width_than_the_embeddings() -> None:

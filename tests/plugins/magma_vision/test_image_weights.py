@@ -57,6 +57,8 @@ def test_problems_of_a_package(part: Any, fields: dict[str, Any], package: Path)
         "weights: given 'package:not_there', but no package 'not_there' is installed; install it: "
         "pip install --no-deps not-there"
     ]
+    (problem,) = part.problems(part.Config(**fields, weights="package:__main__"))
+    assert "no package '__main__' is installed" in problem
     config = part.Config(**fields, weights="package:some_network")
     assert part.problems(config) == [
         "weights: given 'package:some_network', which has 0 files of tensors; allowed: a package with one"
@@ -71,6 +73,14 @@ def test_problems_of_a_package(part: Any, fields: dict[str, Any], package: Path)
     assert part.problems(part.Config(**fields, weights="package:some_network/models/a.pth")) == []
 
 
+def test_safetensors_have_no_order_to_match_by(package: Path) -> None:
+    (package / "models" / "a.safetensors").touch()
+    for weights in ("package:some_network", str(package / "models" / "a.safetensors")):
+        (problem,) = Timm.problems(Timm.Config(model=MODEL, weights=weights, match_weights_by="order"))
+        assert "safetensors do not keep the order of tensors; allowed: a file of torch" in problem
+        assert Timm.problems(Timm.Config(model=MODEL, weights=weights)) == []
+
+
 def test_the_mean_and_deviation_of_a_recipe_replace_the_models_own() -> None:
     white = torch.full((3, 64, 64), 255, dtype=torch.uint8)
     own = Timm(Timm.Config(model=MODEL, image_size=64))
@@ -79,3 +89,7 @@ def test_the_mean_and_deviation_of_a_recipe_replace_the_models_own() -> None:
     assert own.prepare(white)[:, 0, 0].tolist() != [1.0, 3.0, 1.0]
     with pytest.raises(ValidationError, match="greater than 0"):
         Timm.Config(model=MODEL, std=(0.5, 0.0, 0.5))
+    for key in ("mean", "std"):
+        of_bytes: dict[str, Any] = {"model": MODEL, key: [127, 127, 127]}
+        with pytest.raises(ValidationError, match="less than or equal to 1"):
+            Timm.Config.model_validate(of_bytes)
