@@ -187,7 +187,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPa
         ({"n_layers": 2}, r'lm\.architecture: gpt2 has no field "n_layers"\. Did you mean "n_layer"'),
         ({"n_layer": "two"}, r"lm\.architecture: a gpt2 with these fields cannot be built: .*n_layer"),
         ({"num_attention_heads": 5}, r"lm: a gpt2 with this configuration cannot be built: .*divisible"),
-        ({"n_embd": -32}, r"lm: a gpt2 with this configuration cannot be built: .*negative"),
+        ({"hidden_size": -32}, r"lm: a gpt2 with this configuration cannot be built: .*negative"),
         ({"activation_function": "relu99"}, r"lm: a gpt2 with this configuration cannot be built: KeyError: 'relu99'"),
         ({"eos_token_id": 96}, r"its eos_token_id is 96; allowed: a token id, 0 to 95"),
         ({"eos_token_id": None}, r"its eos_token_id is None"),
