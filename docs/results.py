@@ -105,30 +105,30 @@ def costs(runs: Runs) -> str:
 
 
 def plot(runs: Runs, folder: Path) -> None:
-    """Training loss, averaged over 25 steps, and evaluation loss of the first seed of each recipe."""
+    """Training loss, averaged over 25 steps, and evaluation loss, of the first seed of each recipe."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True)
+    figure, ax = plt.subplots(figsize=(8, 4))
     for i, recipe in enumerate(present(runs)):
         lines = (folder / recipe / "seed_0/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         trained = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
         smooth = [
-            (trained[j][0], statistics.fmean(loss for _, loss in trained[j : j + 25]))
+            (trained[j + 24][0], statistics.fmean(loss for _, loss in trained[j : j + 25]))
             for j in range(0, len(trained) - 24, 25)
         ]
         evaluated = [(row["step"], row["evaluation_loss"]) for row in rows if row.get("evaluation_loss") is not None]
-        axes[0].plot(*zip(*smooth, strict=True), color=f"C{i}", label=ROWS[recipe])
-        axes[1].plot(*zip(*evaluated, strict=True), "o-", color=f"C{i}", ms=3)
-    for ax, title in zip(axes, ("training, two styles", "evaluation, the third style"), strict=True):
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel("step")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("loss per token (nats)")
-    axes[0].legend(fontsize=8, frameon=False)
+        ax.plot(*zip(*smooth, strict=True), color=f"C{i}", label=ROWS[recipe])
+        ax.plot(*zip(*evaluated, strict=True), "o--", color=f"C{i}", ms=4)
+    ax.plot([], [], "ko--", ms=4, label="evaluation, the unseen style")
+    ax.set_xlabel("step")
+    ax.set_ylabel("loss per token (nats)")
+    ax.set_ylim(0, 2.5)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8, frameon=False)
     figure.tight_layout()
     figure.savefig(PLOT, dpi=80)
     plt.close(figure)

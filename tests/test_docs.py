@@ -189,6 +189,19 @@ def test_the_miniature_says_what_was_measured() -> None:
     assert all(run["frozen_unchanged"] for run in runs)
 
 
+def test_the_results_say_what_was_measured() -> None:
+    made = runpy.run_path(str(DOCS / "results.py"))
+    text = made["PAGE"].read_text(encoding="utf-8")
+    assert made["page"](text) == text, "`python docs/results.py` writes the tables"
+    runs = json.loads(made["RESULTS"][-1].read_text(encoding="utf-8"))["runs"]
+    recipes = {name.replace("/", "_") for name in bundled() if name.startswith("emoji")}
+    assert {"emoji", "emoji_frozen"} <= {run["recipe"] for run in runs} <= recipes == set(made["ROWS"])
+    assert all(run["frozen_unchanged"] for run in runs)
+    naming = [run["tasks"]["0.emoji"] for run in runs if run["recipe"] == "emoji"]
+    shown = [f"{sum(one[way]['naming_word_f1'] for one in naming) / len(naming):.3f}" for way in naming[0]]
+    assert all(f" {score} |" in README for score in shown)
+
+
 def test_every_public_name_has_a_docstring() -> None:
     for name in magma.__all__:
         value = getattr(magma, name)
