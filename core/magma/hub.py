@@ -14,9 +14,9 @@ from .io import error_summary
 
 
 def is_folder(source: str) -> bool:
-    """Whether a name means a folder: by its form, or because the folder exists. Otherwise it is a hub name."""
+    """Whether a name means a folder: by its form, or because it exists on disk. Otherwise it is a hub name."""
     path = Path(source)
-    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.is_dir()
+    return path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1 or path.exists()
 
 
 def find_local_folder(

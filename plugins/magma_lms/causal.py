@@ -281,12 +281,14 @@ def _custom_architecture(fields: dict[str, Any]) -> Any:
             f'lm.architecture: transformers has no causal language model of type "{family}".'
             f"{did_you_mean(family, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
         )
-    default = AutoConfig.for_model(family)
-    known = {*default.to_dict(), *default.attribute_map}
-    for unknown in sorted(set(fields) - known):
-        raise PartError(f'lm.architecture: {family} has no field "{unknown}".{did_you_mean(unknown, known)}')
     try:
+        default = AutoConfig.for_model(family)
+        known = {*default.to_dict(), *default.attribute_map}
+        for unknown in sorted(set(fields) - known):
+            raise PartError(f'lm.architecture: {family} has no field "{unknown}".{did_you_mean(unknown, known)}')
         return AutoConfig.for_model(**fields)
+    except PartError:
+        raise
     except Exception as error:  # libraries raise errors of many types
         problem = describe_error(error)
         raise PartError(f"lm.architecture: a {family} with these fields cannot be built: {problem}") from error

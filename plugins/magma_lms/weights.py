@@ -107,11 +107,18 @@ def find_problems(source: Source, *files: tuple[str, ...]) -> list[str]:
     if source.weights is None or problems:
         return problems
     where, gguf_file = locate(source.weights)
-    if source.revision is not None and is_folder(where):
-        problems.append(f"revision: given {source.revision!r}, but {where} is a folder; allowed: for hub names")
+    if problem := _revision_problem(source, where):
+        problems.append(f"revision: {problem}")
     if source.quantize is not None and (problem := quantization_problem(source.quantize, gguf_file)):
         problems.append(f"quantize: {problem}")
     return problems
+
+
+def _revision_problem(source: Source, where: str) -> str | None:
+    """Why the revision cannot be used for weights at `where`; None if it can, or is not given."""
+    if source.revision is None or not is_folder(where):
+        return None
+    return f"given {source.revision!r}, but {where} is a folder; allowed: for hub names"
 
 
 def _location_problems(what: What, source: Source, *files: tuple[str, ...], cached: str = "config.json") -> list[str]:
@@ -158,7 +165,9 @@ def load_pretrained(what: What, source: Source, load: Callable[..., Any], **opti
     except PartError as error:
         raise PartError(f"lm.{source.key(what)}: {error}") from None
     problems = [] if gguf_file is None else missing_packages()
-    if is_folder(where) and not Path(where, gguf_file or "").exists():
+    if what == "weights" and (problem := _revision_problem(source, where)):
+        raise PartError(f"lm.revision: {problem}")
+    if is_folder(where) and not (Path(where, gguf_file).is_file() if gguf_file else Path(where).is_dir()):
         problems.append(f"given {name!r}, which is not a {'file' if gguf_file else 'folder'}. {_describe_allowed()}")
     if problems:
         raise PartError(f"lm.{source.key(what)}: {problems[0]}")

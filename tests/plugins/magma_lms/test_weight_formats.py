@@ -166,6 +166,19 @@ def test_a_revision_is_for_hub_names(tmp_path: Path, llama: Any) -> None:
     ]
     assert Source("some/name", "other/name", revision="main").hub("tokenizer") == {}
     assert Source("some/name", revision="main").hub("tokenizer") == {"revision": "main"}
+    with pytest.raises(PartError, match=r"lm\.revision: given 'main', but .* is a folder; allowed: for hub names"):
+        Causal.build(weights=str(tmp_path), revision="main")
+
+
+def test_a_file_is_no_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for given in ("model.txt", str(tmp_path / "model.txt")):
+        assert Causal.problems(Causal.Config(weights=given)) == [
+            f"weights: given {str(tmp_path / 'model.txt')!r}, which is not a folder"
+        ]
+        with pytest.raises(PartError, match=r"lm\.weights: given .*model\.txt', which is not a folder\. Allowed"):
+            Causal.build(weights=given)
 
 
 CODE = """
