@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
 from magma_data.formats import open_rows
+from magma_data.formats.row import Row
 from magma_data.metrics.short_answers import same_words, word_f1
 from magma_vision.timm_features import Timm
 from torch import Tensor
@@ -21,23 +24,19 @@ from magma import Recipe
 BATCH = 64
 
 
+def _batches(rows: Iterator[Row], size: int) -> Iterator[list[Row]]:
+    """Lists of `size` rows, the last one perhaps shorter."""
+    return iter(lambda: list(islice(rows, size)), [])
+
+
 @torch.no_grad()
-def embed(encoder: Timm, shards: Path, split: str, styles: tuple[str, ...]) -> tuple[list[str], Tensor]:
-    """Names of the pictures of some styles that are no flags, and their mean features [n, e] of length 1."""
-    names, features, waiting = [], [], []
-
-    def flush() -> None:
-        if waiting:
-            features.append(encoder(torch.stack(waiting)).values.mean(1))
-            waiting.clear()
-
-    for row in open_rows(str(shards), split, None).iter_in_stored_order():
-        if row.value("style") in styles and row.value("country") is None:
-            names.append(row.text("name"))
-            waiting.append(encoder.prepare(row.medium))
-            if len(waiting) == BATCH:
-                flush()
-    flush()
+def embed(encoder: Timm, shards: Path, split: str, style: str) -> tuple[list[str], Tensor]:
+    """Names of the pictures of a style that are no flags, and their mean features [n, e] of length 1."""
+    rows = open_rows(str(shards), split, None).iter_in_stored_order()
+    names, features = [], []
+    for batch in _batches((row for row in rows if row.value("style") == style and row.value("country") is None), BATCH):
+        names += [row.text("name") for row in batch]
+        features.append(encoder(torch.stack([encoder.prepare(row.medium) for row in batch])).values.mean(1))
     return names, normalize(torch.cat(features), dim=1)
 
 
@@ -51,9 +50,11 @@ def main() -> None:
     if given.image_size:
         fields["image_size"] = given.image_size
     encoder = Timm.build(**fields).eval()
-    asked, questions = embed(encoder, given.shards, "style", ("twemoji",))
-    for styles in (("noto",), ("openmoji",), ("noto", "openmoji")):
-        known, memory = embed(encoder, given.shards, "train", styles)
+    asked, questions = embed(encoder, given.shards, "style", "twemoji")
+    trained = {style: embed(encoder, given.shards, "train", style) for style in ("noto", "openmoji")}
+    for styles in (["noto"], ["openmoji"], ["noto", "openmoji"]):
+        known = [name for style in styles for name in trained[style][0]]
+        memory = torch.cat([trained[style][1] for style in styles])
         answers = [known[i] for i in (questions @ memory.T).argmax(1)]
         pairs = list(zip(answers, asked, strict=True))
         scores = {
