@@ -53,6 +53,12 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, "toys")
 
 
+@pytest.fixture
+def extra_toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, and the toy parts with auxiliary losses."""
+    _install(monkeypatch, "toys", "extra_toys")
+
+
 @pytest.fixture(scope="module")
 def stored_toys() -> Iterator[None]:
     """The same for all tests of a file, and the toy language model with weights in a folder."""

@@ -68,7 +68,8 @@ def install_toys(replace_attribute: Callable[[object, str, object], None] = seta
     """The registry has the installed parts and the toys."""
     from magma.plugins.registry import Registry
 
-    both = Registry([*entry_points(group="magma"), EntryPoint("toys", "toys", "magma")])
+    toys = [EntryPoint(name, name, "magma") for name in ("toys", "extra_toys")]
+    both = Registry([*entry_points(group="magma"), *toys])
     for module in ("magma.recipe.recipe", "magma.recipe.parts", "magma.checkpoint", "magma.plugins.registry"):
         replace_attribute(import_module(module), "installed", lambda: both)
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         Sublayer,
         Task,
     )
+    from .losses import LossContext
     from .model import Magma
     from .plugins.program import Program
     from .recipe.assemble import assemble
@@ -74,6 +75,7 @@ _NAMES_BY_MODULE = {
         *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Prefix"),
         *("Sublayer", "Task"),
     ],
+    "losses": ["LossContext"],
     "model": ["Magma"],
     "plugins.program": ["Program"],
     "recipe.assemble": ["assemble"],
@@ -106,6 +108,7 @@ __all__ = [
     "Input",
     "InputError",
     "LocalPath",
+    "LossContext",
     "Magma",
     "MagmaError",
     "Media",

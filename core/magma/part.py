@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from .deprecation import RenamedMember, move_overrides, with_current_keys
+from .losses import LossContext
 from .values import CheckInputs
 
 
@@ -82,6 +83,9 @@ class Module(Part, nn.Module):
     that the config names. A frozen module stays in eval mode even after `train()`.
     """
 
+    auxiliary_losses: ClassVar[tuple[str, ...]] = ()
+    """Names of the losses that `auxiliary_loss` returns. Default: none."""
+
     def __init__(self, config: PartConfig) -> None:
         super().__init__()
         self.config = config
@@ -104,6 +108,22 @@ class Module(Part, nn.Module):
 
     def init_weights(self) -> None:  # optional: most parts leave nothing on meta
         """Called instead of `load_weights` if a checkpoint has the weights: allocate what `__init__` left on meta."""
+
+    def auxiliary_loss(self, context: LossContext) -> dict[str, Tensor]:
+        """Losses that are added to the training loss while the part is trained, each times its `train.loss_weights`.
+
+        It is called after each forward pass of training, for every module of the part. It must give finite values for a
+        single item, and run the same submodules in every call: a micro-batch without media of the part's input has one
+        dummy item, whose losses count nothing.
+
+        Args:
+            context: The tensors of the micro-batch.
+
+        Returns:
+            A scalar for each of `auxiliary_losses`: the mean over the media of the part's input; for an adapter or a
+            head, over the examples.
+        """
+        return {}
 
     def freeze(self) -> None:
         """Disable gradients and keep the module in eval mode."""

@@ -187,7 +187,8 @@ def _news(now: Any) -> str:
     rates = sorted(set(now.rates.values()))
     lowest, highest = f"{rates[0]:.2g}", f"{rates[-1]:.2g}"
     words = [
-        f"loss {f'{now.loss:.4f}' if math.isfinite(now.loss) else 'not finite'}{' (skipped)' if now.skipped else ''}",
+        f"loss {_loss(now.loss)}{' (skipped)' if now.skipped else ''}",
+        *(f"{name.rpartition('.')[2]} {_loss(value)}" for name, value in now.auxiliary_losses.items()),
         f"lr {lowest}" if lowest == highest else f"lr {lowest} to {highest}",
         f"{now.samples_per_s:.4g} samples/s",
         f"{now.tokens_per_s:,.0f} tokens/s",
@@ -198,6 +199,10 @@ def _news(now: Any) -> str:
             plain, useful = (x / now.peak_flops_per_s for x in (now.flops_per_s, now.useful_flops_per_s))
             words.append(f"MFU {plain:.0%}, useful {useful:.0%}")
     return "  ".join([*words, f"memory {_scaled(now.memory, 'B')}"])
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "not finite"
 
 
 def print_plan(plan: Plan, console: RichConsole | None = None) -> None:

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from ..errors import RecipeError
 from ..interfaces import Part, Sublayer
 from ..plugins.registry import installed
-from . import deepspeed_table
+from . import deepspeed_table, loss_weights
 from .explain import NEEDS, explain, shown
 from .loader import find_recipe, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
@@ -163,6 +163,7 @@ class Recipe(Table):
             part_fields[path] = check_part(path, kind, table, context, problems)
         if isinstance(table := raw.get("deepspeed"), dict):
             problems += deepspeed_table.problems(table)
+        problems += loss_weights.problems(raw)
         if recipe is None or len(problems) > before:
             return None
         resolved = recipe.model_dump(mode="json", exclude_none=True)

@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -203,6 +204,9 @@ class Train(Table):
     loss: Literal["token_mean", "micro_batch_mean"] = "token_mean"
     """`"token_mean"`: mean over the target tokens of the global batch. `"micro_batch_mean"`: mean of the micro-batches'
     means, as in the authors' code."""
+    loss_weights: dict[str, NonNegativeFloat] = Field({})
+    """Weights of auxiliary losses by their names, such as `{ contrast = 0.1 }`. Default: 1 for each loss that a trained
+    part of the recipe has."""
     max_length: PositiveInt | None = None
     """Maximum length of an example in positions. Default: the language model's context. Required if the language model
     has no limit."""

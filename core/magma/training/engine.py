@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..auxiliary import Losses
 from ..errors import TrainingError
 from ..model import Magma
 from ..plan import reduce_bucket, zero_stage
@@ -105,10 +106,12 @@ class Engine:
             group["lr"] = self.base_lrs[group["name"]] * multiplier
         return {group["name"]: group["lr"] for group in self._groups}
 
-    def __call__(self, batch: Any) -> Tensor:
-        """The loss of a micro-batch, a scalar."""
-        loss: Tensor = self._engine(batch)
-        return loss
+    def __call__(self, batch: Any, auxiliary: bool = False) -> Losses:
+        """The losses of a micro-batch; `auxiliary` decides whether the auxiliary ones are computed."""
+        if not auxiliary:
+            return Losses(self._engine(batch), {})
+        losses: Losses = self._engine(batch, auxiliary=True)
+        return losses
 
     def backward(self, loss: Tensor, *, skip: bool = False) -> None:
         """Compute the gradients of one micro-batch.

@@ -30,6 +30,8 @@ class StepResult(NamedTuple):
 
     loss: float
     """Mean over the global batch's targets, in nats; NaN if there is none."""
+    auxiliary: dict[str, float]
+    """Mean of each auxiliary loss over its items in the global batch, without weight."""
     gradient_norm: float
     """Before clipping."""
     applied: bool
@@ -80,6 +82,7 @@ class MetricsLogger:
                 peak_flops_per_s=self.world.peak_flops if self.train.precision != "fp32" else None,
                 memory=self.world.memory(),
                 skipped=not result.applied,
+                auxiliary_losses=result.auxiliary,
             )
         )
 
@@ -94,8 +97,9 @@ class MetricsLogger:
         return {
             "step": step,
             **self.stage.metrics_fields,
-            "loss": result.loss if math.isfinite(result.loss) else None,
-            "gradient_norm": result.gradient_norm if result.applied and math.isfinite(result.gradient_norm) else None,
+            "loss": _finite(result.loss),
+            **({"auxiliary_losses": {k: _finite(v) for k, v in result.auxiliary.items()}} if result.auxiliary else {}),
+            "gradient_norm": _finite(result.gradient_norm) if result.applied else None,
             "lr": result.lr,
             "samples": result.samples,
             **({} if result.applied else {"skipped": True}),
@@ -103,6 +107,10 @@ class MetricsLogger:
             "samples_per_s": result.samples / took,
             **throughput(self.costs, self.inputs, result.sizes, took, self.world.size),
         }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def batch_sizes(batches: Sequence[Batch], inputs: Sequence[str]) -> list[int]:

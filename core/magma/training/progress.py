@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -29,6 +29,8 @@ class Progress:
     memory: int
     """Peak memory of this process in bytes."""
     skipped: bool
+    auxiliary_losses: dict[str, float] = field(default_factory=dict)
+    """Mean of each auxiliary loss, without weight, by `PATH.NAME`."""
 
 
 @dataclass

@@ -27,6 +27,7 @@ from ..recipe.schema import Train
 from ..schedule import lr_multiplier
 from ..system.distributed import DistributedContext, MemoryExhausted
 from ..system.memory import free_unused
+from .auxiliary import AuxiliaryObjective
 from .buffers import Buffers, average_buffers
 from .checkpoints import CheckpointManager
 from .data import build_sources, make_loader, num_workers
@@ -51,6 +52,8 @@ class _Counts(NamedTuple):
     unreadable: int
     sizes: list[float]
     """What `batch_sizes` gives."""
+    items: list[float]
+    """Items of each auxiliary loss."""
 
 
 class Trainer:
@@ -103,6 +106,7 @@ class Trainer:
         self.skipped = SkipLog(out, self.train, world)
         self.metrics = MetricsLogger(out, stage, self.train, list(self.loader.collator.inputs), costs, world, callbacks)
         self.buffers = Buffers(model)
+        self.auxiliary = AuxiliaryObjective(model, self.train.loss_weights)
 
     # The loop
 
@@ -159,39 +163,42 @@ class Trainer:
             raise TrainingError(f"step {self.state.step + 1}: none of its {batch.samples} examples has a target token")
         buffers = self.buffers.copies()
         # Without any target there is no step: a gradient of zero would still move what has momentum.
-        summed = self._forward_backward(batch, counts.targets, buffers) if counts.targets else torch.zeros(())
+        summed = self._forward_backward(batch, counts, buffers) if counts.targets else torch.zeros(1)
         applied = bool(counts.targets) and self.engine.step()
         if not applied:
             self.buffers.restore(buffers)  # BatchNorm's statistics must not include a skipped batch
-        (total,) = self.world.sum(float(summed))
+        total, *means = self.world.sum(*summed.tolist())
         loss = total / counts.targets if counts.targets else math.nan
+        auxiliary = self.auxiliary.by_name(means, counts.items) if means else {}
         self._update_state(batch, loss, counts, applied)
-        return StepResult(loss, self.engine.norm, applied, rates, batch.samples, counts.sizes, began, waited)
+        return StepResult(loss, auxiliary, self.engine.norm, applied, rates, batch.samples, counts.sizes, began, waited)
 
     def _sum_counts(self, batch: RankBatch) -> _Counts:
         """What all processes have of this step."""
-        targets, too_long, unreadable, *sizes = self.world.sum(
+        items = self.auxiliary.count_items(batch.batches)
+        targets, too_long, unreadable, *others = self.world.sum(
             sum(len(micro.labels) for micro in batch.batches),
             batch.too_long,
             len(batch.unreadable),
+            *items,
             *batch_sizes(batch.batches, self.metrics.inputs),
         )
-        return _Counts(int(targets), int(too_long), int(unreadable), sizes)
+        return _Counts(int(targets), int(too_long), int(unreadable), others[len(items) :], others[: len(items)])
 
-    def _forward_backward(self, batch: RankBatch, targets: int, buffers: Sequence[Tensor]) -> Tensor:
+    def _forward_backward(self, batch: RankBatch, counts: _Counts, buffers: Sequence[Tensor]) -> Tensor:
         """Forward and backward pass of all micro-batches.
 
         If memory runs out in any process, all of them repeat the step with smaller micro-batches, from the `buffers`
         and random generators that it began with.
 
         Returns:
-            The loss, summed over this process's targets.
+            What `_accumulate` returns.
         """
         generators = get_rng_states(self.world)
         while True:
             try:
                 with self.world.abort_together():
-                    return self._accumulate(batch.batches, targets)
+                    return self._accumulate(batch.batches, counts)
             except MemoryExhausted as error:
                 failure = str(error)
             self.buffers.restore(buffers)
@@ -199,19 +206,30 @@ class Trainer:
             self._halve_micro_batch(failure)
             batch = next(self.batches)
 
-    def _accumulate(self, batches: Sequence[Batch], targets: int) -> Tensor:
+    def _accumulate(self, batches: Sequence[Batch], counts: _Counts) -> Tensor:
+        """Forward and backward pass of some micro-batches.
+
+        Returns:
+            The loss, summed over this process's targets, and what they add to the mean of each auxiliary loss.
+        """
         device, dtype = self.world.device, DTYPES[self.train.precision]
-        summed = torch.zeros((), dtype=torch.float64, device=device)
+        summed = torch.zeros(1 + len(counts.items), dtype=torch.float64, device=device)
+        parts = (
+            len(batches) * self.world.size
+        )  # DeepSpeed divides by the accumulation steps and averages over processes
         for i, batch in enumerate(batches):
-            loss = self.engine(batch.to(device, dtype))
-            summed += loss.detach()
-            # DeepSpeed divides by the accumulation steps and averages over the processes.
+            loss, found = self.engine(batch.to(device, dtype), bool(self.auxiliary))
+            summed[0] += loss.detach()
             if self.train.loss == "token_mean":
-                loss = loss * (len(batches) * self.world.size / targets)
+                loss = loss * (parts / counts.targets)
             else:
                 loss = loss / max(1, len(batch.labels))
+            if self.auxiliary:
+                means = self.auxiliary.means(found, batch, counts.items)
+                summed[1:] += means.detach()
+                loss = loss + parts * self.auxiliary.weighted(means)
             is_last = i + 1 == len(batches)
-            self.engine.backward(loss, skip=is_last and self._is_spike(summed, targets))
+            self.engine.backward(loss, skip=is_last and self._is_spike(summed[0], counts.targets))
         return summed
 
     def _is_spike(self, summed: Tensor, targets: int) -> bool:
