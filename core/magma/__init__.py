@@ -24,6 +24,7 @@ from .packages import find_in_package, is_in_package
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
+    from .callbacks import Callback, CallbackContext
     from .checkpoint import load, save, save_tensors
     from .data.sequence import Batch
     from .evaluation.evaluator import evaluate
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
 # Imported at first use, because importing torch takes seconds.
 _NAMES_BY_MODULE = {
+    "callbacks": ["Callback", "CallbackContext"],
     "checkpoint": ["load", "save", "save_tensors"],
     "data.sequence": ["Batch"],
     "evaluation.evaluator": ["evaluate"],
@@ -96,6 +98,8 @@ __all__ = [
     "Batch",
     "BatchLayout",
     "Cache",
+    "Callback",
+    "CallbackContext",
     "CheckInputs",
     "CheckpointError",
     "DataSource",

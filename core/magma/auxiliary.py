@@ -34,7 +34,8 @@ class Outputs(NamedTuple):
 
 def parts_with_losses(parts: Mapping[str, Sequence[Module]]) -> dict[str, Sequence[Module]]:
     """The trained parts that declare auxiliary losses, by path."""
-    return {path: modules for path, modules in parts.items() if modules[0].auxiliary_losses and not modules[0].frozen}
+    trained = {path: modules for path, modules in parts.items() if modules and not modules[0].frozen}
+    return {path: modules for path, modules in trained.items() if modules[0].auxiliary_losses}
 
 
 def input_of(path: str) -> str:

@@ -42,16 +42,6 @@ class Input(nn.Module):
         out: Features = self.prefix(features)
         return out
 
-    def zero_contribution(self, like: Tensor) -> Tensor:
-        """0, as a result of running the input on its dummy item, with the device and dtype of `like`."""
-        dtype = next((p.dtype for p in self.parameters()), like.dtype)
-        item = self.encoder.stack([self.encoder.dummy_item()]).to(like.device, dtype)
-        was_training = self.training
-        self.eval()  # BatchNorm's statistics do not change
-        zero: Tensor = 0 * self(item).values.sum().to(like.dtype)
-        self.train(was_training)
-        return zero
-
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self.batchnorm == "frozen":

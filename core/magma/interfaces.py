@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from .callbacks import Callback as Callback
 from .deprecation import RenamedMember
 from .errors import PartError
 from .part import Module as Module
@@ -388,5 +389,5 @@ class Task(Part):
 
 
 KINDS: dict[str, type[Part]] = {
-    kind.kind: kind for kind in (Encoder, Prefix, Adapter, FrozenLM, Head, DataSource, Task)
+    kind.kind: kind for kind in (Encoder, Prefix, Adapter, FrozenLM, Head, DataSource, Task, Callback)
 }

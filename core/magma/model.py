@@ -129,28 +129,32 @@ class Magma(nn.Module):
                 rows = slots.media_index * values.shape[1] + slots.embedding_index
                 flat = flat.index_copy(0, slots.positions, values.flatten(0, 1).index_select(0, rows).to(flat.dtype))
             elif self.run_all_inputs or torch.is_grad_enabled():
-                flat = flat + input_module.zero_contribution(words)
+                flat = flat + self._zero_contribution(input_module, words)
         return flat.view_as(words)
 
+    @staticmethod
+    def _zero_contribution(input_module: Input, like: Tensor) -> Tensor:
+        """0, as a result of running an input on its dummy item, with the device and dtype of `like`."""
+        dtype = next((p.dtype for p in input_module.parameters()), like.dtype)
+        item = input_module.encoder.stack([input_module.encoder.dummy_item()]).to(like.device, dtype)
+        was_training = input_module.training
+        input_module.eval()  # BatchNorm's statistics do not change
+        zero: Tensor = 0 * input_module(item).values.sum().to(like.dtype)
+        input_module.train(was_training)
+        return zero
+
     def forward(self, batch: Batch, auxiliary: bool = False) -> Tensor | Losses:
-        """Cross-entropy, summed over the targets, in float32. Divide it by the targets of the global batch.
-
-        Args:
-            batch: The batch.
-            auxiliary: Also compute the auxiliary losses of the trained parts, and return `Losses`.
-        """
-        if not auxiliary:
-            return self._cross_entropy(self.lm(self.embed(batch), batch.layout), batch.labels)
-        with recorded_outputs(self.input_modules()) as outputs:
+        """Cross-entropy, summed over the targets, in float32: divide it by those of the global batch. Or `Losses`."""
+        with recorded_outputs(self.input_modules() if auxiliary else {}) as outputs:
             hidden = self.lm(self.embed(batch), batch.layout)
-        total = self._cross_entropy(hidden, batch.labels)
-        targets = None if self.head else self.lm.embed(batch.labels[None])[0].detach()
-        return Losses(total, auxiliary_losses(self.parts(), batch, outputs, hidden, targets))
-
-    def _cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
         if self.head is None:
-            return self.lm.cross_entropy(hidden, labels)
-        return F.cross_entropy(self.head(hidden).float(), labels, reduction="sum")
+            total = self.lm.cross_entropy(hidden, batch.labels)
+        else:
+            total = F.cross_entropy(self.head(hidden).float(), batch.labels, reduction="sum")
+        if not auxiliary:
+            return total
+        words = None if self.head else self.lm.embed(batch.labels[None])[0].detach()
+        return Losses(total, auxiliary_losses(self.parts(), batch, outputs, hidden, words))
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy over the targets of this batch, in nats (equations 3 and 4 of the paper).

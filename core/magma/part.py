@@ -112,9 +112,9 @@ class Module(Part, nn.Module):
     def auxiliary_loss(self, context: LossContext) -> dict[str, Tensor]:
         """Losses that are added to the training loss while the part is trained, each times its `train.loss_weights`.
 
-        It is called after each forward pass of training, for every module of the part. It must give finite values for a
-        single item, and run the same submodules in every call: a micro-batch without media of the part's input has one
-        dummy item, whose losses count nothing.
+        It is called after each forward pass of training, for every module of the part. It has to give finite values for
+        a single item, and to run the same submodules in every call: a micro-batch without media of the part's input has
+        one dummy item, whose losses count nothing.
 
         Args:
             context: The tensors of the micro-batch.

@@ -153,8 +153,10 @@ class Screen:
         """Print the results, or the command that resumes the run."""
         self.live.stop()
         if not report["finished"]:
+            reason = f" ({report['stop_reason']})" if "stop_reason" in report else ""
             self.console.print(
-                f"{report['stopped_by']} stopped the run at step {report['steps']}. A checkpoint is saved. Resume:\n"
+                f"{report['stopped_by']} stopped the run at step {report['steps']}{reason}. A checkpoint is saved. "
+                "Resume:\n"
                 f"  {shlex.join(again)}",
                 soft_wrap=True,  # the command has to be copied in one piece
             )

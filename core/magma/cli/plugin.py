@@ -50,7 +50,7 @@ def plugin_list(as_json: Annotated[bool, typer.Option("--json", help="Print JSON
 @plugins.command("new")
 def plugin_new(
     name: Annotated[str, typer.Argument(help="Name of the part in recipes.")],
-    kind: Annotated[str, typer.Option(help="encoder, prefix, adapter, lm, head, data or task.")],
+    kind: Annotated[str, typer.Option(help="encoder, prefix, adapter, lm, head, data, task or callback.")],
     out: Annotated[Path, typer.Option(help="Folder in which magma-NAME is created.")] = Path(),
 ) -> None:
     """Create a package with one working part and its tests."""

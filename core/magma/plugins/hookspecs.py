@@ -23,7 +23,7 @@ hookimpl = pluggy.HookimplMarker("magma")
 
 @hookspec
 def magma_parts() -> Iterable[type[Part]]:  # type: ignore[empty-body]  # a specification has no body
-    """The parts of this package: concrete subclasses of Encoder, Prefix, Adapter, FrozenLM, Head, DataSource or Task.
+    """The parts of this package: subclasses of Encoder, Prefix, Adapter, FrozenLM, Head, DataSource, Task or Callback.
 
     Entry-point group `magma`. Called at the first lookup of any part. The module may import torch, and should import
     heavier libraries only where they are used.

@@ -42,6 +42,7 @@ def json_schema() -> dict[str, Any]:
     properties["head"] = {"anyOf": [_reference("head"), _UNSET]}
     properties["stages"] = {"anyOf": [properties["stages"], _UNSET]}
     properties["tasks"] = {"type": "array", "items": _reference("task"), **_help(properties["tasks"])}
+    properties["callbacks"] = {"type": "array", "items": _reference("callback"), **_help(properties["callbacks"])}
     for key, kind in (("inputs", "InputTable"), ("adapters", "adapter")):
         properties[key]["additionalProperties"] = {"anyOf": [_reference(kind), _UNSET]}
         properties[key].pop("propertyNames", None)

@@ -41,6 +41,8 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             yield f"data.{use}.{i}", "data", source
     for i, task in enumerate(array(raw.get("tasks"))):
         yield f"tasks.{i}", "task", task
+    for i, callback in enumerate(array(raw.get("callbacks"))):
+        yield f"callbacks.{i}", "callback", callback
 
 
 _FRAMEWORK_KEYS: Mapping[str, Collection[str]] = {

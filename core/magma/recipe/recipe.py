@@ -27,7 +27,7 @@ from .paths import relative
 from .schema import Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
 from .stages import Stage, label, overlay, resolve_keys, unknown_parts, with_length
 
-_TRAINING_TABLES = ("data", "tasks", "train", "deepspeed", "stages")
+_TRAINING_TABLES = ("data", "tasks", "train", "deepspeed", "callbacks", "stages")
 """Tables that a model does not need."""
 
 
@@ -78,6 +78,8 @@ class Recipe(Table):
     """Optimizer, length, batch size and everything else about training."""
     deepspeed: dict[str, Any] = Field({})
     """Passed on to DeepSpeed unchanged. Keys that `[train]` sets are refused."""
+    callbacks: tuple[Use, ...] = ()
+    """Callbacks that watch the training, called in this order."""
     stages: tuple[Stage, ...] = ()
     """Tables that override the others, for training in several stages."""
 
@@ -239,4 +241,6 @@ class Recipe(Table):
             tables["stages"] = [stage.model_dump(mode="json", exclude_defaults=True) for stage in self.stages]
         else:
             del tables["stages"]  # earlier versions do not know the key
+        if not self.callbacks:
+            del tables["callbacks"]  # likewise
         return tomli_w.dumps(relative(tables, folder))

@@ -193,12 +193,19 @@ def check_run_folder(out: Path, resume: bool) -> None:
         raise TrainingError(f"{out} holds no run to resume: start one without --resume")
 
 
+def _stop_facts(result: Result) -> dict[str, str]:
+    """Which signal or callback stopped a run, and why; empty for a finished one."""
+    if result.stop_request:
+        return {"stopped_by": f"callback {result.stop_request.callback}", "stop_reason": result.stop_request.reason}
+    return {"stopped_by": signal.Signals(result.stopped_by).name} if result.stopped_by else {}
+
+
 def _run_facts(recipe: Recipe, result: Result) -> dict[str, Any]:
     manifest = read_manifest(result.folder)
     return {
         "recipe": recipe.name,
         "finished": result.finished,
-        **({"stopped_by": signal.Signals(result.stopped_by).name} if result.stopped_by else {}),
+        **_stop_facts(result),
         "steps": result.steps,
         "seconds": round(result.seconds, 2),
         "processes": ranks().size,

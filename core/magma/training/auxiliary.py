@@ -51,6 +51,7 @@ class AuxiliaryObjective:
 
 
 def _items(batch: Batch, input_name: str) -> int:
-    if input_name:
-        return len(batch.media[input_name]) if input_name in batch.media else 0
-    return len(batch.names) if len(batch.labels) else 0  # a filler has no target
+    if not input_name:
+        return len(batch.names) if len(batch.labels) else 0  # a filler has no target
+    slots = batch.slots.get(input_name)
+    return int((slots.embedding_index == 0).sum()) if slots else 0

@@ -29,6 +29,7 @@ from ..manifest import (
 from ..model import Magma
 from ..system.distributed import DistributedContext
 from .buffers import average_buffers
+from .callback_states import States, write_states
 from .engine import Engine
 from .progress import Callbacks
 from .rng import gather_rng_states, load_rng_states
@@ -67,12 +68,13 @@ class CheckpointManager:
         """The checkpoint of a step."""
         return self.out / CHECKPOINTS / f"step-{step:08d}"
 
-    def save(self, state: TrainerState, best: int | None = None) -> Path:
+    def save(self, state: TrainerState, best: int | None = None, callbacks: States | None = None) -> Path:
         """Write a checkpoint with everything that a resume needs, unless the last one is of this step.
 
         Args:
             state: Of the trainer. The state of the loss scaler is added to it.
             best: The step of the best checkpoint, which is not pruned.
+            callbacks: The states of the recipe's callbacks.
 
         Returns:
             The folder of the checkpoint.
@@ -94,7 +96,7 @@ class CheckpointManager:
         problem = ""
         if self.world.rank == 0:
             try:
-                self._write(folder, state, tensors, {_OPTIMIZER: optimizer, _RANDOM: generators})
+                self._write(folder, state, tensors, {_OPTIMIZER: optimizer, _RANDOM: generators}, callbacks or {})
                 self._prune(state, best)
             except Exception as error:  # such as a full disk: the other processes have to know
                 problem = f"{type(error).__name__}: {error}"
@@ -114,11 +116,13 @@ class CheckpointManager:
         state: TrainerState,
         tensors: Mapping[str, Tensor],
         files: Mapping[str, Mapping[str, Tensor]],
+        callbacks: States,
     ) -> None:
         with atomic_folder(folder) as partial:
             (partial / STATE).mkdir()
             for name, found in files.items():
                 save_file(dict(found), partial / STATE / name)
+            write_states(partial / STATE, callbacks)
             state.loss_scaler = self.engine.loss_scaler_state()
             text = json.dumps(state.state_dict())
             (partial / STATE / TRAINER).write_text(text, encoding="utf-8")

@@ -65,14 +65,14 @@ class MetricsLogger:
         self.stage, self.train, self.inputs = stage, train, inputs
         self.costs, self.world, self.callbacks = costs, world, callbacks
 
-    def log_step(self, state: TrainerState, result: StepResult) -> None:
-        """Write the row of a step and report it."""
+    def log_step(self, state: TrainerState, result: StepResult) -> dict[str, Any]:
+        """Write the row of a step and report it; the row."""
         row = self._row(state.step, result)
         self.log.write(row)
         self.callbacks.step(
             Progress(
                 step=state.step,
-                steps=state.first + self.train.total_steps + self.stage.later_steps,
+                steps=self.total_steps,
                 loss=math.nan if row["loss"] is None else row["loss"],
                 rates=result.lr,
                 samples_per_s=row["samples_per_s"],
@@ -85,11 +85,19 @@ class MetricsLogger:
                 auxiliary_losses=result.auxiliary,
             )
         )
+        return row
 
-    def log_evaluation(self, step: int, loss: float) -> None:
-        """Write the row of an evaluation and report it."""
-        self.log.write({"step": step, **self.stage.metrics_fields, "evaluation_loss": loss})
+    def log_evaluation(self, step: int, loss: float) -> dict[str, Any]:
+        """Write the row of an evaluation and report it; the row."""
+        row = {"step": step, **self.stage.metrics_fields, "evaluation_loss": loss}
+        self.log.write(row)
         self.callbacks.say(f"step {step}: evaluation loss {loss:.4f}")
+        return row
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, by the recipe."""
+        return sum(one.steps for one in self.stage.finished) + self.train.total_steps + self.stage.later_steps
 
     def _row(self, step: int, result: StepResult) -> dict[str, Any]:
         """The row of a step. Numbers that are not finite are null."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 
 @dataclass
@@ -47,6 +48,13 @@ class Callbacks:
     """Called when weights and state are loaded and the run was accepted, before the first step."""
 
 
+class StopRequest(NamedTuple):
+    """A callback that has requested a stop, and why."""
+
+    callback: str
+    reason: str
+
+
 @dataclass
 class Result:
     """The result of a training."""
@@ -57,9 +65,11 @@ class Result:
     seconds: float
     """Wall-clock seconds of the training loop of this process, evaluations and checkpoints included."""
     finished: bool
-    """False if a signal stopped it."""
+    """False if a signal or a callback stopped it."""
     stopped_by: int
-    """The number of that signal, the same in all processes; 0: none."""
+    """The number of that signal, the same in all processes; SIGTERM for a callback; 0: none."""
+    stop_request: StopRequest | None
+    """The request of the callback that stopped it."""
     frozen: dict[str, str]
     """Fingerprints of the frozen tensors before training."""
     changed: list[str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def train(
         callbacks.say("comparing the fingerprints of the frozen weights")
         changed = differing(trainer.checkpoints.frozen, trainer.checkpoints.fingerprints())
         stopped_by = next(filter(None, world.gather(request.number)), 0)  # any process may have received it
+        stop_request = None if finished or stopped_by else trainer.handler.agreed_stop()
     if stage.later_steps:
         trainer.engine.release()
     state = trainer.state
@@ -105,7 +107,8 @@ def train(
         steps=state.step,
         seconds=seconds,
         finished=finished and not stopped_by,
-        stopped_by=stopped_by,
+        stopped_by=stopped_by or (signal.SIGTERM if stop_request else 0),
+        stop_request=stop_request,
         frozen=trainer.checkpoints.frozen,
         changed=changed,
         skipped=state.skipped_examples,

@@ -10,15 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..callbacks import CallbackContext
 from ..data.loader import RankBatch, SkippedExample
 from ..data.mixture import Mixture
 from ..data.sequence import Batch
 from ..errors import TrainingError
+from ..manifest import STATE
 from ..model import Magma
 from ..plan import Costs
 from ..recipe.assemble import DTYPES, learning_rates
@@ -29,6 +32,8 @@ from ..system.distributed import DistributedContext, MemoryExhausted
 from ..system.memory import free_unused
 from .auxiliary import AuxiliaryObjective
 from .buffers import Buffers, average_buffers
+from .callback_handler import CallbackHandler
+from .callback_states import read_states
 from .checkpoints import CheckpointManager
 from .data import build_sources, make_loader, num_workers
 from .engine import Engine
@@ -102,6 +107,9 @@ class Trainer:
         self.checkpoints = CheckpointManager(
             out, stage, self.train.keep_checkpoints, model, self.engine, world, callbacks
         )
+        self.handler = CallbackHandler(recipe, world, lambda: self.checkpoints.last)
+        self.learning_rates: dict[str, float] = {}
+        """Of the current step, or of the last one."""
         self.early_stopping = EarlyStopping(self.train.early_stopping)
         self.skipped = SkipLog(out, self.train, world)
         self.metrics = MetricsLogger(out, stage, self.train, list(self.loader.collator.inputs), costs, world, callbacks)
@@ -116,20 +124,23 @@ class Trainer:
         with self.metrics.log.open(self.state.step), self.skipped.log.open(self.state.step):
             self.model.train()
             self.batches = self.loader.training(self.mixture, self.state.done)
+            self._call("on_train_begin")
+            self.handler.state_dicts(self.state.step)  # a mistake in it is found before the first step
             while True:
                 began = time.perf_counter()
                 batch = next(self.batches, None)
                 if batch is None:
                     return True
-                self.metrics.log_step(self.state, self.step(batch, began))
+                row = self.metrics.log_step(self.state, self.step(batch, began))
+                self._call("on_step_end", metrics=row)
                 raise_if_too_many_skipped(self.state, self.train, self.skipped, self.save)
                 done = self.state.done
                 if (done == total or _is_due(done, self.train.evaluate_every)) and not self._evaluate():
                     return True
-                (end,) = self.world.sum(float(stop_requested()))
+                end, save = self.world.sum(stop_requested() or bool(self.handler.stop), self.handler.checkpoint)
                 if end and done < total:
                     return False
-                if _is_due(done, self.train.checkpoint_every) and done < total:
+                if (save or _is_due(done, self.train.checkpoint_every)) and done < total:
                     self._sync_logs()
                     self.save()
 
@@ -138,7 +149,7 @@ class Trainer:
         value = self.evaluate_loss()
         if value is None:
             return True
-        self.metrics.log_evaluation(self.state.step, value)
+        self._call("on_evaluate", metrics=self.metrics.log_evaluation(self.state.step, value))
         if not self.train.early_stopping:
             return True
         self._sync_logs()
@@ -151,16 +162,35 @@ class Trainer:
         self.metrics.log.sync()
         self.skipped.log.sync()
 
+    def _call(self, hook: str, step: int | None = None, **fields: Any) -> None:
+        """Call a hook of the recipe's callbacks."""
+        if not self.handler:
+            return
+        drawn = self.state.done * self.train.batch_size
+        context = CallbackContext(
+            model=self.model,
+            run_folder=self.out,
+            step=self.state.step if step is None else step,
+            total_steps=self.metrics.total_steps,
+            samples=min(drawn, self.train.samples or drawn),
+            learning_rates=MappingProxyType(self.learning_rates),
+            rank=self.world.rank,
+            world_size=self.world.size,
+            **{key: MappingProxyType(one) if isinstance(one, dict) else one for key, one in fields.items()},
+        )
+        self.handler.call(hook, context)
+
     # Steps
 
     def step(self, batch: RankBatch, began: float) -> StepResult:
         """One optimizer step. `began` is the time when its batch was requested."""
         waited = time.perf_counter() - began
-        rates = self.engine.set_lr(lr_multiplier(self.train, self.state.done))
+        rates = self.learning_rates = self.engine.set_lr(lr_multiplier(self.train, self.state.done))
         counts = self._sum_counts(batch)
         self.skipped.record(self.state, batch, counts.unreadable)
         if not counts.targets and not counts.unreadable:
             raise TrainingError(f"step {self.state.step + 1}: none of its {batch.samples} examples has a target token")
+        self._call("on_step_begin", self.state.step + 1)
         buffers = self.buffers.copies()
         # Without any target there is no step: a gradient of zero would still move what has momentum.
         summed = self._forward_backward(batch, counts, buffers) if counts.targets else torch.zeros(1)
@@ -214,9 +244,8 @@ class Trainer:
         """
         device, dtype = self.world.device, DTYPES[self.train.precision]
         summed = torch.zeros(1 + len(counts.items), dtype=torch.float64, device=device)
-        parts = (
-            len(batches) * self.world.size
-        )  # DeepSpeed divides by the accumulation steps and averages over processes
+        # DeepSpeed divides by the accumulation steps and averages over the processes.
+        parts = len(batches) * self.world.size
         for i, batch in enumerate(batches):
             loss, found = self.engine(batch.to(device, dtype), bool(self.auxiliary))
             summed[0] += loss.detach()
@@ -322,8 +351,13 @@ class Trainer:
     def save(self) -> Path:
         """Save a checkpoint of the current step."""
         self.state.early_stopping = self.early_stopping.state_dict()
-        best = self.early_stopping.best
-        return self.checkpoints.save(self.state, best.step if best else None)
+        best, before = self.early_stopping.best, self.checkpoints.last
+        states = self.handler.state_dicts(self.state.step)
+        folder = self.checkpoints.save(self.state, best.step if best else None, states)
+        self.handler.checkpoint = False
+        if folder != before:
+            self._call("on_save", checkpoint=folder)
+        return folder
 
     def finish(self, finished: bool) -> Path:
         """The run's result: the last checkpoint, or the best one of a finished run with early stopping.
@@ -331,7 +365,9 @@ class Trainer:
         Checkpoints after the best one are removed.
         """
         best = self.early_stopping.best
-        return self.checkpoints.remove_after(best.step) if finished and best else self.save()
+        folder = self.checkpoints.remove_after(best.step) if finished and best else self.save()
+        self._call("on_train_end", checkpoint=folder)
+        return folder
 
     def resume(self, folder: Path) -> None:
         """Continue from a checkpoint of this run, with the same number of processes or another one."""
@@ -342,6 +378,8 @@ class Trainer:
             )
         self.mixture.load_state_dict(state.data)
         self.early_stopping.load_state_dict(state.early_stopping)
+        for label in self.handler.load_state_dicts(read_states(folder / STATE), state.step):
+            self.callbacks.note(f"callback {label}: the recipe has it no longer; its state is not loaded")
         same, size = state.processes == self.world.size, state.micro_batch
         state.processes, state.micro_batch = self.world.size, self.micro_batch.size
         self.state = state

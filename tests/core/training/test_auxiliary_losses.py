@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from parity_runs import install_toys, train_all
 from parity_runs import recipe as parity_recipe
 from test_parity import far, launch
 from toys import RECIPE, ToySource
@@ -166,7 +167,7 @@ def test_every_zero_stage_gives_the_same_losses(tmp_path: Path, stage: int) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes have media of different inputs at a time. Half precision and recomputed activations, too."""
 
     def job(stage: int, **changes: Any) -> dict[str, Any]:
@@ -180,7 +181,8 @@ def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
     two = [{"out": f"stage{stage}", "recipe": job(stage)} for stage in range(4)]
     two += [{"out": f"fast{stage}", "recipe": job(stage, activation_checkpointing="all")} for stage in (2, 3)]
     two += [{"out": f"half{stage}", "recipe": job(stage, precision="bf16")} for stage in (1, 2, 3)]
-    launch(tmp_path, 1, one)
+    install_toys(monkeypatch.setattr)
+    train_all(tmp_path, one)
     launch(tmp_path, 2, two)
     losses = {run["out"]: [row["loss"] for row in rows(tmp_path / run["out"])] for run in (*one, *two)}
     assert rows(tmp_path / "one")[0]["auxiliary_losses"].keys() >= {"inputs.seen.prefix.distance", SIZE}
