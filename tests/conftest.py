@@ -50,24 +50,25 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> GroupedSc
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry holds the toy parts alone."""
-    _install(monkeypatch, "toys")
+    install_parts(monkeypatch, "toys")
 
 
 @pytest.fixture
 def extra_toys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, and the toy parts with auxiliary losses."""
-    _install(monkeypatch, "toys", "extra_toys")
+    install_parts(monkeypatch, "toys", "extra_toys")
 
 
 @pytest.fixture(scope="module")
 def stored_toys() -> Iterator[None]:
     """The same for all tests of a file, and the toy language model with weights in a folder."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        _install(monkeypatch, "toys", "stored_toy")
+        install_parts(monkeypatch, "toys", "stored_toy")
         yield
 
 
-def _install(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+def install_parts(monkeypatch: pytest.MonkeyPatch, *modules: str) -> None:
+    """Let the registry hold the parts of these modules only."""
     from magma.plugins import registry
 
     toy = registry.Registry([EntryPoint(name, name, "magma") for name in modules])

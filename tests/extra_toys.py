@@ -84,6 +84,7 @@ class Diary(Callback):
 
     def write(self, hook: str, context: CallbackContext, *more: Any) -> None:
         torch.rand(3)  # does not change the run
+        context.run_folder.mkdir(exist_ok=True)
         with (context.run_folder / f"diary-{context.rank}.txt").open("a") as file:
             print(self.config.key, hook, context.step, context.samples, *more, file=file)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .part import Part, PartConfig
 
@@ -109,5 +111,21 @@ class Callback(Part):
         """
 
 
-HOOKS = ("on_train_begin", "on_step_begin", "on_step_end", "on_evaluate", "on_save", "on_train_end")
-"""The hooks of a callback, in the order in which a training first calls them."""
+def copy_state(callback: Callback) -> dict[str, Any]:
+    """A copy of the state of a callback. Raises `TypeError` if it is neither tensors nor JSON."""
+    state = callback.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise TypeError(f"given {state!r:.80}; allowed: a dictionary with texts as keys")
+    return {name: _copy(name, value) for name, value in state.items()}
+
+
+def _copy(name: str, value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    try:
+        copy = json.loads(json.dumps(value, allow_nan=False))
+        if copy == value:  # JSON has no tuples, and only texts as keys
+            return copy
+    except (TypeError, ValueError):
+        pass
+    raise TypeError(f"given {value!r:.80} for {name}; allowed: a tensor, or JSON without NaN")

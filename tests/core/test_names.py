@@ -70,9 +70,9 @@ def test_a_checkpoint_keeps_the_name_that_an_earlier_version_allowed(
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from conftest import _install
+    from conftest import install_parts
 
-    _install(monkeypatch, "toys")
+    install_parts(monkeypatch, "toys")
 
 
 def test_ordinary_names_are_allowed() -> None:

@@ -59,6 +59,7 @@ In a recipe:
 """
 _ABOUT = {
     "adapter": "An adapter",
+    "callback": "A callback",
     "data": "A data source",
     "encoder": "An encoder",
     "head": "A head",
@@ -68,6 +69,7 @@ _ABOUT = {
 }
 _USAGE = {
     "adapter": '[adapters.mlp]\nuse = "{name}"',
+    "callback": '[[callbacks]]\nuse = "{name}"',
     "data": '[[data.train]]\nuse = "{name}"',
     "encoder": '[inputs.{name}]\nencoder = {{ use = "{name}" }}\nprefix = {{ use = "linear" }}',
     "head": '[head]\nuse = "{name}"\nclasses = ["yes", "no"]',

@@ -9,12 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..callbacks import Callback, CallbackContext, Requests
+from ..callbacks import Callback, CallbackContext, Requests, copy_state
 from ..errors import TrainingError
 from ..plugins import registry
 from ..recipe.recipe import Recipe
 from ..system.distributed import DistributedContext
-from .callback_states import States, state_of
+from .callback_states import States
 from .progress import StopRequest
 from .rng import get_rng_states, set_rng_states
 
@@ -80,7 +80,7 @@ class CallbackHandler:
             TrainingError: In all processes, if a callback raises, or its state is neither tensors nor JSON.
         """
         return {
-            entry.label: self._guard(entry.label, entry.origin, "state_dict", step, partial(state_of, entry.callback))
+            entry.label: self._guard(entry.label, entry.origin, "state_dict", step, partial(copy_state, entry.callback))
             for entry in self.entries
         }
 

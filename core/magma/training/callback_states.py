@@ -6,38 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..callbacks import Callback
 from ..errors import CheckpointError
 from ..recipe.notation import parse_json
 
 JSON, TENSORS = "callbacks.json", "callbacks.safetensors"
 States = dict[str, dict[str, Any]]
 """By callback, its state: tensors and JSON by name."""
-
-
-def state_of(callback: Callback) -> dict[str, Any]:
-    """A copy of the state of a callback. Raises `TypeError` if it is neither tensors nor JSON."""
-    state = callback.state_dict()
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise TypeError(f"given {state!r:.80}; allowed: a dictionary with texts as keys")
-    return {name: _copy(name, value) for name, value in state.items()}
-
-
-def _copy(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    try:
-        copy = json.loads(json.dumps(value, allow_nan=False))
-        if copy == value:  # JSON has no tuples, and only texts as keys
-            return copy
-    except (TypeError, ValueError):
-        pass
-    raise TypeError(f"given {value!r:.80} for {name}; allowed: a tensor, or JSON without NaN")
 
 
 def write_states(folder: Path, states: States) -> None:

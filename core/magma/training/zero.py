@@ -235,6 +235,8 @@ class FullyPartitioned(_Partitioned):
         import deepspeed
         from deepspeed.runtime.zero.partition_parameters import is_zero_param
 
+        # Evaluations run fewer modules than training: weights that were gathered for the others may be in flight.
+        self.zero.parameter_offload.get_param_coordinator()._clean_inflight_param_registry()
         for name, tensor in tensors.items():
             if is_zero_param(tensor):
                 with deepspeed.zero.GatheredParameters([tensor]):

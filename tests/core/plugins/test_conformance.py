@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ import magma
 from magma import (
     Adapter,
     BatchLayout,
+    Callback,
+    CallbackContext,
     CheckInputs,
     DataSource,
     Encoder,
     Example,
     Features,
     InputError,
+    LossContext,
     PartConfig,
     PluginError,
     Prediction,
@@ -153,7 +156,49 @@ class Spell(Task):
         return {"accuracy": sum(p.text == p.question.answer for p in predictions) / len(predictions)}
 
 
-SOUND = (Ears, Double, Map, Causal, Letters, Spell)
+class Alarm(Callback):
+    """Requests a stop at a spike of the loss."""
+
+    name = "alarm"
+
+    def __init__(self, config: PartConfig) -> None:
+        super().__init__(config)
+        self.average: float | None = None
+        self.count = torch.zeros(1)
+
+    def on_step_end(self, context: CallbackContext) -> None:
+        loss = context.metrics["loss"]
+        if loss is None:
+            return
+        if self.average is not None and loss > 3 * self.average:
+            context.request_stop("a spike")
+        else:
+            self.average = loss
+            self.count += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average, self.count = state["average"], state["count"].clone()
+
+
+class Pulled(Map):
+    """Its embeddings are near the caption, by a factor that is learned."""
+
+    name = "pulled"
+    auxiliary_losses = ("distance",)
+
+    def __init__(self, config: PartConfig, encoder_dim: int, encoder_length: int, dim: int) -> None:
+        super().__init__(config, encoder_dim, encoder_length, dim)
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def auxiliary_loss(self, context: LossContext) -> dict[str, Tensor]:
+        found = context.embeddings[context.input].values.mean(1)
+        return {"distance": (self.factor * found - context.caption_embeddings()).square().mean()}
+
+
+SOUND = (Ears, Double, Map, Pulled, Causal, Letters, Spell, Alarm)
 
 
 @pytest.mark.parametrize("part", SOUND, ids=lambda part: part.name)
@@ -495,7 +540,94 @@ class Obeys(Causal):
         return list(self._tokenizer.encode(text))
 
 
+class NotSavedAverage(Alarm):
+    """Does not save its average."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.count = state["count"].clone()
+
+
+class NotLoaded(Alarm):
+    """Saves a count and does not load it."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.average = state["average"]
+
+
+class Sets(Alarm):
+    """Has a set in its state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seen": {1, 2}}
+
+
+class Decays(Alarm):
+    """Makes the weights smaller after each step."""
+
+    @torch.no_grad()
+    def on_step_end(self, context: CallbackContext) -> None:
+        super().on_step_end(context)
+        next(context.model.parameters()).mul_(0.99)
+
+
+class LeavesEval(Alarm):
+    """Leaves the model in eval mode."""
+
+    def on_evaluate(self, context: CallbackContext) -> None:
+        context.model.eval()
+
+
+class CountsCheckpoints(Alarm):
+    """Counts in a hook that comes after the state was saved."""
+
+    def on_save(self, context: CallbackContext) -> None:
+        self.count += 1
+
+
+class NoSkippedSteps(Alarm):
+    """Expects a loss in every step."""
+
+    def on_step_end(self, context: CallbackContext) -> None:
+        self.average = 0.5 * (self.average or 0.0) + 0.5 * context.metrics["loss"]
+
+
+class OtherNames(Pulled):
+    """Returns a loss that it does not declare."""
+
+    def auxiliary_loss(self, context: LossContext) -> dict[str, Tensor]:
+        return {**super().auxiliary_loss(context), "size": self.factor.sum()}
+
+
+class NeedsTwo(Pulled):
+    """Divides by a deviation, which a single item does not have."""
+
+    def auxiliary_loss(self, context: LossContext) -> dict[str, Tensor]:
+        items = context.embeddings[context.input].values.mean((1, 2))
+        variance = (items - items.mean()).square().sum() / (len(items) - 1)
+        return {"distance": super().auxiliary_loss(context)["distance"] / variance}
+
+
+class NotReduced(Pulled):
+    """Returns a loss for each item."""
+
+    def auxiliary_loss(self, context: LossContext) -> dict[str, Tensor]:
+        return {"distance": self.factor * context.embeddings[context.input].values.mean((1, 2))}
+
+
 FAULTS: dict[type[magma.Part], str] = {
+    NotSavedAverage: "state_is_saved_and_loaded",
+    NotLoaded: "state_is_saved_and_loaded",
+    Sets: "saving_changes_no_state",
+    Decays: "hooks_change_no_model",
+    LeavesEval: "hooks_change_no_model",
+    CountsCheckpoints: "saving_changes_no_state",
+    NoSkippedSteps: "hooks_run",
+    OtherNames: "auxiliary_losses_are_scalars",
+    NeedsTwo: "auxiliary_losses_are_scalars",
+    NotReduced: "auxiliary_losses_are_scalars",
     WrongWidth: "features_have_their_sizes",
     WrongLength: "features_have_their_sizes",
     TooFew: "features_have_their_sizes",

@@ -8,6 +8,7 @@ import torch
 
 from ...interfaces import FrozenLM
 from ...meta import RunOnMeta
+from .losses import auxiliary_losses
 from .subject import Check, PartUnderTest, require, same
 
 
@@ -92,13 +93,14 @@ def gradient_flows(subject: PartUnderTest) -> None:
         module.freeze()
         given.requires_grad_()
     module.train()
-    subject.call(module, given).float().square().mean().backward()  # type: ignore[no-untyped-call]  # torch's
+    total = subject.call(module, given).float().square().mean()
+    sum(auxiliary_losses(subject, module, given).values(), total).backward()  # type: ignore[no-untyped-call]  # torch's
     if isinstance(module, FrozenLM):
         require(given.grad is not None and bool(given.grad.abs().sum() > 0), "no gradient reaches the embeddings")
         return
     for name, p in module.named_parameters():
         if p.requires_grad:
-            require(p.grad is not None, f"{name} gets no gradient: the output does not depend on it")
+            require(p.grad is not None, f"{name} gets no gradient: neither output nor losses depend on it")
             assert p.grad is not None
             require(bool(p.grad.isfinite().all()), f"the gradient of {name} is not finite")
 

@@ -14,15 +14,15 @@ import torch
 
 from ...deprecation import renamed_arguments
 from ...errors import PluginError
-from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
+from ...interfaces import Adapter, Callback, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
 from ...values import CheckInputs
-from . import adapter, data, encoder, head, lm, module, prefix, task, text
+from . import adapter, callback, data, encoder, head, lm, losses, module, prefix, task, text
 from . import part as any_part
 from .subject import Check, PartUnderTest
 
 _KINDS: tuple[tuple[type[Part], tuple[Check, ...]], ...] = (
     (Part, any_part.CHECKS),
-    (Module, module.CHECKS),
+    (Module, (*module.CHECKS, *losses.CHECKS)),
     (Encoder, encoder.CHECKS),
     (Prefix, prefix.CHECKS),
     (Adapter, adapter.CHECKS),
@@ -30,6 +30,7 @@ _KINDS: tuple[tuple[type[Part], tuple[Check, ...]], ...] = (
     (Head, head.CHECKS),
     (DataSource, data.CHECKS),
     (Task, task.CHECKS),
+    (Callback, callback.CHECKS),
 )
 ALL: list[tuple[type[Part], Check]] = [(kind, check) for kind, checks in _KINDS for check in checks]
 """Every check, with the kind of part that it is for."""
