@@ -30,6 +30,7 @@ KIND_TITLES = {
     "head": "Heads: `[head]`",
     "data": "Data sources: `[[data.train]]` and `[[data.evaluation]]`",
     "task": "Tasks: `[[tasks]]`",
+    "callback": "Callbacks: `[[callbacks]]`",
 }
 
 
@@ -55,6 +56,8 @@ def parts() -> str:
     texts = []
     for kind, title in KIND_TITLES.items():
         texts.append(f"## {title}")
+        if kind not in {entry.kind for entry in _ours()}:
+            texts.append("None is included.")
         for entry in _ours():
             if entry.kind == kind:
                 about = " ".join((entry.part.__doc__ or "").split("\n\n")[0].split())

@@ -99,10 +99,11 @@ def check_described(run: Path) -> None:
     """The reference describes every field and file that a run leaves."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     written = {key for row in rows for key in row}
-    conditional = {"stage", "skipped"}
+    conditional = {"stage", "skipped", "auxiliary_losses"}
     assert written - conditional == fields("metrics.jsonl", "reference/metrics.md") - conditional
     report = json.loads((run / "report.json").read_text())
-    assert report.keys() - {"stopped_by"} == fields("report.json", "reference/metrics.md") - {"stopped_by"}
+    stops = {"stopped_by", "stop_reason"}
+    assert report.keys() - stops == fields("report.json", "reference/metrics.md") - stops
     page = read("reference/run-folder.md")
     checkpoint = run / "checkpoints/step-00000001"
     for file in [*run.iterdir(), *checkpoint.iterdir(), *(checkpoint / "state").iterdir()]:
@@ -163,6 +164,15 @@ def test_the_plugin_guide_counts_the_lines_of_its_example() -> None:
     lines = len((ROOT / "examples/magma-timeseries/magma_timeseries.py").read_text().splitlines())
     assert f"one file of {lines} lines" in " ".join(read("guides/plugins.md").split())
     assert lines <= 60
+
+
+def test_the_guide_counts_the_lines_of_the_other_examples() -> None:
+    text = " ".join(read("guides/plugins.md").split())
+    for name in ("contrastive", "loss-spike"):
+        lines = len((ROOT / f"examples/magma-{name}/magma_{name.replace('-', '_')}.py").read_text().splitlines())
+        assert re.search(
+            rf"`examples/magma-{name}` is [^.]* in {lines} lines", " ".join(read("guides/plugins.md").split())
+        )
 
 
 def test_every_recipe_key_and_every_command_is_in_the_reference() -> None:

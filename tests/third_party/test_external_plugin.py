@@ -132,7 +132,7 @@ def test_the_example_is_installed_and_keeps_its_promises(tmp_path: Path) -> None
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(tmp_path / "magma-timeseries")], check=True)
     checked = magma({**os.environ, "PYTHONPATH": str(tmp_path / "site")}, "plugin", "check", "magma-timeseries")
     assert checked.returncode == 0, checked.stdout
-    assert "encoder timeseries (magma-timeseries 0.1.0): 18 of 18 checks passed" in checked.stdout
+    assert "encoder timeseries (magma-timeseries 0.1.0): 19 of 19 checks passed" in checked.stdout
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_tutorial_new_check_test_train(tmp_path: Path) -> None:
     """What `magma plugin new` writes works as it is: installed, checked, tested, and in a recipe."""
     site, packages = tmp_path / "site", tmp_path / "packages"
     kinds = {"lidar": "encoder", "ranges": "data", "farthest": "task", "soft": "prefix", "low_rank": "adapter"}
-    kinds |= {"verdict": "head", "bytes_lm": "lm"}
+    kinds |= {"verdict": "head", "bytes_lm": "lm", "enough": "callback"}
     for name, kind in kinds.items():
         made = magma(dict(os.environ), "plugin", "new", name, "--kind", kind, "--out", str(packages))
         assert made.returncode == 0, made.stderr
@@ -163,10 +163,10 @@ def test_tutorial_new_check_test_train(tmp_path: Path) -> None:
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(packages)]
     own = subprocess.run(tests, env=environment, capture_output=True, text=True, check=False, cwd=packages)
     assert own.returncode == 0, own.stdout
-    assert " 94 passed" in f" {own.stdout.splitlines()[-1]}"
+    assert " 106 passed" in f" {own.stdout.splitlines()[-1]}"
     checked = magma(environment, "plugin", "check", "lidar")
     assert checked.returncode == 0, checked.stdout
-    assert "encoder lidar (magma-lidar 0.1.0): 18 of 18 checks passed" in checked.stdout
+    assert "encoder lidar (magma-lidar 0.1.0): 19 of 19 checks passed" in checked.stdout
     recipe = tmp_path / "ranges.toml"
     recipe.write_text(FIRST_HOUR.format())
     done = magma(environment, "recipe", "run", str(recipe), "--out", str(tmp_path / "run"))

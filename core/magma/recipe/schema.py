@@ -204,7 +204,7 @@ class Train(Table):
     loss: Literal["token_mean", "micro_batch_mean"] = "token_mean"
     """`"token_mean"`: mean over the target tokens of the global batch. `"micro_batch_mean"`: mean of the micro-batches'
     means, as in the authors' code."""
-    loss_weights: dict[str, NonNegativeFloat] = Field({})
+    loss_weights: dict[str, NonNegativeFloat] | None = None
     """Weights of auxiliary losses by their names, such as `{ contrast = 0.1 }`. Default: 1 for each loss that a trained
     part of the recipe has."""
     max_length: PositiveInt | None = None

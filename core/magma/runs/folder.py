@@ -59,6 +59,8 @@ def run_summary(folder: Path) -> dict[str, str]:
         recent = steps[-RECENT:]
         seconds = sum(row["samples"] / row["samples_per_s"] for row in recent if row["samples_per_s"])
         found["loss"] = "not finite" if steps[-1]["loss"] is None else f"{steps[-1]['loss']:.4f}"
+        for name, value in steps[-1].get("auxiliary_losses", {}).items():
+            found[f"auxiliary loss, {name}"] = "not finite" if value is None else f"{value:.4f}"
         if seconds:
             found["examples a second"] = f"{sum(row['samples'] for row in recent) / seconds:.1f}"
         for key, what, unit in (("tokens_per_s", "useful tokens a second", 1), ("flops_per_s", "TFLOP/s", 1e12)):

@@ -47,7 +47,7 @@ class CallbackHandler:
             plugin = str(registry.installed().find("callback", part.name).plugin)
             before = sum(entry.callback.name == part.name for entry in self.entries)
             label = f"{part.name}.{before}" if before else part.name
-            made = self._guard(label, plugin, "__init__", 0, partial(part, config))
+            made = self._guard(label, plugin, "__init__", 0, partial(_build, part, config))
             self.entries.append(_Entry(made, label, plugin))
 
     def __bool__(self) -> bool:
@@ -114,6 +114,11 @@ class CallbackHandler:
                 f"remove it; --resume then continues {start}"
             ) from cause
         return result
+
+
+def _build(part: type[Any], config: Any) -> Callback:
+    made: Callback = part(config)
+    return made
 
 
 def _describe(error: BaseException) -> str:

@@ -114,7 +114,7 @@ class Trainer:
         self.skipped = SkipLog(out, self.train, world)
         self.metrics = MetricsLogger(out, stage, self.train, list(self.loader.collator.inputs), costs, world, callbacks)
         self.buffers = Buffers(model)
-        self.auxiliary = AuxiliaryObjective(model, self.train.loss_weights)
+        self.auxiliary = AuxiliaryObjective(model, self.train.loss_weights or {})
 
     # The loop
 
@@ -162,7 +162,9 @@ class Trainer:
         self.metrics.log.sync()
         self.skipped.log.sync()
 
-    def _call(self, hook: str, step: int | None = None, **fields: Any) -> None:
+    def _call(
+        self, hook: str, step: int | None = None, metrics: dict[str, Any] | None = None, checkpoint: Path | None = None
+    ) -> None:
         """Call a hook of the recipe's callbacks."""
         if not self.handler:
             return
@@ -173,10 +175,11 @@ class Trainer:
             step=self.state.step if step is None else step,
             total_steps=self.metrics.total_steps,
             samples=min(drawn, self.train.samples or drawn),
+            metrics=MappingProxyType(metrics or {}),
             learning_rates=MappingProxyType(self.learning_rates),
+            checkpoint=checkpoint,
             rank=self.world.rank,
             world_size=self.world.size,
-            **{key: MappingProxyType(one) if isinstance(one, dict) else one for key, one in fields.items()},
         )
         self.handler.call(hook, context)
 
