@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import ToyAdapter, ToyHead, ToyPrefix
+from toys import ToyAdapter, ToyEncoder, ToyHead, ToyPrefix
 
 from magma import Callback, CallbackContext, LossContext, PartConfig, hookimpl
 
@@ -28,6 +28,20 @@ class Near(ToyPrefix):
         caption = context.caption_embeddings()
         found = self.projection(context.embeddings[context.input].values.mean(1))
         return {"distance": F.mse_loss(found, caption) * self.scale.square().sum()}
+
+
+class Spread(ToyEncoder):
+    """Features of unit variance, in training mode only."""
+
+    name = "spread"
+    auxiliary_losses = ("variance",)
+
+    def __init__(self, config: ToyEncoder.Config) -> None:
+        super().__init__(config)
+        self.own_norm = nn.BatchNorm1d(config.dim)
+
+    def auxiliary_loss(self, context: LossContext) -> dict[str, Tensor]:
+        return {"variance": self.own_norm(context.features[context.input].values[:, 0]).square().mean()}
 
 
 class Quiet(ToyAdapter):
@@ -177,4 +191,4 @@ class Unsaved(Callback):
 
 @hookimpl
 def magma_parts() -> list[type]:
-    return [Near, Quiet, SmallWeights, Wrong, Diary, Asks, Unsaved]
+    return [Near, Spread, Quiet, SmallWeights, Wrong, Diary, Asks, Unsaved]

@@ -104,17 +104,19 @@ def auxiliary_losses(
 
 def _losses_of(path: str, module: Module, context: LossContext, is_dummy: bool) -> dict[str, Tensor]:
     """What `auxiliary_loss` returns. It runs as a forward pass of the module, so that ZeRO-3 gathers its weights."""
-    attributes, was_training = vars(module), module.training
+    attributes = vars(module)
     forward = attributes.get("forward")  # activation checkpointing sets it
+    modes = {one: one.training for one in module.modules()} if is_dummy else {}
     attributes["forward"] = module.auxiliary_loss
-    if is_dummy:
-        module.eval()  # no buffer changes
+    for one in modes:
+        one.training = False  # no buffer changes
     try:
         losses: dict[str, Tensor] = module(context)
     finally:
         del attributes["forward"]
         attributes |= {"forward": forward} if forward else {}
-        module.train(was_training)
+        for one, mode in modes.items():
+            one.training = mode
     if problem := losses_problem(module, losses):
         raise PartError(f"{path} ({module.name}): {problem}")
     return losses

@@ -36,6 +36,7 @@ def json_schema() -> dict[str, Any]:
         table, more = _part(entry.kind, entry.name, entry.part.Config, entry.part.__doc__ or "")
         definitions |= {**more, name: table}
         definitions[entry.kind]["anyOf"].append(_reference(name))
+    definitions |= {kind: {"not": {}} for kind in KINDS if not definitions[kind]["anyOf"]}  # no part is installed
     properties = schema["properties"]
     properties["extends"] = {"type": "string", "description": "Path of a recipe that this one inherits from."}
     properties["lm"] = _reference("lm")

@@ -156,6 +156,29 @@ def test_captions_are_those_of_the_mediums_sequence() -> None:
     assert absent.features["number"].values.shape[0] == len(absent.media_sequences["number"]) == 1
 
 
+@pytest.mark.parametrize("mode", ["train", "frozen"])
+def test_a_dummy_item_changes_neither_buffers_nor_modes(mode: str) -> None:
+    tables = {"number": {"encoder": {"use": "spread"}, "prefix": {"use": "plain"}, "batchnorm": mode}}
+    model = magma.assemble({**RECIPE, "inputs": tables}).train()
+    before = [module.training for module in model.modules()]
+    buffers = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    text = magma.Example([magma.Text("is"), magma.Text(" one", target=True)])
+    model(model.collator().batch([text]), auxiliary=True)
+    assert [module.training for module in model.modules()] == before
+    assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())
+
+
+def test_an_encoder_whose_activations_are_recomputed(tmp_path: Path) -> None:
+    """Its own forward pass is restored after each call of `auxiliary_loss`."""
+    tables = {"number": {"encoder": {"use": "spread"}, "prefix": {"use": "near"}}}
+    for which in ("none", "encoder"):
+        changes = ("train.steps=3", f"train.activation_checkpointing={which}")
+        train(Recipe.load({**RECIPE, "inputs": tables, "tasks": []}, changes), tmp_path / which)
+    assert rows(tmp_path / "none")[2]["auxiliary_losses"].keys() == {"inputs.number.encoder.variance", DISTANCE}
+    for one, other in zip(rows(tmp_path / "none"), rows(tmp_path / "encoder"), strict=True):
+        assert one["auxiliary_losses"] == pytest.approx(other["auxiliary_losses"], rel=1e-5)
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_every_zero_stage_gives_the_same_losses(tmp_path: Path, stage: int) -> None:
     changes = ("train.steps=3", "train.micro_batch_size=2")

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from test_parity import launch
 from toys import RECIPE
+from typer.testing import CliRunner
 
 import magma
 from magma import Recipe, RecipeError, TrainingError
@@ -98,6 +99,19 @@ def test_a_request_stops_a_run_as_a_signal_does(tmp_path: Path, hook: str) -> No
     report = magma.run(one, tmp_path, resume=True)
     assert (report["finished"], report["steps"]) == (True, 6)
     assert "stopped_by" not in report
+
+
+def test_the_program_prints_the_reason_of_a_stop(tmp_path: Path) -> None:
+    import tomli_w
+
+    from magma.cli.app import cli
+
+    raw = {**RECIPE, "tasks": [], "callbacks": [{"use": "asks", "what": "stop"}]}
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(raw))
+    words = ["recipe", "run", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(cli, words)
+    assert result.exit_code == 128 + signal.SIGTERM
+    assert "callback asks stopped the run at step 3 (seen enough). A checkpoint is saved. Resume:" in result.output
 
 
 def test_a_stop_at_the_last_step_changes_nothing(tmp_path: Path) -> None:
