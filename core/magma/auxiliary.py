@@ -84,6 +84,8 @@ def auxiliary_losses(
         for name in outputs
     }
     for path, modules in parts_with_losses(parts).items():
+        if input_of(path) not in ("", *outputs):  # without gradients, no dummy item runs
+            continue
         context = LossContext(
             input=input_of(path),
             features={name: one.features for name, one in outputs.items()},

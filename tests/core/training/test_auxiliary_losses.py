@@ -166,6 +166,8 @@ def test_a_dummy_item_changes_neither_buffers_nor_modes(mode: str) -> None:
     model(model.collator().batch([text]), auxiliary=True)
     assert [module.training for module in model.modules()] == before
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())
+    with torch.no_grad():
+        assert model(model.collator().batch([text]), auxiliary=True).auxiliary == {}
 
 
 def test_an_encoder_whose_activations_are_recomputed(tmp_path: Path) -> None:
