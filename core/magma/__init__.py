@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Task,
     )
     from .model import Magma
+    from .plugins.part_of import PartOf
     from .plugins.program import Program
     from .recipe.assemble import assemble
     from .recipe.paths import LocalPath, Weights
@@ -75,6 +76,7 @@ _NAMES_BY_MODULE = {
         *("Sublayer", "Task"),
     ],
     "model": ["Magma"],
+    "plugins.part_of": ["PartOf"],
     "plugins.program": ["Program"],
     "recipe.assemble": ["assemble"],
     "recipe.paths": ["LocalPath", "Weights"],
@@ -114,6 +116,7 @@ __all__ = [
     "Part",
     "PartConfig",
     "PartError",
+    "PartOf",
     "PluginError",
     "Prediction",
     "Prefix",
