@@ -301,7 +301,8 @@ class FrozenLM(Module):
         """Freeze everything but the adapters."""
         super().freeze()
         for adapter in self.all_adapters():
-            adapter.requires_grad_(not adapter.frozen)
+            for part in reversed(adapter.all_parts().values()):  # the outer ones first
+                part.requires_grad_(not part.frozen)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

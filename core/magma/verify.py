@@ -110,11 +110,8 @@ def _built(
             raise
     trained = recipe.trained_parts()
     tops = {path: _outermost(path, trained) for path in trained}
-    frozen: set[str | None] = {
-        "lm",
-        *(f"inputs.{name}.encoder" for name, table in recipe.inputs.items() if not table.trainable),
-    }
-    frozen -= {tops.get(path) for path in stored_parts(manifest)}
+    frozen = {"lm", *(f"inputs.{name}.encoder" for name, table in recipe.inputs.items() if not table.trainable)}
+    frozen -= {tops[path] for path in stored_parts(manifest) if path in tops}
     absent = {path for path in tops.values() if path not in frozen} | {tops[path] for path in lacking if path in tops}
     for path in trained:
         if path != tops[path] and tops[path] in absent and not trained[path]:

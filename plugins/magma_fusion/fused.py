@@ -63,9 +63,7 @@ class Fused(Encoder):
         """The value that all members have. Raises `PartError` if they differ."""
         values = [value_of(member) for member in self.members]
         if len(set(values)) > 1:
-            shown = ", ".join(
-                f"of.{i} ({m.name}): {v}" for i, (m, v) in enumerate(zip(self.members, values, strict=True))
-            )
+            shown = ", ".join(f"of.{i} ({member.name}): {values[i]}" for i, member in enumerate(self.members))
             raise PartError(f"the members of {self.name} differ in their {what}: {shown}; allowed: equal values")
         return values[0]
 

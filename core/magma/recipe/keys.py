@@ -168,4 +168,6 @@ def _toml(value: Any) -> str:
         return '"{}"'.format(value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"'))
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(one)}' for key, one in value.items())} }}"
     return str(value)

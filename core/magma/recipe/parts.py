@@ -130,7 +130,7 @@ def _check_config(one: PartTable, context: Mapping[str, Any], problems: list[str
     try:
         return part.Config.model_validate(own, context=context)
     except ValidationError as error:
-        mistakes = [found for found in error.errors() if not _is_inside(found["loc"], reported)]
+        mistakes = _without_consequences(error.errors(), reported) if fields_with_parts(part.Config) else error.errors()
         hint = "" if around else path
         problems += [explain(part.Config, found, path) + _other_table(hint, found) for found in mistakes]
         return None
@@ -155,9 +155,15 @@ def _check_nested(
     return kind(**{key: table[key] for key in framework_keys(kind.kind()) if key in table}, config=config)
 
 
-def _is_inside(location: Sequence[Any], paths: Collection[str]) -> bool:
-    place = ".".join(map(str, location))
-    return any(place == path or place.startswith(f"{path}.") for path in paths)
+def _without_consequences(errors: Sequence[Any], reported: Sequence[str]) -> list[Any]:
+    """The errors that are not in a nested part that is reported already, nor follow from an error inside a list."""
+    places = [".".join(map(str, error["loc"])) for error in errors]
+    return [
+        error
+        for error, place in zip(errors, places, strict=True)
+        if not any(f"{place}.".startswith(f"{path}.") for path in reported)
+        and not any(other.startswith(f"{place}.") for other in (*places, *reported))
+    ]
 
 
 def trained_parts(raw: Mapping[str, Any]) -> dict[str, bool]:
