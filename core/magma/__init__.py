@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         Features,
         Media,
         Prediction,
+        Prepared,
         Question,
         SourceState,
         Text,
@@ -84,8 +85,8 @@ _NAMES_BY_MODULE = {
     "runs.run": ["run"],
     "tensors": ["read_tensors"],
     "values": [
-        *("BatchLayout", "Cache", "CheckInputs", "Example", "Features", "Media", "Prediction", "Question"),
-        *("SourceState", "Text", "Tokens"),
+        *("BatchLayout", "Cache", "CheckInputs", "Example", "Features", "Media", "Prediction"),
+        *("Prepared", "Question", "SourceState", "Text", "Tokens"),
     ],
 }
 _LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
@@ -120,6 +121,7 @@ __all__ = [
     "PluginError",
     "Prediction",
     "Prefix",
+    "Prepared",
     "Program",
     "Question",
     "Recipe",

@@ -14,9 +14,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError, PartOf
+from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError, PartOf, Prepared
 
-Items = tuple[Any, ...]
+Items = tuple[Prepared, ...]
 """What each member has prepared, in their order."""
 
 
@@ -72,7 +72,7 @@ class Fused(Encoder):
         """Two small audio encoders of different widths, and recordings of several lengths."""
         member = {"use": "spectrogram", "rate": 8000, "seconds": 0.6, "bands": 16, "heads": 2}
         config = {"of": [{**member, "width": 16}, {**member, "width": 8, "bands": 8}]}
-        inputs = cls.Config(**config).of[0].part.check_inputs(folder)  # type: ignore[arg-type]  # tables, as in a recipe
+        inputs = cls.Config(**config).of[0].part.check_inputs(folder)
         return CheckInputs(config, inputs.good, inputs.bad)
 
     def accepts(self, raw: Any) -> bool:

@@ -44,7 +44,7 @@ class PartOf(NestedKeys, Generic[P]):
     A recipe gives a table with `use`, the keys of that part and `NestedKeys`. The part around it calls `build` in its
     `__init__` and keeps the result in the attribute that has the name of the field; several in an `nn.ModuleList`, or
     an `nn.ModuleDict` for a dictionary. The framework then loads, freezes, trains and saves it by its path, such as
-    `inputs.image.encoder.of.0`.
+    `inputs.NAME.encoder.of.0`.
     """
 
     use: str

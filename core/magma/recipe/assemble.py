@@ -16,6 +16,7 @@ from ..model import Magma
 from ..plugins.part_of import check_nested_parts, construct
 from ..system.device import check_device
 from .overrides import locate
+from .parts import all_part_tables
 from .recipe import Recipe
 from .schema import Precision, Train, is_trained
 
@@ -174,7 +175,7 @@ def learning_rates(recipe: Recipe) -> dict[str, float]:
     for path, table in tables.items():
         if is_trained(table):
             rates[path] = float(table.fields.get("lr", recipe.train.lr))
-    for one in recipe.nested_tables():
-        if trained[one.path]:
+    for one in all_part_tables(recipe.model_dump()):
+        if one.around and trained.get(one.path):
             rates[one.path] = float(one.table.get("lr", rates[one.around]))
     return rates

@@ -215,11 +215,6 @@ class Recipe(Table):
         """Every part of the recipe, also inside other parts, with its path, class and config."""
         return [(one.path, *_class_and_config(one)) for one in all_part_tables(self.model_dump())]
 
-    def nested_tables(self) -> list[PartTable]:
-        """The tables of the parts with weights that are inside other parts."""
-        trained = self.trained_parts()
-        return [one for one in all_part_tables(self.model_dump()) if one.around in trained]
-
     def trained_parts(self) -> dict[str, bool]:
         """Whether each part with weights is trained, by path."""
         return trained_parts(self.model_dump())

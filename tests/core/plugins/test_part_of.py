@@ -19,7 +19,7 @@ from torch import nn
 from toys import RECIPE, ToyEncoder, ToyLM, ToyPrefix
 
 import magma
-from magma import Encoder, Input, Magma, PartConfig, PartError, PartOf, Recipe, RecipeError
+from magma import Encoder, Features, Input, Magma, PartConfig, PartError, PartOf, Recipe, RecipeError, testing
 from magma.deprecation import RenamedKeyWarning
 from magma.manifest import find_checkpoint, read_manifest
 from magma.plan import plan
@@ -129,6 +129,21 @@ def test_nothing_in_a_frozen_part_is_trained() -> None:
     assert problems(given, "inputs.number.trainable=false") == [frozen]
     given["stages"] = [{"name": "prefix", "inputs": {"number": {"trainable": False}}}, {}]
     assert problems(given) == [f"stages[0].{frozen}"]
+
+
+def test_a_stage_may_train_other_parts() -> None:
+    given = fused_recipe({"use": "fingers", "trainable": False}, {"use": "fingers", "dim": 5})
+    path = f"{ENCODER}.of.0"
+    given["stages"] = [{"inputs": {"number": {"lr": 3e-4}}}, {"parts": {path: {"trainable": True, "lr": 1e-5}}}]
+    recipe = Recipe.load(given)
+    first, second = recipe.in_stages()
+    assert (path in learning_rates(first), learning_rates(first)[f"{ENCODER}.of.1"]) == (False, 3e-4)
+    assert (learning_rates(second)[path], learning_rates(second)[f"{ENCODER}.of.1"]) == (1e-5, 1e-2)
+    assert Recipe.load(recipe.model_dump(mode="json", exclude_none=True)).in_stages() == [first, second]
+    for unknown in (f"{ENCODER}.of.2", ENCODER, "inputs.number.prefix.inner", "lm"):
+        given["stages"] = [{"parts": {unknown: {"trainable": True}}}]
+        (problem,) = problems(given)
+        assert problem.startswith(f"stages[0].parts.{unknown}: given a table for a part that the recipe does not have")
 
 
 def test_files_of_nested_parts_are_found_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,6 +320,76 @@ def test_the_part_that_cannot_be_built_is_named() -> None:
             magma.assemble(given)
     finally:
         del entries["encoder", "refusing"]
+
+
+class Direct(Scaled):
+    """Builds the part by itself."""
+
+    def __init__(self, config: Scaled.Config, *sizes: int) -> None:
+        super().__init__(config, *sizes)
+        self.inner = config.inner.part(config.inner.config, *sizes)  # type: ignore[arg-type]
+
+
+class OtherName(Scaled):
+    """Has no attribute with the name of the field."""
+
+    def __init__(self, config: Scaled.Config, *sizes: int) -> None:
+        super().__init__(config, *sizes)
+        self.wrapped = self.inner
+        del self.inner
+
+    def num_embeddings(self, features: int) -> int:
+        return self.wrapped.num_embeddings(features)
+
+    def forward(self, features: Features) -> Features:
+        values, lengths = self.wrapped(features)
+        return Features(values * self.factors, lengths)
+
+
+class Wakes(Scaled):
+    """Puts the part into training mode although it is frozen."""
+
+    def train(self, mode: bool = True) -> Wakes:
+        super().train(mode)
+        for module in self.inner.modules():
+            module.training = self.training
+        return self
+
+
+class Thaws(Scaled):
+    """Trains everything inside, frozen or not."""
+
+    def train(self, mode: bool = True) -> Thaws:
+        super().train(mode)
+        self.requires_grad_(not self.frozen)
+        return self
+
+
+class Writes(Scaled):
+    """Changes the weights of the part in a forward pass."""
+
+    def forward(self, features: Features) -> Features:
+        found = super().forward(features)
+        if self.training:
+            with torch.no_grad():
+                next(self.inner.parameters()).mul_(0.5)
+        return found
+
+
+FAULTS: dict[type[Scaled], str] = {
+    Direct: "nested_parts_found",
+    OtherName: "nested_parts_found",
+    Wakes: "nested_parts_freeze",
+    Thaws: "nested_parts_freeze",
+    Writes: "nested_parts_freeze",
+}
+
+
+@pytest.mark.parametrize("part", [Scaled, *FAULTS], ids=lambda part: part.__name__)
+def test_the_conformance_kit_finds_faults_of_nested_parts(part: type[Scaled]) -> None:
+    found = {one.check: one.problem for one in testing.run_checks(part) if one.problem}
+    assert len(found) <= 4, found
+    assert FAULTS[part] in found if part in FAULTS else found == {}
 
 
 @pytest.mark.parametrize(
