@@ -21,19 +21,8 @@ from .errors import PartError
 from .part import Module as Module
 from .part import Part as Part
 from .part import PartConfig as PartConfig
-from .values import (
-    BatchLayout,
-    Cache,
-    Example,
-    Features,
-    Media,
-    Prediction,
-    Prepared,
-    Question,
-    ScoreUnit,
-    SourceState,
-    collect,
-)
+from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, ScoreUnit, SourceState, collect
+from .values import Prepared as Prepared
 
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")

@@ -50,14 +50,14 @@ class Stage(Table):
     """How adapters are trained in this stage."""
     head: PartStage | None = None
     """How the head is trained in this stage."""
-    parts: dict[str, PartStage] = Field({})
-    """How parts inside other parts are trained in this stage, by path, such as `"inputs.NAME.encoder.of.0"`."""
     data: dict[str, Any] = Field({})
     """Keys of `[data]` for this stage."""
     train: dict[str, Any] = Field({})
     """Keys of `[train]` for this stage."""
     deepspeed: dict[str, Any] = Field({})
     """Keys of `[deepspeed]` for this stage."""
+    parts: dict[str, PartStage] = Field({})
+    """How parts inside other parts are trained in this stage, by path, such as `"inputs.NAME.encoder.of.0"`."""
 
 
 def label(stages: Sequence[Stage], number: int) -> str:
