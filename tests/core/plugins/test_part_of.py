@@ -253,6 +253,21 @@ def test_a_run_trains_saves_and_resumes_parts_inside_parts(tmp_path: Path) -> No
     assert all(torch.equal(t, resumed[name]) for name, t in load_file(folder / "trained.safetensors").items())
 
 
+@pytest.mark.filterwarnings("ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning")  # DeepSpeed's
+def test_partitioned_weights_give_the_same_model(tmp_path: Path) -> None:
+    """ZeRO 3 gathers the weights of each module where it is called, also with a tuple of tensors."""
+    given = fused_recipe({"use": "fingers", "lr": 2e-4}, {"use": "fingers", "trainable": False})
+    given["inputs"]["number"]["prefix"] = DEEP
+    found = []
+    for stage in (0, 3):
+        given["deepspeed"] = {"zero_optimization": {"stage": stage}}
+        train(Recipe.load(given, ("train.steps=2",)), tmp_path / str(stage))
+        assert not [one for one in verify(tmp_path / str(stage)) if one.unchecked]
+        found.append(load_file(find_checkpoint(tmp_path / str(stage)) / "trained.safetensors"))
+    assert found[0].keys() == found[1].keys()
+    assert all(t.allclose(found[1][name], atol=1e-6) for name, t in found[0].items())
+
+
 def test_a_part_starts_from_a_checkpoint_by_its_path(tmp_path: Path) -> None:
     given = fused_recipe({"use": "fingers", "trainable": False}, {"use": "fingers", "dim": 5})
     train(Recipe.load(given, ("train.steps=2",)), tmp_path / "first")
