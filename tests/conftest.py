@@ -60,6 +60,14 @@ def extra_toys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
+def nested_toys() -> Iterator[None]:
+    """The toy parts, toy parts that contain others, and `fused`, for all tests of a file."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install_parts(monkeypatch, "toys", "nested_toys", "magma_fusion")
+        yield
+
+
+@pytest.fixture(scope="module")
 def stored_toys() -> Iterator[None]:
     """The same for all tests of a file, and the toy language model with weights in a folder."""
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     )
     from .losses import LossContext
     from .model import Magma
+    from .plugins.part_of import PartOf
     from .plugins.program import Program
     from .recipe.assemble import assemble
     from .recipe.paths import LocalPath, Weights
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
         Features,
         Media,
         Prediction,
+        Prepared,
         Question,
         SourceState,
         Text,
@@ -79,6 +81,7 @@ _NAMES_BY_MODULE = {
     ],
     "losses": ["LossContext"],
     "model": ["Magma"],
+    "plugins.part_of": ["PartOf"],
     "plugins.program": ["Program"],
     "recipe.assemble": ["assemble"],
     "recipe.paths": ["LocalPath", "Weights"],
@@ -86,8 +89,8 @@ _NAMES_BY_MODULE = {
     "runs.run": ["run"],
     "tensors": ["read_tensors"],
     "values": [
-        *("BatchLayout", "Cache", "CheckInputs", "Example", "Features", "Media", "Prediction", "Question"),
-        *("SourceState", "Text", "Tokens"),
+        *("BatchLayout", "Cache", "CheckInputs", "Example", "Features", "Media", "Prediction"),
+        *("Prepared", "Question", "SourceState", "Text", "Tokens"),
     ],
 }
 _LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in names}
@@ -121,9 +124,11 @@ __all__ = [
     "Part",
     "PartConfig",
     "PartError",
+    "PartOf",
     "PluginError",
     "Prediction",
     "Prefix",
+    "Prepared",
     "Program",
     "Question",
     "Recipe",

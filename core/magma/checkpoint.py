@@ -34,6 +34,7 @@ from .manifest import (
     find_checkpoint,
     hash_tensors,
     list_files,
+    names_of_part,
     read_manifest,
     tensor_sha256,
 )
@@ -250,9 +251,9 @@ def rebuild(
 
 
 def stored_parts(manifest: Manifest) -> list[str]:
-    """Paths of encoders, prefixes and the head whose weights are in the checkpoint."""
+    """Paths of encoders, prefixes, the head and the parts inside them whose weights are in the checkpoint."""
     paths = [path for path in manifest.parts if path != "lm"]  # the adapters' tensors lie inside it
-    return [path for path in paths if any(name.startswith(f"{path}.") for name in manifest.trained)]
+    return [path for path in paths if names_of_part(path, manifest.trained, manifest.parts)]
 
 
 def load_trained(model: Magma, folder: Path) -> None:

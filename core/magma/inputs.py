@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .interfaces import Encoder, Prefix
-from .values import Features
+from .values import Features, Prepared
 
 BatchNormMode = Literal["train", "frozen"]
 
@@ -35,7 +35,7 @@ class Input(nn.Module):
         if not trainable:
             encoder.freeze()
 
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Prepared) -> Features:
         """Embeddings [b, k, d] of prepared items [b, ...]. No autograd graph is built for a frozen encoder."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.encoder.frozen):
             features: Features = self.encoder(x)

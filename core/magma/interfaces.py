@@ -23,6 +23,7 @@ from .part import Module as Module
 from .part import Part as Part
 from .part import PartConfig as PartConfig
 from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, ScoreUnit, SourceState, collect
+from .values import Prepared as Prepared
 
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
@@ -44,7 +45,7 @@ class Encoder(Module):
         """Whether `raw` looks like an input of this encoder. It has to be cheap; no file is opened."""
 
     @abstractmethod
-    def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
+    def prepare(self, raw: Any, rng: random.Random | None = None) -> Prepared:
         """Read one item.
 
         Args:
@@ -52,30 +53,31 @@ class Encoder(Module):
             rng: Given only in training; the only source of randomness for augmentation.
 
         Returns:
-            The prepared item [...], which `stack` accepts.
+            The prepared item [...], which `stack` accepts: a tensor. An encoder that contains others may return a tuple
+            with what each of them prepares.
 
         Raises:
             InputError: The item cannot be read. The message names it.
         """
 
     @abstractmethod
-    def dummy_item(self) -> Tensor:
+    def dummy_item(self) -> Prepared:
         """The smallest prepared item [...], of zeros: it is used for a batch that lacks this input."""
 
-    def max_size_item(self) -> Tensor:
+    def max_size_item(self) -> Prepared:
         """A prepared item [...] with `length` features, of which a plan computes the costs. Default: `dummy_item()`."""
         return self.dummy_item()
 
-    def stack(self, items: Sequence[Tensor]) -> Tensor:
+    def stack(self, items: Sequence[Prepared]) -> Prepared:
         """Stack prepared items to one model input [b, ...]. Items of unequal size have to be padded here."""
         return torch.stack(list(items))
 
-    def num_features(self, prepared: Tensor) -> int:
+    def num_features(self, prepared: Prepared) -> int:
         """Number of features of a prepared item, at most `length`. Default: `length`."""
         return self.length
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Features:
+    def forward(self, x: Prepared) -> Features:
         """Encode inputs [b, ...] to features [b, n, e]; pooled features have n = 1."""
 
     blank = RenamedMember("dummy_item")
@@ -289,7 +291,8 @@ class FrozenLM(Module):
         """Freeze everything but the adapters."""
         super().freeze()
         for adapter in self.all_adapters():
-            adapter.requires_grad_(not adapter.frozen)
+            for part in reversed(adapter.all_parts().values()):  # the outer ones first
+                part.requires_grad_(not part.frozen)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -7,7 +7,7 @@ model are listed by size: their tensors are among the `frozen` ones.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -117,6 +117,18 @@ def read_manifest(folder: Path) -> Manifest:
     except ValidationError as error:
         problems = [explain(Manifest, one) for one in error.errors(include_url=False)]
     raise CheckpointError(f"{path} was modified after saving, or is damaged:{bullet_list(problems, SHOWN)}")
+
+
+def names_of_part(path: str, names: Iterable[str], parts: Iterable[str]) -> list[str]:
+    """The names of the tensors of the part at a path, without those of the parts inside it.
+
+    Args:
+        path: The path, which is the beginning of these names. Adapters have none: their tensors lie in `lm`.
+        names: Names of a model's tensors.
+        parts: The paths of all parts.
+    """
+    inside = tuple(f"{other}." for other in parts if other.startswith(f"{path}."))
+    return [name for name in names if name.startswith(f"{path}.") and not name.startswith(inside)]
 
 
 CHECKPOINT, OWN, NEW = "checkpoint", "own weights", "new"

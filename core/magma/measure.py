@@ -19,7 +19,7 @@ from .errors import PartError
 from .io import error_summary
 from .meta import GROUPED_MM, RunOnMeta
 from .model import Magma
-from .values import Features
+from .values import Features, tensors_in
 
 EXAMPLES = 2
 """Number of examples in the measured batch: BatchNorm does not accept one."""
@@ -177,7 +177,7 @@ def measure(model: Magma, batch: Batch, kept_inputs: Sequence[nn.Module]) -> Exa
         return tensor
 
     for module in kept_inputs:
-        module.register_forward_pre_hook(lambda _, given: (keep(given[0]), None)[1])
+        module.register_forward_pre_hook(lambda _, given: ([keep(x) for x in tensors_in(given[0])], None)[1])
     counter = _Counter()
     try:
         with counter, _fused_attention():

@@ -25,10 +25,11 @@ from .generation.likelihood import Likelihood, compute_likelihoods, encode_conti
 from .inputs import Input
 from .interfaces import SUBLAYERS, Adapter, FrozenLM, Head, Module, Sublayer
 from .names import module_problem
+from .part import own_tensors, with_nested_parts
 from .summary import ALWAYS_STORED as ALWAYS_STORED
 from .summary import PartSummary as PartSummary
 from .system.memory import in_pieces
-from .values import Example
+from .values import Example, map_tensors
 from .widths import check_widths
 
 Prompts = Sequence[list[Any] | tuple[Any, ...]]
@@ -135,8 +136,8 @@ class Magma(nn.Module):
     @staticmethod
     def _zero_contribution(input_module: Input, like: Tensor) -> Tensor:
         """0, as a result of running an input on its dummy item, with the device and dtype of `like`."""
-        dtype = next((p.dtype for p in input_module.parameters()), like.dtype)
-        item = input_module.encoder.stack([input_module.encoder.dummy_item()]).to(like.device, dtype)
+        encoder, dtype = input_module.encoder, next((p.dtype for p in input_module.parameters()), like.dtype)
+        item = map_tensors(lambda x: x.to(like.device, dtype), encoder.stack([encoder.dummy_item()]))
         was_training = input_module.training
         input_module.eval()  # BatchNorm's statistics do not change
         zero: Tensor = 0 * input_module(item).values.sum().to(like.dtype)
@@ -340,13 +341,15 @@ class Magma(nn.Module):
             parts[f"adapters.{sublayer}"] = list(adapters)
         if self.head is not None:
             parts["head"] = [self.head]
-        return parts
+        return {inner: copies for path, own in parts.items() for inner, copies in with_nested_parts(path, own).items()}
+
+    def _own_tensors(self, path: str) -> list[Tensor]:
+        """Parameters and buffers of a part, without those of the parts and adapters inside it."""
+        return own_tensors(self.parts()[path], self.lm.all_adapters() if path == "lm" else ())
 
     def part_parameters(self, path: str) -> list[nn.Parameter]:
-        """The parameters of one part; those of the language model without its adapters."""
-        modules = self.parts()[path]
-        inside = {id(p) for adapter in self.lm.all_adapters() for p in adapter.parameters()} if path == "lm" else set()
-        return [p for module in modules for p in module.parameters() if id(p) not in inside]
+        """The parameters of one part, without those of the parts inside it; of the language model without adapters."""
+        return [t for t in self._own_tensors(path) if isinstance(t, nn.Parameter)]
 
     def summary(self) -> list[PartSummary]:
         """Name and parameter counts of every part."""
@@ -362,8 +365,8 @@ class Magma(nn.Module):
     def trained_tensors(self) -> dict[str, Tensor]:
         """What training changes: the trainable parameters, and the buffers of parts that are not frozen."""
         found: dict[str, Tensor] = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        open_parts = [m for modules in self.parts().values() for m in modules if not m.frozen]
-        open_buffers = {id(b) for module in open_parts for b in module.buffers()}
+        open_paths = [path for path, modules in self.parts().items() if modules and not modules[0].frozen]
+        open_buffers = {id(t) for p in open_paths for t in self._own_tensors(p) if not isinstance(t, nn.Parameter)}
         saved = self.state_dict(keep_vars=True)  # leaves out buffers that are not persistent
         found.update({name: t for name, t in saved.items() if id(t) in open_buffers})
         return found
@@ -382,10 +385,8 @@ class Magma(nn.Module):
         return {**self.trained_tensors(), **dict(kept)}
 
     def part_tensors(self, path: str) -> dict[str, Tensor]:
-        """Parameters and saved buffers of a part, by name; those of the language model without its adapters."""
-        adapters = self.lm.all_adapters() if path == "lm" else []
-        inside = {id(t) for module in adapters for t in (*module.parameters(), *module.buffers())}
-        own = {id(t) for module in self.parts()[path] for t in (*module.parameters(), *module.buffers())} - inside
+        """Parameters and saved buffers of a part, by name, without those of the parts and adapters inside it."""
+        own = {id(t) for t in self._own_tensors(path)}
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if id(t) in own}
 
     def frozen_tensors(self) -> dict[str, Tensor]:

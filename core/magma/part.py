@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from torch import Tensor, nn
 
 from .deprecation import RenamedMember, move_overrides, with_current_keys
+from .errors import PartError
 from .losses import LossContext
 from .values import CheckInputs
 
@@ -85,6 +86,8 @@ class Module(Part, nn.Module):
 
     auxiliary_losses: ClassVar[tuple[str, ...]] = ()
     """Names of the losses that `auxiliary_loss` returns. Default: none."""
+    nested = False
+    """Whether it is a part in the config of another part. Set by `PartOf.build`."""
 
     def __init__(self, config: PartConfig) -> None:
         super().__init__()
@@ -100,11 +103,40 @@ class Module(Part, nn.Module):
             fields: Keys of the config.
         """
         part = cls(cls.Config(**fields), *context)
-        part.load_weights()
+        part.load_all_weights()
         return part
 
+    def nested_parts(self) -> dict[str, Module]:
+        """The parts that this part contains, by the name of the submodule: "of.0". Not those inside them."""
+        return dict(_nested_parts(self, ""))
+
+    def all_parts(self) -> dict[str, Module]:
+        """All parts in this part by name, at any depth, each after the parts in it; this part itself is ""."""
+        inner = [(name, child.all_parts()) for name, child in self.nested_parts().items()]
+        return {**{f"{name}.{deeper}".rstrip("."): p for name, parts in inner for deeper, p in parts.items()}, "": self}
+
+    def load_all_weights(self, from_checkpoint: Collection[str] = ()) -> None:
+        """Load the weights of all parts in this part, and then its own.
+
+        Args:
+            from_checkpoint: Names of the parts, as `all_parts` has them, whose weights a checkpoint has: their
+                `init_weights` is called instead of `load_weights`.
+        """
+        for name, part in self.all_parts().items():
+            try:
+                if name in from_checkpoint:
+                    part.init_weights()
+                else:
+                    part.load_weights()
+            except PartError as error:
+                if not name:
+                    raise
+                raise PartError(f"{name}: {error}") from error
+            if part.frozen:  # new tensors require gradients
+                part.freeze()
+
     def load_weights(self) -> None:  # optional: a part that starts from scratch has nothing to load
-        """Load the pretrained weights that the config names. Called once, never on meta."""
+        """Load the pretrained weights that the config names, without those of parts in it. Called once."""
 
     def init_weights(self) -> None:  # optional: most parts leave nothing on meta
         """Called instead of `load_weights` if a checkpoint has the weights: allocate what `__init__` left on meta."""
@@ -126,10 +158,35 @@ class Module(Part, nn.Module):
         return {}
 
     def freeze(self) -> None:
-        """Disable gradients and keep the module in eval mode."""
+        """Disable gradients and keep the module, and the parts in it, in eval mode."""
         self.frozen = True
         self.requires_grad_(False)
         self.train(False)
+        for part in self.nested_parts().values():
+            part.freeze()
 
     def train(self, mode: bool = True) -> Self:
         return super().train(mode and not self.frozen)
+
+
+def _nested_parts(module: nn.Module, path: str) -> Iterator[tuple[str, Module]]:
+    for name, child in module.named_children():
+        if not isinstance(child, Module):
+            yield from _nested_parts(child, f"{path}{name}.")
+        elif child.nested:
+            yield f"{path}{name}", child
+
+
+def with_nested_parts(path: str, modules: Sequence[Module]) -> dict[str, list[Module]]:
+    """The copies of a part at a path, and those of all parts inside it, by path."""
+    found = {path: list(modules)}
+    for name in modules[0].nested_parts() if modules else ():
+        found |= with_nested_parts(f"{path}.{name}", [module.nested_parts()[name] for module in modules])
+    return found
+
+
+def own_tensors(modules: Sequence[Module], others: Sequence[nn.Module] = ()) -> list[Tensor]:
+    """Parameters and buffers of the copies of a part, without those of nested parts and of the `others` in them."""
+    nested = [part for module in modules for part in module.nested_parts().values()]
+    inside = {id(t) for module in (*nested, *others) for t in (*module.parameters(), *module.buffers())}
+    return [t for module in modules for t in (*module.parameters(), *module.buffers()) if id(t) not in inside]

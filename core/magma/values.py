@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -82,6 +82,13 @@ class Example:
     """Its class, for a model with a classification head."""
     problem: str | None = None
     """Why its row cannot be read. Such an example has no segments; the recipe decides whether to skip it."""
+
+
+Prepared = Any
+"""A prepared item, or several in a batch: a tensor, or a tuple of them, which may be tuples again.
+
+It is `Any` for type checkers, so that an encoder may declare the one that it has.
+"""
 
 
 class Features(NamedTuple):
@@ -200,3 +207,13 @@ ScoreUnit = Literal["fraction", "percent"]
 """Of a task's scores: fractions (0 to 1), or percentages (0 to 100, or a metric times 100)."""
 SourceState = dict[str, Any]
 """Position of a data source: JSON that the source makes and gets back to resume."""
+
+
+def map_tensors(change: Callable[[Tensor], Tensor], value: Prepared) -> Prepared:
+    """The same tensor or tuples with every tensor changed."""
+    return tuple(map_tensors(change, one) for one in value) if isinstance(value, tuple) else change(value)
+
+
+def tensors_in(value: Prepared) -> list[Tensor]:
+    """The tensors of a prepared item or a batch of them, in order."""
+    return [tensor for one in value for tensor in tensors_in(one)] if isinstance(value, tuple) else [value]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .manifest import (
     check_state,
     dtype_of,
     find_checkpoint,
+    names_of_part,
     read_manifest,
     uncovered,
 )
@@ -107,9 +108,14 @@ def _built(
         lacking = {path: "; ".join(found) for path, part, config in parts if (found := part.problems(config))}
         if not lacking:
             raise
+    trained = recipe.trained_parts()
+    tops = {path: _outermost(path, trained) for path in trained}
     frozen = {"lm", *(f"inputs.{name}.encoder" for name, table in recipe.inputs.items() if not table.trainable)}
-    frozen -= set(stored_parts(manifest))
-    absent = {path for path, *_ in parts if path in lacking or path not in frozen}
+    frozen -= {tops[path] for path in stored_parts(manifest) if path in tops}
+    absent = {path for path in tops.values() if path not in frozen} | {tops[path] for path in lacking if path in tops}
+    for path in trained:
+        if path != tops[path] and tops[path] in absent and not trained[path]:
+            lacking.setdefault(path, f"it is not loaded without the other parts of {tops[path]}")
     try:
         model = assemble(recipe, dtype=dtype_of(manifest), absent=absent, say=say)
     except PartError:
@@ -120,12 +126,17 @@ def _built(
     return model, lacking
 
 
+def _outermost(path: str, paths: Iterable[str]) -> str:
+    """The path of the part that contains this part and is in no other part, or the path itself."""
+    return min((one for one in paths if path == one or path.startswith(f"{one}.")), key=len)
+
+
 def _frozen(model: Magma, folder: Path, manifest: Manifest, lacking: dict[str, str]) -> Iterator[Finding]:
     """A finding for each part with frozen tensors."""
     here = check_frozen(model, folder, manifest)
     paths = list(model.parts())
     for path in paths:
-        inside = [name for name in frozen_hashes(manifest, model) if name.startswith(f"{path}.")]
+        inside = names_of_part(path, frozen_hashes(manifest, model), paths)
         if inside:
             unchecked = lacking.get(path, "") if any(name not in here for name in inside) else ""
             yield Finding(path, f"{len(inside)} frozen tensors: fingerprints", unchecked)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError, TooLong
 from ..interfaces import Encoder, FrozenLM, Prefix
-from ..values import BatchLayout, Example, Media, Segment, Text, Tokens
+from ..values import BatchLayout, Example, Media, Prepared, Segment, Text, Tokens
 from . import tokenization
 from .sequence import Batch, EncodedExample, MediaSlots
 
@@ -269,8 +269,9 @@ class Collator:
 
     def _stack_media(
         self, placed: Sequence[tuple[int, EncodedExample]]
-    ) -> tuple[dict[str, Tensor], dict[str, MediaSlots]]:
-        media, slots = {}, {}
+    ) -> tuple[dict[str, Prepared], dict[str, MediaSlots]]:
+        media: dict[str, Prepared] = {}
+        slots = {}
         for name, (encoder, _) in self.inputs.items():
             found = [
                 (item, row_start + start, size)

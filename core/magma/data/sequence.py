@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..values import BatchLayout
+from ..values import BatchLayout, Prepared, map_tensors
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class EncodedExample:
     """[t], 0 at the positions of media."""
     targets: list[bool]
     """[t], True where the model has to predict the token."""
-    media: list[tuple[str, Tensor, int, int]]
+    media: list[tuple[str, Prepared, int, int]]
     """(input, prepared item, first position, number of positions)."""
     name: str
     label: int | None = None
@@ -54,7 +54,7 @@ class Batch:
     """Its `token_ids` are `tokens`."""
     labels: Tensor
     """[m] the tokens or classes that the scored positions have to predict."""
-    media: dict[str, Tensor]
+    media: dict[str, Prepared]
     """The stacked items of each input [b', ...]; inputs without media in this batch are absent."""
     slots: dict[str, MediaSlots]
     names: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Batch:
                 sequence_ids=None if layout.sequence_ids is None else move(layout.sequence_ids),
                 token_ids=None if layout.token_ids is None else tokens,
             ),
-            media={name: move(x) for name, x in self.media.items()},
+            media={name: map_tensors(move, x) for name, x in self.media.items()},
             slots={
                 name: MediaSlots(move(s.positions), move(s.media_index), move(s.embedding_index))
                 for name, s in self.slots.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from ..errors import PartError
 from ..inputs import Input
 from ..interfaces import Adapter, FrozenLM, Module, Sublayer
 from ..model import Magma
+from ..plugins.part_of import check_nested_parts, construct
 from ..system.device import check_device
+from .overrides import locate
+from .parts import all_part_tables
 from .recipe import Recipe
-from .schema import Precision, Train, Use, is_trained
+from .schema import Precision, Train, is_trained
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -56,30 +60,30 @@ def assemble(
     device = None if device is None else check_device(device, meta=True)
     meta = device is not None and device.type == "meta"
     announced: set[str] = set()
+    trained = recipe.trained_parts()
 
-    def build(path: str, *context: Any, trainable: bool = False) -> Any:
+    def build(path: str, *context: Any) -> Any:
         part, config = recipe.part(path)
         if path not in announced:
             announced.add(path)
             say(f"building {path} ({part.name})")
         try:
-            if meta or path in absent:
-                with torch.device("meta"):
-                    return part(config, *context)
-            module = part(config, *context)
-            if frozen_weights_only and (trainable or path in replaced):
-                module.init_weights()
-            else:
-                module.load_weights()
+            with torch.device("meta") if meta or path in absent else nullcontext():
+                module = construct(part, config, *context)
+            check_nested_parts(module)
+            if not (meta or path in absent):
+                paths = {name: f"{path}.{name}".rstrip(".") for name in module.all_parts()}
+                stored = [name for name, whole in paths.items() if trained[whole] or whole in replaced]
+                module.load_all_weights(stored if frozen_weights_only else ())
         except PartError as error:
             if str(error).startswith(path):
                 raise
             raise PartError(f"{path}: {error}") from error
         return module
 
-    def build_learner(path: str, table: Use, *context: Any) -> Any:
-        module = build(path, *context, trainable=is_trained(table))
-        if not is_trained(table):
+    def build_learner(path: str, *context: Any) -> Any:
+        module = build(path, *context)
+        if not trained[path]:
             module.freeze()
         return module
 
@@ -88,15 +92,15 @@ def assemble(
         lm = build("lm")
         inputs = {}
         for name, table in recipe.inputs.items():
-            encoder = build(f"inputs.{name}.encoder", trainable=table.trainable)
+            encoder = build(f"inputs.{name}.encoder")
             sizes = encoder.dim, encoder.length, lm.embedding_dim
-            prefix = build_learner(f"inputs.{name}.prefix", table.prefix, *sizes)
+            prefix = build_learner(f"inputs.{name}.prefix", *sizes)
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
         def maker(sublayer: Sublayer) -> Callable[[], Adapter]:
-            return lambda: build_learner(f"adapters.{sublayer}", recipe.adapters[sublayer], lm.dim)
+            return lambda: build_learner(f"adapters.{sublayer}", lm.dim)
 
-        head = build_learner("head", recipe.head, lm.output_dim) if recipe.head else None
+        head = build_learner("head", lm.output_dim) if recipe.head else None
         model = Magma(lm, inputs, {sublayer: maker(sublayer) for sublayer in recipe.adapters}, head)
     left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
     if left and not absent:
@@ -126,7 +130,14 @@ def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
     """The recipe of a model that was built from instances of parts."""
 
     def table(part: Module) -> dict[str, Any]:
-        return {"use": part.name, **part.config.model_dump(mode="json", exclude_none=True)}
+        found = {"use": part.name, **part.config.model_dump(mode="json", exclude_none=True)}
+        for name, inner in part.nested_parts().items():
+            holder, key = locate(found, name)
+            holder[key].update(table(inner))
+            holder[key].pop("trainable", None)  # the module may have been frozen after it was built
+            if inner.frozen and not part.frozen:
+                holder[key]["trainable"] = False
+        return found
 
     def learning(part: Module) -> dict[str, Any]:
         return {**table(part), **({"trainable": False} if part.frozen else {})}
@@ -153,7 +164,8 @@ def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
 def learning_rates(recipe: Recipe) -> dict[str, float]:
     """Learning rate of every trained part, by path."""
     assert recipe.train is not None
-    rates = {}
+    rates: dict[str, float] = {}
+    trained = recipe.trained_parts()
     for name, input_module in recipe.inputs.items():
         if input_module.trainable:
             rates[f"inputs.{name}.encoder"] = input_module.lr or recipe.train.lr
@@ -163,4 +175,7 @@ def learning_rates(recipe: Recipe) -> dict[str, float]:
     for path, table in tables.items():
         if is_trained(table):
             rates[path] = float(table.fields.get("lr", recipe.train.lr))
+    for one in all_part_tables(recipe.model_dump()):
+        if one.around and trained.get(one.path):
+            rates[one.path] = float(one.table.get("lr", rates[one.around]))
     return rates

@@ -5,12 +5,13 @@ It describes one file. A file with `extends` may leave out what it inherits, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema
 
 from ..interfaces import KINDS, PartConfig
+from ..plugins.part_of import KIND_IN_SCHEMA, NestedKeys, framework_keys
 from ..plugins.registry import installed
 from .recipe import Recipe
 from .schema import InputTable, LearnerKeys, SourceKeys, TaskTable
@@ -37,6 +38,11 @@ def json_schema() -> dict[str, Any]:
         definitions |= {**more, name: table}
         definitions[entry.kind]["anyOf"].append(_reference(name))
     definitions |= {kind: {"not": {}} for kind in KINDS if not definitions[kind]["anyOf"]}  # no part is installed
+    for kind in sorted(_kinds_inside(definitions)):
+        tables = {name: one for name, one in definitions.items() if name.startswith(f"{kind}.") and "use" in _keys(one)}
+        definitions |= {f"nested.{name}": _inside_a_part(one, kind) for name, one in tables.items()}
+        definitions[f"nested.{kind}"] = {"anyOf": [_reference(f"nested.{name}") for name in tables]}
+    definitions = {name: _with_references(one) for name, one in definitions.items()}
     properties = schema["properties"]
     properties["extends"] = {"type": "string", "description": "Path of a recipe that this one inherits from."}
     properties["lm"] = _reference("lm")
@@ -74,14 +80,48 @@ def _part(kind: str, name: str, config: type[PartConfig], docstring: str) -> tup
         if current in properties:
             properties[former] = {**properties[current], "deprecated": True}
     framework: dict[str, Any] = {"use": {"const": name, "description": " ".join(docstring.split("\n\n")[0].split())}}
-    if kind in ("prefix", "adapter", "head"):
-        framework |= _of(LearnerKeys)["properties"]
-    if kind == "data":
-        framework |= _of(SourceKeys)["properties"]
-    if kind == "task":
-        framework["shots"] = _of(TaskTable)["properties"]["shots"]
+    framework |= _framework(kind)
     table = {"type": "object", "properties": {**framework, **properties}, "additionalProperties": False}
     return table, more
+
+
+def _keys(table: Mapping[str, Any]) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = table.get("properties", {})
+    return found
+
+
+def _kinds_inside(schema: Any) -> set[str]:
+    """The kinds of parts that are in the configs of other parts."""
+    if isinstance(schema, dict) and KIND_IN_SCHEMA in schema:
+        return {schema[KIND_IN_SCHEMA]}
+    inside = schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ()
+    return {kind for one in inside for kind in _kinds_inside(one)}
+
+
+def _with_references(schema: Any) -> Any:
+    """The same schema with a reference for each table of a part that is inside another part."""
+    if isinstance(schema, dict) and KIND_IN_SCHEMA in schema:
+        return {**_help(schema), **_reference(f"nested.{schema[KIND_IN_SCHEMA]}")}
+    if isinstance(schema, dict):
+        return {key: _with_references(one) for key, one in schema.items()}
+    return [_with_references(one) for one in schema] if isinstance(schema, list) else schema
+
+
+def _inside_a_part(table: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The table of a part as it is inside another part, with the framework's keys for that place."""
+    own = {key: one for key, one in _keys(table).items() if key not in _framework(kind)}
+    nested = _of(NestedKeys)["properties"]
+    added = {key: {**_help(one), **one["anyOf"][0]} for key, one in nested.items() if key in framework_keys(kind)}
+    return {**table, "properties": {**own, **added}}
+
+
+def _framework(kind: str) -> dict[str, Any]:
+    """The keys of the framework in the table of a part that is in no other part."""
+    if kind in ("prefix", "adapter", "head"):
+        return dict(_of(LearnerKeys)["properties"])
+    if kind == "data":
+        return dict(_of(SourceKeys)["properties"])
+    return {"shots": _of(TaskTable)["properties"]["shots"]} if kind == "task" else {}
 
 
 def _of(model: Any) -> dict[str, Any]:

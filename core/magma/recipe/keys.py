@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from ..errors import RecipeError, did_you_mean
 from ..interfaces import KINDS
+from ..plugins.part_of import NestedKeys, PartOf
 from ..plugins.registry import installed
 from .recipe import Recipe
 from .schema import (
@@ -37,6 +38,7 @@ FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "`[init]`": Init,
     "`[inputs.NAME]`": InputTable,
     "`inputs.NAME.prefix`, `[adapters.SUBLAYER]` and `[head]`": LearnerKeys,
+    "Parts with weights inside other parts": NestedKeys,
     "`[data]`": Data,
     "`[[data.train]]`": SourceKeys,
     "`[[tasks]]`": TaskTable,
@@ -135,7 +137,9 @@ def _named(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(_named(one) for one in arguments if one is not type(None)))
     if origin in (tuple, list):
         item, comma, limits = _named(arguments[0]).partition(",")
-        return f"array of {item}{'s' if item in _COUNTABLE else ''}{comma}{limits}"
+        return f"array of {item}{'s' if item.split()[-1] in _COUNTABLE else ''}{comma}{limits}"
+    if isinstance(annotation, type) and issubclass(annotation, PartOf):
+        return f"{annotation.kind()} table"
     if origin is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return "table"
     return _TYPES.get(annotation, "value")
@@ -164,4 +168,6 @@ def _toml(value: Any) -> str:
         return '"{}"'.format(value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"'))
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_toml(one)}' for key, one in value.items())} }}"
     return str(value)

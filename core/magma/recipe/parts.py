@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from ..deprecation import with_current_keys
 from ..errors import MISSING_NOUN, PluginError, RecipeError
-from ..interfaces import PartConfig
+from ..interfaces import KINDS, Module, PartConfig
+from ..plugins.part_of import PartOf, fields_with_parts, framework_keys, map_tables
 from ..plugins.registry import installed
 from .explain import explain
 from .overrides import apply_override
@@ -55,20 +58,59 @@ _FRAMEWORK_KEYS: Mapping[str, Collection[str]] = {
 """Keys of a part's table that the framework reads, not the part, by the beginning of the table's path."""
 
 
-def own_fields(path: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a part's table that its `Config` reads."""
-    framework = {"use"}
-    for prefix, keys in _FRAMEWORK_KEYS.items():
-        if path.startswith(prefix) and not path.endswith(".encoder"):
-            framework.update(keys)
-    return {key: value for key, value in table.items() if key not in framework}
+class PartTable(NamedTuple):
+    """A table of a recipe that names a part."""
+
+    path: str
+    kind: str
+    table: Any
+    around: str = ""
+    """Path of the part whose config contains it. Empty: it is not inside another part."""
+
+    def own_fields(self) -> dict[str, Any]:
+        """The keys that the `Config` of the part reads."""
+        framework = {"use"}
+        if self.around:
+            framework.update(framework_keys(self.kind))
+        for prefix, keys in _FRAMEWORK_KEYS.items():
+            if not self.around and self.path.startswith(prefix) and self.kind != "encoder":
+                framework.update(keys)
+        return {key: value for key, value in self.table.items() if key not in framework}
 
 
-def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+def all_part_tables(raw: Mapping[str, Any]) -> Iterator[PartTable]:
+    """Every table of a checked recipe that names a part, each before those of the parts in its config."""
+    for path, kind, table in part_tables(raw):
+        yield from _with_nested(PartTable(path, kind, table))
+
+
+def _with_nested(one: PartTable) -> Iterator[PartTable]:
+    yield one
+    found: list[PartTable] = []
+    map_tables(
+        installed().find(one.kind, one.table["use"]).part.Config,
+        one.own_fields(),
+        lambda path, kind, table: found.append(PartTable(f"{one.path}.{path}", kind.kind(), table, one.path)),
+    )
+    for inner in found:
+        yield from _with_nested(inner)
+
+
+def check_part(one: PartTable, context: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     """The table with the defaults of its config. Mistakes are added to `problems`."""
+    config = _check_config(one, context, problems)
+    if config is None:
+        return {}
+    own = one.own_fields()
+    framework = {key: value for key, value in one.table.items() if key not in own}
+    return {**framework, **config.model_dump(mode="json", exclude_none=True)}
+
+
+def _check_config(one: PartTable, context: Mapping[str, Any], problems: list[str]) -> PartConfig | None:
+    path, kind, table, around = one
     if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
-        return {}  # the check of the framework's tables reports it
-    own = own_fields(path, table)
+        return None  # the check of the table around it reports it
+    own = one.own_fields()
     for key in table.keys() - own.keys() - {"use", "shots"}:
         value = table[key]
         if key == "trainable":
@@ -80,20 +122,80 @@ def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pro
         part = installed().find(kind, table["use"]).part
     except PluginError as error:
         problems.append(f"{path}.use: given {table['use']!r}; {error}")
-        return {}
+        return None
     if context.get("checkpoint"):
         own = {**part.Config.legacy_defaults, **own}
+    reported: list[str] = []
+    if fields_with_parts(part.Config):
+        own = with_current_keys(own, part.Config.renamed_keys, warn=not context.get("checkpoint"))
+        own = map_tables(part.Config, own, partial(_check_nested, path, context, problems, reported))
     try:
-        config: PartConfig = part.Config.model_validate(own, context=context)
+        return part.Config.model_validate(own, context=context)
     except ValidationError as error:
-        problems += [explain(part.Config, one, path) + _other_table(path, one) for one in error.errors()]
-        return {}
-    framework = {key: value for key, value in table.items() if key not in own}
-    return {**framework, **config.model_dump(mode="json", exclude_none=True)}
+        mistakes = _without_consequences(error.errors(), reported) if fields_with_parts(part.Config) else error.errors()
+        hint = "" if around else path
+        problems += [explain(part.Config, found, path) + _other_table(hint, found) for found in mistakes]
+        return None
+
+
+def _check_nested(
+    around: str,
+    context: Mapping[str, Any],
+    problems: list[str],
+    reported: list[str],
+    path: str,
+    kind: type[PartOf[Any]],
+    table: Any,
+) -> Any:
+    """The part that a table inside a config names, or the table itself if it has mistakes."""
+    before = len(problems)
+    config = _check_config(PartTable(f"{around}.{path}", kind.kind(), table, around), context, problems)
+    if len(problems) > before:
+        reported.append(path)
+    if config is None or len(problems) > before:
+        return table
+    return kind(**{key: table[key] for key in framework_keys(kind.kind()) if key in table}, config=config)
+
+
+def _without_consequences(errors: Sequence[Any], reported: Sequence[str]) -> list[Any]:
+    """The errors that are not in a nested part that is reported already, nor follow from an error inside a list."""
+    places = [".".join(map(str, error["loc"])) for error in errors]
+    return [
+        error
+        for error, place in zip(errors, places, strict=True)
+        if not any(f"{place}.".startswith(f"{path}.") for path in reported)
+        and not any(other.startswith(f"{place}.") for other in (*places, *reported))
+    ]
+
+
+def trained_parts(raw: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether each part with weights is trained, by path. A part inside a frozen one is frozen."""
+    found: dict[str, bool] = {}
+    for one in all_part_tables(raw):
+        if not issubclass(KINDS[one.kind], Module):
+            continue
+        asked = bool(one.table.get("trainable", True))
+        if one.around:
+            found[one.path] = found.get(one.around, False) and asked
+        elif one.kind == "encoder":
+            found[one.path] = bool(raw["inputs"][one.path.split(".")[1]].get("trainable", True))
+        else:
+            found[one.path] = one.kind != "lm" and asked
+    return found
+
+
+def trained_in_frozen(raw: Mapping[str, Any]) -> list[str]:
+    """A line for each part that has `trainable = true` inside a frozen part."""
+    trained = trained_parts(raw)
+    return [
+        f"{one.path}.trainable: given true; allowed: false, because {one.around}, which contains it, is frozen"
+        for one in all_part_tables(raw)
+        if one.around in trained and one.table.get("trainable") and not trained[one.around]
+    ]
 
 
 def _other_table(path: str, error: Any) -> str:
-    """Where a key of an encoder's input belongs, if it was put into the encoder's own table."""
+    """Where a key of an encoder's input belongs, if it was put into the encoder's own table at this path."""
     table, _, kind = path.rpartition(".")
     if error["type"] != "extra_forbidden" or kind != "encoder" or error["loc"][-1] not in InputTable.model_fields:
         return ""
@@ -120,7 +222,7 @@ def build_part(
     table = {"use": name, **fields}
     for override in overrides:
         apply_override(table, override, problems)
-    checked = check_part(name, kind, table, {"folder": Path.cwd()}, problems)
+    checked = check_part(PartTable(name, kind, table), {"folder": Path.cwd()}, problems)
     if problems:
         raise RecipeError(f"{kind} {name}", problems)
     part: Any = installed().find(kind, name).part

@@ -22,7 +22,7 @@ from .explain import NEEDS, explain, shown
 from .loader import find_recipe, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
 from .overrides import apply_override, locate
-from .parts import check_part, own_fields, part_tables
+from .parts import PartTable, all_part_tables, check_part, part_tables, trained_in_frozen, trained_parts
 from .paths import relative
 from .schema import Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
 from .stages import Stage, label, overlay, resolve_keys, unknown_parts, with_length
@@ -42,9 +42,9 @@ def _stage_of(origin: str, raw: Mapping[str, Any], number: int) -> Mapping[str, 
     return found
 
 
-def _class_and_config(path: str, kind: str, table: Mapping[str, Any]) -> tuple[type[Any], Any]:
-    part = installed().find(kind, table["use"]).part
-    return part, part.Config.model_validate(own_fields(path, table))
+def _class_and_config(one: PartTable) -> tuple[type[Any], Any]:
+    part = installed().find(one.kind, one.table["use"]).part
+    return part, part.Config.model_validate(one.own_fields())
 
 
 class Recipe(Table):
@@ -162,7 +162,7 @@ class Recipe(Table):
             problems += [explain(cls, one) for one in error.errors()]
         part_fields: dict[str, dict[str, Any]] = {}
         for path, kind, table in part_tables(raw):
-            part_fields[path] = check_part(path, kind, table, context, problems)
+            part_fields[path] = check_part(PartTable(path, kind, table), context, problems)
         if isinstance(table := raw.get("deepspeed"), dict):
             problems += deepspeed_table.problems(table)
         problems += loss_weights.problems(raw)
@@ -172,6 +172,7 @@ class Recipe(Table):
         for path, fields in part_fields.items():
             holder, key = locate(resolved, path)
             holder[key] = fields
+        problems += trained_in_frozen(resolved)
         return resolved
 
     @classmethod
@@ -203,17 +204,23 @@ class Recipe(Table):
     def part(self, path: str) -> tuple[type[Any], Any]:
         """The class and the config of the part at a path such as `inputs.NAME.encoder` or `data.train.0`.
 
+        Parts inside other parts have paths too, such as `inputs.NAME.encoder.of.0`.
+
         Raises:
             KeyError: There is no part at this path.
         """
-        for found, kind, table in part_tables(self.model_dump()):
-            if found == path:
-                return _class_and_config(path, kind, table)
+        for one in all_part_tables(self.model_dump()):
+            if one.path == path:
+                return _class_and_config(one)
         raise KeyError(path)
 
     def parts(self) -> list[tuple[str, type[Part], Any]]:
-        """Every part of the recipe with its path, class and config."""
-        return [(path, *_class_and_config(path, *table)) for path, *table in part_tables(self.model_dump())]
+        """Every part of the recipe, also inside other parts, with its path, class and config."""
+        return [(one.path, *_class_and_config(one)) for one in all_part_tables(self.model_dump())]
+
+    def trained_parts(self) -> dict[str, bool]:
+        """Whether each part with weights is trained, by path."""
+        return trained_parts(self.model_dump())
 
     def problems(self) -> list[str]:
         """Files, packages and data that this machine lacks to run the recipe, one line each. Nothing is loaded."""

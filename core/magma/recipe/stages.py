@@ -5,6 +5,7 @@ A stage changes how parts are trained, the data and the training, but not which 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, Literal
@@ -55,6 +56,8 @@ class Stage(Table):
     """Keys of `[train]` for this stage."""
     deepspeed: dict[str, Any] = Field({})
     """Keys of `[deepspeed]` for this stage."""
+    parts: dict[str, PartStage] = Field({})
+    """How parts inside other parts are trained in this stage, by path, such as `"inputs.NAME.encoder.of.0"`."""
 
 
 def label(stages: Sequence[Stage], number: int) -> str:
@@ -66,7 +69,27 @@ def label(stages: Sequence[Stage], number: int) -> str:
 def overlay(recipe: Mapping[str, Any], number: int, stage: Mapping[str, Any]) -> dict[str, Any]:
     """The recipe's tables in a stage (counted from 0). Only the first stage starts from [init]."""
     base = {key: value for key, value in recipe.items() if key != "stages" and (key != "init" or not number)}
-    return merge_recipes(base, {key: value for key, value in stage.items() if key != "name"})
+    merged = merge_recipes(base, {key: value for key, value in stage.items() if key not in ("name", "parts")})
+    if not stage.get("parts"):
+        return merged
+    merged = copy.deepcopy(merged)
+    for path, keys in stage["parts"].items():
+        if (table := _nested_table(merged, path)) is not None:  # `unknown_parts` reports the others
+            table.update(keys)
+    return merged
+
+
+def _nested_table(recipe: Mapping[str, Any], path: str) -> dict[str, Any] | None:
+    """The table of a part inside another part; None if there is none at this path."""
+    here: Any = recipe
+    outer = False
+    for key in path.split("."):
+        outer = outer or (isinstance(here, Mapping) and "use" in here)
+        try:
+            here = here[int(key)] if isinstance(here, list) else here[key]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return None
+    return here if outer and isinstance(here, dict) and "use" in here else None
 
 
 def with_length(recipe: dict[str, Any], stages: Sequence[Any]) -> dict[str, Any]:
@@ -94,6 +117,12 @@ def unknown_parts(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
         for name in given
         if name not in (recipe.get(table) or {})
     ]
+    found += [
+        f"parts.{path}: given a table for a part that the recipe does not have; allowed: the path of a part inside "
+        "another part"
+        for path in stage.parts
+        if _nested_table(recipe, path) is None
+    ]
     if stage.head is not None and recipe.get("head") is None:
         found.append("head: given a table, but the recipe has no [head]")
     return found
@@ -101,7 +130,7 @@ def unknown_parts(recipe: Mapping[str, Any], stage: Stage) -> list[str]:
 
 def resolve_keys(stage: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
     """A stage's own keys with their values in the `resolved` recipe: absolute paths and the defaults of parts."""
-    found = {}
+    found: dict[str, Any] = {"parts": stage["parts"]} if stage.get("parts") else {}
     for key, value in stage.items():
         if key in resolved:
             inside = isinstance(value, Mapping) and isinstance(resolved[key], Mapping) and "use" not in value

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checkpoint import mark_from_checkpoint, read_stored, read_trained, stored_in
 from ..errors import CheckpointError
-from ..manifest import CHECKPOINT, NEW, OWN, Manifest, dtype_of, origins, read_manifest, tensor_sha256
+from ..manifest import CHECKPOINT, NEW, OWN, Manifest, dtype_of, names_of_part, origins, read_manifest, tensor_sha256
 from ..model import Magma
 
 
@@ -81,7 +81,7 @@ def _check_own(folder: Path, manifest: Manifest, own: Mapping[str, Mapping[str, 
     dtype = dtype_of(manifest)
     lines = ""
     for path, tensors in own.items():
-        names = [name for name in manifest.frozen if name.startswith(f"{path}.") and name not in manifest.trained]
+        names = [n for n in names_of_part(path, manifest.frozen, manifest.parts) if n not in manifest.trained]
         expected = Counter(manifest.frozen[name] for name in names)
         actual = Counter(tensor_sha256(t.to(dtype) if t.is_floating_point() else t) for t in tensors.values())
         if count := max((actual - expected).total(), (expected - actual).total()):

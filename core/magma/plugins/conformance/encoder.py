@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
-from .subject import Check, PartUnderTest, features_of, require, same
+from ...values import tensors_in
+from .subject import Check, PartUnderTest, features_of, require, same, same_items
 
 
 def reads_its_inputs(subject: PartUnderTest) -> None:
@@ -19,8 +20,9 @@ def reads_its_inputs(subject: PartUnderTest) -> None:
     for raw in subject.good:
         require(encoder.accepts(raw) is True, f"`accepts` is False for {raw!r:.60}")
         item = encoder.prepare(raw)
-        require(isinstance(item, Tensor), f"`prepare` gave a {type(item).__name__}; expected: a tensor")
-        require(bool(item.isfinite().all()), f"`prepare` gave values that are not finite for {raw!r:.60}")
+        for x in tensors_in(item):
+            require(isinstance(x, Tensor), f"`prepare` gave a {type(x).__name__}; expected: a tensor")
+            require(bool(x.isfinite().all()), f"`prepare` gave values that are not finite for {raw!r:.60}")
     require(encoder.accepts(object()) is False, "`accepts` is True for an object of unknown type")
 
 
@@ -45,7 +47,7 @@ def preparation_is_repeatable(subject: PartUnderTest) -> None:
     for raw in subject.good:
         before = _generator_states()
         for rng in (lambda: None, lambda: random.Random(5)):
-            same(encoder.prepare(raw, rng()), encoder.prepare(raw, rng()), "one input, prepared twice")
+            same_items(encoder.prepare(raw, rng()), encoder.prepare(raw, rng()), "one input, prepared twice")
         require(before == _generator_states(), "`prepare` uses a global generator")
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...interfaces import FrozenLM
 from ...meta import RunOnMeta
+from ...values import map_tensors, tensors_in
+from ..part_of import check_nested_parts, construct
 from .losses import auxiliary_losses
 from .subject import Check, PartUnderTest, require, same
 
@@ -15,12 +19,12 @@ from .subject import Check, PartUnderTest, require, same
 def built_on_meta(subject: PartUnderTest) -> None:
     """`__init__` and `forward` work under `torch.device("meta")`, where no weight takes memory."""
     with torch.device("meta"):
-        module: Any = subject.part(subject.config(), *subject.context)  # type: ignore[call-arg]  # each kind has its own context
+        module: Any = construct(subject.part, subject.config(), *subject.context)
     held = [name for name, p in module.named_parameters() if not p.is_meta]
     require(not held, f"these take memory under torch.device('meta'): {', '.join(held[:3])}")
     (given,) = subject.inputs(subject.make())
     with RunOnMeta():
-        found = subject.call(module.eval(), given.to("meta"))
+        found = subject.call(module.eval(), map_tensors(lambda x: x.to("meta"), given))
     require(found.is_meta, f"forward on meta gave a tensor on {found.device}")
 
 
@@ -38,7 +42,7 @@ def deterministic_in_eval(subject: PartUnderTest) -> None:
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(subject.call(module, given.clone()).detach().clone())
+        found.append(subject.call(module, map_tensors(Tensor.clone, given)).detach().clone())
     same(found[0], found[1], "two passes in eval mode over one input")
 
 
@@ -46,10 +50,11 @@ def input_unchanged(subject: PartUnderTest) -> None:
     """`forward` does not modify its input."""
     module = subject.make()
     (given,) = subject.inputs(module)
-    before = given.clone()
+    before = map_tensors(Tensor.clone, given)
     with torch.no_grad():
         subject.call(module, given)
-    require(torch.equal(given, before), "`forward` changed its input in place")
+    unchanged = all(map(torch.equal, tensors_in(given), tensors_in(before)))
+    require(unchanged, "`forward` changed its input in place")
 
 
 def rows_do_not_mix(subject: PartUnderTest) -> None:
@@ -57,9 +62,13 @@ def rows_do_not_mix(subject: PartUnderTest) -> None:
     module = subject.make()
     (given,) = subject.inputs(module)
     together = subject.call(module, given)
-    for row in range(len(given)):
-        single = subject.call(module, given[row : row + 1], first_row=row)
+    for row in range(len(together)):
+        single = subject.call(module, map_tensors(partial(_row, row), given), first_row=row)
         same(single[0], together[row], f"row {row} by itself and in a batch", 1e-4)
+
+
+def _row(row: int, x: Tensor) -> Tensor:
+    return x[row : row + 1]
 
 
 def any_dtype(subject: PartUnderTest) -> None:
@@ -67,7 +76,7 @@ def any_dtype(subject: PartUnderTest) -> None:
     module = subject.make()
     (given,) = subject.inputs(module)
     module.to(torch.bfloat16)
-    found = subject.call(module, given.to(torch.bfloat16) if given.is_floating_point() else given)
+    found = subject.call(module, map_tensors(lambda x: x.bfloat16() if x.is_floating_point() else x, given))
     require(found.dtype == torch.bfloat16, f"in bfloat16, `forward` gave {found.dtype}")
     require(bool(found.isfinite().all()), "in bfloat16, `forward` gave values that are not finite")
 
@@ -79,7 +88,7 @@ def any_device(subject: PartUnderTest) -> None:
     try:
         module.to("meta")
         with RunOnMeta():
-            found = subject.call(module, given.to("meta"))
+            found = subject.call(module, map_tensors(lambda x: x.to("meta"), given))
     except (RuntimeError, NotImplementedError) as error:
         raise AssertionError(f"moved to another device, `forward` fails: {error}") from error
     require(found.is_meta, f"moved to another device, `forward` gave a tensor on {found.device}")
@@ -141,6 +150,31 @@ def state_is_saved(subject: PartUnderTest) -> None:
         same(subject.call(other, given), expected, "an instance with the same state_dict", 1e-6)
 
 
+def nested_parts_found(subject: PartUnderTest) -> None:
+    """Each part in the config is the submodule with the name of its field, made with `build`."""
+    check_nested_parts(subject.make())
+
+
+def nested_parts_freeze(subject: PartUnderTest) -> None:
+    """A frozen part inside a trained one stays frozen: `train()` and `forward` change nothing in it."""
+    for name in subject.make().nested_parts():
+        module = subject.make()
+        part = module.nested_parts()[name]
+        (given,) = subject.inputs(module)
+        part.freeze()
+        module.train()
+        training = [inner or "itself" for inner, m in part.named_modules() if m.training]
+        require(not training, f"{name} is frozen, and these are in training mode: {', '.join(training[:3])}")
+        before = {key: t.clone() for key, t in part.state_dict().items()}
+        found = subject.call(module, given)
+        if found.requires_grad:
+            found.float().square().mean().backward()  # type: ignore[no-untyped-call]  # torch's
+        learning = [key for key, p in part.named_parameters() if p.grad is not None]
+        require(not learning, f"{name} is frozen, and these get a gradient: {', '.join(learning[:3])}")
+        for key, t in part.state_dict().items():
+            require(torch.equal(t, before[key]), f"{name} is frozen, and a forward pass changed {key}")
+
+
 CHECKS: tuple[Check, ...] = (
     built_on_meta,
     finite,
@@ -152,4 +186,6 @@ CHECKS: tuple[Check, ...] = (
     gradient_flows,
     frozen_for_good,
     state_is_saved,
+    nested_parts_found,
+    nested_parts_freeze,
 )

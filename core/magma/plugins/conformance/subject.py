@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ...deprecation import renamed_arguments
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
-from ...values import BatchLayout, CheckInputs, Features
+from ...values import BatchLayout, CheckInputs, Features, Prepared, tensors_in
+from ..part_of import construct
 
 WIDTH, LENGTH, DIM = 16, 5, 32
 """Sizes of the encoder and the language model with which a prefix, an adapter or a head is checked."""
@@ -51,13 +52,13 @@ class PartUnderTest:
     def make(self, seed: int = 0) -> Any:
         """A ready instance in eval mode; `seed` decides its random weights."""
         torch.manual_seed(seed)
-        made: Any = self.part(self.config(), *self.context)  # type: ignore[call-arg]  # each kind has its own context
+        made: Any = construct(self.part, self.config(), *self.context)
         if isinstance(made, Module):
-            made.load_weights()
+            made.load_all_weights()
             made.eval()
         return made.float() if isinstance(made, FrozenLM) else made
 
-    def inputs(self, module: Any) -> list[Tensor]:
+    def inputs(self, module: Any) -> list[Prepared]:
         """An input for `call` with at least two rows."""
         draw = torch.Generator().manual_seed(7)
         if isinstance(module, Encoder):
@@ -72,7 +73,7 @@ class PartUnderTest:
         with torch.no_grad():
             return [module.embed(tokens(module)).clone()]
 
-    def call(self, module: Any, given: Tensor, first_row: int = 0) -> Tensor:
+    def call(self, module: Any, given: Prepared, first_row: int = 0) -> Tensor:
         """The values of a forward pass; the first axis are rows. `given` starts at this row of `inputs`."""
         if isinstance(module, Encoder):
             return features_of(module(given)).values
@@ -148,6 +149,14 @@ def layout_of(
         torch.arange(rows * width, device=device),
         token_ids=token_ids,
     )
+
+
+def same_items(one: Prepared, other: Prepared, what: str) -> None:
+    """Fail unless two prepared items are equal."""
+    pairs = tensors_in(one), tensors_in(other)
+    require(len(pairs[0]) == len(pairs[1]), f"{what}: {len(pairs[0])} tensors against {len(pairs[1])}")
+    for a, b in zip(*pairs, strict=True):
+        same(a, b, what)
 
 
 def same(one: Tensor, other: Tensor, what: str, tolerance: float = 0.0) -> None:
