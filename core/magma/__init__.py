@@ -24,7 +24,9 @@ from .packages import find_in_package, is_in_package
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
+    from .adapter_tables import AdapterTable
     from .checkpoint import load, save, save_tensors
+    from .context import Context
     from .data.sequence import Batch
     from .evaluation.evaluator import evaluate
     from .generation.decoding import Decoding
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from .recipe.paths import LocalPath, Weights
     from .recipe.recipe import Recipe
     from .runs.run import run
+    from .sites import Site
     from .tensors import read_tensors
     from .values import (
         BatchLayout,
@@ -65,7 +68,9 @@ if TYPE_CHECKING:
 
 # Imported at first use, because importing torch takes seconds.
 _NAMES_BY_MODULE = {
+    "adapter_tables": ["AdapterTable"],
     "checkpoint": ["load", "save", "save_tensors"],
+    "context": ["Context"],
     "data.sequence": ["Batch"],
     "evaluation.evaluator": ["evaluate"],
     "generation.decoding": ["Decoding"],
@@ -80,6 +85,7 @@ _NAMES_BY_MODULE = {
     "recipe.paths": ["LocalPath", "Weights"],
     "recipe.recipe": ["Recipe"],
     "runs.run": ["run"],
+    "sites": ["Site"],
     "tensors": ["read_tensors"],
     "values": [
         *("BatchLayout", "Cache", "CheckInputs", "Example", "Features", "Media", "Prediction", "Question"),
@@ -91,11 +97,13 @@ _LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in 
 __all__ = [
     "API_VERSION",
     "Adapter",
+    "AdapterTable",
     "Batch",
     "BatchLayout",
     "Cache",
     "CheckInputs",
     "CheckpointError",
+    "Context",
     "DataSource",
     "Decoding",
     "Encoder",
@@ -121,6 +129,7 @@ __all__ = [
     "Question",
     "Recipe",
     "RecipeError",
+    "Site",
     "SourceState",
     "Sublayer",
     "Task",

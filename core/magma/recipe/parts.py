@@ -14,7 +14,7 @@ from ..interfaces import PartConfig
 from ..plugins.registry import installed
 from .explain import explain
 from .overrides import apply_override
-from .schema import InputTable, LearnerKeys, SourceKeys
+from .schema import AdapterUse, InputTable, LearnerKeys, SourceKeys
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -32,8 +32,8 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         for kind in ("encoder", "prefix"):
             if kind in table(entry):
                 yield f"inputs.{name}.{kind}", kind, table(entry)[kind]
-    for sublayer, adapter in table(raw.get("adapters")).items():
-        yield f"adapters.{sublayer}", "adapter", adapter
+    for name, adapter in table(raw.get("adapters")).items():
+        yield f"adapters.{name}", "adapter", adapter
     if raw.get("head") is not None:
         yield "head", "head", raw["head"]
     for use in ("train", "evaluation"):
@@ -43,8 +43,10 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         yield f"tasks.{i}", "task", task
 
 
+PLACEMENT_KEYS = AdapterUse.model_fields.keys() - {"use"}
+"""Keys that say where adapters act."""
 _FRAMEWORK_KEYS: Mapping[str, Collection[str]] = {
-    "adapters": LearnerKeys.model_fields,
+    "adapters": LearnerKeys.model_fields.keys() | PLACEMENT_KEYS,
     "data.train": SourceKeys.model_fields,
     "head": LearnerKeys.model_fields,
     "inputs": LearnerKeys.model_fields,
@@ -67,7 +69,7 @@ def check_part(path: str, kind: str, table: Any, context: Mapping[str, Any], pro
     if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
         return {}  # the check of the framework's tables reports it
     own = own_fields(path, table)
-    for key in table.keys() - own.keys() - {"use", "shots"}:
+    for key in table.keys() - own.keys() - {"use", "shots", *PLACEMENT_KEYS}:  # checked with the framework's tables
         value = table[key]
         if key == "trainable":
             if not isinstance(value, bool):
