@@ -28,7 +28,7 @@ def row(name: str, lm: Any) -> tuple[str, ...]:
         lm: A `Causal` of this family.
     """
     structure = lm.structure
-    counts = [Counter(site.block for site in structure.sites if site.sublayer == sublayer) for sublayer in SUBLAYERS]
+    counts = [Counter(place.block for place in structure.sublayers if place.path == sublayer) for sublayer in SUBLAYERS]
     blocks = len(structure.blocks)
     return (
         f"`{name}`",

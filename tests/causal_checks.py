@@ -17,7 +17,7 @@ import causal_references as library
 import causal_zoo
 import torch
 from magma_lms.causal import Causal
-from magma_lms.sites import Site
+from magma_lms.sites import Place
 from magma_lms.tracing import first_tensor, replace_first_tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -284,15 +284,15 @@ def _first_row(family: Family) -> Tensor:
     return family.run([family.rows[0].ids])[0]
 
 
-def add_adapters(lm: Causal, seed: int = 5) -> dict[Site, Both]:
+def add_adapters(lm: Causal, seed: int = 5) -> dict[Place, Both]:
     """Random adapters at all sites."""
     torch.manual_seed(seed)
     for sublayer in SUBLAYERS:
         with contextlib.suppress(PartError):  # not every model has both
             lm.add_adapters(sublayer, lambda: Both(lm.dim))
-    adapted: dict[Site, Both] = {}
+    adapted: dict[Place, Both] = {}
     for sublayer, made in lm.adapters.items():
-        sites = [site for site in lm.structure.sites if site.sublayer == sublayer]
+        sites = [site for site in lm.structure.sublayers if site.path == sublayer]
         for site, adapter in zip(sites, made, strict=True):
             assert isinstance(adapter, Both)
             adapted[site] = adapter
@@ -308,12 +308,12 @@ def copy_of_library(lm: Causal) -> Any:
 
 
 @contextlib.contextmanager
-def hooked(model: Any, adapted: dict[Site, Both]) -> Iterator[None]:
+def hooked(model: Any, adapted: dict[Place, Both]) -> Iterator[None]:
     """The library's model with hooks that change the outputs of sublayers as the adapters do."""
-    seen: dict[Site, Tensor] = {}
+    seen: dict[Place, Tensor] = {}
     handles = []
 
-    def hook(site: Site, adapter: Both) -> None:
+    def hook(site: Place, adapter: Both) -> None:
         def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             seen[site] = args[site.key] if isinstance(site.key, int) else kwargs[site.key]
 

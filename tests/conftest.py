@@ -67,6 +67,12 @@ def nested_toys() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def toys_at_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy parts, and language models of ours with sites and adapters for them."""
+    install_parts(monkeypatch, "toys", "magma_lms", "magma_adapters")
+
+
 @pytest.fixture(scope="module")
 def stored_toys() -> Iterator[None]:
     """The same for all tests of a file, and the toy language model with weights in a folder."""

@@ -24,8 +24,10 @@ from .packages import find_in_package, is_in_package
 from .plugins.hookspecs import API_VERSION, hookimpl
 
 if TYPE_CHECKING:
+    from .adapter_tables import AdapterTable
     from .callbacks import Callback, CallbackContext
     from .checkpoint import load, save, save_tensors
+    from .context import Context
     from .data.sequence import Batch
     from .evaluation.evaluator import evaluate
     from .generation.decoding import Decoding
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from .recipe.paths import LocalPath, Weights
     from .recipe.recipe import Recipe
     from .runs.run import run
+    from .sites import Site
     from .tensors import read_tensors
     from .values import (
         BatchLayout,
@@ -69,8 +72,10 @@ if TYPE_CHECKING:
 
 # Imported at first use, because importing torch takes seconds.
 _NAMES_BY_MODULE = {
+    "adapter_tables": ["AdapterTable"],
     "callbacks": ["Callback", "CallbackContext"],
     "checkpoint": ["load", "save", "save_tensors"],
+    "context": ["Context"],
     "data.sequence": ["Batch"],
     "evaluation.evaluator": ["evaluate"],
     "generation.decoding": ["Decoding"],
@@ -87,6 +92,7 @@ _NAMES_BY_MODULE = {
     "recipe.paths": ["LocalPath", "Weights"],
     "recipe.recipe": ["Recipe"],
     "runs.run": ["run"],
+    "sites": ["Site"],
     "tensors": ["read_tensors"],
     "values": [
         *("BatchLayout", "Cache", "CheckInputs", "Example", "Features", "Media", "Prediction"),
@@ -98,6 +104,7 @@ _LAZY = {name: module for module, names in _NAMES_BY_MODULE.items() for name in 
 __all__ = [
     "API_VERSION",
     "Adapter",
+    "AdapterTable",
     "Batch",
     "BatchLayout",
     "Cache",
@@ -105,6 +112,7 @@ __all__ = [
     "CallbackContext",
     "CheckInputs",
     "CheckpointError",
+    "Context",
     "DataSource",
     "Decoding",
     "Encoder",
@@ -133,6 +141,7 @@ __all__ = [
     "Question",
     "Recipe",
     "RecipeError",
+    "Site",
     "SourceState",
     "Sublayer",
     "Task",

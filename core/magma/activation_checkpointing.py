@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .adapters import AdapterState
 from .errors import PartError
 from .model import Magma
 
@@ -33,7 +34,7 @@ def checkpoint_activations(model: Magma, which: Which) -> list[nn.Module]:
     if which in ("lm", "all"):
         modules += lm_blocks(model, "train.activation_checkpointing")
     for module in modules:
-        _checkpoint_module(module)
+        _checkpoint_module(module, model.lm.adapter_state)
     return modules
 
 
@@ -44,16 +45,23 @@ def lm_blocks(model: Magma, key: str) -> list[nn.Module]:
     return found
 
 
-def _checkpoint_module(module: nn.Module) -> None:
+def _checkpoint_module(module: nn.Module, state: AdapterState) -> None:
     forward = module.forward
 
     def run(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        contexts = lambda: (nullcontext(), _freeze_bn_stats(module))  # noqa: E731  # one line, next to its use
+        now = state.context, state.disabled  # adapters get the same when they are run again
+        contexts = lambda: (nullcontext(), _again(module, state.use(*now)))  # noqa: E731  # one line, next to its use
         return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     module.forward = run
+
+
+@contextmanager
+def _again(module: nn.Module, adapters: AbstractContextManager[None]) -> Iterator[None]:
+    with adapters, _freeze_bn_stats(module):
+        yield
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""The abstract classes of all parts. With `part.py` and `values.py`, this is the whole contract of a plugin.
+"""The abstract classes of all parts. Those of adapters and language models are in files of their own.
+
+With `part.py` and `values.py`, this is the whole contract of a plugin.
 
 Axes, here and everywhere: b batch, n features, e encoder width, k prefix length, t tokens, d language-model width,
 v vocabulary, m scored positions.
@@ -8,25 +10,24 @@ from __future__ import annotations
 
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .adapters import Adapter as Adapter
 from .callbacks import Callback as Callback
 from .deprecation import RenamedMember
-from .errors import PartError
+from .language_model import FrozenLM as FrozenLM
 from .part import Module as Module
 from .part import Part as Part
 from .part import PartConfig as PartConfig
-from .values import BatchLayout, Cache, Example, Features, Media, Prediction, Question, ScoreUnit, SourceState, collect
+from .sites import SUBLAYERS as SUBLAYERS
+from .sites import Sublayer as Sublayer
+from .values import Example, Features, Media, Prediction, Question, ScoreUnit, SourceState, collect
 from .values import Prepared as Prepared
-
-Sublayer = Literal["attention", "mlp"]
-SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
 
 
 class Encoder(Module):
@@ -107,35 +108,6 @@ class Prefix(Module):
     size = RenamedMember("num_embeddings")
 
 
-class Adapter(Module):
-    """Wraps one frozen sublayer and owns only its own weights. Built as `Adapter(config, lm.dim)`.
-
-    It must not mix positions: only the sublayer moves information along t.
-    """
-
-    kind = "adapter"
-    passes_input_through: ClassVar[bool] = False
-    """Whether `forward` calls the sublayer exactly once, with x itself. Unused computation can then be skipped."""
-
-    @abstractmethod
-    def __init__(self, config: PartConfig, dim: int) -> None:
-        super().__init__(config)
-
-    @abstractmethod
-    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
-        """Apply the adapter.
-
-        Args:
-            x: The input of the sublayer, [b, t, d].
-            sublayer: The frozen sublayer, [b, t, d] to [b, t, d].
-
-        Returns:
-            The replacement for the sublayer's output, [b, t, d].
-        """
-
-    keeps_input = RenamedMember("passes_input_through")
-
-
 class Head(Module):
     """Replaces the language model's own head: hidden states to classes. Built as `Head(config, lm.output_dim)`.
 
@@ -153,161 +125,6 @@ class Head(Module):
     @abstractmethod
     def forward(self, hidden: Tensor) -> Tensor:
         """Compute logits [m, c] from hidden states [m, d]."""
-
-
-class FrozenLM(Module):
-    """The language model. Its weights never change; adapters may be added to its sublayers.
-
-    `__init__` sets `dim` (d), `context` (maximum t), `vocab` (v) and `eos` (id of the end-of-text token).
-    """
-
-    kind = "lm"
-    dim: int
-    """Width of the blocks: adapters are built with it."""
-    context: int | None
-    """Maximum number of positions of a sequence. None: the model has no limit."""
-    vocab: int
-    eos: int
-    beginning: Sequence[int] = ()
-    """Token ids before everything, media included: BOS, if the model was trained with it."""
-    joins: bool = True
-    """Whether adjacent texts are tokenized as one. False in checkpoints that were trained otherwise."""
-    packing_problem: str | None = None
-    """Why several examples cannot be packed into one row: the end of a message, such as "its recurrent state does not
-    restart within a row". A recipe with `train.packing` is then refused. None: they can be packed."""
-
-    def __init__(self, config: PartConfig) -> None:
-        super().__init__(config)
-        self.adapters: dict[Sublayer, list[Adapter]] = {}
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width of word embeddings: prefixes are built with it. Default: `dim`."""
-        return self.dim
-
-    @property
-    def output_dim(self) -> int:
-        """Width of what `forward` returns: heads are built with it. Default: `dim`."""
-        return self.dim
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the word embedding: ids from 0 to `num_embeddings` - 1 can be read. Default: `vocab`."""
-        return self.vocab
-
-    @property
-    def blocks(self) -> Sequence[nn.Module]:
-        """The blocks in order, for activation checkpointing and compilation. Default: none."""
-        return ()
-
-    def site_blocks(self, sublayer: Sublayer) -> int:
-        """Number of blocks that have this sublayer, for plans. Default: all `blocks`."""
-        return len(self.blocks)
-
-    @property
-    def ends(self) -> Collection[int]:
-        """Every token that ends an answer. Training uses only `eos`."""
-        return (self.eos,)
-
-    @property
-    def control_tokens(self) -> Mapping[str, int]:
-        """Tokens that templates may contain and plain text may not, such as "<|endoftext|>"."""
-        return {}
-
-    @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """Tokenize a text at the beginning of a sequence. No token is added, and none is a control token."""
-
-    @abstractmethod
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids at the beginning of a sequence."""
-
-    @cached_property
-    def marks_beginning(self) -> bool:
-        """Whether `encode` adds something before the first word, such as SentencePiece's space."""
-        return self.encode("x\ny") != self.encode("x\n") + self.encode("y")
-
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
-        """As `encode`, with the span of each token: its first character and the one after its last. None: unknown."""
-        return self.encode(text), None
-
-    @abstractmethod
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Look up word embeddings [b, t, `embedding_dim`] of token ids [b, t]."""
-
-    @abstractmethod
-    def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
-        """Add an adapter to every site of a sublayer, in the order of the blocks, and list them in `adapters`.
-
-        A site is one module with this function. Usually every block has one; in hybrid models it exists in some blocks
-        only, or several times in a block.
-
-        Args:
-            sublayer: "attention" or "mlp".
-            make: Makes one adapter; called once for each site.
-
-        Raises:
-            PartError: No block has this sublayer, or it has adapters already.
-        """
-
-    @abstractmethod
-    def remove_adapters(self) -> None:
-        """Undo every `add_adapters`: the model without adapters, bit by bit."""
-
-    @abstractmethod
-    def new_cache(self) -> Cache:
-        """An empty cache for `forward`, which fills it in place."""
-
-    @abstractmethod
-    def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
-        """Run the blocks.
-
-        Args:
-            embeddings: Inputs, [b, t, `embedding_dim`], right-padded.
-            layout: Positions, lengths, scored positions and token ids.
-            cache: Keys and values of earlier positions, which the t positions follow; it is extended in place.
-
-        Returns:
-            Last hidden states [m, `output_dim`] of the scored positions.
-        """
-
-    @abstractmethod
-    def lm_head(self, hidden: Tensor) -> Tensor:
-        """Compute logits [m, v] from hidden states [m, `output_dim`]."""
-
-    def cross_entropy(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of hidden states [m, `output_dim`] and the tokens [m] that follow them: summed, in float32."""
-        return nn.functional.cross_entropy(self.lm_head(hidden).float(), labels, reduction="sum")
-
-    def export(self, folder: Path) -> None:
-        """Write the language model without adapters, and its tokenizer, in its own library's format."""
-        raise PartError(f'lm: "{self.name}" cannot be exported: it does not implement `export`')
-
-    def present_name(self, name: str) -> str:
-        """Today's name of a tensor that checkpoints of earlier versions may name otherwise. Default: the same."""
-        return name
-
-    def freeze(self) -> None:
-        """Freeze everything but the adapters."""
-        super().freeze()
-        for adapter in self.all_adapters():
-            for part in reversed(adapter.all_parts().values()):  # the outer ones first
-                part.requires_grad_(not part.frozen)
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        for adapter in self.all_adapters():
-            adapter.train(mode)
-        return self
-
-    def all_adapters(self) -> list[Adapter]:
-        """Every adapter, sublayer by sublayer, in the order of the blocks."""
-        # nn.Module.__init__ may call train() through a subclass before `adapters` is set.
-        return [adapter for group in self.__dict__.get("adapters", {}).values() for adapter in group]
-
-    readable = RenamedMember("num_embeddings")
-    adapt = RenamedMember("add_adapters")
-    head = RenamedMember("lm_head")
 
 
 class DataSource(Part):

@@ -15,21 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .adapter_tables import AdapterTable, add_tables, as_tables
 from .auxiliary import Losses, auxiliary_losses, recorded_outputs
 from .data.collator import Collator
 from .data.sequence import Batch, EncodedExample
 from .deprecation import RenamedMember, renamed_arguments
+from .embedding import embed_batch
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
 from .generation.likelihood import Likelihood, compute_likelihoods, encode_continuation
 from .inputs import Input
-from .interfaces import SUBLAYERS, Adapter, FrozenLM, Head, Module, Sublayer
+from .interfaces import Adapter, FrozenLM, Head, Module
 from .names import module_problem
 from .part import own_tensors, with_nested_parts
 from .summary import ALWAYS_STORED as ALWAYS_STORED
 from .summary import PartSummary as PartSummary
 from .system.memory import in_pieces
-from .values import Example, map_tensors
+from .values import BatchLayout, Example
 from .widths import check_widths
 
 Prompts = Sequence[list[Any] | tuple[Any, ...]]
@@ -42,13 +44,14 @@ class Magma(nn.Module):
     Args:
         lm: The language model. It is frozen.
         inputs: An `Input` for each name.
-        adapters: For "attention" and "mlp", a function that makes one adapter; it is called once for each site.
+        adapters: By name, a function that makes one adapter for the site of this name, such as "attention" or "mlp"; it
+            is called once for each site. Or an `AdapterTable`, whose name is free and which says where they act.
         head: A classification head. With it the model classifies and does not generate.
 
     The parts may have different precisions; `.to(dtype)` converts them to one.
 
     Raises:
-        PartError: Widths of the parts do not match, or the language model has no such sublayer.
+        PartError: Widths of the parts do not match, or the language model has no such site.
 
     Example:
         ```python
@@ -61,7 +64,7 @@ class Magma(nn.Module):
         self,
         lm: FrozenLM,
         inputs: Mapping[str, Input] | None = None,
-        adapters: Mapping[Sublayer, Callable[[], Adapter]] | None = None,
+        adapters: Mapping[str, AdapterTable | Callable[..., Adapter]] | None = None,
         head: Head | None = None,
     ) -> None:
         super().__init__()
@@ -75,12 +78,9 @@ class Magma(nn.Module):
         """Paths of frozen parts whose weights are from a checkpoint: a new checkpoint has to contain them too."""
         self.run_all_inputs = False
         """Run every input for every batch even without gradients: other processes may have media for it."""
-        for sublayer, make in (adapters or {}).items():
-            if sublayer not in SUBLAYERS:
-                raise PartError(f'adapters: given "{sublayer}"; allowed: {", ".join(SUBLAYERS)}')
-            lm.add_adapters(sublayer, make)
-            if not lm.adapters.get(sublayer):
-                raise PartError(f"adapters.{sublayer}: no block of this language model has such a sublayer")
+        self.adapter_tables = as_tables(adapters or {})
+        """What the adapters were made from, by the names of their tables."""
+        add_tables(lm, self.adapter_tables)
         lm.freeze()
         check_widths(lm, self.input_modules(), head)
         self.train(self.training)
@@ -121,33 +121,16 @@ class Magma(nn.Module):
         Each input runs exactly once. In training, or if `run_all_inputs` is set, an input that this batch lacks runs on
         a dummy item, with weight zero in the result and no buffer changed, so that all ranks do the same collectives.
         """
-        words = self.lm.embed(batch.tokens)
-        flat = words.flatten(0, 1)
-        for name, input_module in self.input_modules().items():
-            if name in batch.media:
-                values = input_module(batch.media[name]).values
-                slots = batch.slots[name]
-                rows = slots.media_index * values.shape[1] + slots.embedding_index
-                flat = flat.index_copy(0, slots.positions, values.flatten(0, 1).index_select(0, rows).to(flat.dtype))
-            elif self.run_all_inputs or torch.is_grad_enabled():
-                flat = flat + self._zero_contribution(input_module, words)
-        return flat.view_as(words)
+        return self.lm_inputs(batch)[0]
 
-    @staticmethod
-    def _zero_contribution(input_module: Input, like: Tensor) -> Tensor:
-        """0, as a result of running an input on its dummy item, with the device and dtype of `like`."""
-        encoder, dtype = input_module.encoder, next((p.dtype for p in input_module.parameters()), like.dtype)
-        item = map_tensors(lambda x: x.to(like.device, dtype), encoder.stack([encoder.dummy_item()]))
-        was_training = input_module.training
-        input_module.eval()  # BatchNorm's statistics do not change
-        zero: Tensor = 0 * input_module(item).values.sum().to(like.dtype)
-        input_module.train(was_training)
-        return zero
+    def lm_inputs(self, batch: Batch) -> tuple[Tensor, BatchLayout]:
+        """What the language model is called with: `embed`, and the batch's layout with the context of adapters."""
+        return embed_batch(self.lm, self.input_modules(), batch, self.run_all_inputs)
 
     def forward(self, batch: Batch, auxiliary: bool = False) -> Tensor | Losses:
         """Cross-entropy, summed over the targets, in float32: divide it by those of the global batch. Or `Losses`."""
         with recorded_outputs(self.input_modules() if auxiliary else {}) as outputs:
-            hidden = self.lm(self.embed(batch), batch.layout)
+            hidden = self.lm(*self.lm_inputs(batch))
         if self.head is None:
             total = self.lm.cross_entropy(hidden, batch.labels)
         else:
@@ -181,10 +164,9 @@ class Magma(nn.Module):
             InputError: No input accepts a segment, or a segment cannot be read.
             TooLong: The segments do not fit into the context.
         """
-        batch = self._prompts(self._examples(self.collator(), [segments]))
-        width = batch.tokens.shape[1]
-        layout = replace(batch.layout, scored=torch.arange(width, device=self.device), first_scored=0)
-        out: Tensor = self.lm.lm_head(self.lm(self.embed(batch), layout))
+        embeddings, layout = self.lm_inputs(self._prompts(self._examples(self.collator(), [segments])))
+        layout = replace(layout, scored=torch.arange(embeddings.shape[1], device=self.device), first_scored=0)
+        out: Tensor = self.lm.lm_head(self.lm(embeddings, layout))
         return out
 
     @torch.no_grad()
@@ -204,7 +186,7 @@ class Magma(nn.Module):
 
         def scores(some: Sequence[Example]) -> list[list[float]]:
             batch = self._prompts(some)
-            found: list[list[float]] = head(self.lm(self.embed(batch), batch.layout)).float().softmax(-1).tolist()
+            found: list[list[float]] = head(self.lm(*self.lm_inputs(batch))).float().softmax(-1).tolist()
             return found
 
         with self.eval_mode():
@@ -242,7 +224,7 @@ class Magma(nn.Module):
 
         def compute(some: Sequence[EncodedExample]) -> list[Likelihood]:
             batch = collator.pad(some).to(self.device, self.dtype)
-            hidden, counts = self.lm(self.embed(batch), batch.layout), [sum(row.targets) for row in some]
+            hidden, counts = self.lm(*self.lm_inputs(batch)), [sum(row.targets) for row in some]
             return compute_likelihoods(self.lm.lm_head, hidden, batch.labels, counts, self.lm.num_embeddings)
 
         with self.eval_mode():
@@ -298,7 +280,7 @@ class Magma(nn.Module):
             raise InputError("this model has a classification head: use classify()")
         with self.eval_mode():
             batch = self._prompts(prompts)
-            yield from decode(self.lm, self.embed(batch), batch.layout, how)
+            yield from decode(self.lm, *self.lm_inputs(batch), how)
 
     def _prompts(self, prompts: Sequence[Example]) -> Batch:
         collator = self.collator()
@@ -325,6 +307,23 @@ class Magma(nn.Module):
             yield
         finally:
             self.train(was_training)
+
+    @contextmanager
+    def adapters_disabled(self, *tables: str) -> Iterator[None]:
+        """A context manager: the model without the adapters of these tables, bit by bit; without names, of all tables.
+
+        With activation checkpointing, the backward pass may be outside: it repeats what the forward pass did.
+
+        Raises:
+            InputError: There is no such table.
+        """
+        if unknown := [name for name in tables if name not in self.lm.adapters]:
+            raise InputError(
+                f"adapters_disabled: given {unknown[0]!r}; allowed: {', '.join(self.lm.adapters) or 'no adapters'}"
+            )
+        state = self.lm.adapter_state
+        with state.use(state.context, state.disabled.union(tables or self.lm.adapters)):
+            yield
 
     ways = RenamedMember("input_modules")
     evaluating = RenamedMember("eval_mode")

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from .context import Context
 from .deprecation import RenamedMember, renamed_arguments
 
 
@@ -118,6 +119,9 @@ class BatchLayout:
     token_ids: Tensor | None = None
     """[b, t], the token id of each position, for language models that look up more than `embed` gives. Media and
     padding have id 0. None: unknown."""
+    context: Context | None = None
+    """For adapters that use it: the inputs of the positions, and the media before them. None: there are no media. A
+    language model that computes other rows or columns runs its blocks with their context, in `adapter_state.use`."""
 
     first = RenamedMember("first_scored")
     segments = RenamedMember("sequence_ids")

@@ -1,4 +1,4 @@
-"""Puts adapters around sublayers of transformers, without another module between: names and export stay.
+"""Puts adapters around modules of transformers, without another module between: names and export stay.
 
 Axes: b batch, t tokens, d width.
 """
@@ -13,31 +13,52 @@ from torch import Tensor, nn
 
 from magma import Adapter, PartError
 
-from .sites import Site
+from .sites import Place
 from .tracing import Key, first_tensor, replace_first_tensor
 
-NAME = "adapter"
-"""The name of an adapter in the module at which its sublayer begins."""
+
+def attach(model: nn.Module, place: Place, adapter: Adapter, name: str) -> Callable[[], None]:
+    """Put an adapter around a site.
+
+    Args:
+        model: The model.
+        place: Where the site is.
+        adapter: The adapter.
+        name: Its name in the module at which the site begins.
+
+    Returns:
+        A function that removes it.
+    """
+    entry = model.get_submodule(place.entry)
+    if not place.is_span:
+        return attach_module(entry, adapter, name, place.key)
+    return _hold(entry, adapter, name, lambda: _attach_span(model, place, adapter))
 
 
-def attach(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]:
-    """Put an adapter around a sublayer. Returns a function that removes it."""
-    entry = model.get_submodule(site.entry)
-    if NAME in dict(entry.named_children()) or isinstance(entry, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        raise PartError(f"adapters.{site.sublayer}: {site.entry} cannot hold an adapter")
-    entry.add_module(NAME, adapter)
-    remove = _attach_span(model, site, adapter) if site.is_span else _replace_forward(entry, adapter, site.key)
+def attach_module(module: nn.Module, adapter: Adapter, name: str, key: Key = 0) -> Callable[[], None]:
+    """Put an adapter around a module whose argument `key` are the hidden states. Returns a function that removes it."""
+    return _hold(module, adapter, name, lambda: _replace_forward(module, adapter, key))
+
+
+def _hold(
+    entry: nn.Module, adapter: Adapter, name: str, attach: Callable[[], Callable[[], None]]
+) -> Callable[[], None]:
+    """Make an adapter a submodule, and attach it."""
+    if name in dict(entry.named_children()) or isinstance(entry, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        raise PartError(f"a {type(entry).__name__} cannot hold an adapter called {name}")
+    entry.add_module(name, adapter)
+    remove = attach()
 
     def undo() -> None:
         remove()
-        delattr(entry, NAME)
+        delattr(entry, name)
 
     return undo
 
 
 def _replace_forward(module: nn.Module, adapter: Adapter, key: Key) -> Callable[[], None]:
     before = module.__dict__.get("forward")
-    module.__dict__["forward"] = partial(_forward, module, adapter, key)
+    module.__dict__["forward"] = partial(_forward, module, adapter, key, before)
 
     def remove() -> None:
         del module.__dict__["forward"]
@@ -47,8 +68,13 @@ def _replace_forward(module: nn.Module, adapter: Adapter, key: Key) -> Callable[
     return remove
 
 
-def _forward(module: nn.Module, adapter: Adapter, key: Key, *args: Any, **kwargs: Any) -> Any:
-    """The module's own forward pass with an adapter around it. Masks, caches and all others bypass the adapter."""
+def _forward(
+    module: nn.Module, adapter: Adapter, key: Key, before: Callable[..., Any] | None, *args: Any, **kwargs: Any
+) -> Any:
+    """The forward pass before, the module's own by default, with an adapter around it.
+
+    Masks, caches and all other arguments bypass the adapter.
+    """
     x = args[key] if isinstance(key, int) else kwargs[key]
     output: Any = None
 
@@ -57,7 +83,8 @@ def _forward(module: nn.Module, adapter: Adapter, key: Key, *args: Any, **kwargs
         h = h.reshape(x.shape)
         new_args = [h if given is x else given for given in args]
         new_kwargs = {name: h if given is x else given for name, given in kwargs.items()}
-        output = type(module).forward(module, *new_args, **new_kwargs)
+        run = partial(type(module).forward, module) if before is None else before
+        output = run(*new_args, **new_kwargs)
         return _in_rows_of(rows, first_tensor(output))
 
     rows = _as_rows(x)
@@ -67,15 +94,15 @@ def _forward(module: nn.Module, adapter: Adapter, key: Key, *args: Any, **kwargs
     return replace_first_tensor(output, _like(y, output))
 
 
-def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[], None]:
+def _attach_span(model: nn.Module, place: Place, adapter: Adapter) -> Callable[[], None]:
     """An adapter around everything from the input of one module to the output of another one."""
     inputs: list[Tensor] = []
-    chain = [model.get_submodule(path) for path in site.chain]
+    chain = [model.get_submodule(path) for path in place.chain]
     inside = False
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not inside:
-            inputs[:] = [args[site.key] if isinstance(site.key, int) else kwargs[site.key]]
+            inputs[:] = [args[place.key] if isinstance(place.key, int) else kwargs[place.key]]
 
     def adapt(_: nn.Module, __: Any, output: Any) -> Any:
         if inside:
@@ -92,8 +119,8 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
         nonlocal inside
         if not chain:
             raise PartError(
-                f"adapters.{site.sublayer}: {type(adapter).__name__} changes the input of its sublayer, but in this "
-                f"model the sublayer is not a module ({site.entry} to {site.exit}); allowed: adapters that pass the "
+                f"adapters.{place.path}: {type(adapter).__name__} changes the input of its sublayer, but in this "
+                f"model the sublayer is not a module ({place.entry} to {place.exit}); allowed: adapters that pass the "
                 "input through"
             )
         inside = True
@@ -105,8 +132,8 @@ def _attach_span(model: nn.Module, site: Site, adapter: Adapter) -> Callable[[],
         return h
 
     handles = [
-        model.get_submodule(site.entry).register_forward_pre_hook(note, with_kwargs=True),
-        model.get_submodule(site.exit).register_forward_hook(adapt),
+        model.get_submodule(place.entry).register_forward_pre_hook(note, with_kwargs=True),
+        model.get_submodule(place.exit).register_forward_hook(adapt),
     ]
 
     def remove() -> None:

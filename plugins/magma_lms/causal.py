@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,15 +21,17 @@ from magma import (
     BatchLayout,
     Cache,
     CheckInputs,
+    Context,
     LocalPath,
     PartConfig,
     PartError,
-    Sublayer,
+    Site,
     Weights,
     did_you_mean,
 )
 
 from .attaching import attach
+from .companions import Companions
 from .decoder import Decoder, Head
 from .decoding import LibraryCache
 from .discovery import discover, prove
@@ -39,6 +42,7 @@ from .fast.scored_columns import ScoredColumns, find_column_wise
 from .fused_head import FusedHead, is_linear
 from .loading import read_architecture
 from .packing import unpack
+from .placed_sites import PlacedSite, placed_sites
 from .quantization import Quantize
 from .structure import probe_ids
 from .tokenization import Bos
@@ -92,7 +96,6 @@ class Causal(TransformersLM):
         self.structure = discover(source, architecture, self.model)
         self.dim = self.structure.dim
         self.context = _context(architecture, self.structure.mode.offset or 0)
-        self._undo: list[Callable[[], None]] = []
         self._columns = ScoredColumns([])
         self._connect()
 
@@ -122,13 +125,13 @@ class Causal(TransformersLM):
         Attention may select or compress positions, which only many tokens show. Its last projection does not.
         """
         calls = {call.module: call for call in trace(self.model, self._probe).everything_inside()}
-        for site in self.structure.sites:
-            entry, end = (self.model.get_submodule(path) for path in (site.entry, site.exit))
-            if site.sublayer == "attention" and not isinstance(entry, FastAttention) and entry in calls:
+        for place in self.structure.sublayers:
+            entry, end = (self.model.get_submodule(path) for path in (place.entry, place.exit))
+            if place.path == "attention" and not isinstance(entry, FastAttention) and entry in calls:
                 output = first_tensor(calls[entry].output)
                 last = [call.module for call in calls[entry].inner if first_tensor(call.output) is output]
                 yield from (module for module in entry.modules() if module not in last)
-            if site.is_span:
+            if place.is_span:
                 yield from (entry, end)
 
     def _probe(self) -> Tensor:
@@ -139,8 +142,13 @@ class Causal(TransformersLM):
 
     def _connect(self) -> None:
         """Use the decoder and the head of the present model."""
-        self._decoder = Decoder(self.model, self.structure.decoder, self.structure.by_ids)
+        self._decoder = Decoder(self.model, self.structure.decoder, self.structure.by_ids, self._use_context)
+        self._sites = placed_sites(self.model, self.structure)
         self._head = Head(self.model, self.structure.decoder, self.structure.output)
+
+    def _use_context(self, context: Context | None) -> AbstractContextManager[None]:
+        """Adapters get the context of what the decoder computes."""
+        return self.adapter_state.use(context, self.adapter_state.disabled)
 
     @property
     def embedding_dim(self) -> int:
@@ -157,9 +165,9 @@ class Causal(TransformersLM):
         """The blocks, in order."""
         return [self.model.get_submodule(path) for path in self.structure.blocks]
 
-    def site_blocks(self, sublayer: Sublayer) -> int:
-        """Number of blocks that have this sublayer."""
-        return len({site.block for site in self.structure.sites if site.sublayer == sublayer})
+    def sites(self) -> Sequence[Site]:
+        """The sublayers, the blocks and their linear layers."""
+        return self._sites
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states [m, d] to logits [m, v]."""
@@ -175,31 +183,24 @@ class Causal(TransformersLM):
             return loss
         return chunked_cross_entropy(self._head, hidden, labels, self.vocab)
 
-    def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
-        """Put an adapter around every attention or feed-forward sublayer. Raises `PartError`."""
-        self._check_adapters(sublayer)
-        sites = [site for site in self.structure.sites if site.sublayer == sublayer]
-        if not sites:
-            others = sorted({site.sublayer for site in self.structure.sites})
+    def attach_adapter(self, site: Site, adapter: Adapter, name: str) -> Callable[[], None]:
+        """Put an adapter around a site. Raises `PartError`."""
+        assert isinstance(site, PlacedSite)
+        place = site.place
+        if adapter.uses_context and not place.rows_first:
             raise PartError(
-                f"adapters.{sublayer}: the blocks of a {self._architecture.model_type} have no such sublayer; "
-                f"allowed: {', '.join(others) or 'no adapters'}"
+                f"{type(adapter).__name__} uses the context, but this language model computes positions in another "
+                "order; allowed: adapters that do not use it"
             )
-        made = [make() for _ in sites]
-        self._undo += [attach(self.model, site, adapter) for site, adapter in zip(sites, made, strict=True)]
-        self.adapters[sublayer] = made
-        for site, adapter in zip(sites, made, strict=True):
-            self._columns.add_adapter(self.model.get_submodule(site.entry), adapter)
-
-    def remove_adapters(self) -> None:
-        """Remove all adapters."""
-        for undo in reversed(self._undo):
-            undo()
-        self._undo, self.adapters = [], {}
+        detach = attach(self.model, place, adapter, name)
+        self._columns.add_adapter(self.model.get_submodule(place.entry), adapter)
+        return detach
 
     def new_cache(self) -> LibraryCache:
         """An empty cache."""
-        return LibraryCache.of(self._decoder, self.structure.mode, self.context)
+        linear = any(site.linear is not None for sites in self.adapter_sites.values() for site in sites)
+        mode = self.structure.linear_mode if linear else self.structure.mode
+        return LibraryCache.of(self._decoder, mode, self.context)
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, e] to [m, d]; a cache is filled in place."""
@@ -208,31 +209,34 @@ class Causal(TransformersLM):
             assert isinstance(cache, LibraryCache)
             hidden = cache.forward(embeddings, layout)
         elif layout.sequence_ids is None:
-            hidden = self._forward_padded(embeddings, layout.token_ids)
+            hidden = self._forward_padded(embeddings, Companions.of(layout))
         else:
             hidden = self._forward_packed(embeddings, layout)
         return hidden.flatten(0, 1)[layout.scored]
 
-    def _forward_padded(self, embeddings: Tensor, ids: Tensor | None) -> Tensor:
+    def _forward_padded(self, embeddings: Tensor, companions: Companions) -> Tensor:
         """Right-padded rows [b, t, e] to [b, t, d]. Causality is enough: nothing reads the padding after a row."""
         t = embeddings.shape[1]
-        if self.context is None or t <= self.context:
-            return self._decoder(embeddings, ids)
-        embeddings, ids = embeddings[:, : self.context], None if ids is None else ids[:, : self.context]
-        return F.pad(self._decoder(embeddings, ids), (0, 0, 0, t - self.context))
+        beyond = 0 if self.context is None else max(0, t - self.context)
+        if beyond:
+            embeddings = embeddings[:, : self.context]
+            companions = companions.columns(slice(0, self.context))
+        hidden = self._decoder(embeddings, companions.ids, context=companions.context)
+        return F.pad(hidden, (0, 0, 0, beyond)) if beyond else hidden
 
     def _forward_packed(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         """Packed rows [b, t, e] to [b, t, d]."""
         if embeddings.is_meta:  # positions have no values; the costs are about the same
-            return self._forward_padded(embeddings, layout.token_ids)
+            return self._forward_padded(embeddings, Companions.of(layout))
         if self.structure.packs:
             positions = layout.positions
             if self.context is not None:  # padding may lie beyond it
                 positions = positions.clamp(max=self.context - 1)
-            return self._decoder(embeddings, layout.token_ids, positions=positions + (self.structure.mode.offset or 0))
+            positions = positions + (self.structure.mode.offset or 0)
+            return self._decoder(embeddings, layout.token_ids, positions=positions, context=layout.context)
         columns, back = unpack(layout)  # one row for each sequence
-        ids = None if layout.token_ids is None else layout.token_ids.flatten()[columns]
-        hidden = self._forward_padded(embeddings.flatten(0, 1)[columns], ids).flatten(0, 1)
+        companions = Companions.of(layout).of_sequences(columns)
+        hidden = self._forward_padded(embeddings.flatten(0, 1)[columns], companions).flatten(0, 1)
         return hidden[back].view(*embeddings.shape[:2], -1)
 
     def present_name(self, name: str) -> str:

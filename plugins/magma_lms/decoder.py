@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from magma import Context
 
 from .tracing import first_tensor, replace_first_tensor
 
@@ -21,17 +24,29 @@ CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "state")
 """The names that transformers has for the argument with the cache."""
 
 
+def _no_adapters(_: Context | None) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class Decoder:
     """The decoder of a causal model: everything between the word embeddings and the head."""
 
-    def __init__(self, model: Any, path: str, by_ids: bool) -> None:
+    def __init__(
+        self,
+        model: Any,
+        path: str,
+        by_ids: bool,
+        adapters: Callable[[Context | None], AbstractContextManager[None]] = _no_adapters,
+    ) -> None:
         """Use a part of a model.
 
         Args:
             model: The causal model.
             path: Path of the decoder in it.
             by_ids: Whether the decoder needs the token ids besides the embeddings, for further embeddings.
+            adapters: Gives adapters the context of the positions that the decoder computes.
         """
+        self._adapters = adapters
         self.module: nn.Module = model.get_submodule(path)
         self.config: Any = getattr(self.module, "config", model.config)
         self.table: nn.Module = model.get_input_embeddings()
@@ -43,7 +58,12 @@ class Decoder:
         self._takes_use_cache = "use_cache" in known
 
     def __call__(
-        self, embeddings: Tensor, ids: Tensor | None = None, mask: Tensor | None = None, positions: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        context: Context | None = None,
     ) -> Tensor:
         """Embeddings [b, t, e] to hidden states [b, t, d].
 
@@ -52,8 +72,9 @@ class Decoder:
             ids: Token ids [b, t]; None: an id without a meaning at all positions.
             mask: [b, t], False for padding; None: there is none on the left.
             positions: [b, t]; None: from the first column on.
+            context: For adapters, of these rows and columns; None: there are no media.
         """
-        return self.extend(None, embeddings, ids, mask, positions, use_cache=False)[0]
+        return self.extend(None, embeddings, ids, mask, positions, context, use_cache=False)[0]
 
     def extend(
         self,
@@ -62,6 +83,7 @@ class Decoder:
         ids: Tensor | None = None,
         mask: Tensor | None = None,
         positions: Tensor | None = None,
+        context: Context | None = None,
         use_cache: bool = True,
     ) -> tuple[Tensor, Any]:
         """Hidden states [b, t, d] of positions that follow those of a cache, and the cache with them.
@@ -72,6 +94,7 @@ class Decoder:
             ids: As for a call.
             mask: [b, p + t], False for padding.
             positions: As for a call.
+            context: As for a call.
             use_cache: Whether there is a cache at all.
         """
         given: dict[str, Any] = {"use_cache": use_cache} if self._takes_use_cache else {}
@@ -81,7 +104,8 @@ class Decoder:
             given["position_ids"] = positions
         if use_cache and self.cache_argument is not None:
             given[self.cache_argument] = cache
-        out = self._run(embeddings, ids, given)
+        with self._adapters(context):
+            out = self._run(embeddings, ids, given)
         hidden = first_tensor(out)
         assert hidden is not None
         found = out.get(self.cache_argument) if use_cache and isinstance(out, Mapping) else None

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 from magma import BatchLayout, Cache
 
 from .cache import CacheKind, new_cache, select_rows
+from .companions import Companions
 from .decoder import Decoder
 from .history import History
 
@@ -98,30 +99,33 @@ class BatchedCache(LibraryCache):
     def forward(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         self.history.extend(embeddings, layout)
         if self.valid is None:
-            return self._start(embeddings, layout.token_ids, layout.lengths)
+            return self._start(embeddings, Companions.of(layout), layout.lengths)
         columns = self.valid.shape[1] + embeddings.shape[1]
         if (embeddings.shape[1] == 1 or self.mode.continues) and (self.context is None or columns <= self.context):
             return self._continue(embeddings, layout)
-        everything, ids, lengths = self.history.padded()
-        return _last(self._start(everything, ids, lengths), lengths, layout)
+        everything, companions, lengths = self.history.padded()
+        return _last(self._start(everything, companions, lengths), lengths, layout)
 
-    def _start(self, embeddings: Tensor, ids: Tensor | None, lengths: Tensor) -> Tensor:
+    def _start(self, embeddings: Tensor, companions: Companions, lengths: Tensor) -> Tensor:
         """The first positions, padded on the right."""
         width, t = embeddings.shape[1], min(embeddings.shape[1], self.context or embeddings.shape[1])
-        embeddings, ids = embeddings[:, :t], None if ids is None else ids[:, :t]  # there may be padding beyond it
+        embeddings, companions = embeddings[:, :t], companions.columns(slice(0, t))  # padding beyond it
         columns = torch.arange(t, device=embeddings.device)
         padding = (t - lengths)[:, None]
         self.valid = columns >= padding
         self.padded = bool((padding > 0).any())
         self.states = None if self.mode.cache == "own" else new_cache(self.mode.cache, self.decoder.config)
         if not self.padded:
-            hidden, self.states = self.decoder.extend(self.states, embeddings, ids)
+            hidden, self.states = self.decoder.extend(
+                self.states, embeddings, companions.ids, context=companions.context
+            )
             return F.pad(hidden, (0, 0, 0, width - t))
         to_left = (columns - padding) % t  # [b, t]: the column of the right-padded rows that comes here
         rows = torch.arange(len(embeddings), device=embeddings.device)[:, None]
         positions = self._positions((columns - padding).clamp(min=0))
+        companions = companions.map_positions(lambda x: x[rows, to_left])
         hidden, self.states = self.decoder.extend(
-            self.states, embeddings[rows, to_left], None if ids is None else ids[rows, to_left], self.valid, positions
+            self.states, embeddings[rows, to_left], companions.ids, self.valid, positions, companions.context
         )
         return F.pad(hidden[rows, (columns + padding) % t], (0, 0, 0, width - t))
 
@@ -134,7 +138,9 @@ class BatchedCache(LibraryCache):
         if embeddings.shape[1] > 1 and not bool(new.all()):
             self.padded, mask = True, self.valid
         positions = self._positions(layout.positions)
-        hidden, self.states = self.decoder.extend(self.states, embeddings, layout.token_ids, mask, positions)
+        hidden, self.states = self.decoder.extend(
+            self.states, embeddings, layout.token_ids, mask, positions, layout.context
+        )
         return hidden
 
     def _positions(self, count: Tensor) -> Tensor | None:
@@ -177,19 +183,14 @@ class SingleRowCaches(LibraryCache):
         length = embeddings.shape[1]
         pieces = [slice(0, length)] if not row.batch else [slice(column, column + 1) for column in range(length)]
         outs = []
+        here = Companions.of(layout).row(i)
         for piece in pieces:
-            part = embeddings[:, piece]
-            outs.append(
-                row.forward(
-                    part,
-                    BatchLayout(
-                        layout.positions[i : i + 1, piece],
-                        torch.tensor([part.shape[1]], device=part.device),
-                        layout.scored[:0],
-                        token_ids=None if layout.token_ids is None else layout.token_ids[i : i + 1, piece],
-                    ),
-                )
-            )
+            part, companions = embeddings[:, piece], here.columns(piece)
+            lengths = torch.tensor([part.shape[1]], device=part.device)
+            positions = layout.positions[i : i + 1, piece]
+            ids, context = companions.ids, companions.context
+            given = BatchLayout(positions, lengths, layout.scored[:0], token_ids=ids, context=context)
+            outs.append(row.forward(part, given))
         return torch.cat(outs, dim=1)
 
 
@@ -211,8 +212,8 @@ class NoCache(LibraryCache):
 
     def forward(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
         self.history.extend(embeddings, layout)
-        everything, ids, lengths = self.history.padded()
-        return _last(self.decoder(everything, ids), lengths, layout)
+        everything, companions, lengths = self.history.padded()
+        return _last(self.decoder(everything, companions.ids, context=companions.context), lengths, layout)
 
 
 def _last(hidden: Tensor, lengths: Tensor, layout: BatchLayout) -> Tensor:

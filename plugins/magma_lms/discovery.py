@@ -18,6 +18,7 @@ from magma import PartError, error_summary
 
 from .attaching import attach
 from .decoder import Decoder, Head
+from .linear import is_linear
 from .loading import build_model
 from .reduced import reductions
 from .structure import Structure, find_structure, probe_ids
@@ -67,6 +68,7 @@ def _find(source: Source, architecture: Any, model: Any) -> tuple[Structure, Any
             with torch.device("cpu"):  # the model itself may be built on meta
                 structure = find_structure(small)
             _check_paths(structure, small, model)
+            structure = _with_linears_of(structure, model)
         except PartError as error:
             first = first or error
         except Exception as error:  # libraries raise errors of many types
@@ -95,11 +97,18 @@ def _build(source: Source, reduced: Any) -> Any:
 def _check_paths(structure: Structure, small: nn.Module, model: nn.Module) -> None:
     """Raise `PartError` unless the model has the same modules as the small copy."""
     paths = {structure.decoder, *structure.blocks}
-    paths |= {path for site in structure.sites for path in (site.entry, site.exit)}
+    paths |= {path for place in structure.sublayers for path in (place.entry, place.exit)}
     theirs, ours = dict(model.named_modules()), dict(small.named_modules())
     for path in sorted(paths):
         if path not in theirs or type(theirs[path]) is not type(ours[path]):
             raise PartError(f"lm: a small copy of it has another structure: {path}")
+
+
+def _with_linears_of(structure: Structure, model: nn.Module) -> Structure:
+    """The structure with only those linear layers that the model has too."""
+    theirs = dict(model.named_modules())
+    kept = [place for place in structure.linears if place.entry in theirs and is_linear(theirs[place.entry])]
+    return replace(structure, linears=tuple(kept))
 
 
 def _scaled(found: tuple[Structure, Any], architecture: Any, model: Any) -> Structure:
@@ -113,7 +122,13 @@ def _scaled(found: tuple[Structure, Any], architecture: Any, model: Any) -> Stru
             return embedding
         return int(size // small * width) if small and size % small == 0 else size
 
-    return replace(structure, embedding_dim=embedding, dim=scale(structure.dim), output_dim=scale(structure.output_dim))
+    return replace(
+        structure,
+        embedding_dim=embedding,
+        dim=scale(structure.dim),
+        block_dim=scale(structure.block_dim),
+        output_dim=scale(structure.output_dim),
+    )
 
 
 class _Identity(nn.Module):
@@ -175,7 +190,8 @@ class _Proof:
             )
 
     def compare_adapters(self) -> None:
-        undo = [attach(self.model, site, _Identity()) for site in self.structure.sites]  # type: ignore[arg-type]
+        places = enumerate(self.structure.places)
+        undo = [attach(self.model, place, _Identity(), f"identity_{i}") for i, place in places]  # type: ignore[arg-type]
         try:
             same = torch.equal(self._hidden(), self.hidden)
         finally:

@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Adapter, BatchLayout, Cache, CheckInputs, PartConfig, PartError, Sublayer, Weights
+from magma import Adapter, BatchLayout, Cache, CheckInputs, PartConfig, PartError, Site, Weights
 
-from .adapter_wrapper import AdapterWrapper
+from .adapter_wrapper import AdapterWrapper, wrap
+from .attaching import attach_module
 from .attention_masks import attention_mask, padding_mask, to_additive_mask
 from .fused_head import FusedHead
 from .rotary import apply_rope, rope_table
@@ -84,35 +85,13 @@ class Block(nn.Module):
     ) -> Tensor:
         """[b, t, d] to [b, t - first, d]."""
         y = self.ln_1(x)
-        y_from_first = y[:, first:]
-        out: Tensor = self._attend(y, y_from_first, rope, mask, cache, first) + self.mlp(y_from_first) + x[:, first:]
-        return out
-
-    def _attend(
-        self,
-        y: Tensor,
-        y_from_first: Tensor,
-        rope: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        cache: Any,
-        first: int,
-    ) -> Tensor:
-        """Attention with its adapter, [b, t - first, d].
-
-        An adapter does not mix positions, so it only computes those from `first` on; attention reads all. An adapter
-        that changes the input of its sublayer needs all positions. The choice does not depend on the batch, because
-        under ZeRO-3 all processes have to run the same modules.
-        """
         attention = self.attn
-        out: Tensor
-        if not isinstance(attention, AdapterWrapper):
-            out = attention(y, rope, mask, cache, first)
-            return out
-        if attention.adapter.passes_input_through:
-            out = attention.adapter(y_from_first, lambda _: attention.sublayer(y, rope, mask, cache, first))
-            return out
-        whole: Tensor = attention(y, rope, mask, cache)
-        return whole[:, first:]
+        if isinstance(attention, AdapterWrapper):
+            attended = attention(y, rope, mask, cache, first=first)
+        else:
+            attended = attention(y, rope, mask, cache, first)
+        out: Tensor = attended + self.mlp(y[:, first:]) + x[:, first:]
+        return out
 
 
 class GPTJ(TransformersLM):
@@ -189,28 +168,25 @@ class GPTJ(TransformersLM):
         for block in decoder.h:
             if self._architecture.activation_function == "gelu_new":
                 block.mlp.act = nn.GELU(approximate="tanh")
+        self._bare_blocks = list(decoder.h)  # without adapters
+        self._sites = _find_sites(self._bare_blocks, self.dim)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
         """The blocks, in order."""
         return list(self.model.transformer.h)
 
-    def add_adapters(self, sublayer: Sublayer, make: Callable[[], Adapter]) -> None:
-        """Put an adapter around the attention or the feed-forward of every block. Raises `PartError`."""
-        self._check_adapters(sublayer)
-        made = [make() for _ in self.blocks]
-        name = "attn" if sublayer == "attention" else "mlp"
-        for block, adapter in zip(self.blocks, made, strict=True):
-            setattr(block, name, AdapterWrapper(block.get_submodule(name), adapter))
-        self.adapters[sublayer] = made
+    def sites(self) -> Sequence[Site]:
+        """The sublayers, the blocks and their linear layers."""
+        return self._sites
 
-    def remove_adapters(self) -> None:
-        """Remove all adapters."""
-        for block in self.blocks:
-            for name, module in list(block.named_children()):
-                if isinstance(module, AdapterWrapper):
-                    setattr(block, name, module.sublayer)
-        self.adapters = {}
+    def attach_adapter(self, site: Site, adapter: Adapter, name: str) -> Callable[[], None]:
+        """Put an adapter around a site."""
+        if site.linear is not None:
+            return attach_module(site.linear, adapter, name)
+        if site.path == "block":
+            return wrap(self.model.transformer.h, str(site.block), adapter, name)
+        return wrap(self._bare_blocks[site.block], "attn" if site.path == "attention" else "mlp", adapter, name)
 
     def lm_head(self, hidden: Tensor) -> Tensor:
         """Hidden states [m, d] to logits [m, v]."""
@@ -244,7 +220,8 @@ class GPTJ(TransformersLM):
         x, first = embeddings, 0
         for i, block in enumerate(decoder.h):
             first = layout.first_scored if i + 1 == len(decoder.h) else 0
-            x = block(x, (sines, cosines), mask, cache, first)
+            rest = (sines, cosines), mask, cache
+            x = block(x, *rest, first=first) if isinstance(block, AdapterWrapper) else block(x, *rest, first)
         hidden: Tensor = decoder.ln_f(x)
         t = embeddings.shape[1]
         scored = layout.scored - first * (layout.scored // t + 1)  # [m] into rows that are `first` columns shorter
@@ -259,6 +236,18 @@ class GPTJ(TransformersLM):
     def problems(cls, config: Config) -> list[str]:
         """Missing folders, unknown bundled names and unavailable hub names."""
         return find_problems(Source(config.weights, config.tokenizer), WEIGHT_FILES)
+
+
+def _find_sites(blocks: Sequence[nn.Module], dim: int) -> list[Site]:
+    """The sites of blocks without adapters."""
+    whole = [(path, i, dim, dim, None) for path in ("attention", "mlp", "block") for i in range(len(blocks))]
+    linears = [
+        (path, i, module.in_features, module.out_features, module)
+        for i, block in enumerate(blocks)
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    return [Site(*one, media_features=dim) for one in (*whole, *linears)]
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:

@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from magma import BatchLayout
 
+from .companions import Companions
+
 
 @dataclass
 class History:
@@ -38,26 +40,36 @@ class History:
         """The history of these rows [b'], which may repeat."""
         return History(before=(History(list(self.pieces), self.before), rows))
 
-    def padded(self) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Embeddings [b, t, e] and token ids [b, t] of all positions, padded on the right, and the lengths [b]."""
-        embeddings, ids = self._rows()
+    def padded(self) -> tuple[Tensor, Companions, Tensor]:
+        """Embeddings [b, t, e] of all positions, padded on the right, what belongs to them, and the lengths [b]."""
+        embeddings, numbers = self._rows()
         lengths = torch.tensor([len(row) for row in embeddings], device=embeddings[0].device)
-        return pad_sequence(embeddings, batch_first=True), pad_sequence(ids, batch_first=True) if ids else None, lengths
+        newest = Companions.of(self._newest())
+        if numbers:
+            newest = newest.with_numbers(pad_sequence(numbers, batch_first=True))
+        return pad_sequence(embeddings, batch_first=True), newest, lengths
+
+    def _newest(self) -> BatchLayout:
+        """The last layout: its context has all media."""
+        if self.pieces:
+            return self.pieces[-1][1]
+        assert self.before is not None
+        return self.before[0]._newest()
 
     def _rows(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Embeddings [t_i, e] and token ids [t_i] of each row; no ids if they are unknown."""
+        """Embeddings [t_i, e] and numbers [t_i, c] of each row; no numbers if there are none."""
         embeddings: list[list[Tensor]] = []
-        ids: list[list[Tensor]] = []
+        numbers: list[list[Tensor]] = []
         if self.before is not None:
             earlier, rows = self.before
-            old_embeddings, old_ids = earlier._rows()
+            old_embeddings, old_numbers = earlier._rows()
             embeddings = [[old_embeddings[i]] for i in rows.tolist()]
-            ids = [[old_ids[i]] for i in rows.tolist()] if old_ids else []
+            numbers = [[old_numbers[i]] for i in rows.tolist()] if old_numbers else []
         for piece, layout in self.pieces:
             _append(embeddings, piece, layout.lengths)
-            if layout.token_ids is not None:
-                _append(ids, layout.token_ids, layout.lengths)
-        return [torch.cat(row) for row in embeddings], [torch.cat(row) for row in ids]
+            if (found := Companions.of(layout).numbers()) is not None:
+                _append(numbers, found, layout.lengths)
+        return [torch.cat(row) for row in embeddings], [torch.cat(row) for row in numbers]
 
 
 def _append(rows: list[list[Tensor]], new: Tensor, lengths: Tensor) -> None:

@@ -1,6 +1,7 @@
-"""Finds the places of adapters: the attention (or other mixing) and the feed-forward sublayers of each block.
+"""Finds the places of adapters: the sublayers and the linear layers of each block, and the blocks themselves.
 
-No name is looked at. A sublayer that mixes positions is "attention", also a recurrent one; any other is "mlp".
+No name is looked at. A sublayer that mixes positions is "attention", also a recurrent one; any other is "mlp". A linear
+layer is a place if it computes every position, which experts and layers of pooled positions do not.
 
 Axes: b batch, t tokens, d width.
 """
@@ -15,14 +16,16 @@ from torch import Tensor, nn
 
 from magma import Sublayer
 
+from .linear import is_linear
 from .tracing import Call, Key, first_tensor
 
 
 @dataclass(frozen=True)
-class Site:
-    """A sublayer: one module, or a span from the input of one module to the output of a later one."""
+class Place:
+    """Where a site is: one module, or a span from the input of one module to the output of a later one."""
 
-    sublayer: Sublayer
+    path: str
+    """That of the site: "attention", "mlp", "block", or the path of a linear layer within its block."""
     block: int
     """The index of the block that has it; of the first one, if blocks share it."""
     entry: str
@@ -33,6 +36,8 @@ class Site:
     """Where the hidden states are among the arguments of the entry."""
     chain: tuple[str, ...] = ()
     """Paths of the modules of a span, if each one only reads the output of the one before it."""
+    rows_first: bool = True
+    """Whether the hidden states are [b, t, d] or [b * t, d]; XLNet has [t, b, d]."""
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -66,12 +71,13 @@ def find_blocks(model: nn.Module, decoder: Call) -> list[Call]:
     return list(search(decoder))
 
 
-def find_sites(blocks: Sequence[Call], width: int) -> list[Site]:
+def find_sublayers(blocks: Sequence[Call], width: int, rows: int) -> list[Place]:
     """The sublayers of all blocks, in the order of their calls; a module that several blocks share is listed once.
 
     Args:
         blocks: The calls of the blocks.
         width: The width of the decoder's output, for blocks that carry several streams of hidden states.
+        rows: b of the traced batch.
     """
     paths = list(dict.fromkeys(block.path for block in blocks))
     found: list[tuple[int, _Candidate]] = []
@@ -85,14 +91,53 @@ def find_sites(blocks: Sequence[Call], width: int) -> list[Site]:
         found += [(paths.index(block.path), _without_sequential(one)) for one in candidates]
     # A layer may take its keys from another one: then it mixes, but not what it is given.
     mixing = {type(one.entry.module) for _, one in found if one.mixes}
-    sites: dict[str, Site] = {}
+    places: dict[str, Place] = {}
     for index, one in found:
         is_mixer = one.mixes or (type(one.entry.module) in mixing and one.entry is one.exit)
         key = next(key for key, given in one.entry.tensors().items() if given.shape[-1] == _width(one.exit))
         chain = _chain(blocks, one) if one.entry is not one.exit else ()
-        site = Site("attention" if is_mixer else "mlp", index, one.entry.path, one.exit.path, key, chain)
-        sites.setdefault(site.entry, site)
-    return list(sites.values())
+        path: Sublayer = "attention" if is_mixer else "mlp"
+        rows_first = _rows_first(one.entry.tensors()[key], rows)
+        place = Place(path, index, one.entry.path, one.exit.path, key, chain, rows_first)
+        places.setdefault(place.entry, place)
+    return list(places.values())
+
+
+def find_block_places(blocks: Sequence[Call], rows: int) -> list[Place]:
+    """The blocks themselves, as far as their hidden states have one stream."""
+    paths = list(dict.fromkeys(block.path for block in blocks))
+    found: dict[str, Place] = {}
+    for block in blocks:
+        key = block.hidden_key()
+        if key is not None and block.tensors()[key].ndim <= 3:
+            rows_first = _rows_first(block.tensors()[key], rows)
+            place = Place("block", paths.index(block.path), block.path, block.path, key, (), rows_first)
+            found.setdefault(block.path, place)
+    return list(found.values())
+
+
+def find_linear_places(blocks: Sequence[Call], rows: int, columns: int) -> list[Place]:
+    """The linear layers of all blocks that compute every position, in the order of their calls."""
+    paths = list(dict.fromkeys(block.path for block in blocks))
+    found: dict[str, Place] = {}
+    partial: set[str] = set()
+    for block in blocks:
+        for call in block.everything_inside():
+            if not is_linear(call.module) or not call.path.startswith(f"{block.path}."):
+                continue
+            key, given = next(iter(call.tensors().items()), (0, None))
+            if given is None or given.ndim not in (2, 3) or given.numel() != rows * columns * given.shape[-1]:
+                partial.add(call.path)
+                continue
+            path = call.path.removeprefix(f"{block.path}.")
+            rows_first = _rows_first(given, rows)
+            found.setdefault(call.path, Place(path, paths.index(block.path), call.path, call.path, key, (), rows_first))
+    return [place for place in found.values() if place.entry not in partial]
+
+
+def _rows_first(x: Tensor, rows: int) -> bool:
+    """Whether a traced tensor [b, t, d] or [b * t, d] has the rows first: there are fewer rows than positions."""
+    return x.ndim == 2 or x.shape[0] == rows
 
 
 def _without_sequential(one: _Candidate) -> _Candidate:

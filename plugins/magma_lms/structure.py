@@ -17,8 +17,18 @@ from magma import PartError, error_summary
 
 from .decoder import Decoder, Head
 from .decoding import DecodingMode
-from .probes import Probe, find_mode, find_offset, gradient_problem, is_causal, packs, same
-from .sites import Site, find_blocks, find_sites
+from .probes import (
+    Probe,
+    find_linear_mode,
+    find_mode,
+    find_offset,
+    gradient_problem,
+    gradient_reaches,
+    is_causal,
+    packs,
+    same,
+)
+from .sites import Place, find_block_places, find_blocks, find_linear_places, find_sublayers
 from .tracing import Call, first_tensor, trace
 
 
@@ -30,18 +40,31 @@ class Structure:
     by_ids: bool
     """Whether the decoder needs token ids besides the embeddings."""
     blocks: tuple[str, ...]
-    sites: tuple[Site, ...]
+    sublayers: tuple[Place, ...]
+    block_places: tuple[Place, ...]
+    """The blocks around which an adapter can act."""
+    linears: tuple[Place, ...]
+    """The linear layers of the blocks."""
     embedding_dim: int
     """Width of the word embeddings."""
     dim: int
     """Width of the sublayers."""
+    block_dim: int
+    """Width of the hidden states between blocks."""
     output_dim: int
     """Width of the decoder's output."""
     packs: bool
     """Whether positions that start again separate packed sequences."""
     mode: DecodingMode
+    linear_mode: DecodingMode
+    """As `mode`, with adapters at linear layers."""
     output: Any
     """An output of the decoder of the small model, for its form."""
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Every place of an adapter."""
+        return (*self.sublayers, *self.block_places, *self.linears)
 
 
 def find_structure(model: Any) -> Structure:
@@ -49,7 +72,8 @@ def find_structure(model: Any) -> Structure:
     ids = probe_ids(model, rows=3, columns=13)
     with torch.no_grad():
         options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
-        root = trace(model, lambda: model(input_ids=ids[:2, :7], **options))
+        rows, columns = 2, 7
+        root = trace(model, lambda: model(input_ids=ids[:rows, :columns], **options))
         decoder_call = find_decoder(model, root)
         logits = model(input_ids=ids).logits
         decoder = _choose_decoder(model, decoder_call, ids, logits)
@@ -59,21 +83,33 @@ def find_structure(model: Any) -> Structure:
         output = first_tensor(decoder_call.output)
         assert output is not None
         blocks = find_blocks(model, decoder_call)
-        sites = find_sites(blocks, output.shape[-1])
+        sublayers = find_sublayers(blocks, output.shape[-1], rows)
+        block_output = first_tensor(blocks[0].output) if blocks else None
         if problem := gradient_problem(probe):
             raise PartError(f"lm: it cannot be trained with: no gradient reaches its input: {problem}")
         pad = getattr(model.config, "pad_token_id", None)
         offset = find_offset(probe, (0, 1, 2) if pad is None else (0, pad + 1))
+        linears = find_linear_places(blocks, rows, columns)
+        reached = gradient_reaches(probe, [model.get_submodule(place.entry) for place in linears])
+        linears = [place for place, flag in zip(linears, reached, strict=True) if flag]
+        packed, mode = packs(probe, offset), find_mode(probe, offset)
+        linear_mode = mode
+        if not packed:  # otherwise there is only attention, which does not read padding
+            linear_mode = find_linear_mode(probe, mode, [model.get_submodule(place.entry) for place in linears])
         return Structure(
             decoder_call.path,
             decoder.by_ids,
             tuple(dict.fromkeys(block.path for block in blocks)),
-            tuple(sites),
+            tuple(sublayers),
+            tuple(find_block_places(blocks, rows)),
+            tuple(linears),
             probe.embeddings.shape[-1],
-            _dim(blocks, sites) or output.shape[-1],
+            _dim(blocks, sublayers) or output.shape[-1],
+            output.shape[-1] if block_output is None else block_output.shape[-1],
             output.shape[-1],
-            packs(probe, offset),
-            find_mode(probe, offset),
+            packed,
+            mode,
+            linear_mode,
             decoder_call.output,
         )
 
@@ -133,9 +169,9 @@ def _agree(decoders: Sequence[Decoder], ids: Tensor) -> bool:
     return same(first, second)
 
 
-def _dim(blocks: Sequence[Call], sites: Sequence[Site]) -> int | None:
+def _dim(blocks: Sequence[Call], sublayers: Sequence[Place]) -> int | None:
     """The width of the sublayers."""
-    exits = {site.exit for site in sites}
+    exits = {place.exit for place in sublayers}
     calls = (call for block in blocks for call in (block, *block.everything_inside()) if call.path in exits)
     widths = [output.shape[-1] for call in calls if (output := first_tensor(call.output)) is not None]
     return widths[0] if widths else None

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from magma import FrozenLM, PartConfig, PartError, Sublayer
+from magma import FrozenLM, PartConfig, PartError
 
 from .loading import build_model, import_model_class, load_model, load_tokenizer
 from .tokenization import Bos, beginning_tokens, end_tokens, plain_text_options, special_tokens
@@ -127,13 +127,6 @@ class TransformersLM(FrozenLM):
         """Token ids [b, t] to word embeddings [b, t, e]."""
         out: Tensor = self.model.get_input_embeddings()(tokens)
         return out
-
-    def _check_adapters(self, sublayer: Sublayer) -> None:
-        """Raise `PartError` if a sublayer has adapters already."""
-        if sublayer in self.adapters:
-            raise PartError(
-                f"adapters.{sublayer}: this language model already has adapters there; call remove_adapters() first"
-            )
 
     def export(self, folder: Path) -> None:
         """Save in transformers' format, with the tokenizer if there is one; missing word embeddings become zeros."""

@@ -18,6 +18,7 @@ from ..errors import InputError, TooLong
 from ..interfaces import Encoder, FrozenLM, Prefix
 from ..values import BatchLayout, Example, Media, Prepared, Segment, Text, Tokens
 from . import tokenization
+from .media_context import lay_out_context
 from .sequence import Batch, EncodedExample, MediaSlots
 
 _TOO_LONG = (
@@ -265,6 +266,10 @@ class Collator:
         packed = any(len(row) > 1 for row in rows)
         layout = BatchLayout(positions, lengths, scored, first, segments if packed else None, tokens)
         media, slots = self._stack_media(placed)
+        if self.lm.uses_context:
+            context, index = lay_out_context(list(self.inputs), placed, len(rows), width)
+            layout = replace(layout, context=context)
+            slots = {name: replace(one, context_index=index[name]) for name, one in slots.items()}
         return Batch(tokens, layout, labels, media, slots, [sequence.name for _, sequence in placed])
 
     def _stack_media(

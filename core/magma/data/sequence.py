@@ -24,6 +24,13 @@ class MediaSlots:
     """[s] which of that input's media in the batch fills the position."""
     embedding_index: Tensor
     """[s] which of that medium's embeddings."""
+    context_index: Tensor | None = None
+    """[s] flat index (row * n + column) into `layout.context.media`. None: there is no context."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> MediaSlots:
+        """The same with every tensor changed."""
+        index = None if self.context_index is None else change(self.context_index)
+        return MediaSlots(change(self.positions), change(self.media_index), change(self.embedding_index), index)
 
 
 @dataclass
@@ -81,10 +88,8 @@ class Batch:
                 scored=move(layout.scored),
                 sequence_ids=None if layout.sequence_ids is None else move(layout.sequence_ids),
                 token_ids=None if layout.token_ids is None else tokens,
+                context=None if layout.context is None else layout.context.map(move),
             ),
             media={name: map_tensors(move, x) for name, x in self.media.items()},
-            slots={
-                name: MediaSlots(move(s.positions), move(s.media_index), move(s.embedding_index))
-                for name, s in self.slots.items()
-            },
+            slots={name: slots.map(move) for name, slots in self.slots.items()},
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..context import Context
 from ..data.collator import Collator
 from ..errors import InputError, TooLong
 from ..generation.decoding import Answer, Decoding, decode
@@ -71,6 +72,21 @@ class _Prompt:
         return self.prefix_key, *map(segment_key, self.suffix)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Positions in a cache that others follow."""
+
+    cache: Cache
+    length: Tensor
+    """[b], the number of positions."""
+    context: Context | None = None
+    """For adapters that use the media among them."""
+
+    def select(self, cache: Cache, rows: Tensor) -> _Start:
+        """These rows [b'] with their cache."""
+        return _Start(cache, self.length[rows], None if self.context is None else self.context.select(rows))
+
+
 Named = tuple[tuple[Segment, ...], str]
 """Segments, and their name in errors."""
 
@@ -86,8 +102,7 @@ class PrefixCachedGenerator:
         self._in_batches = BatchMapper(batch_size)
         self.collator = model.collator()
         self._common: tuple[Segment, ...] | None = None
-        self._cache: Cache | None = None
-        self._length = torch.zeros(1, dtype=torch.long)
+        self._start: _Start | None = None
 
     def answers(
         self,
@@ -183,54 +198,54 @@ class PrefixCachedGenerator:
         names = [part.name for part in batch]
         if len(prefixes) < len(batch) and all(len(part.prefix) > common for part in prefixes.values()):
             first = [(part.prefix[common:], part.name) for part in prefixes.values()]
-            cache, length = self._common_cache(batch[0].prefix[:common], len(first))
-            ends = self._prefill(cache, length.expand(len(first)), first)[2]
+            start = self._prefill(self._common_start(batch[0].prefix[:common], len(first)), first)
             rows = torch.tensor([row_of[part.prefix_key] for part in batch], device=self.model.device)
-            cache, start = cache.select(rows), ends[rows]
+            start = start.select(start.cache.select(rows), rows)
         else:
             suffixes = [(*part.prefix[common:], *part.suffix) for part in batch]
-            cache, length = self._common_cache(batch[0].prefix[:common], len(batch))
-            start = length.expand(len(batch))
-        embeddings, layout, _ = self._embed(start, list(zip(suffixes, names, strict=True)))
-        *_, answers = decode(self.model.lm, embeddings, layout, self.decoding, cache)
+            start = self._common_start(batch[0].prefix[:common], len(batch))
+        embeddings, layout = self._embed(start, list(zip(suffixes, names, strict=True)))
+        *_, answers = decode(self.model.lm, embeddings, layout, self.decoding, start.cache)
         return answers
 
-    def _common_cache(self, segments: tuple[Segment, ...], rows: int) -> tuple[Cache, Tensor]:
-        """A cache of `rows` rows with these segments, and the number of positions that they fill [1]."""
-        nothing = torch.zeros(1, dtype=torch.long, device=self.model.device)
+    def _common_start(self, segments: tuple[Segment, ...], rows: int) -> _Start:
+        """A start of `rows` rows with these segments."""
+        lm, device = self.model.lm, self.model.device
         if not segments:
-            return self.model.lm.new_cache(), nothing
+            return _Start(lm.new_cache(), torch.zeros(rows, dtype=torch.long, device=device))
         if self._common is None or tuple(map(segment_key, self._common)) != tuple(map(segment_key, segments)):
-            cache = self.model.lm.new_cache()
-            _, _, self._length = self._prefill(cache, nothing, [(segments, "the common start of all prompts")])
-            self._common, self._cache = segments, cache
-        assert self._cache is not None
-        return self._cache.expand(rows), self._length
+            nothing = _Start(lm.new_cache(), torch.zeros(1, dtype=torch.long, device=device))
+            self._start = self._prefill(nothing, [(segments, "the common start of all prompts")])
+            self._common = segments
+        assert self._start is not None
+        first = torch.zeros(rows, dtype=torch.long, device=device)
+        return self._start.select(self._start.cache.expand(rows), first)
 
-    def _prefill(self, cache: Cache, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout, Tensor]:
-        """Append rows to a cache; the result of `_embed`."""
-        found = self._embed(start, rows)
-        self.model.lm(*found[:2], cache)
-        return found
+    def _prefill(self, start: _Start, rows: Sequence[Named]) -> _Start:
+        """The start with these segments appended to its cache."""
+        embeddings, layout = self._embed(start, rows)
+        self.model.lm(embeddings, layout, start.cache)
+        return _Start(start.cache, start.length + layout.lengths, layout.context)
 
-    def _embed(self, start: Tensor, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout, Tensor]:
-        """Embeddings [b, t, d] and layout of rows that start at positions `start` [b], and the position after each [b].
-
-        The last position of each row is scored.
-        """
-        at_start = not bool(start.any())
+    def _embed(self, start: _Start, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout]:
+        """Embeddings [b, t, d] and layout of rows that follow a start. The last position of each row is scored."""
+        at_start = not bool(start.length.any())
         encoded = [
             self.collator.encode_example(Example(segments, name), truncate=False, at_start=at_start)
             for segments, name in rows
         ]
         batch = self.collator.pad(encoded, score_last=True).to(self.model.device, self.model.dtype)
-        ends = start + batch.layout.lengths
-        context = self.model.lm.context
+        ends = start.length + batch.layout.lengths
+        limit = self.model.lm.context
         for (_, name), end in zip(rows, ends.tolist(), strict=True):
-            if context is not None and end > context:
-                raise TooLong(f"{name} needs {end} positions, and {context} fit: use fewer or shorter segments")
-        layout = replace(batch.layout, positions=batch.layout.positions + start[:, None])
-        return self.model.embed(batch), layout, ends
+            if limit is not None and end > limit:
+                raise TooLong(f"{name} needs {end} positions, and {limit} fit: use fewer or shorter segments")
+        embeddings, layout = self.model.lm_inputs(batch)
+        context = layout.context
+        if context is not None and start.context is not None:
+            context = start.context.followed_by(context)
+        positions = layout.positions + start.length[:, None]
+        return embeddings, replace(layout, positions=positions, context=context)
 
 
 def _group_by_prefix(parts: Sequence[_Prompt]) -> list[_Prompt]:

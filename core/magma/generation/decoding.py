@@ -104,6 +104,7 @@ def decode(
     alive = list(range(rows))
     lengths = layout.positions.gather(1, layout.lengths[:, None] - 1).squeeze(1) + 1  # with those in the cache
     hidden = lm(embeddings, layout, cache)
+    context = None if layout.context is None else layout.context.followed_by_text()
     while True:
         tokens = choose(lm.lm_head(hidden)[:, : lm.num_embeddings], decoding, generator)
         full = [lm.context is not None and length >= lm.context for length in lengths.tolist()]
@@ -117,10 +118,12 @@ def decode(
         if len(keep) < len(alive):
             picked = torch.tensor(keep, device=tokens.device)
             cache, tokens, lengths = cache.select(picked), tokens[picked], lengths[picked]
+            context = None if context is None else context.select(picked)
             alive = [alive[i] for i in keep]
         ones = torch.ones_like(lengths)
         ids = tokens[:, None]
-        step = BatchLayout(lengths[:, None], ones, torch.arange(len(alive), device=tokens.device), token_ids=ids)
+        scored = torch.arange(len(alive), device=tokens.device)
+        step = BatchLayout(lengths[:, None], ones, scored, token_ids=ids, context=context)
         hidden = lm(lm.embed(ids), step, cache)
         lengths = lengths + 1
 

@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
+from ..adapter_tables import AdapterTable
+from ..adapters import adapter_argument
 from ..errors import PartError
 from ..inputs import Input
-from ..interfaces import Adapter, FrozenLM, Module, Sublayer
+from ..interfaces import FrozenLM, Module
 from ..model import Magma
 from ..plugins.part_of import check_nested_parts, construct
+from ..sites import Site
 from ..system.device import check_device
 from .overrides import locate
 from .parts import all_part_tables
 from .recipe import Recipe
-from .schema import Precision, Train, is_trained
+from .schema import AdapterUse, Precision, Train, is_trained
 
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -97,11 +100,17 @@ def assemble(
             prefix = build_learner(f"inputs.{name}.prefix", *sizes)
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
 
-        def maker(sublayer: Sublayer) -> Callable[[], Adapter]:
-            return lambda: build_learner(f"adapters.{sublayer}", lm.dim)
+        def adapter_table(path: str, table: AdapterUse) -> AdapterTable:
+            part = recipe.part(path)[0]
+
+            def make(site: Site) -> Any:
+                return build_learner(path, adapter_argument(part, site))
+
+            return AdapterTable(make, table.at, table.blocks)
 
         head = build_learner("head", lm.output_dim) if recipe.head else None
-        model = Magma(lm, inputs, {sublayer: maker(sublayer) for sublayer in recipe.adapters}, head)
+        adapters = {name: adapter_table(f"adapters.{name}", table) for name, table in recipe.adapters.items()}
+        model = Magma(lm, inputs, adapters, head)
     left = [name for name, p in model.named_parameters() if p.is_meta and not meta]
     if left and not absent:
         raise PartError(f"load_weights() left {len(left)} tensors uninitialised, the first is {left[0]}")
@@ -142,6 +151,11 @@ def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
     def learning(part: Module) -> dict[str, Any]:
         return {**table(part), **({"trainable": False} if part.frozen else {})}
 
+    def placement(adapters: str) -> dict[str, Any]:
+        given = model.adapter_tables.get(adapters)
+        found = {"at": given.at, "blocks": given.blocks} if given else {}
+        return {key: value for key, value in found.items() if value is not None}
+
     return Recipe.load(
         {
             "name": name,
@@ -155,7 +169,9 @@ def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
                 }
                 for key, input_module in model.input_modules().items()
             },
-            "adapters": {sublayer: learning(adapters[0]) for sublayer, adapters in model.lm.adapters.items()},
+            "adapters": {
+                key: {**learning(adapters[0]), **placement(key)} for key, adapters in model.lm.adapters.items()
+            },
             **({"head": learning(model.head)} if model.head else {}),
         }
     )
@@ -170,7 +186,7 @@ def learning_rates(recipe: Recipe) -> dict[str, float]:
         if input_module.trainable:
             rates[f"inputs.{name}.encoder"] = input_module.lr or recipe.train.lr
     tables = {f"inputs.{name}.prefix": input_module.prefix for name, input_module in recipe.inputs.items()}
-    tables |= {f"adapters.{sublayer}": adapter for sublayer, adapter in recipe.adapters.items()}
+    tables |= {f"adapters.{name}": adapter for name, adapter in recipe.adapters.items()}
     tables |= {"head": recipe.head} if recipe.head else {}
     for path, table in tables.items():
         if is_trained(table):

@@ -14,7 +14,7 @@ from ..interfaces import KINDS, PartConfig
 from ..plugins.part_of import KIND_IN_SCHEMA, NestedKeys, framework_keys
 from ..plugins.registry import installed
 from .recipe import Recipe
-from .schema import InputTable, LearnerKeys, SourceKeys, TaskTable
+from .schema import AdapterUse, InputTable, LearnerKeys, SourceKeys, TaskTable
 
 _UNSET: dict[str, Any] = {"const": False, "description": "Removes the inherited or default value."}
 
@@ -60,7 +60,7 @@ def json_schema() -> dict[str, Any]:
         data[key] = {"type": "array", "items": _reference("data"), **_help(data[key])}
     for name in ("Cosine", "Linear"):
         definitions[name]["properties"]["final"] = {"type": "number", "deprecated": True}
-    used = {"Use", TaskTable.__name__}  # the parts have taken their place
+    used = {"Use", AdapterUse.__name__, TaskTable.__name__}  # the parts have taken their place
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -118,7 +118,8 @@ def _inside_a_part(table: dict[str, Any], kind: str) -> dict[str, Any]:
 def _framework(kind: str) -> dict[str, Any]:
     """The keys of the framework in the table of a part that is in no other part."""
     if kind in ("prefix", "adapter", "head"):
-        return dict(_of(LearnerKeys)["properties"])
+        placement = _of(AdapterUse)["properties"] if kind == "adapter" else {}
+        return {**_of(LearnerKeys)["properties"], **{key: one for key, one in placement.items() if key != "use"}}
     if kind == "data":
         return dict(_of(SourceKeys)["properties"])
     return {"shots": _of(TaskTable)["properties"]["shots"]} if kind == "task" else {}

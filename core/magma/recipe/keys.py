@@ -19,6 +19,7 @@ from ..plugins.part_of import NestedKeys, PartOf
 from ..plugins.registry import installed
 from .recipe import Recipe
 from .schema import (
+    AdapterUse,
     Constant,
     Cosine,
     Data,
@@ -37,8 +38,9 @@ FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "Top level": Recipe,
     "`[init]`": Init,
     "`[inputs.NAME]`": InputTable,
-    "`inputs.NAME.prefix`, `[adapters.SUBLAYER]` and `[head]`": LearnerKeys,
+    "`inputs.NAME.prefix`, `[adapters.NAME]` and `[head]`": LearnerKeys,
     "Parts with weights inside other parts": NestedKeys,
+    "`[adapters.NAME]`": AdapterUse,
     "`[data]`": Data,
     "`[[data.train]]`": SourceKeys,
     "`[[tasks]]`": TaskTable,
@@ -49,7 +51,7 @@ FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "`train.optimizer`": Optimizer,
     "`[[stages]]`": Stage,
     "`inputs.NAME` of a stage": InputStage,
-    "`inputs.NAME.prefix`, `adapters.SUBLAYER` and `head` of a stage": PartStage,
+    "`inputs.NAME.prefix`, `adapters.NAME` and `head` of a stage": PartStage,
 }
 """Every table that the framework itself reads, by the title that documents give it."""
 _LONGEST_DEFAULT = 90
@@ -109,7 +111,7 @@ def _short_names(title: str) -> list[str]:
     if title == "Top level":
         return ["recipe"]
     names = [part.strip("`[]").removesuffix(".NAME") for part in title.split("`")[1::2]]
-    names = [name.removesuffix(".SUBLAYER") for name in names if " = " not in name]
+    names = [name for name in names if " = " not in name]
     return ["stages"] if title.endswith("of a stage") else names
 
 

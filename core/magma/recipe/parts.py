@@ -17,7 +17,7 @@ from ..plugins.part_of import PartOf, fields_with_parts, framework_keys, map_tab
 from ..plugins.registry import installed
 from .explain import explain
 from .overrides import apply_override
-from .schema import InputTable, LearnerKeys, SourceKeys
+from .schema import AdapterUse, InputTable, LearnerKeys, SourceKeys
 
 
 def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
@@ -35,8 +35,8 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         for kind in ("encoder", "prefix"):
             if kind in table(entry):
                 yield f"inputs.{name}.{kind}", kind, table(entry)[kind]
-    for sublayer, adapter in table(raw.get("adapters")).items():
-        yield f"adapters.{sublayer}", "adapter", adapter
+    for name, adapter in table(raw.get("adapters")).items():
+        yield f"adapters.{name}", "adapter", adapter
     if raw.get("head") is not None:
         yield "head", "head", raw["head"]
     for use in ("train", "evaluation"):
@@ -48,8 +48,10 @@ def part_tables(raw: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         yield f"callbacks.{i}", "callback", callback
 
 
+PLACEMENT_KEYS = AdapterUse.model_fields.keys() - {"use"}
+"""Keys that say where adapters act."""
 _FRAMEWORK_KEYS: Mapping[str, Collection[str]] = {
-    "adapters": LearnerKeys.model_fields,
+    "adapters": LearnerKeys.model_fields.keys() | PLACEMENT_KEYS,
     "data.train": SourceKeys.model_fields,
     "head": LearnerKeys.model_fields,
     "inputs": LearnerKeys.model_fields,
@@ -111,7 +113,7 @@ def _check_config(one: PartTable, context: Mapping[str, Any], problems: list[str
     if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
         return None  # the check of the table around it reports it
     own = one.own_fields()
-    for key in table.keys() - own.keys() - {"use", "shots"}:
+    for key in table.keys() - own.keys() - {"use", "shots", *PLACEMENT_KEYS}:  # checked with the framework's tables
         value = table[key]
         if key == "trainable":
             if not isinstance(value, bool):

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from ..errors import RecipeError
-from ..interfaces import Part, Sublayer
+from ..interfaces import Part
 from ..plugins.registry import installed
 from . import deepspeed_table, loss_weights
 from .explain import NEEDS, explain, shown
@@ -24,7 +24,7 @@ from .notation import TooDeep, check_depth
 from .overrides import apply_override, locate
 from .parts import PartTable, all_part_tables, check_part, part_tables, trained_in_frozen, trained_parts
 from .paths import relative
-from .schema import Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
+from .schema import AdapterName, AdapterUse, Data, Init, InputName, InputTable, Table, TaskTable, Train, Use
 from .stages import Stage, label, overlay, resolve_keys, unknown_parts, with_length
 
 _TRAINING_TABLES = ("data", "tasks", "train", "deepspeed", "callbacks", "stages")
@@ -62,9 +62,10 @@ class Recipe(Table):
     """Where trained parts start from, if not from their own weights."""
     inputs: dict[InputName, InputTable] = Field({})
     """The inputs of the model, one table for each name."""
-    adapters: dict[Sublayer, Use] = Field({})
-    """Adapters around a sublayer of every block that has it, by sublayer: `attention`, `mlp`. `false` removes an
-    inherited one."""
+    adapters: dict[AdapterName, AdapterUse] = Field({})
+    """Adapters, one table for each name. By default they act on the sublayer that the table is called after
+    (`attention`, `mlp`) in every block that has it. At the same place, each table wraps those before it. `false`
+    removes an inherited one."""
     head: Use | None = None
     """A classification head in place of the language model's head; examples then need a label."""
     data: Data = Data()

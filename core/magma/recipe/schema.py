@@ -21,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from ..deprecation import with_current_keys
 from ..names import name_problem
+from ..sites import check_blocks, table_name_problem
 from .explain import NEEDS
 from .paths import LocalPath
 
@@ -63,6 +64,27 @@ class LearnerKeys(Table):
     """Learning rate of the part. Default: `train.lr`."""
 
 
+def _check_blocks(value: Any) -> Any:
+    """Check the value with one message; pydantic would give one for each type."""
+    if problem := check_blocks(value):
+        raise ValueError(problem.removeprefix("allowed: "))
+    return value
+
+
+Blocks = Annotated[str | tuple[int, ...], BeforeValidator(_check_blocks)]
+
+
+class AdapterUse(Use):
+    """Adapters and where they act."""
+
+    at: str | None = Field(None, min_length=1)
+    """Where they act: `"attention"`, `"mlp"`, `"block"`, `"linears"` (all linear layers of a block), or the path of a
+    linear layer in a block, which may be a glob such as `"self_attn.*_proj"`. Default: the table's name."""
+    blocks: Blocks | None = None
+    """Blocks that get one: `"all"`, indices from 0 such as `[0, 2, 5]`, `"first 6"`, `"last 6"`, or `"every 4"` (the
+    4th, the 8th, ...). Default: all."""
+
+
 class SourceKeys(Table):
     """Keys of the framework in the table of a data source of [[data.train]]."""
 
@@ -86,6 +108,15 @@ def _input_name(name: str, info: ValidationInfo) -> str:
 
 
 InputName = Annotated[str, AfterValidator(_input_name)]
+
+
+def _table_name(name: str) -> str:
+    if problem := table_name_problem(name):
+        raise ValueError(problem)
+    return name
+
+
+AdapterName = Annotated[str, AfterValidator(_table_name)]
 
 
 class InputTable(Table):

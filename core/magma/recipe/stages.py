@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat
 
-from ..interfaces import Sublayer
 from .schema import Table
 from .tables import flat, merge_recipes
 
@@ -46,7 +45,7 @@ class Stage(Table):
     """Shown after the stage's number in logs, plans and curves."""
     inputs: dict[str, InputStage] = Field({})
     """How encoders and prefixes are trained in this stage."""
-    adapters: dict[Sublayer, PartStage] = Field({})
+    adapters: dict[str, PartStage] = Field({})
     """How adapters are trained in this stage."""
     head: PartStage | None = None
     """How the head is trained in this stage."""

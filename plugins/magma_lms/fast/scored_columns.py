@@ -69,8 +69,10 @@ class ScoredColumns:
     def _cut_adapter(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not self._active:
             return None
-        x, sublayer = args
-        return x[:, self.first :], lambda _: sublayer(x)[:, self.first :]
+        x, sublayer, *context = args
+        columns = x.shape[1] - self.first
+        shorter = (one.from_end(columns) for one in context)
+        return x[:, self.first :], lambda _: sublayer(x)[:, self.first :], *shorter
 
     def _pad(self, _: nn.Module, __: Any, output: Tensor) -> Tensor | None:
         return F.pad(output, (0, 0, self.first, 0)) if self._active else None

@@ -1,0 +1,146 @@
+"""The base class of adapters, and what the adapters of one language model share while it runs."""
+
+from __future__ import annotations
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .context import Context
+from .deprecation import RenamedMember
+from .errors import PartError
+from .part import Module, PartConfig
+from .sites import Site
+
+
+class AdapterState:
+    """What the adapters of a language model share: the context of the present batch, and the disabled tables."""
+
+    def __init__(self) -> None:
+        self.context: Context | None = None
+        """Of the rows and columns that the blocks compute. None: there are no media."""
+        self.disabled: frozenset[str] = frozenset()
+        """Tables whose adapters are not run."""
+
+    @contextmanager
+    def use(self, context: Context | None, disabled: Collection[str]) -> Iterator[None]:
+        """Run adapters with this context, without those of the disabled tables."""
+        before = self.context, self.disabled
+        self.context, self.disabled = context, frozenset(disabled)
+        try:
+            yield
+        finally:
+            self.context, self.disabled = before
+
+    def context_of(self, x: Tensor) -> Context:
+        """The context of the positions of x [b, t, d]: all columns, or the last ones if a module computes only those.
+
+        Raises:
+            PartError: x has other rows: [b * t, d] with all positions is accepted, a selection of them is not.
+        """
+        context = self.context
+        if context is None:
+            return Context.of_text(x)
+        rows, columns = context.inputs.shape
+        here, t = x.shape[:2]
+        if here == rows and t <= columns:
+            return context.from_end(t)
+        if here == 1 and t % rows == 0 and t // rows <= columns:
+            return context.from_end(t // rows).as_one_row()
+        raise PartError(
+            f"an adapter that uses the context: given positions {[here, t]} of a batch {[rows, columns]}; allowed: "
+            "sites that compute every position"
+        )
+
+
+class Adapter(Module):
+    """Wraps one site of the frozen language model and owns only its own weights. Built as `Adapter(config, site)`.
+
+    It must not mix positions: only the sublayer moves information along t. If the second argument of `__init__` is not
+    called `site`, the class is built with the width of the site as an integer, and acts only where the widths of input
+    and output are equal. `__init__` raises `PartError` for a site at which the adapter cannot act.
+    """
+
+    kind = "adapter"
+    passes_input_through: ClassVar[bool] = False
+    """Whether `forward` calls the sublayer exactly once, with x itself. Unused computation can then be skipped."""
+    uses_context: ClassVar[bool] = False
+    """Whether `forward` takes a third argument, the `Context` of the positions."""
+    site: Site
+    """Where it acts. A class that is built with a width has a site of this width."""
+    _state = AdapterState()
+    _table = ""
+
+    @abstractmethod
+    def __init__(self, config: PartConfig, site: Site | int) -> None:
+        super().__init__(config)
+        self.site = site if isinstance(site, Site) else Site.of_width(site)
+
+    def __call__(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], *context: Context) -> Tensor:
+        """Run the adapter with the context that it uses, or only the sublayer if it is disabled."""
+        if self.is_disabled:
+            return sublayer(x)
+        if self.uses_context and not context:
+            context = (self._state.context_of(x),)
+        out: Tensor = super().__call__(x, sublayer, *context)
+        return out
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Apply the adapter: `forward(self, x, sublayer)`, or `forward(self, x, sublayer, context)` if it uses it.
+
+        Args:
+            x: The input of the sublayer, [b, t, `site.in_features`].
+            sublayer: The frozen sublayer, [b, t, `site.in_features`] to [b, t, `site.out_features`].
+            context: With `uses_context`: the inputs of the positions and the media that they may attend to.
+
+        Returns:
+            The replacement for the sublayer's output, [b, t, `site.out_features`].
+        """
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether it is switched off for now, by `Magma.adapters_disabled`."""
+        return self._table in self._state.disabled
+
+    def join(self, table: str, state: AdapterState) -> None:
+        """Share the state of a language model, as one of the adapters of a table."""
+        self._table, self._state = table, state
+
+    keeps_input = RenamedMember("passes_input_through")
+
+
+def takes_site(part: type[Adapter]) -> bool:
+    """Whether a class is built with its site, and not with an integer."""
+    names = list(inspect.signature(part.__init__).parameters)
+    return len(names) > 2 and names[2] == "site"
+
+
+def adapter_argument(part: type[Adapter], site: Site) -> Site | int:
+    """What a class is built with besides its config: the site, or its width.
+
+    Raises:
+        PartError: The class is built with one width, and the site has two.
+    """
+    if takes_site(part):
+        return site
+    if site.in_features != site.out_features:
+        raise PartError(
+            f'"{part.name}" at {site.path}: given a site of widths {site.in_features} to {site.out_features}; allowed '
+            "for an adapter that is built with one width: equal widths"
+        )
+    return site.in_features
+
+
+def make_adapter(make: Callable[..., Adapter], site: Site) -> Adapter:
+    """Call a function that makes adapters: with the site if it requires an argument, otherwise without one."""
+    required = [
+        one
+        for one in inspect.signature(make).parameters.values()
+        if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+    ]
+    return make(site) if required else make()
