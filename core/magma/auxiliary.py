@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .data.sequence import Batch
 from .errors import PartError
@@ -113,7 +113,7 @@ def _losses_of(path: str, module: Module, context: LossContext, is_dummy: bool) 
     for one in modes:
         one.training = False  # no buffer changes
     try:
-        losses: dict[str, Tensor] = module(context)
+        losses: dict[str, Tensor] = nn.Module.__call__(module, context)  # adapters have their own `__call__`
     finally:
         del attributes["forward"]
         attributes |= {"forward": forward} if forward else {}

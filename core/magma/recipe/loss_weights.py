@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import PluginError, did_you_mean
 from ..interfaces import Module
 from ..plugins import registry
-from .parts import part_tables
+from .parts import all_part_tables
 
 
 def problems(raw: Mapping[str, Any]) -> list[str]:
@@ -32,9 +32,9 @@ def problems(raw: Mapping[str, Any]) -> list[str]:
 
 def _declared(raw: Mapping[str, Any]) -> list[str]:
     found: dict[str, None] = {}
-    for _, kind, table in part_tables(raw):
-        if isinstance(table, Mapping) and isinstance(table.get("use"), str):
-            part = registry.installed().find(kind, table["use"]).part
+    for one in all_part_tables(raw):
+        if one.names_a_part:
+            part = registry.installed().find(one.kind, one.table["use"]).part
             if issubclass(part, Module):
                 found |= dict.fromkeys(part.auxiliary_losses)
     return list(found)

@@ -69,6 +69,11 @@ class PartTable(NamedTuple):
     around: str = ""
     """Path of the part whose config contains it. Empty: it is not inside another part."""
 
+    @property
+    def names_a_part(self) -> bool:
+        """Whether it is a table with a name; false only in recipes that are not checked yet."""
+        return isinstance(self.table, Mapping) and isinstance(self.table.get("use"), str)
+
     def own_fields(self) -> dict[str, Any]:
         """The keys that the `Config` of the part reads."""
         framework = {"use"}
@@ -81,13 +86,15 @@ class PartTable(NamedTuple):
 
 
 def all_part_tables(raw: Mapping[str, Any]) -> Iterator[PartTable]:
-    """Every table of a checked recipe that names a part, each before those of the parts in its config."""
+    """Every table of a part, each before those of the parts in its config. Raises `PluginError` for unknown names."""
     for path, kind, table in part_tables(raw):
         yield from _with_nested(PartTable(path, kind, table))
 
 
 def _with_nested(one: PartTable) -> Iterator[PartTable]:
     yield one
+    if not one.names_a_part:
+        return
     found: list[PartTable] = []
     map_tables(
         installed().find(one.kind, one.table["use"]).part.Config,
@@ -110,7 +117,7 @@ def check_part(one: PartTable, context: Mapping[str, Any], problems: list[str]) 
 
 def _check_config(one: PartTable, context: Mapping[str, Any], problems: list[str]) -> PartConfig | None:
     path, kind, table, around = one
-    if not isinstance(table, Mapping) or not isinstance(table.get("use"), str):
+    if not one.names_a_part:
         return None  # the check of the table around it reports it
     own = one.own_fields()
     for key in table.keys() - own.keys() - {"use", "shots", *PLACEMENT_KEYS}:  # checked with the framework's tables

@@ -83,6 +83,13 @@ def test_weights(tmp_path: Path) -> None:
     assert all("auxiliary_losses" not in row for row in rows(tmp_path / "none"))
 
 
+def test_a_part_inside_another_part_has_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_parts(monkeypatch, "toys", "extra_toys", "nested_toys")
+    inside = recipe(("train.steps=3", "train.loss_weights.distance=0.5"), prefix={"use": "scaled", "inner": NEAR})
+    train(inside, tmp_path)
+    assert len(values(tmp_path, "inputs.number.prefix.inner.distance")) == 3
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
