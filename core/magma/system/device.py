@@ -36,6 +36,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def emulates_bf16(device: torch.device | str) -> bool:
+    """Whether this is a CPU on which matrix products in bf16 are much slower than in float32."""
+    return torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("NO AVX", "AVX2")
+
+
 def available() -> list[str]:
     """The devices of this machine."""
     kind = torch.accelerator.current_accelerator(check_available=True)

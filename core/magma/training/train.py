@@ -13,6 +13,7 @@ from ..manifest import differing, find_checkpoint
 from ..plan import Costs, Plan, split_batch, zero_stage
 from ..recipe.assemble import DTYPES, assemble, check_lengths, learning_rates
 from ..recipe.recipe import Recipe
+from ..system.device import emulates_bf16
 from ..system.distributed import DistributedContext
 from ..system.signals import stop_requests
 from .checkpoints import latest_checkpoint, remove_unfinished
@@ -22,6 +23,11 @@ from .processes import init_distributed
 from .progress import Callbacks, Result
 from .state import StageContext
 from .trainer import Trainer
+
+SLOW_BF16 = (
+    'train.precision: given "bf16", which this CPU has no instructions for; "fp32" is many times faster here: '
+    "--set train.precision=fp32"
+)
 
 
 def train(
@@ -66,6 +72,8 @@ def train(
     assert recipe.train is not None
     micro_batch, reason = agree_on_micro_batch(recipe, world, plan)
     callbacks.note(reason)
+    if recipe.train.precision == "bf16" and emulates_bf16(world.device):
+        callbacks.note(SLOW_BF16)
     partitioned = zero_stage(recipe.train, recipe.deepspeed) == 3  # each weight moves when it is partitioned
     last = latest_checkpoint(out) if resume else None
     start = None if last else stage.start or (recipe.init.checkpoint and find_checkpoint(recipe.init.checkpoint))

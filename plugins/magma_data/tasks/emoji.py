@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import Field
 
-from magma import CheckInputs, LocalPath, Media, PartConfig, Prediction, Question, Text
+from magma import CheckInputs, InputError, LocalPath, Media, PartConfig, Prediction, Question, Text
 
+from ..formats import open_rows
 from ..formats.row import Row
 from ..metrics.short_answers import (
     FIRST_WORDS,
@@ -100,11 +101,26 @@ class EmojiTask(RowsTask):
 
     def read_limited(self, split: str) -> Iterator[TaskItem]:
         """The first `limit` questions of each group."""
+        items = list(self.read(split))
+        self._check_categories(items, split)
         counts: Counter[str] = Counter()
-        for item in self.read(split):
+        for item in items:
             counts[item.group] += 1
             if self.config.limit is None or counts[item.group] <= self.config.limit:
                 yield item
+
+    def _check_categories(self, items: Sequence[TaskItem], split: str) -> None:
+        """Raise `InputError` for a category that neither `magma data convert emoji` nor a picture has."""
+        groups = [group.name for group in self._groups if group.subject == "category"]
+        known = {*CATEGORIES, *(item.answer for item in items if item.group in groups)}
+        if groups and (unknown := [name for name in self.config.categories if name not in known]):
+            rows = open_rows(
+                self.config.path, split, None, columns=self.config.resolve_columns()
+            ).iter_in_stored_order()
+            found = sorted({name for row in rows if (name := row.value("category")) is not None})
+            raise InputError(
+                f"categories: given {', '.join(unknown)}; allowed: categories of split {split}: {', '.join(found)}"
+            )
 
     def read_pool(self, seed: int) -> list[TaskItem]:
         """All rows: shards are in Unicode's order, so that the beginnings of some would be of few kinds."""

@@ -193,8 +193,13 @@ def test_deepspeeds_monitor_writes(tmp_path: Path) -> None:
     assert list((tmp_path / "csv").rglob("*.csv"))
 
 
-def test_bf16_trains(tmp_path: Path) -> None:
-    train(recipe(("train.precision=bf16", "train.steps=60", "train.lr=2e-2")), tmp_path)
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_bf16_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    said: list[str] = []
+    changes = ("train.precision=bf16", "train.steps=60", "train.lr=2e-2")
+    train(recipe(changes), tmp_path, callbacks=Callbacks(note=said.append))
+    assert ('given "bf16", which this CPU has no instructions for' in str(said)) == (capability == "AVX2")
     assert losses(tmp_path)[-1] < 0.6 * losses(tmp_path)[0]
     assert magma.load(tmp_path).dtype == torch.bfloat16
 

@@ -278,3 +278,12 @@ def test_a_recipe_asks_both_splits_and_words_ignore_the_controls(emoji: Path, tm
         assert len(np.unique(np.asarray(sheet.convert("L")))) > 50
     assert not (tmp_path / "run/emoji_thing.png").exists()  # no names were asked
     assert json.loads((tmp_path / "run/eval/emoji.1/scores.json").read_text())["primary"] == "category_accuracy"
+
+
+def test_a_category_that_no_picture_has_is_refused(emoji: Path) -> None:
+    assert questions(EmojiTask, emoji, groups=["category"], categories=["food"])
+    with pytest.raises(
+        InputError, match=r"categories: given anmal; allowed: categories of split style: animal, .*food"
+    ):
+        questions(EmojiTask, emoji, groups=["category"], categories=["anmal", "food"])
+    assert questions(EmojiTask, emoji, groups=["naming"], categories=["anmal"])
