@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from toys import RECIPE, ToyEncoder
 
-from magma import Adapter, Features, PartConfig, PartOf, Prefix, Weights, hookimpl
+from magma import (
+    Adapter,
+    DataSource,
+    Example,
+    Features,
+    PartConfig,
+    PartError,
+    PartOf,
+    Prefix,
+    SourceState,
+    Weights,
+    hookimpl,
+)
 
 
 class Scaled(Prefix):
@@ -69,6 +83,26 @@ def _around(adapter: nn.Module, sublayer: Callable[[Tensor], Tensor]) -> Callabl
     return lambda x: adapter(x, sublayer)
 
 
+class Twice(DataSource):
+    """Every example of another source two times."""
+
+    name = "twice"
+
+    class Config(PartConfig):
+        """The other source."""
+
+        source: PartOf[DataSource]
+        """The source whose examples are repeated."""
+
+    def __init__(self, config: Config, seed: int) -> None:
+        super().__init__(config, seed)
+        self.source = config.source.build(seed)
+
+    def iterate(self, state: SourceState | None = None) -> Iterator[tuple[Example, SourceState]]:
+        for example, after in self.source.iterate(state):
+            yield from [(example, after)] * 2
+
+
 class FileEncoder(ToyEncoder):
     """The toy encoder with weights in a file, and keys of several ages."""
 
@@ -86,13 +120,8 @@ class FileEncoder(ToyEncoder):
         """A key that was added later."""
 
     config: Config
-    loaded = False
 
     def load_weights(self) -> None:
-        from safetensors.torch import load_file
-
-        from magma import PartError
-
         try:
             self.load_state_dict(load_file(self.config.weights))
         except OSError as error:
@@ -100,8 +129,6 @@ class FileEncoder(ToyEncoder):
 
     @classmethod
     def problems(cls, config: Any) -> list[str]:
-        from pathlib import Path
-
         return [] if Path(config.weights).is_file() else [f"weights: {config.weights} is not a file"]
 
 
@@ -115,4 +142,4 @@ def fused_recipe(*members: dict[str, Any], **encoder: Any) -> dict[str, Any]:
 
 @hookimpl
 def magma_parts() -> list[type]:
-    return [Scaled, Several, FileEncoder]
+    return [Scaled, Several, Twice, FileEncoder]

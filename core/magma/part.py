@@ -136,7 +136,10 @@ class Module(Part, nn.Module):
                 part.freeze()
 
     def load_weights(self) -> None:  # optional: a part that starts from scratch has nothing to load
-        """Load the pretrained weights that the config names, without those of parts in it. Called once."""
+        """Load the pretrained weights that the config names. Called once, never on meta.
+
+        The parts inside this part have theirs already.
+        """
 
     def init_weights(self) -> None:  # optional: most parts leave nothing on meta
         """Called instead of `load_weights` if a checkpoint has the weights: allocate what `__init__` left on meta."""

@@ -220,7 +220,7 @@ def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
         table.add_column("starts from")
     for part, start in zip(plan.parts, starts, strict=True):
         rate = f"{part.lr:g}" if part.lr else ""
-        trained = f"{part.trained:,}" if part.trained else "frozen"
+        trained = f"{part.trained:,}" if part.trained else "frozen" if part.parameters else ""
         table.add_row(part.path, part.name, f"{part.parameters:,}", trained, rate, *start)
     table.add_row("all", "", f"{plan.totals['parameters']:,}", f"{plan.totals['trained']:,}", "")
     console.print(table)

@@ -76,9 +76,7 @@ class PartTable(NamedTuple):
 
     def own_fields(self) -> dict[str, Any]:
         """The keys that the `Config` of the part reads."""
-        framework = {"use"}
-        if self.around:
-            framework.update(framework_keys(self.kind))
+        framework = set(framework_keys(self.kind)) if self.around else {"use"}
         for prefix, keys in _FRAMEWORK_KEYS.items():
             if not self.around and self.path.startswith(prefix) and self.kind != "encoder":
                 framework.update(keys)

@@ -259,13 +259,15 @@ def test_partitioned_weights_give_the_same_model(tmp_path: Path) -> None:
     given = fused_recipe({"use": "fingers", "lr": 2e-4}, {"use": "fingers", "trainable": False})
     given["inputs"]["number"]["prefix"] = DEEP
     found = []
-    for stage in (0, 3):
+    for stage, recomputed in ((0, "none"), (0, "encoder"), (3, "none")):
         given["deepspeed"] = {"zero_optimization": {"stage": stage}}
-        train(Recipe.load(given, ("train.steps=2",)), tmp_path / str(stage))
-        assert not [one for one in verify(tmp_path / str(stage)) if one.unchecked]
-        found.append(load_file(find_checkpoint(tmp_path / str(stage)) / "trained.safetensors"))
-    assert found[0].keys() == found[1].keys()
-    assert all(t.allclose(found[1][name], atol=1e-6) for name, t in found[0].items())
+        folder = tmp_path / f"{stage} {recomputed}"
+        train(Recipe.load(given, ("train.steps=2", f"train.activation_checkpointing={recomputed}")), folder)
+        assert not [one for one in verify(folder) if one.unchecked]
+        found.append(load_file(find_checkpoint(folder) / "trained.safetensors"))
+    assert found[0].keys() == found[1].keys() == found[2].keys()
+    assert all(torch.equal(t, found[1][name]) for name, t in found[0].items())
+    assert all(t.allclose(found[2][name], atol=1e-6) for name, t in found[0].items())
 
 
 def test_a_part_starts_from_a_checkpoint_by_its_path(tmp_path: Path) -> None:
@@ -453,6 +455,20 @@ def test_configs_in_python() -> None:
     assert json.loads(config.model_dump_json())["of"][0] == {"use": "fingers", "dim": 5}
     encoder = pickle.loads(pickle.dumps(Fused.build(**config.model_dump())))
     assert list(encoder.all_parts()) == ["of.0", "of.1.of.0", "of.1", ""]
+
+
+def test_data_sources_may_contain_data_sources() -> None:
+    given = copy.deepcopy(RECIPE)
+    given["data"]["train"] = [{"use": "twice", "source": {"use": "twice", "source": {"use": "counting"}}, "weight": 2}]
+    recipe = Recipe.load(given, ("train.steps=1",))
+    paths = [path for path, *_ in recipe.parts() if path.startswith("data.train")]
+    assert paths == ["data.train.0", "data.train.0.source", "data.train.0.source.source"]
+    part, config = recipe.part("data.train.0")
+    names = [example.name for example, _ in part(config, 0).iterate()]
+    plain, its_config = recipe.part("data.train.0.source.source")
+    assert names == [example.name for example, _ in plain(its_config, 0).iterate() for _ in range(4)]
+    (problem,) = problems(given, "data.train.0.source.weight=2")
+    assert problem.startswith("data.train.0.source.weight: given 2, an unknown key. Allowed: source")
 
 
 def test_schema_and_keys(monkeypatch: pytest.MonkeyPatch) -> None:

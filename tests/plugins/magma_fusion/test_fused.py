@@ -29,8 +29,6 @@ CLIP = {"use": "clip", "layers": 1, "width": 16, "image_size": 32, "patch_size":
 """16 features of 32 x 32 pixels, as many as `VIT` has of 64 x 64."""
 AUDIO = {"use": "spectrogram", "rate": 8000, "seconds": 0.6, "bands": 16, "width": 16, "heads": 2}
 
-test_conformance = testing.conformance(Fused)
-
 
 def images(folder: Path) -> CheckInputs:
     inputs = Timm.check_inputs(folder)
