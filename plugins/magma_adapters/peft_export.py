@@ -51,7 +51,7 @@ def export(model: Magma, adapters_only: bool = False) -> tuple[dict[str, Any], d
             "--adapters-only leaves out the rest"
         )
     adapters: dict[str, LowRank] = {}
-    for table, adapter in _all_adapters(model):
+    for table, adapter in list(_all_adapters(model)):  # other kinds are reported first
         path = model.lm.exported_path(adapter.site)
         if path in adapters:
             raise PartError(f"adapters.{table}: given a second adapter of {path}; allowed in peft's format: one")
