@@ -102,6 +102,22 @@ class Adapter(Module):
             The replacement for the sublayer's output, [b, t, `site.out_features`].
         """
 
+    def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The linear layer that computes what this adapter computes around a linear layer.
+
+        Args:
+            weight: Weight of the layer inside, [`site.out_features`, `site.in_features`]. That of the frozen layer, or
+                what the adapters inside this one made of it.
+            bias: Its bias [`site.out_features`]. None: it has none, and gets none.
+
+        Returns:
+            The weight and the bias, as new tensors of the same shapes.
+
+        Raises:
+            PartError: It is no linear map of its input, or no subclass says which one.
+        """
+        raise PartError(f'"{self.name}" cannot be merged: it does not implement `merged`')
+
     @property
     def is_disabled(self) -> bool:
         """Whether it is switched off for now, by `Magma.adapters_disabled`."""

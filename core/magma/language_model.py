@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .adapters import Adapter, AdapterState, make_adapter
 from .deprecation import RenamedMember, renamed_arguments
 from .errors import PartError
+from .merging import PlacedAdapter, merge
 from .part import Module, PartConfig
 from .sites import SUBLAYERS, Site, choose_blocks, match_sites, table_name_problem
 from .values import BatchLayout, Cache
@@ -183,6 +184,24 @@ class FrozenLM(Module):
             detach()
         self._detach, self.adapters, self.adapter_sites = [], {}, {}
 
+    def merge_adapters(self) -> None:
+        """Fold every adapter into the weights of the linear layer that it wraps, then remove all adapters.
+
+        The outputs stay the same up to rounding. The weights are no longer those that the model was loaded with.
+
+        Raises:
+            PartError: An adapter cannot be folded; nothing has changed then. The message names its table.
+        """
+        placed = [
+            PlacedAdapter(table, site, adapter)
+            for table, adapters in self.adapters.items()
+            for site, adapter in zip(
+                self.adapter_sites.get(table) or [adapter.site for adapter in adapters], adapters, strict=True
+            )
+        ]
+        merge(self, placed)
+        self.remove_adapters()
+
     @property
     def uses_context(self) -> bool:
         """Whether an adapter uses the context of its positions."""
@@ -216,6 +235,10 @@ class FrozenLM(Module):
     def export(self, folder: Path) -> None:
         """Write the language model without adapters, and its tokenizer, in its own library's format."""
         raise PartError(f'lm: "{self.name}" cannot be exported: it does not implement `export`')
+
+    def exported_path(self, site: Site) -> str:
+        """Path of a site's linear layer in the model that `export` writes; other libraries know it by this name."""
+        raise PartError(f'lm: "{self.name}" has no paths of exported modules: it does not implement `exported_path`')
 
     def present_name(self, name: str) -> str:
         """Today's name of a tensor that checkpoints of earlier versions may name otherwise. Default: the same."""

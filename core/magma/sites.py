@@ -51,16 +51,20 @@ class Site:
         Raises:
             PartError: The site is not one linear layer, or its weight is quantized or partitioned.
         """
-        found: Tensor | None = None if self.linear is None else self.linear.get_parameter("weight")
-        if found is not None and self.transposed:
-            found = found.T
-        if found is None or found.shape != (self.out_features, self.in_features):
-            given = "no linear layer" if found is None else f"a quantized or partitioned weight {list(found.shape)}"
-            raise PartError(
-                f"{self.path} of block {self.block}: given {given}; allowed for an adapter that reads the frozen "
-                f"weight: a linear layer with a weight [{self.out_features}, {self.in_features}]"
-            )
+        if self.linear is None:
+            raise self._no_weight("no linear layer")
+        found: Tensor = self.linear.get_parameter("weight")
+        found = found.T if self.transposed else found
+        if found.shape != (self.out_features, self.in_features) or not found.is_floating_point():
+            dtype = str(found.dtype).removeprefix("torch.")
+            raise self._no_weight(f"a quantized or partitioned weight {list(found.shape)} of {dtype}")
         return found
+
+    def _no_weight(self, given: str) -> PartError:
+        return PartError(
+            f"{self.path} of block {self.block}: given {given}; allowed for an adapter that reads the frozen weight: a "
+            f"linear layer with a weight [{self.out_features}, {self.in_features}]"
+        )
 
     @property
     def bias(self) -> Tensor | None:

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from magma import FrozenLM, PartConfig, PartError
+from magma import FrozenLM, PartConfig, PartError, Site
 
 from .loading import build_model, import_model_class, load_model, load_tokenizer
 from .tokenization import Bos, beginning_tokens, end_tokens, plain_text_options, special_tokens
@@ -127,6 +127,10 @@ class TransformersLM(FrozenLM):
         """Token ids [b, t] to word embeddings [b, t, e]."""
         out: Tensor = self.model.get_input_embeddings()(tokens)
         return out
+
+    def exported_path(self, site: Site) -> str:
+        """Path of a site's linear layer in the library's model."""
+        return next(path for path, module in self.model.named_modules() if module is site.linear)
 
     def export(self, folder: Path) -> None:
         """Save in transformers' format, with the tokenizer if there is one; missing word embeddings become zeros."""

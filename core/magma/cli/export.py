@@ -17,9 +17,12 @@ exports = typer.Typer(help="Write models in other formats.", no_args_is_help=Tru
 def export_lm(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Fold the adapters into its weights. All of them have to be foldable.")
+    ] = False,
     lm: MovedLM = None,
 ) -> None:
-    """Write the unmodified language model of a checkpoint in the format of its own library."""
+    """Write the language model of a checkpoint in the format of its own library, by default without adapters."""
     refuse_existing(out)
     from .console import Screen
 
@@ -29,11 +32,15 @@ def export_lm(
         from ..io import atomic_folder
 
         model = load(folder, lm=lm, say=screen.say)
-        model.lm.remove_adapters()
+        if merge:
+            screen.say("folding the adapters into the weights")
+            model.lm.merge_adapters()
+        else:
+            model.lm.remove_adapters()
         screen.say(f"writing {out}")
         with atomic_folder(out) as aside:
             model.lm.export(aside)
-    typer.echo(f"the language model is in {out}")
+    typer.echo(f"the language model{', with its adapters folded in,' if merge else ''} is in {out}")
 
 
 def refuse_existing(out: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import install_parts
 from parity_runs import install_toys, train_all
 from parity_runs import recipe as parity_recipe
 from test_parity import far, launch
@@ -85,8 +86,8 @@ def test_weights(tmp_path: Path) -> None:
 
 def test_a_part_inside_another_part_has_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install_parts(monkeypatch, "toys", "extra_toys", "nested_toys")
-    inside = recipe(("train.steps=3", "train.loss_weights.distance=0.5"), prefix={"use": "scaled", "inner": NEAR})
-    train(inside, tmp_path)
+    prefix = "inputs.number.prefix={ use = 'scaled', inner = { use = 'near' } }"
+    train(recipe((prefix, "train.steps=3", "train.loss_weights.distance=0.5")), tmp_path)
     assert len(values(tmp_path, "inputs.number.prefix.inner.distance")) == 3
 
 

@@ -1,0 +1,94 @@
+"""LoRA, DoRA and (IA)^3 in training: every stage of ZeRO, resuming, and half precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parity_runs import HALF, STEPS, install_toys
+from safetensors.torch import load_file
+from test_parity import launch
+
+import magma
+from magma import Recipe
+from magma.manifest import TRAINED, find_checkpoint
+from magma.training.train import train
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(all_gather_into|reduce_scatter)_tensor:FutureWarning"
+)  # DeepSpeed 0.19.8 (ZeRO 3)
+SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 768}
+GPT2 = {"model_type": "gpt2", **SIZES, "bos_token_id": 0, "eos_token_id": 0, "tie_word_embeddings": True}
+
+
+def recipe(stage: int, **changes: Any) -> dict[str, Any]:
+    """DoRA, LoRA and (IA)^3 in a GPT-2, whose weights are transposed; some layers have two adapters."""
+    way = {"encoder": {"use": "fingers"}, "prefix": {"use": "linear"}, "batchnorm": "frozen"}
+    return {
+        "name": "low_rank",
+        "lm": {"use": "causal", "architecture": GPT2, "tokenizer": "bundled:tiny"},
+        "inputs": {"number": way},
+        "adapters": {
+            "dora": {"use": "lora", "at": "linears", "rank": 4, "dora": True},
+            "lora": {"use": "lora", "at": "attn.*", "rank": 2, "blocks": [1], "lr": 5e-3},
+            "ia3": {"use": "ia3", "at": "mlp.c_proj", "scales": "input"},
+        },
+        "data": {"train": [{"use": "counting"}]},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 4,
+            "lr": 1e-2,
+            "precision": "fp32",
+            "schedule": {"use": "constant"},
+            **changes,
+        },
+        # a threshold of 0: also what is small is partitioned
+        "deepspeed": {"zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0}},
+    }
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_toys(monkeypatch.setattr)
+
+
+def test_stage_3_gives_the_losses_of_stage_0_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    train(Recipe.load(recipe(0)), tmp_path / "plain")
+    train(Recipe.load(recipe(3)), tmp_path / "whole")
+    found = losses(tmp_path / "plain")
+    assert found[-1] < 0.95 * found[0]
+    assert losses(tmp_path / "whole") == pytest.approx(found, rel=1e-5)
+    train(Recipe.load(recipe(3, steps=HALF)), tmp_path / "halves")
+    train(Recipe.load(recipe(3)), tmp_path / "halves", resume=True)
+    one, two = (load_file(find_checkpoint(tmp_path / name) / TRAINED) for name in ("whole", "halves"))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+    loaded = magma.load(tmp_path / "whole")
+    assert {name: tuple(one[name].shape) for name in one} == {
+        name: tuple(tensor.shape) for name, tensor in loaded.stored_tensors().items()
+    }
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_losses_at_every_stage(tmp_path: Path) -> None:
+    train(Recipe.load(recipe(0)), tmp_path / "one")
+    jobs: list[dict[str, Any]] = [{"out": f"stage{stage}", "recipe": recipe(stage)} for stage in range(4)]
+    jobs += [{"out": f"half{stage}", "recipe": recipe(stage), "stop": True} for stage in (2, 3)]
+    jobs += [{"out": f"resumed{stage}", "recipe": recipe(stage), "copy": f"half{stage}"} for stage in (2, 3)]
+    jobs += [{"out": f"bf16-{stage}", "recipe": recipe(stage, precision="bf16")} for stage in (1, 3)]
+    launch(tmp_path, 2, jobs)
+    expected = losses(tmp_path / "one")
+    for stage in range(4):
+        assert losses(tmp_path / f"stage{stage}") == pytest.approx(expected, rel=1e-4), stage
+    for stage in (2, 3):
+        assert losses(tmp_path / f"resumed{stage}") == losses(tmp_path / f"stage{stage}"), stage
+    for stage in (1, 3):
+        assert losses(tmp_path / f"bf16-{stage}") == pytest.approx(expected, rel=0.05), stage
