@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adapter_tables import AdapterTable, add_tables, as_tables
+from .adapter_tables import AdapterTable, add_tables, as_tables, check_inputs_of_tables
 from .data.collator import Collator
 from .data.sequence import Batch, EncodedExample
 from .deprecation import RenamedMember, renamed_arguments
@@ -78,6 +78,7 @@ class Magma(nn.Module):
         """Run every input for every batch even without gradients: other processes may have media for it."""
         self.adapter_tables = as_tables(adapters or {})
         """What the adapters were made from, by the names of their tables."""
+        check_inputs_of_tables(self.adapter_tables, self.inputs)
         add_tables(lm, self.adapter_tables)
         lm.freeze()
         check_widths(lm, self.input_modules(), head)

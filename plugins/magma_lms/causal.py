@@ -187,10 +187,10 @@ class Causal(TransformersLM):
         """Put an adapter around a site. Raises `PartError`."""
         assert isinstance(site, PlacedSite)
         place = site.place
-        if adapter.uses_context and not place.rows_first:
+        if (adapter.uses_context or adapter.only_with) and not place.rows_first:
             raise PartError(
-                f"{type(adapter).__name__} uses the context, but this language model computes positions in another "
-                "order; allowed: adapters that do not use it"
+                f"{type(adapter).__name__} uses the context or has `only_with`, but this language model computes "
+                "positions in another order; allowed: adapters without both"
             )
         detach = attach(self.model, place, adapter, name)
         self._columns.add_adapter(self.model.get_submodule(place.entry), adapter)
