@@ -1,8 +1,8 @@
 """Written and spoken digits, trained separately and combined without training: the answers, and what it never learned.
 
 `python -m benchmarks.compose_digits FSDD OUT` trains recipes/quickstart.toml and recipes/audio_digits.toml with
-`only_with` in all adapters, combines the runs, and prints as JSON how many answers to all held-out images and recordings
-differ from those of the two runs, and the scores of "Are they the same number?".
+`only_with` in all adapters, and combines the runs. It prints as JSON how many answers to all held-out images and
+recordings differ from those of the two runs, and the scores of "Are they the same number?".
 """
 
 from __future__ import annotations
