@@ -104,7 +104,7 @@ class Adapter(Module):
 
     def __call__(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], *context: Context) -> Tensor:
         """Run the adapter with the context that it uses, or only the sublayer if it is disabled or not needed."""
-        if self.is_disabled or (self.only_with and not self._state.needs(self.only_with)):
+        if self.is_disabled or not self.is_needed:
             return sublayer(x)
         if self.uses_context and not context:
             context = (self._state.context_of(x),)
@@ -132,6 +132,11 @@ class Adapter(Module):
     def is_disabled(self) -> bool:
         """Whether it is switched off for now, by `Magma.adapters_disabled`."""
         return self._table in self._state.disabled
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether the present batch has an input of `only_with`. Without `only_with`, every batch needs the adapter."""
+        return not self.only_with or self._state.needs(self.only_with)
 
     def join(self, table: str, state: AdapterState, only_with: Sequence[str] = ()) -> None:
         """Share the state of a language model, as one of the adapters of a table."""

@@ -120,8 +120,7 @@ def check(model: Magma, count: int) -> list[Comparison]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_bit_differs(family: str, dtype: torch.dtype) -> None:
-    results = check(build(family).to(dtype), 32)
-    assert len(results) in (6, 8), [one.kind for one in results]
+    assert len(check(build(family).to(dtype), 40)) == 9
 
 
 @pytest.mark.slow
@@ -135,7 +134,7 @@ def test_an_adapter_that_acts_on_text_is_found() -> None:
     model = build("llama")
     for adapter in model.lm.adapters["mlp"]:
         adapter.only_with = ()
-    results = compare_with_bare_lm(model, random_prompts(model, 32))
+    results = compare_with_bare_lm(model, random_prompts(model, 40))
     assert all(one.differing == one.positions and one.first for one in results), results
     assert results[0].first.startswith("prompt 0, position 0: the logit of token 0 is ")
 
