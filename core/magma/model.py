@@ -78,7 +78,7 @@ class Magma(nn.Module):
         """Run every input for every batch even without gradients: other processes may have media for it."""
         self.adapter_tables = as_tables(adapters or {})
         """What the adapters were made from, by the names of their tables."""
-        check_inputs_of_tables(self.adapter_tables, self.inputs)
+        check_inputs_of_tables(self.adapter_tables, self.input_modules())
         add_tables(lm, self.adapter_tables)
         lm.freeze()
         check_widths(lm, self.input_modules(), head)

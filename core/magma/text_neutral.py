@@ -67,7 +67,8 @@ def cut_text(model: Magma, text: str, count: int, seed: int = 0) -> list[list[in
     """Prompts of random length from consecutive tokens of a text. Raises `InputError` for a text that is too short."""
     tokens = model.lm.encode(text)
     draw = random.Random(seed)
-    found, start = [], 0
+    found: list[list[int]] = []
+    start = 0
     while len(found) < count:
         length = draw.randint(STEPS + 1, _longest(model))
         if start + length > len(tokens):

@@ -90,7 +90,7 @@ def _text_neutral(
 
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"--dtype: given {dtype!r}; allowed: {', '.join(DTYPES)}")
-        precision = None if dtype is None else DTYPES[dtype]  # type: ignore[index]  # checked
+        precision = None if dtype is None else DTYPES[dtype]
         words = None if text is None else _read(text)
         model = load(
             folder, lm=lm, overrides=overrides, device=device or default_device(), dtype=precision, say=screen.say

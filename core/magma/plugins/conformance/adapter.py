@@ -65,9 +65,10 @@ def nothing_is_changed_in_place(subject: PartUnderTest) -> None:
     """Neither x nor what the sublayer returns is changed in place: with `only_with`, text keeps both."""
     for adapter, given in _everywhere(subject):
         randomize(adapter)
-        sublayer, kept = SublayerCall(given, adapter.site), []
+        sublayer = SublayerCall(given, adapter.site)
+        kept: list[tuple[Tensor, Tensor]] = []
 
-        def keeping(h: Tensor, sublayer: SublayerCall = sublayer, kept: list[Any] = kept) -> Tensor:
+        def keeping(h: Tensor, sublayer: SublayerCall = sublayer, kept: list[tuple[Tensor, Tensor]] = kept) -> Tensor:
             out = sublayer(h)
             kept += [(h, h.clone()), (out, out.clone())]
             return out
