@@ -24,6 +24,7 @@ from magma.values import Segment
 
 from . import gpu, peers
 from .causal import generate_causal, train_causal
+from .only_with import only_with
 from .rows import Row, Step, faster, rounds, training_step
 
 
@@ -269,6 +270,7 @@ TABLES: dict[str, Callable[[int], list[Row]]] = {
         checkpoint_size,
         fewshot_reuse,
         question_group,
+        only_with,
     )
 }
 

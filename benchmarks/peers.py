@@ -55,7 +55,9 @@ class Grid(magma.Encoder):
         return Features(x)
 
 
-def build(dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048) -> Magma:
+def build(
+    dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048, only_with: Sequence[str] = ()
+) -> Magma:
     """The model of the benchmarks: GPT-J of this size, with adapters 8/8 of the paper."""
     from magma_lms.gptj import GPTJ
 
@@ -70,11 +72,14 @@ def build(dim: int = 384, layers: int = 4, vocab: int = 512, context: int = 2048
             vocab=vocab,
             eos=vocab - 2,
             weights=None,
-        )
+        ),
+        only_with=only_with,
     )
 
 
-def with_grid(lm: magma.FrozenLM, sublayers: Sequence[magma.Sublayer] = SUBLAYERS) -> Magma:
+def with_grid(
+    lm: magma.FrozenLM, sublayers: Sequence[magma.Sublayer] = SUBLAYERS, only_with: Sequence[str] = ()
+) -> Magma:
     """A language model that reads grids, with adapters 8/8 of the paper around these sublayers."""
     from magma_adapters.bottleneck import Sequential
     from magma_prefixes.linear import Linear
@@ -84,7 +89,10 @@ def with_grid(lm: magma.FrozenLM, sublayers: Sequence[magma.Sublayer] = SUBLAYER
     return Magma(
         lm,
         {"grid": magma.Input(grid, prefix)},
-        {sublayer: lambda: Sequential.build(lm.dim, downsample=8) for sublayer in sublayers},
+        {
+            sublayer: magma.AdapterTable(lambda: Sequential.build(lm.dim, downsample=8), only_with=only_with)
+            for sublayer in sublayers
+        },
     )
 
 

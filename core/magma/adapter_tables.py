@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from .adapters import Adapter, make_adapter
@@ -22,11 +22,23 @@ class AdapterTable:
     """As `site` of `FrozenLM.add_adapters`. None: the name of the table."""
     blocks: str | Sequence[int] | None = None
     """As `blocks` of `FrozenLM.add_adapters`. None: all."""
+    only_with: Sequence[str] = ()
+    """As `only_with` of `FrozenLM.add_adapters`."""
 
 
 def as_tables(adapters: Mapping[str, AdapterTable | Callable[..., Adapter]]) -> dict[str, AdapterTable]:
     """Tables by name; a function makes the adapters of the site of this name."""
     return {name: made if isinstance(made, AdapterTable) else AdapterTable(made) for name, made in adapters.items()}
+
+
+def check_inputs_of_tables(tables: Mapping[str, AdapterTable], inputs: Collection[str]) -> None:
+    """Raise `PartError` if a table acts only with an input that the model does not have."""
+    for name, table in tables.items():
+        for one in table.only_with:
+            if one not in inputs:
+                raise PartError(
+                    f"adapters.{name}.only_with: given {one!r}; allowed: the inputs, {', '.join(inputs) or 'none'}"
+                )
 
 
 def add_tables(lm: FrozenLM, tables: Mapping[str, AdapterTable]) -> None:
@@ -37,7 +49,7 @@ def add_tables(lm: FrozenLM, tables: Mapping[str, AdapterTable]) -> None:
     """
     for name, table in tables.items():
         if lm.sites():
-            lm.add_adapters(table.at or name, table.make, table.blocks, name=name)
+            lm.add_adapters(table.at or name, table.make, table.blocks, name=name, only_with=table.only_with)
         else:
             _add_to_sublayer(lm, name, table)
 
@@ -59,4 +71,4 @@ def _add_to_sublayer(lm: FrozenLM, name: str, table: AdapterTable) -> None:
     if not lm.adapters.get(name):
         raise PartError(f"adapters.{name}: no block of this language model has such a sublayer")
     for adapter in lm.adapters[name]:
-        adapter.join(name, lm.adapter_state)
+        adapter.join(name, lm.adapter_state, table.only_with)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from .context import Context
@@ -52,9 +53,27 @@ class AdapterState:
         if here == 1 and t % rows == 0 and t // rows <= columns:
             return context.from_end(t // rows).as_one_row()
         raise PartError(
-            f"an adapter that uses the context: given positions {[here, t]} of a batch {[rows, columns]}; allowed: "
-            "sites that compute every position"
+            f"an adapter that uses the context or has `only_with`: given positions {[here, t]} of a batch "
+            f"{[rows, columns]}; allowed: sites that compute every position"
         )
+
+    def needs(self, inputs: Collection[str]) -> bool:
+        """Whether an adapter that acts only with these inputs has to run for the present batch."""
+        return bool(self.context and self.context.presence and self.context.presence.is_needed(inputs))
+
+    def presence_mask(self, x: Tensor, inputs: Collection[str]) -> Tensor | None:
+        """Whether the sequence of each position of x [b, t, d] has one of these inputs, [b, t]. None: all do.
+
+        Raises:
+            PartError: As `context_of`.
+        """
+        assert self.context is not None
+        assert self.context.presence is not None
+        if self.context.presence.mask(inputs) is None:
+            return None
+        presence = self.context_of(x).presence
+        assert presence is not None
+        return presence.mask(inputs)
 
 
 class Adapter(Module):
@@ -70,6 +89,9 @@ class Adapter(Module):
     """Whether `forward` calls the sublayer exactly once, with x itself. Unused computation can then be skipped."""
     uses_context: ClassVar[bool] = False
     """Whether `forward` takes a third argument, the `Context` of the positions."""
+    only_with: tuple[str, ...] = ()
+    """The inputs that it acts with, as `only_with` of its table says it: for sequences without any of them, it is as if
+    it were not there. Empty: it acts on all sequences."""
     site: Site
     """Where it acts. A class that is built with a width has a site of this width."""
     _state = AdapterState()
@@ -81,11 +103,14 @@ class Adapter(Module):
         self.site = site if isinstance(site, Site) else Site.of_width(site)
 
     def __call__(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], *context: Context) -> Tensor:
-        """Run the adapter with the context that it uses, or only the sublayer if it is disabled."""
-        if self.is_disabled:
+        """Run the adapter with the context that it uses, or only the sublayer if it is disabled or not needed."""
+        if self.is_disabled or not self.is_needed:
             return sublayer(x)
         if self.uses_context and not context:
             context = (self._state.context_of(x),)
+        mask = self._state.presence_mask(x, self.only_with) if self.only_with else None
+        if mask is not None:
+            return _where(mask[..., None], super().__call__, x, sublayer, *context)
         out: Tensor = super().__call__(x, sublayer, *context)
         return out
 
@@ -99,7 +124,8 @@ class Adapter(Module):
             context: With `uses_context`: the inputs of the positions and the media that they may attend to.
 
         Returns:
-            The replacement for the sublayer's output, [b, t, `site.out_features`].
+            The replacement for the sublayer's output, [b, t, `site.out_features`]. Neither x nor an output of the
+            sublayer may be changed in place.
         """
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -123,11 +149,38 @@ class Adapter(Module):
         """Whether it is switched off for now, by `Magma.adapters_disabled`."""
         return self._table in self._state.disabled
 
-    def join(self, table: str, state: AdapterState) -> None:
+    @property
+    def is_needed(self) -> bool:
+        """Whether the present batch has an input of `only_with`. Without `only_with`, every batch needs the adapter."""
+        return not self.only_with or self._state.needs(self.only_with)
+
+    def join(self, table: str, state: AdapterState, only_with: Sequence[str] = ()) -> None:
         """Share the state of a language model, as one of the adapters of a table."""
-        self._table, self._state = table, state
+        self._table, self._state, self.only_with = table, state, tuple(only_with)
 
     keeps_input = RenamedMember("passes_input_through")
+
+
+def _where(
+    mask: Tensor,
+    adapter: Callable[..., Tensor],
+    x: Tensor,
+    sublayer: Callable[[Tensor], Tensor],
+    *context: Context,
+) -> Tensor:
+    """The adapter's output where the mask [b, t, 1] is True, and elsewhere what the sublayer returns for x itself.
+
+    Both are of one call: the sublayer mixes no sequences, so it gets x in the sequences outside the mask.
+    """
+    kept: Tensor | None = None
+
+    def keeping(h: Tensor) -> Tensor:
+        nonlocal kept
+        kept = sublayer(h if h is x else torch.where(mask, h, x))
+        return kept
+
+    changed = adapter(x, keeping, *context)
+    return changed if kept is None else torch.where(mask, changed, kept)
 
 
 def takes_site(part: type[Adapter]) -> bool:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .presence import Presence
+
 
 @dataclass(frozen=True)
 class Context:
@@ -35,6 +37,8 @@ class Context:
     """[b, n], the number of the medium that an embedding belongs to; -1: padding."""
     media_inputs: Tensor
     """[b, n], the index in `names` of the input of that medium; -1: padding."""
+    presence: Presence | None = None
+    """Which inputs the sequences have, for adapters with `only_with`. None: no sequence has any."""
 
     @classmethod
     def of_text(cls, like: Tensor, width: int = 0) -> Context:
@@ -77,6 +81,7 @@ class Context:
             inputs=change(self.inputs),
             first_medium=change(self.first_medium),
             last_medium=change(self.last_medium),
+            presence=None if self.presence is None else self.presence.map(change),
         )
 
     def map_media(self, change: Callable[[Tensor], Tensor]) -> Context:
@@ -90,7 +95,8 @@ class Context:
 
     def select(self, rows: Tensor) -> Context:
         """Only these rows [b'], which may repeat."""
-        return self.map(lambda x: x[rows])
+        presence = None if self.presence is None else self.presence.select(rows)
+        return replace(self.map(lambda x: x[rows]), presence=presence)
 
     def of_sequences(self, columns: Tensor) -> Context:
         """The context of packed sequences as rows of their own.
@@ -118,12 +124,21 @@ class Context:
             torch.cat([self.media, later.media], dim=1) if self.names else later.media,
             torch.cat([self.media_index, index], dim=1),
             torch.cat([self.media_inputs, later.media_inputs], dim=1),
+            later.presence
+            if self.presence is None or later.presence is None
+            else self.presence.followed_by(later.presence),
         )
 
     def followed_by_text(self) -> Context:
         """The context of one more text token in each row."""
         text = self._count() - 1
-        return replace(self, inputs=torch.full_like(text, -1), first_medium=torch.zeros_like(text), last_medium=text)
+        return replace(
+            self,
+            inputs=torch.full_like(text, -1),
+            first_medium=torch.zeros_like(text),
+            last_medium=text,
+            presence=None if self.presence is None else self.presence.followed_by_text(),
+        )
 
     def _count(self) -> Tensor:
         """Number of media of each row [b, 1]."""

@@ -25,7 +25,7 @@ def embed_batch(
     """Word embeddings with those of the media in their positions [b, t, d], and the layout with the media's context.
 
     Each input runs exactly once. With gradients or `run_all_inputs`, an input that the batch lacks runs on a dummy
-    item, with weight zero in the result.
+    item, with weight zero in the result, and adapters that the batch does not need run without effect.
     """
     words = lm.embed(batch.tokens)
     flat = words.flatten(0, 1)
@@ -42,13 +42,22 @@ def embed_batch(
                 media = media.index_copy(0, slots.context_index, filled)
         elif run_all_inputs or torch.is_grad_enabled():
             flat = flat + zero_contribution(input_module, words)
-    return flat.view_as(words), _with_media(batch.layout, context, media)
+    layout = _with_media(batch.layout, context, media)
+    return flat.view_as(words), _run_all_adapters(layout) if run_all_inputs or torch.is_grad_enabled() else layout
 
 
 def _with_media(layout: BatchLayout, context: Context | None, media: Tensor | None) -> BatchLayout:
     if context is None or media is None:
         return layout
     return replace(layout, context=replace(context, media=media.view(*context.media_index.shape, media.shape[-1])))
+
+
+def _run_all_adapters(layout: BatchLayout) -> BatchLayout:
+    """The layout for adapters that run for every batch, as every input does."""
+    if layout.context is None or layout.context.presence is None:
+        return layout
+    presence = replace(layout.context.presence, runs_all=True)
+    return replace(layout, context=replace(layout.context, presence=presence))
 
 
 def zero_contribution(input_module: Input, like: Tensor) -> Tensor:

@@ -143,6 +143,7 @@ class FrozenLM(Module):
         blocks: str | Sequence[int] | None = None,
         *,
         name: str | None = None,
+        only_with: Sequence[str] = (),
     ) -> None:
         """Add an adapter to every site that is meant, and list them in `adapters`.
 
@@ -156,6 +157,9 @@ class FrozenLM(Module):
             make: Makes one adapter. It is called with the `Site` if it requires an argument, otherwise without one.
             blocks: Indices of blocks, or "all", "first 6", "last 6" or "every 4". None: all.
             name: The table of the adapters. Default: `site`.
+            only_with: Inputs. The adapters act only on sequences (rows, or the sequences of packed rows) that have one
+                of them, at all positions; all other sequences are computed as without the adapters, bit by bit. A
+                batch without such a sequence does not run them. Empty: they act on all sequences.
 
         Raises:
             PartError: Nothing is meant, an adapter cannot act there, or the table has adapters there already.
@@ -170,7 +174,7 @@ class FrozenLM(Module):
                 raise PartError("this language model already has adapters there; call remove_adapters() first")
             made = [make_adapter(make, one) for one in found]
             for one, adapter in zip(found, made, strict=True):
-                adapter.join(name, self.adapter_state)
+                adapter.join(name, self.adapter_state, only_with)
                 self._detach.append(self.attach_adapter(one, adapter, _module_name(one, name)))
                 self.adapters.setdefault(name, []).append(adapter)
                 self.adapter_sites.setdefault(name, []).append(one)
@@ -206,6 +210,11 @@ class FrozenLM(Module):
     def uses_context(self) -> bool:
         """Whether an adapter uses the context of its positions."""
         return any(adapter.uses_context for adapter in self.all_adapters())
+
+    @property
+    def adapter_inputs(self) -> frozenset[str]:
+        """The inputs that decide which sequences adapters act on: those in `only_with` of any adapter."""
+        return frozenset(name for adapter in self.all_adapters() for name in adapter.only_with)
 
     @abstractmethod
     def new_cache(self) -> Cache:

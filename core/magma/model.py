@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adapter_tables import AdapterTable, add_tables, as_tables
+from .adapter_tables import AdapterTable, add_tables, as_tables, check_inputs_of_tables
 from .auxiliary import Losses, auxiliary_losses, recorded_outputs
 from .data.collator import Collator
 from .data.sequence import Batch, EncodedExample
@@ -80,6 +80,7 @@ class Magma(nn.Module):
         """Run every input for every batch even without gradients: other processes may have media for it."""
         self.adapter_tables = as_tables(adapters or {})
         """What the adapters were made from, by the names of their tables."""
+        check_inputs_of_tables(self.adapter_tables, self.input_modules())
         add_tables(lm, self.adapter_tables)
         lm.freeze()
         check_widths(lm, self.input_modules(), head)

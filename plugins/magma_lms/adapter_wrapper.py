@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from magma import Adapter
 
@@ -26,8 +27,8 @@ class AdapterWrapper(nn.Module):
         """[b, t, d] to [b, t - first, d], with the other arguments of the module.
 
         An adapter does not mix positions, so it only computes those from `first` on; the module reads all. An adapter
-        that changes the input of its sublayer needs all positions. The choice does not depend on the batch, because
-        under ZeRO-3 all processes have to run the same modules.
+        that changes the input of its sublayer computes all positions, and gets zeros before `first`. The choice does
+        not depend on the batch, because under ZeRO-3 all processes have to run the same modules.
         """
         return self._run(len(self.adapters), x, others, first)
 
@@ -39,9 +40,9 @@ class AdapterWrapper(nn.Module):
         adapter, inner = self.adapters[count - 1], count - 1
         if not first:
             return adapter(x, lambda h: self._run(inner, h, others, 0))
-        if adapter.passes_input_through or adapter.is_disabled:
+        if adapter.passes_input_through:
             return adapter(x[:, first:], lambda _: self._run(inner, x, others, first))
-        return self._run(count, x, others, 0)[:, first:]
+        return adapter(x, lambda h: F.pad(self._run(inner, h, others, first), (0, 0, first, 0)))[:, first:]
 
 
 def wrap(parent: nn.Module, child: str, adapter: Adapter, name: str) -> Callable[[], None]:

@@ -33,7 +33,7 @@ from magma import (
 from .attaching import attach
 from .companions import Companions
 from .decoder import Decoder, Head
-from .decoding import LibraryCache
+from .decoding import ChosenCache, DecodingMode, LibraryCache
 from .discovery import discover, prove
 from .fast.attention import FastAttention
 from .fast.cross_entropy import chunked_cross_entropy
@@ -187,10 +187,10 @@ class Causal(TransformersLM):
         """Put an adapter around a site. Raises `PartError`."""
         assert isinstance(site, PlacedSite)
         place = site.place
-        if adapter.uses_context and not place.rows_first:
+        if (adapter.uses_context or adapter.only_with) and not place.rows_first:
             raise PartError(
-                f"{type(adapter).__name__} uses the context, but this language model computes positions in another "
-                "order; allowed: adapters that do not use it"
+                f"{type(adapter).__name__} uses the context or has `only_with`, but this language model computes "
+                "positions in another order; allowed: adapters without both"
             )
         detach = attach(self.model, place, adapter, name)
         self._columns.add_adapter(self.model.get_submodule(place.entry), adapter)
@@ -199,8 +199,20 @@ class Causal(TransformersLM):
     def new_cache(self) -> LibraryCache:
         """An empty cache."""
         linear = any(site.linear is not None for sites in self.adapter_sites.values() for site in sites)
-        mode = self.structure.linear_mode if linear else self.structure.mode
-        return LibraryCache.of(self._decoder, mode, self.context)
+        if linear and self.structure.linear_mode != self.structure.mode:
+            return ChosenCache(self._decoder, self.structure.mode, self._linear_mode, self.context)
+        return LibraryCache.of(self._decoder, self.structure.mode, self.context)
+
+    def _linear_mode(self) -> DecodingMode | None:
+        """How to decode if the present batch needs adapters of linear layers. None: it needs none of them."""
+        pairs = ((self.adapters[table], sites) for table, sites in self.adapter_sites.items())
+        linear = [
+            adapter
+            for adapters, sites in pairs
+            for adapter, site in zip(adapters, sites, strict=True)
+            if site.linear is not None
+        ]
+        return self.structure.linear_mode if any(adapter.is_needed for adapter in linear) else None
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, e] to [m, d]; a cache is filled in place."""

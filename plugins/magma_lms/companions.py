@@ -6,7 +6,7 @@ Axes: b batch, t tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class Companions:
         found = [] if self.ids is None else [self.ids]
         if self.context is not None:
             found += [self.context.inputs, self.context.first_medium, self.context.last_medium]
+            if self.context.presence is not None:
+                found.append(self.context.presence.inputs)
         return torch.stack(found, dim=-1) if found else None
 
     def with_numbers(self, numbers: Tensor) -> Companions:
@@ -61,5 +63,5 @@ class Companions:
         ids = None if self.ids is None else columns.pop(0)
         if self.context is None:
             return Companions(ids)
-        inputs, first, last = columns
-        return Companions(ids, replace(self.context, inputs=inputs, first_medium=first, last_medium=last))
+        rest = iter(columns)  # in the order of `numbers`
+        return Companions(ids, self.context.map_positions(lambda _: next(rest)))

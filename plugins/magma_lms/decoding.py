@@ -8,7 +8,7 @@ Axes: b batch, t tokens, p columns of the cache, e width of the word embeddings,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from magma import BatchLayout, Cache
+from magma import BatchLayout, Cache, PartError
 
 from .cache import CacheKind, new_cache, select_rows
 from .companions import Companions
@@ -65,6 +65,10 @@ class LibraryCache(Cache):
     @property
     def batch(self) -> int:
         """The number of rows; 0 for an empty cache."""
+        raise NotImplementedError
+
+    def select(self, rows: Tensor) -> LibraryCache:
+        """A cache of only these rows [b'], which may repeat."""
         raise NotImplementedError
 
     def expand(self, repeats: int) -> Cache:
@@ -192,6 +196,49 @@ class SingleRowCaches(LibraryCache):
             given = BatchLayout(positions, lengths, layout.scored[:0], token_ids=ids, context=context)
             outs.append(row.forward(part, given))
         return torch.cat(outs, dim=1)
+
+
+class ChosenCache(LibraryCache):
+    """A cache whose mode depends on the adapters that the first positions need."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        mode: DecodingMode,
+        other_mode: Callable[[], DecodingMode | None],
+        context: int | None = None,
+        chosen: LibraryCache | None = None,
+    ) -> None:
+        """An empty cache, or one of the positions in `chosen`.
+
+        Args:
+            decoder: The decoder.
+            mode: How the model decodes.
+            other_mode: Gives the mode of the present batch if it is another one.
+            context: The maximum number of positions; None: without a limit.
+            chosen: The cache.
+        """
+        super().__init__(decoder, mode, context)
+        self.other_mode, self.chosen = other_mode, chosen
+
+    @property
+    def batch(self) -> int:
+        return 0 if self.chosen is None else self.chosen.batch
+
+    def select(self, rows: Tensor) -> ChosenCache:
+        chosen = None if self.chosen is None else self.chosen.select(rows)
+        return ChosenCache(self.decoder, self.mode, self.other_mode, self.context, chosen)
+
+    def forward(self, embeddings: Tensor, layout: BatchLayout) -> Tensor:
+        other = self.other_mode()
+        if self.chosen is None:
+            self.chosen = LibraryCache.of(self.decoder, other or self.mode, self.context)
+        elif other is not None and self.chosen.mode == self.mode and self.batch > 1:
+            raise PartError(
+                "a cache: given rows of text, followed by media whose adapters act on linear layers; allowed for this "
+                "language model: all media of a row at once, or one row"
+            )
+        return self.chosen.forward(embeddings, layout)
 
 
 class NoCache(LibraryCache):

@@ -16,6 +16,7 @@ from ..plugins.program import Program
 from ..system.home_paths import accept_home
 from ..system.ranks import is_first
 from ..system.signals import end_with_launcher
+from .compose import compose
 from .disk_errors import disk_problem
 from .eval import evals
 from .export import exports
@@ -33,6 +34,7 @@ cli.add_typer(evals, name="eval")
 cli.add_typer(exports, name="export")
 cli.add_typer(runs, name="run")
 cli.command()(verify)
+cli.command()(compose)
 cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(generate)
 
 

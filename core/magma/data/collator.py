@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..context import Context
 from ..errors import InputError, TooLong
 from ..interfaces import Encoder, FrozenLM, Prefix
+from ..presence import lay_out_presence
 from ..values import BatchLayout, Example, Media, Prepared, Segment, Text, Tokens
 from . import tokenization
 from .media_context import lay_out_context
@@ -86,7 +88,12 @@ class Collator:
         raise InputError(f"no input accepts {what}; inputs: {known}. To choose one, use Media(name, value)")
 
     def encode_example(
-        self, example: Example, rng: random.Random | None = None, truncate: bool = True, at_start: bool = True
+        self,
+        example: Example,
+        rng: random.Random | None = None,
+        truncate: bool = True,
+        at_start: bool = True,
+        other_inputs: frozenset[str] = frozenset(),
     ) -> EncodedExample:
         """Tokens, targets and prepared media of one example.
 
@@ -99,6 +106,7 @@ class Collator:
             truncate: Cut text at the end to `max_length`, if there is one. False, for prompts: nothing may be cut, and
                 U+FFFD replaces what cannot be encoded.
             at_start: Put the language model's `beginning` first. False: the positions follow others in a cache.
+            other_inputs: Inputs that the sequence has before or after these positions.
 
         Raises:
             TooLong: If the example does not fit: cutting would split a medium or leave no target, or is not allowed.
@@ -106,7 +114,7 @@ class Collator:
         """
         if example.problem is not None:
             raise InputError(example.problem)
-        result = EncodedExample([], [], [], example.name, self._label(example))
+        result = EncodedExample([], [], [], example.name, self._label(example), other_inputs)
         if at_start:
             self._add_beginning(result, example.segments)
         start = len(result)
@@ -270,6 +278,11 @@ class Collator:
             context, index = lay_out_context(list(self.inputs), placed, len(rows), width)
             layout = replace(layout, context=context)
             slots = {name: replace(one, context_index=index[name]) for name, one in slots.items()}
+        if self.lm.adapter_inputs:
+            presence = lay_out_presence(
+                list(self.inputs), [[(len(one), one.inputs) for one in row] for row in rows], width
+            )
+            layout = replace(layout, context=replace(layout.context or Context.of_text(tokens), presence=presence))
         return Batch(tokens, layout, labels, media, slots, [sequence.name for _, sequence in placed])
 
     def _stack_media(

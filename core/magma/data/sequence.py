@@ -46,6 +46,13 @@ class EncodedExample:
     name: str
     label: int | None = None
     """Index of its class; None: it has target tokens instead."""
+    other_inputs: frozenset[str] = frozenset()
+    """Inputs that the sequence has at positions before or after these."""
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The inputs of the whole sequence."""
+        return self.other_inputs.union(name for name, *_ in self.media)
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,6 +63,9 @@ class _Prompt:
     """Up to the last medium; other questions may share it."""
     suffix: tuple[Segment, ...]
     name: str
+    inputs: frozenset[str] = frozenset()
+    """Its inputs that decide which adapters act. They act on the whole prompt, so only prompts that have the same ones
+    share a prefix."""
 
     @property
     def prefix_key(self) -> tuple[Hashable, ...]:
@@ -70,6 +74,10 @@ class _Prompt:
     @property
     def key(self) -> tuple[Hashable, ...]:
         return self.prefix_key, *map(segment_key, self.suffix)
+
+    def piece(self, segments: tuple[Segment, ...]) -> _Piece:
+        """Some of its segments."""
+        return _Piece(segments, self.name, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,14 @@ class _Start:
         return _Start(cache, self.length[rows], None if self.context is None else self.context.select(rows))
 
 
-Named = tuple[tuple[Segment, ...], str]
-"""Segments, and their name in errors."""
+class _Piece(NamedTuple):
+    """Segments that are computed together."""
+
+    segments: tuple[Segment, ...]
+    name: str
+    """Their name in errors."""
+    inputs: frozenset[str]
+    """As those of the whole prompt."""
 
 
 class PrefixCachedGenerator:
@@ -101,7 +115,8 @@ class PrefixCachedGenerator:
         self.model, self.decoding, self.batch_size = model, decoding, batch_size
         self._in_batches = BatchMapper(batch_size)
         self.collator = model.collator()
-        self._common: tuple[Segment, ...] | None = None
+        self._common: Hashable = None
+        self._kept: _Piece | None = None  # its media stay alive: keys may be their ids
         self._start: _Start | None = None
 
     def answers(
@@ -146,9 +161,8 @@ class PrefixCachedGenerator:
         for part in parts:
             duplicates.setdefault(part.key, []).append(part.number)
         order = _group_by_prefix([parts[numbers[0]] for numbers in duplicates.values()])
-        common = _count_common([part.prefix for part in order])
         with self.model.eval_mode():
-            for batch in _batches(order, self.batch_size):
+            for batch, common in _batches_by_inputs(order, self.batch_size):
                 try:
                     found = self._answers(batch, common)
                 except InputError:
@@ -184,7 +198,8 @@ class PrefixCachedGenerator:
         prompt = drop_empty_texts(prompt)
         last = max((i for i, segment in enumerate(prompt) if isinstance(segment, Media)), default=-1)
         cut = last if last + 1 == len(prompt) else last + 1  # the suffix must not be empty: its last position is scored
-        return _Prompt(number, tuple(prompt[:cut]), tuple(prompt[cut:]), name)
+        inputs = self.model.lm.adapter_inputs.intersection(one.name for one in prompt if isinstance(one, Media))
+        return _Prompt(number, tuple(prompt[:cut]), tuple(prompt[cut:]), name, inputs)
 
     def _answers(self, batch: Sequence[_Prompt], common: int) -> list[Answer]:
         """The answers of one batch, or of smaller ones if memory runs out."""
@@ -194,52 +209,55 @@ class PrefixCachedGenerator:
         """The answers of one batch: the common segments, then each different prefix, then the suffixes."""
         prefixes = {part.prefix_key: part for part in reversed(batch)}
         row_of = {key: i for i, key in enumerate(prefixes)}
-        suffixes = [part.suffix for part in batch]
-        names = [part.name for part in batch]
+        suffixes = [part.piece(part.suffix) for part in batch]
+        shared = batch[0].piece(batch[0].prefix[:common])
         if len(prefixes) < len(batch) and all(len(part.prefix) > common for part in prefixes.values()):
-            first = [(part.prefix[common:], part.name) for part in prefixes.values()]
-            start = self._prefill(self._common_start(batch[0].prefix[:common], len(first)), first)
+            first = [part.piece(part.prefix[common:]) for part in prefixes.values()]
+            start = self._prefill(self._common_start(shared, len(first)), first)
             rows = torch.tensor([row_of[part.prefix_key] for part in batch], device=self.model.device)
             start = start.select(start.cache.select(rows), rows)
         else:
-            suffixes = [(*part.prefix[common:], *part.suffix) for part in batch]
-            start = self._common_start(batch[0].prefix[:common], len(batch))
-        embeddings, layout = self._embed(start, list(zip(suffixes, names, strict=True)))
+            suffixes = [part.piece((*part.prefix[common:], *part.suffix)) for part in batch]
+            start = self._common_start(shared, len(batch))
+        embeddings, layout = self._embed(start, suffixes)
         *_, answers = decode(self.model.lm, embeddings, layout, self.decoding, start.cache)
         return answers
 
-    def _common_start(self, segments: tuple[Segment, ...], rows: int) -> _Start:
+    def _common_start(self, shared: _Piece, rows: int) -> _Start:
         """A start of `rows` rows with these segments."""
         lm, device = self.model.lm, self.model.device
-        if not segments:
+        if not shared.segments:
             return _Start(lm.new_cache(), torch.zeros(rows, dtype=torch.long, device=device))
-        if self._common is None or tuple(map(segment_key, self._common)) != tuple(map(segment_key, segments)):
+        key = shared.inputs, *map(segment_key, shared.segments)
+        if self._common != key:
             nothing = _Start(lm.new_cache(), torch.zeros(1, dtype=torch.long, device=device))
-            self._start = self._prefill(nothing, [(segments, "the common start of all prompts")])
-            self._common = segments
+            self._start = self._prefill(nothing, [shared._replace(name="the common start of all prompts")])
+            self._common, self._kept = key, shared
         assert self._start is not None
         first = torch.zeros(rows, dtype=torch.long, device=device)
         return self._start.select(self._start.cache.expand(rows), first)
 
-    def _prefill(self, start: _Start, rows: Sequence[Named]) -> _Start:
+    def _prefill(self, start: _Start, rows: Sequence[_Piece]) -> _Start:
         """The start with these segments appended to its cache."""
         embeddings, layout = self._embed(start, rows)
         self.model.lm(embeddings, layout, start.cache)
         return _Start(start.cache, start.length + layout.lengths, layout.context)
 
-    def _embed(self, start: _Start, rows: Sequence[Named]) -> tuple[Tensor, BatchLayout]:
+    def _embed(self, start: _Start, rows: Sequence[_Piece]) -> tuple[Tensor, BatchLayout]:
         """Embeddings [b, t, d] and layout of rows that follow a start. The last position of each row is scored."""
         at_start = not bool(start.length.any())
         encoded = [
-            self.collator.encode_example(Example(segments, name), truncate=False, at_start=at_start)
-            for segments, name in rows
+            self.collator.encode_example(
+                Example(row.segments, row.name), truncate=False, at_start=at_start, other_inputs=row.inputs
+            )
+            for row in rows
         ]
         batch = self.collator.pad(encoded, score_last=True).to(self.model.device, self.model.dtype)
         ends = start.length + batch.layout.lengths
         limit = self.model.lm.context
-        for (_, name), end in zip(rows, ends.tolist(), strict=True):
+        for row, end in zip(rows, ends.tolist(), strict=True):
             if limit is not None and end > limit:
-                raise TooLong(f"{name} needs {end} positions, and {limit} fit: use fewer or shorter segments")
+                raise TooLong(f"{row.name} needs {end} positions, and {limit} fit: use fewer or shorter segments")
         embeddings, layout = self.model.lm_inputs(batch)
         context = layout.context
         if context is not None and start.context is not None:
@@ -254,6 +272,17 @@ def _group_by_prefix(parts: Sequence[_Prompt]) -> list[_Prompt]:
     for part in parts:
         groups.setdefault(part.prefix_key, []).append(part)
     return [part for group in groups.values() for part in group]
+
+
+def _batches_by_inputs(parts: Sequence[_Prompt], size: int) -> Iterator[tuple[list[_Prompt], int]]:
+    """Batches of prompts with the same inputs, and the number of segments that they share with those of all batches."""
+    kinds: dict[frozenset[str], list[_Prompt]] = {}
+    for part in parts:
+        kinds.setdefault(part.inputs, []).append(part)
+    for kind in kinds.values():
+        common = _count_common([part.prefix for part in kind])
+        for batch in _batches(kind, size):
+            yield batch, common
 
 
 def _batches(parts: Sequence[_Prompt], size: int) -> Iterator[list[_Prompt]]:

@@ -106,7 +106,7 @@ def assemble(
             def make(site: Site) -> Any:
                 return build_learner(path, adapter_argument(part, site))
 
-            return AdapterTable(make, table.at, table.blocks)
+            return AdapterTable(make, table.at, table.blocks, table.only_with or ())
 
         head = build_learner("head", lm.output_dim) if recipe.head else None
         adapters = {name: adapter_table(f"adapters.{name}", table) for name, table in recipe.adapters.items()}
@@ -153,7 +153,9 @@ def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
 
     def placement(adapters: str) -> dict[str, Any]:
         given = model.adapter_tables.get(adapters)
-        found = {"at": given.at, "blocks": given.blocks} if given else {}
+        if given is None:
+            return {}
+        found = {"at": given.at, "blocks": given.blocks, "only_with": list(given.only_with) or None}
         return {key: value for key, value in found.items() if value is not None}
 
     return Recipe.load(

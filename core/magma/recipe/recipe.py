@@ -90,6 +90,17 @@ class Recipe(Table):
             raise PydanticCustomError(NEEDS, "train.early_stopping needs a [[data.evaluation]]")
         return self
 
+    @model_validator(mode="after")
+    def _adapters_of_inputs(self) -> Self:
+        for name, table in self.adapters.items():
+            for one in table.only_with or ():
+                if one not in self.inputs:
+                    known = ", ".join(self.inputs) or "it has none"
+                    raise PydanticCustomError(
+                        NEEDS, f'adapters.{name}.only_with: given "{one}"; allowed: the inputs of the recipe: {known}'
+                    )
+        return self
+
     @classmethod
     def load(
         cls,

@@ -101,6 +101,13 @@ class MixesInLinears(Anywhere):
         return found if self.site.linear is None else found + found.mean(1, keepdim=True)
 
 
+class InPlace(Anywhere):
+    """Adds to the tensor that the sublayer returned."""
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:
+        return sublayer(x).add_(self.layer(x))
+
+
 class Undeclared(Anywhere):
     """Takes a context, and does not say so."""
 
@@ -142,6 +149,7 @@ ADAPTER_FAULTS: dict[type[magma.Part], str] = {
     OneWidth: "width_is_kept",
     OddRefusal: "sites_are_accepted_or_refused",
     MixesInLinears: "positions_do_not_mix",
+    InPlace: "nothing_is_changed_in_place",
     Undeclared: "context_is_declared",
     LooksAhead: "only_allowed_media_are_read",
     CrossesSequences: "only_allowed_media_are_read",

@@ -61,6 +61,26 @@ def calls_sublayer(subject: PartUnderTest) -> None:
             require(ours, "`passes_input_through` is True, but the sublayer is not called once with the input itself")
 
 
+def nothing_is_changed_in_place(subject: PartUnderTest) -> None:
+    """Neither x nor what the sublayer returns is changed in place: with `only_with`, text keeps both."""
+    for adapter, given in _everywhere(subject):
+        randomize(adapter)
+        sublayer = SublayerCall(given, adapter.site)
+        kept: list[tuple[Tensor, Tensor]] = []
+
+        def keeping(h: Tensor, sublayer: SublayerCall = sublayer, kept: list[tuple[Tensor, Tensor]] = kept) -> Tensor:
+            out = sublayer(h)
+            kept += [(h, h.clone()), (out, out.clone())]
+            return out
+
+        before = given.clone()
+        with torch.no_grad():
+            subject.run_adapter(adapter, given, keeping)
+        same(given, before, f"its input after the call, at {adapter.site.path}")
+        for now, then in kept:
+            same(now, then, f"a tensor that it shares with its sublayer after the call, at {adapter.site.path}")
+
+
 def context_is_declared(subject: PartUnderTest) -> None:
     """`forward` takes a third argument, the context, if and only if `uses_context` is True."""
     part = subject.part
@@ -125,6 +145,7 @@ CHECKS: tuple[Check, ...] = (
     width_is_kept,
     positions_do_not_mix,
     calls_sublayer,
+    nothing_is_changed_in_place,
     context_is_declared,
     only_allowed_media_are_read,
     works_without_media,

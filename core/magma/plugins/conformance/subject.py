@@ -138,7 +138,7 @@ class PartUnderTest:
         self,
         adapter: Adapter,
         given: Tensor,
-        sublayer: SublayerCall | None = None,
+        sublayer: Callable[[Tensor], Tensor] | None = None,
         context: Context | None = None,
         first_row: int = 0,
     ) -> Tensor:

@@ -1,0 +1,44 @@
+"""`magma compose`: one model from several, without training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+
+
+def compose(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Two or more checkpoints or folders of runs: A, B, ... in --rename.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A.INPUT=NAME",
+            help="New name of an input of the first model (A), of the second (B), ... Repeat the option for several.",
+        ),
+    ] = None,
+) -> None:
+    """Combine models that were trained separately on the same frozen language model, without training.
+
+    All their adapters must have only_with. The new model handles the inputs of all of them. For prompts with inputs of
+    one model it computes what this model computes, bit by bit; prompts may mix inputs.
+    """
+    renamed = {}
+    for given in rename or ():
+        former, equals, name = given.partition("=")
+        if not equals:
+            raise InputError(f"--rename {given}: allowed: A.INPUT=NAME, such as B.image=picture")
+        renamed[former] = name
+    from .console import Screen
+
+    with Screen() as screen:
+        screen.say("importing libraries")
+        from ..compose import compose as combine
+
+        recipe = combine(folders, out, renamed, screen.say)
+    typer.echo(f"{out}: inputs {', '.join(recipe.inputs)}; adapters {', '.join(recipe.adapters)}")
