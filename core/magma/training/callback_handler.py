@@ -15,6 +15,7 @@ from ..plugins import registry
 from ..recipe.recipe import Recipe
 from ..system.distributed import DistributedContext
 from .callback_states import States
+from .checkpoints import CheckpointManager
 from .progress import StopRequest
 from .rng import get_rng_states, set_rng_states
 
@@ -30,13 +31,13 @@ class _Entry(NamedTuple):
 class CallbackHandler:
     """The callbacks of a training, in one of its processes. It is false if there are none."""
 
-    def __init__(self, recipe: Recipe, world: DistributedContext, last_checkpoint: Callable[[], Path | None]) -> None:
-        """Build the callbacks of a recipe. `last_checkpoint` is asked for errors.
+    def __init__(self, recipe: Recipe, world: DistributedContext, checkpoints: CheckpointManager) -> None:
+        """Build the callbacks of a recipe. Errors name the last one of the `checkpoints`.
 
         Raises:
             TrainingError: In all processes, if one cannot be built.
         """
-        self.world, self.last_checkpoint = world, last_checkpoint
+        self.world, self.checkpoints = world, checkpoints
         self.stop: StopRequest | None = None
         """The first request of a stop in this process."""
         self.checkpoint = False
@@ -107,7 +108,7 @@ class CallbackHandler:
         (failed,) = self.world.sum(bool(cause))
         if failed:
             reason = next(filter(None, self.world.gather(_describe(cause) if cause else "")))
-            last = self.last_checkpoint()
+            last = self.checkpoints.last
             start = f"from {last}" if last else "from the start, because there is no checkpoint yet"
             raise TrainingError(
                 f"callback {label} ({origin}): {method} failed at step {step}: {reason}. Correct it or "

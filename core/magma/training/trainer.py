@@ -107,7 +107,7 @@ class Trainer:
         self.checkpoints = CheckpointManager(
             out, stage, self.train.keep_checkpoints, model, self.engine, world, callbacks
         )
-        self.handler = CallbackHandler(recipe, world, lambda: self.checkpoints.last)
+        self.handler = CallbackHandler(recipe, world, self.checkpoints)
         self.learning_rates: dict[str, float] = {}
         """Of the current step, or of the last one."""
         self.early_stopping = EarlyStopping(self.train.early_stopping)
