@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from ...auxiliary import losses_problem
 from ...interfaces import Encoder, Head, Module, Prefix
 from ...losses import LossContext
-from ...values import Features
+from ...values import Features, Prepared, map_tensors, tensors_in
 from .subject import DIM, Check, PartUnderTest, features_of, require
 
 _INPUT = "input"
@@ -18,7 +19,7 @@ _TARGETS = 3
 """Targets of each sequence."""
 
 
-def auxiliary_losses(subject: PartUnderTest, module: Module, given: Tensor) -> dict[str, Tensor]:
+def auxiliary_losses(subject: PartUnderTest, module: Module, given: Prepared) -> dict[str, Tensor]:
     """What `auxiliary_loss` gives after a forward pass over `given`. Fails if it is not what the part declares."""
     if not module.auxiliary_losses:
         return {}
@@ -29,7 +30,7 @@ def auxiliary_losses(subject: PartUnderTest, module: Module, given: Tensor) -> d
     return losses
 
 
-def _context(module: Any, given: Tensor, values: Tensor) -> LossContext:
+def _context(module: Any, given: Any, values: Tensor) -> LossContext:
     """A sequence for each item of `given`, whose output has these `values`."""
     draw = torch.Generator().manual_seed(11)
     items = len(values)
@@ -57,11 +58,15 @@ def auxiliary_losses_are_scalars(subject: PartUnderTest) -> None:
     (given,) = subject.inputs(module)
     for dtype in (torch.float32, torch.bfloat16):
         module.to(dtype)
-        for items in (given, given[:1]):
-            converted = items.to(dtype) if items.is_floating_point() else items
+        for items in (given, map_tensors(lambda x: x[:1], given)):
+            converted = map_tensors(partial(_converted, dtype=dtype), items)
             for name, value in auxiliary_losses(subject, module, converted).items():
-                what = f"for {len(items)} items in {str(dtype).removeprefix('torch.')}"
+                what = f"for {len(tensors_in(items)[0])} items in {str(dtype).removeprefix('torch.')}"
                 require(bool(value.isfinite()), f"the loss {name} is not finite {what}")
+
+
+def _converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 CHECKS: tuple[Check, ...] = (auxiliary_losses_are_scalars,)
