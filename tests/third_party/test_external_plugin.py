@@ -132,7 +132,7 @@ def test_the_example_is_installed_and_keeps_its_promises(tmp_path: Path) -> None
     subprocess.run([*pip, "--target", str(tmp_path / "site"), str(tmp_path / "magma-timeseries")], check=True)
     checked = magma({**os.environ, "PYTHONPATH": str(tmp_path / "site")}, "plugin", "check", "magma-timeseries")
     assert checked.returncode == 0, checked.stdout
-    assert "encoder timeseries (magma-timeseries 0.1.0): 19 of 19 checks passed" in checked.stdout
+    assert "encoder timeseries (magma-timeseries 0.1.0): 21 of 21 checks passed" in checked.stdout
 
 
 @pytest.mark.slow
@@ -166,7 +166,7 @@ def test_tutorial_new_check_test_train(tmp_path: Path) -> None:
     assert " 106 passed" in f" {own.stdout.splitlines()[-1]}"
     checked = magma(environment, "plugin", "check", "lidar")
     assert checked.returncode == 0, checked.stdout
-    assert "encoder lidar (magma-lidar 0.1.0): 19 of 19 checks passed" in checked.stdout
+    assert "encoder lidar (magma-lidar 0.1.0): 21 of 21 checks passed" in checked.stdout
     recipe = tmp_path / "ranges.toml"
     recipe.write_text(FIRST_HOUR.format())
     done = magma(environment, "recipe", "run", str(recipe), "--out", str(tmp_path / "run"))
