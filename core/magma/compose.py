@@ -50,7 +50,7 @@ def compose(
         folders: Checkpoints or folders of runs, called A, B, ... in `renamed`. They have the same frozen language
             model, and all their adapters have `only_with`.
         out: The folder to write, which `load` opens.
-        renamed: New names of inputs, such as {"B.image": "picture"}.
+        renamed: New names of inputs, such as {"B.scan": "second_scan"}.
         say: Called with each step, for progress messages.
 
     Returns:

@@ -280,6 +280,8 @@ def _find_sizes_of_model(model: Magma) -> Sizes:
         sites = [site.path for site in model.lm.adapter_sites[place]]
         if place not in ("attention", "mlp") or sites != [place] * architecture.n_layer:
             raise refuse(f"it has adapters at {', '.join(dict.fromkeys(sites))} in {len(sites)} places")
+        if made[0].only_with:
+            raise refuse(f"its adapters act only with {', '.join(made[0].only_with)}")
         name, config = made[0].name, cast(Any, made[0].config)
         if name not in ("sequential", "parallel"):
             raise refuse(f'its adapters are "{name}"')

@@ -32,7 +32,7 @@ def compose(
     for given in rename or ():
         former, equals, name = given.partition("=")
         if not equals:
-            raise InputError(f"--rename {given}: allowed: A.INPUT=NAME, such as B.image=picture")
+            raise InputError(f"--rename {given}: allowed: A.INPUT=NAME, such as B.scan=second_scan")
         renamed[former] = name
     from .console import Screen
 

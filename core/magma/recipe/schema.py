@@ -90,7 +90,7 @@ class AdapterUse(Use):
     """Blocks that get one: `"all"`, indices from 0 such as `[0, 2, 5]`, `"first 6"`, `"last 6"`, or `"every 4"` (the
     4th, the 8th, ...). Default: all."""
     only_with: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_check_once)] | None = None
-    """Inputs, such as `["image"]`. The adapters act only on examples that have one of them; all others are computed as
+    """Inputs, such as `["scan"]`. The adapters act only on examples that have one of them; all others are computed as
     by the bare language model, bit by bit. Default: they act on all examples."""
 
 
