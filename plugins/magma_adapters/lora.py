@@ -96,10 +96,11 @@ class LoRA(Adapter):
         It is a constant for the gradient (section 4.3 of DoRA). The sum is never formed, because it has the size of W:
         |w + s b A|^2 = |w|^2 + 2 s b (A w) + s^2 b (A A^T) b^T for a row w of W and b of B.
         """
-        weight, a, b = self.site.weight, self.lora_A, self.lora_B
+        weight = self.site.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         squares = torch.linalg.vector_norm(weight, dim=1, dtype=dtype).square()
-        cross = (weight @ a.to(weight.dtype).T).to(dtype)
-        a, b = self.scaling * a.to(dtype), b.to(dtype)
-        squares += ((2 * self.scaling * cross + b @ (a @ a.T)) * b).sum(1)
-        return squares.clamp_min(torch.finfo(dtype).tiny).sqrt()
+        cross = (weight @ self.lora_A.to(weight.dtype).T).to(dtype)
+        scaled, b = self.scaling * self.lora_A.to(dtype), self.lora_B.to(dtype)
+        squares = squares + ((2 * self.scaling * cross + b @ (scaled @ scaled.T)) * b).sum(1)
+        norms: Tensor = squares.clamp_min(torch.finfo(dtype).tiny).sqrt()
+        return norms
