@@ -82,4 +82,4 @@ def loss(found: Tensor) -> Tensor:
 
 def difference(found: Tensor, expected: Tensor) -> float:
     """The norm of the difference, relative to that of the values."""
-    return float((found - expected).norm() / expected.norm())
+    return float((found - expected).detach().norm() / expected.detach().norm())

@@ -100,7 +100,7 @@ class LoRA(Adapter):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         squares = torch.linalg.vector_norm(weight, dim=1, dtype=dtype).square()
         cross = (weight @ self.lora_A.to(weight.dtype).T).to(dtype)
-        a, b = self.scaling * self.lora_A.to(dtype), self.lora_B.to(dtype)
-        squares += ((2 * self.scaling * cross + b @ (a @ a.T)) * b).sum(1)
+        scaled, b = self.scaling * self.lora_A.to(dtype), self.lora_B.to(dtype)
+        squares = squares + ((2 * self.scaling * cross + b @ (scaled @ scaled.T)) * b).sum(1)
         norms: Tensor = squares.clamp_min(torch.finfo(dtype).tiny).sqrt()
         return norms

@@ -130,8 +130,9 @@ class TransformersLM(FrozenLM):
 
     def exported_path(self, site: Site) -> str:
         """Path of a site's linear layer in the library's model."""
-        found: str = next(path for path, module in self.model.named_modules() if module is site.linear)
-        return found
+        paths: dict[nn.Module, str] = {module: path for path, module in self.model.named_modules()}
+        assert site.linear is not None
+        return paths[site.linear]
 
     def export(self, folder: Path) -> None:
         """Save in transformers' format, with the tokenizer if there is one; missing word embeddings become zeros."""
