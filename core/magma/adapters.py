@@ -102,6 +102,10 @@ class Adapter(Module):
             The replacement for the sublayer's output, [b, t, `site.out_features`].
         """
 
+    def required_inputs(self) -> Collection[str]:
+        """Names of inputs that its config refers to: a model without one of them is refused. Default: none."""
+        return ()
+
     @property
     def is_disabled(self) -> bool:
         """Whether it is switched off for now, by `Magma.adapters_disabled`."""
