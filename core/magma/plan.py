@@ -22,6 +22,7 @@ from .recipe.assemble import assemble, check_lengths, learning_rates
 from .recipe.recipe import Recipe
 from .recipe.schema import Train
 from .schedule import schedule_warnings
+from .sites import SUBLAYERS
 
 TEXT_TOKENS = 20
 """Assumed length of an example's text: the actual length depends on the data."""
@@ -49,7 +50,9 @@ class PartPlan:
     copies: int = 1
     """Number of adapters; 1 for other parts."""
     blocks: tuple[int, int] | None = None
-    """Of adapters: the number of blocks that have the sublayer, and of all. None: unknown, or another part."""
+    """Of adapters: the number of blocks that have some, and of all. None: unknown, or another part."""
+    sites: tuple[str, ...] | None = None
+    """Of adapters that do not act on the sublayer that their table is called after: the paths where they act."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,9 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The fields for JSON; those of `length` are at the top level."""
         found = asdict(self)
+        for part in found["parts"]:
+            if part["sites"] is None:
+                del part["sites"]
         length = found.pop("length") or {}
         return {**found, **length}
 
@@ -181,7 +187,7 @@ def plan(recipe: Recipe, world: int = 1, micro_batches: Sequence[int] = (), text
             rate,
             starts.get(row.path),
             len(model.parts()[row.path]),
-            _blocks_of_sublayer(model, row.path),
+            *_placement(model, row.path),
         )
         for row in model.summary()
         for rate in (rates.get(row.path) if row.trained else None,)
@@ -248,12 +254,18 @@ def plan_stages(
     return plans
 
 
-def _blocks_of_sublayer(model: Magma, path: str) -> tuple[int, int] | None:
-    """The number of blocks that have the sublayer of these adapters, and of all. None: unknown, or another part."""
-    for sublayer in model.lm.adapters:
-        if path == f"adapters.{sublayer}" and model.lm.blocks:
-            return model.lm.site_blocks(sublayer), len(model.lm.blocks)
-    return None
+def _placement(model: Magma, path: str) -> tuple[tuple[int, int] | None, tuple[str, ...] | None]:
+    """`blocks` and `sites` of a part."""
+    lm, name = model.lm, path.removeprefix("adapters.")
+    if name == path or not lm.blocks:
+        return None, None
+    sites = lm.adapter_sites.get(name)
+    if sites is None:  # a language model that does not list its sites
+        return (lm.site_blocks(name), len(lm.blocks)), None
+    table = model.adapter_tables.get(name)
+    usual = name in SUBLAYERS and (table is None or (table.at in (None, name) and table.blocks is None))
+    paths = tuple(dict.fromkeys(site.path for site in sites))
+    return (len({site.block for site in sites}), len(lm.blocks)), None if usual else paths
 
 
 def _starts(model: Magma, recipe: Recipe) -> dict[str, str]:

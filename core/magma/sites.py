@@ -41,6 +41,8 @@ class Site:
     attribute with the module itself would make it a part of the adapter."""
     transposed: bool = field(default=False, compare=False, repr=False)
     """Whether the weight of `linear` is [in_features, out_features], as that of GPT-2's `Conv1D`."""
+    media_features: int = field(default=0, kw_only=True)
+    """Width of `Context.media`, which is that of word embeddings. 0: unknown."""
 
     @property
     def weight(self) -> Tensor:
@@ -68,7 +70,7 @@ class Site:
     @classmethod
     def of_width(cls, dim: int) -> Site:
         """A site with this width, without a language model."""
-        return cls("mlp", 0, dim, dim)
+        return cls("mlp", 0, dim, dim, media_features=dim)
 
 
 def match_sites(sites: Sequence[Site], at: str, blocks: Sequence[int] | None = None) -> list[Site]:

@@ -198,7 +198,9 @@ class Causal(TransformersLM):
 
     def new_cache(self) -> LibraryCache:
         """An empty cache."""
-        return LibraryCache.of(self._decoder, self.structure.mode, self.context)
+        linear = any(site.linear is not None for sites in self.adapter_sites.values() for site in sites)
+        mode = self.structure.linear_mode if linear else self.structure.mode
+        return LibraryCache.of(self._decoder, mode, self.context)
 
     def forward(self, embeddings: Tensor, layout: BatchLayout, cache: Cache | None = None) -> Tensor:
         """[b, t, e] to [m, d]; a cache is filled in place."""

@@ -240,13 +240,14 @@ class GPTJ(TransformersLM):
 
 def _find_sites(blocks: Sequence[nn.Module], dim: int) -> list[Site]:
     """The sites of blocks without adapters."""
-    whole = [Site(path, i, dim, dim) for path in ("attention", "mlp", "block") for i in range(len(blocks))]
-    return whole + [
-        Site(path, i, module.in_features, module.out_features, module)
+    whole = [(path, i, dim, dim, None) for path in ("attention", "mlp", "block") for i in range(len(blocks))]
+    linears = [
+        (path, i, module.in_features, module.out_features, module)
         for i, block in enumerate(blocks)
         for path, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]
+    return [Site(*one, media_features=dim) for one in (*whole, *linears)]
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:

@@ -22,13 +22,13 @@ class PlacedSite(Site):
 
 def placed_sites(model: nn.Module, structure: Structure) -> list[PlacedSite]:
     """All sites of a model, which may be on meta."""
-    sites = [PlacedSite(p.path, p.block, structure.dim, structure.dim, place=p) for p in structure.sublayers]
-    width = structure.block_dim
-    sites += [PlacedSite(p.path, p.block, width, width, place=p) for p in structure.block_places]
-    return sites + [linear_site(model.get_submodule(p.entry), p) for p in structure.linears]
 
+    def site(place: Place, widths: tuple[int, int], module: nn.Module | None = None) -> PlacedSite:
+        transposed = module is not None and is_transposed(module)
+        media = structure.embedding_dim
+        return PlacedSite(place.path, place.block, *widths, module, transposed, media_features=media, place=place)
 
-def linear_site(module: nn.Module, place: Place) -> PlacedSite:
-    """The site of a linear layer."""
-    widths = features(module)
-    return PlacedSite(place.path, place.block, *widths, module, is_transposed(module), place=place)
+    sites = [site(place, (structure.dim, structure.dim)) for place in structure.sublayers]
+    sites += [site(place, (structure.block_dim, structure.block_dim)) for place in structure.block_places]
+    linears = [(place, model.get_submodule(place.entry)) for place in structure.linears]
+    return sites + [site(place, features(module), module) for place, module in linears]

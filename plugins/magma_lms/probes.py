@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from magma import BatchLayout, error_summary
 
@@ -101,6 +101,48 @@ def find_mode(probe: Probe, offset: int | None) -> DecodingMode:
             continued = replace(mode, continues=True)
             return continued if mode.rows == "batched" and continues(probe, continued) else mode
     return replace(base, rows="recomputed")
+
+
+def gradient_reaches(probe: Probe, modules: Sequence[nn.Module]) -> list[bool]:
+    """Whether the output of each module has an influence that a gradient shows; that of a choice of positions has none.
+
+    Args:
+        probe: Of the model.
+        modules: Modules that return one tensor.
+    """
+    marks = [torch.zeros((), device=probe.ids.device, requires_grad=True) for _ in modules]
+    handles = [
+        module.register_forward_hook(lambda _, __, out, mark=mark: out + mark)
+        for module, mark in zip(modules, marks, strict=True)
+    ]
+    try:
+        with torch.enable_grad():
+            total = probe.decoder(probe.embeddings, probe.ids).sum()
+            found = torch.autograd.grad(total, marks, allow_unused=True) if marks else ()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [one is not None for one in found]
+
+
+def find_linear_mode(probe: Probe, mode: DecodingMode, linears: Sequence[nn.Module]) -> DecodingMode:
+    """The fastest way to decode that is exact when adapters add something to the outputs of linear layers.
+
+    Recurrent layers rely on zeros at padding, which adapters inside them change.
+
+    Args:
+        probe: Of the model itself.
+        mode: How the model itself decodes.
+        linears: The linear layers where adapters can act.
+    """
+    handles = [module.register_forward_hook(lambda _, __, out: out + 0.1) for module in linears]
+    try:
+        changed = Probe(probe.decoder, probe.ids)
+        same_way = decodes(changed, mode) and (not mode.continues or continues(changed, mode))
+        return mode if same_way else find_mode(changed, mode.offset)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _candidates(decoder: Decoder, base: DecodingMode) -> Iterator[DecodingMode]:

@@ -17,7 +17,17 @@ from magma import PartError, error_summary
 
 from .decoder import Decoder, Head
 from .decoding import DecodingMode
-from .probes import Probe, find_mode, find_offset, gradient_problem, is_causal, packs, same
+from .probes import (
+    Probe,
+    find_linear_mode,
+    find_mode,
+    find_offset,
+    gradient_problem,
+    gradient_reaches,
+    is_causal,
+    packs,
+    same,
+)
 from .sites import Place, find_block_places, find_blocks, find_linear_places, find_sublayers
 from .tracing import Call, first_tensor, trace
 
@@ -46,6 +56,8 @@ class Structure:
     packs: bool
     """Whether positions that start again separate packed sequences."""
     mode: DecodingMode
+    linear_mode: DecodingMode
+    """As `mode`, with adapters at linear layers."""
     output: Any
     """An output of the decoder of the small model, for its form."""
 
@@ -77,19 +89,27 @@ def find_structure(model: Any) -> Structure:
             raise PartError(f"lm: it cannot be trained with: no gradient reaches its input: {problem}")
         pad = getattr(model.config, "pad_token_id", None)
         offset = find_offset(probe, (0, 1, 2) if pad is None else (0, pad + 1))
+        linears = find_linear_places(blocks, rows, columns)
+        reached = gradient_reaches(probe, [model.get_submodule(place.entry) for place in linears])
+        linears = [place for place, flag in zip(linears, reached, strict=True) if flag]
+        packed, mode = packs(probe, offset), find_mode(probe, offset)
+        linear_mode = mode
+        if not packed:  # otherwise there is only attention, which does not read padding
+            linear_mode = find_linear_mode(probe, mode, [model.get_submodule(place.entry) for place in linears])
         return Structure(
             decoder_call.path,
             decoder.by_ids,
             tuple(dict.fromkeys(block.path for block in blocks)),
             tuple(sublayers),
             tuple(find_block_places(blocks, rows)),
-            tuple(find_linear_places(blocks, rows, columns)),
+            tuple(linears),
             probe.embeddings.shape[-1],
             _dim(blocks, sublayers) or output.shape[-1],
             output.shape[-1] if block_output is None else block_output.shape[-1],
             output.shape[-1],
-            packs(probe, offset),
-            find_mode(probe, offset),
+            packed,
+            mode,
+            linear_mode,
             decoder_call.output,
         )
 

@@ -224,9 +224,12 @@ def print_plan(plan: Plan, console: RichConsole | None = None) -> None:
         line += f"; {_scaled(plan.flops_per_sample, 'FLOP')} a sample"
     console.print(line, soft_wrap=True)
     for part in plan.parts:
-        if part.blocks and {part.copies} != set(part.blocks):  # usually one in every block
+        if part.blocks and (part.sites or {part.copies} != set(part.blocks)):  # usually one in every block
             count = "1 adapter" if part.copies == 1 else f"{part.copies} adapters"
-            console.print(f"{part.path}: {count}, in {part.blocks[0]} of {part.blocks[1]} blocks", soft_wrap=True)
+            where = f" at {', '.join(part.sites)}; {part.parameters:,} parameters" if part.sites else ""
+            console.print(
+                f"{part.path}: {count}, in {part.blocks[0]} of {part.blocks[1]} blocks{where}", soft_wrap=True
+            )
     if plan.costs_problem:
         console.print(f"FLOPs and activations are unknown: {plan.costs_problem}", markup=False, soft_wrap=True)
     if plan.length:

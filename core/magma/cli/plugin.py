@@ -52,11 +52,12 @@ def plugin_new(
     name: Annotated[str, typer.Argument(help="Name of the part in recipes.")],
     kind: Annotated[str, typer.Option(help="encoder, prefix, adapter, lm, head, data or task.")],
     out: Annotated[Path, typer.Option(help="Folder in which magma-NAME is created.")] = Path(),
+    at: Annotated[str, typer.Option(help="Where an adapter acts: sublayer, block or linears.")] = "sublayer",
 ) -> None:
     """Create a package with one working part and its tests."""
     from ..plugins.scaffold import new_plugin
 
-    folder = new_plugin(name, kind, out)
+    folder = new_plugin(name, kind, out, at)
     for file in sorted(folder.iterdir()):
         typer.echo(file)
     typer.echo(f"next: pip install -e '{folder}[test]', then: magma plugin check {name}")

@@ -10,8 +10,10 @@ from ..errors import PluginError
 from ..io import atomic_folder
 
 TEMPLATES = Path(__file__).with_name("templates")
-KINDS = tuple(sorted(path.stem for path in TEMPLATES.glob("*.py")))
+KINDS = tuple(sorted(path.stem for path in TEMPLATES.glob("*.py") if "_" not in path.stem))
 """Kinds of parts that have a template."""
+SITES = ("sublayer", *sorted(path.stem.partition("_")[2] for path in TEMPLATES.glob("adapter_*.py")))
+"""Where the adapter of a template acts: by default around attention or feed-forward."""
 _PROJECT = """\
 [build-system]
 requires = ["hatchling"]
@@ -68,6 +70,8 @@ _ABOUT = {
 }
 _USAGE = {
     "adapter": '[adapters.mlp]\nuse = "{name}"',
+    "adapter_block": '[adapters.{name}]\nuse = "{name}"\nat = "block"\nblocks = "every 4"',
+    "adapter_linears": '[adapters.{name}]\nuse = "{name}"\nat = "linears"',
     "data": '[[data.train]]\nuse = "{name}"',
     "encoder": '[inputs.{name}]\nencoder = {{ use = "{name}" }}\nprefix = {{ use = "linear" }}',
     "head": '[head]\nuse = "{name}"\nclasses = ["yes", "no"]',
@@ -77,24 +81,28 @@ _USAGE = {
 }
 
 
-def new_plugin(name: str, kind: str, out: Path) -> Path:
+def new_plugin(name: str, kind: str, out: Path, at: str = SITES[0]) -> Path:
     """Create a package `magma-NAME` with one working part and its tests.
 
     Args:
         name: Name of the part in recipes.
         kind: Kind of the part.
         out: Folder in which the package is created.
+        at: Where an adapter acts: "sublayer" (attention or feed-forward), "block" or "linears".
 
     Returns:
         The folder of the package.
 
     Raises:
-        PluginError: The name is not a word, the kind is unknown, or the folder exists.
+        PluginError: The name is not a word, the kind or the site is unknown, or the folder exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise PluginError(f"plugin new: given the name {name!r}; allowed: a word of a to z, 0 to 9 and _")
     if kind not in KINDS:
         raise PluginError(f"plugin new: given --kind {kind}; allowed: {', '.join(KINDS)}")
+    if at not in SITES or (at != SITES[0] and kind != "adapter"):
+        raise PluginError(f"plugin new: given --at {at}; allowed: {', '.join(SITES)}, for adapters")
+    template = kind if at == SITES[0] else f"{kind}_{at}"
     folder = out / f"magma-{name.replace('_', '-')}"
     if folder.exists():
         raise PluginError(f"plugin new: {folder} exists already")
@@ -106,12 +114,12 @@ def new_plugin(name: str, kind: str, out: Path) -> Path:
         "part": part,
         "about": _ABOUT[kind],
     }
-    code = (TEMPLATES / f"{kind}.py").read_text(encoding="utf-8").replace("NewPart", part).replace("newname", name)
+    code = (TEMPLATES / f"{template}.py").read_text(encoding="utf-8").replace("NewPart", part).replace("newname", name)
     files = {
         "pyproject.toml": _PROJECT.format(**words),
         f"{words['module']}.py": code,
         f"test_{words['module']}.py": _TEST.format(**words),
-        "README.md": _README.format(**words, usage=_USAGE[kind].format(**words)),
+        "README.md": _README.format(**words, usage=_USAGE[template].format(**words)),
     }
     with atomic_folder(folder) as partial:
         for file, text in files.items():

@@ -13,7 +13,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from ..interfaces import KINDS, PartConfig
 from ..plugins.registry import installed
 from .recipe import Recipe
-from .schema import InputTable, LearnerKeys, SourceKeys, TaskTable
+from .schema import AdapterUse, InputTable, LearnerKeys, SourceKeys, TaskTable
 
 _UNSET: dict[str, Any] = {"const": False, "description": "Removes the inherited or default value."}
 
@@ -52,7 +52,7 @@ def json_schema() -> dict[str, Any]:
         data[key] = {"type": "array", "items": _reference("data"), **_help(data[key])}
     for name in ("Cosine", "Linear"):
         definitions[name]["properties"]["final"] = {"type": "number", "deprecated": True}
-    used = {"Use", TaskTable.__name__}  # the parts have taken their place
+    used = {"Use", AdapterUse.__name__, TaskTable.__name__}  # the parts have taken their place
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **schema,
@@ -74,6 +74,8 @@ def _part(kind: str, name: str, config: type[PartConfig], docstring: str) -> tup
     framework: dict[str, Any] = {"use": {"const": name, "description": " ".join(docstring.split("\n\n")[0].split())}}
     if kind in ("prefix", "adapter", "head"):
         framework |= _of(LearnerKeys)["properties"]
+    if kind == "adapter":
+        framework |= {key: one for key, one in _of(AdapterUse)["properties"].items() if key != "use"}
     if kind == "data":
         framework |= _of(SourceKeys)["properties"]
     if kind == "task":

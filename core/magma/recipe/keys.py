@@ -18,6 +18,7 @@ from ..interfaces import KINDS
 from ..plugins.registry import installed
 from .recipe import Recipe
 from .schema import (
+    AdapterUse,
     Constant,
     Cosine,
     Data,
@@ -36,7 +37,8 @@ FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "Top level": Recipe,
     "`[init]`": Init,
     "`[inputs.NAME]`": InputTable,
-    "`inputs.NAME.prefix`, `[adapters.SUBLAYER]` and `[head]`": LearnerKeys,
+    "`inputs.NAME.prefix`, `[adapters.NAME]` and `[head]`": LearnerKeys,
+    "`[adapters.NAME]`": AdapterUse,
     "`[data]`": Data,
     "`[[data.train]]`": SourceKeys,
     "`[[tasks]]`": TaskTable,
@@ -47,7 +49,7 @@ FRAMEWORK_TABLES: dict[str, type[BaseModel]] = {
     "`train.optimizer`": Optimizer,
     "`[[stages]]`": Stage,
     "`inputs.NAME` of a stage": InputStage,
-    "`inputs.NAME.prefix`, `adapters.SUBLAYER` and `head` of a stage": PartStage,
+    "`inputs.NAME.prefix`, `adapters.NAME` and `head` of a stage": PartStage,
 }
 """Every table that the framework itself reads, by the title that documents give it."""
 _LONGEST_DEFAULT = 90
@@ -107,7 +109,7 @@ def _short_names(title: str) -> list[str]:
     if title == "Top level":
         return ["recipe"]
     names = [part.strip("`[]").removesuffix(".NAME") for part in title.split("`")[1::2]]
-    names = [name.removesuffix(".SUBLAYER") for name in names if " = " not in name]
+    names = [name for name in names if " = " not in name]
     return ["stages"] if title.endswith("of a stage") else names
 
 

@@ -99,7 +99,10 @@ def test_five_mistakes_are_reported_at_once(tmp_path: Path) -> None:
             {"adapters": {"attention": {"use": "add", "lr": -1}}},
             r"adapters.attention.lr: given -1; allowed: a finite number above",
         ),
-        ({"adapters": {"head": {"use": "add"}}}, r"adapters.head.*allowed: 'attention' or 'mlp'"),
+        ({"adapters": {"a b": {"use": "add"}}}, "adapters.a b.*allowed: a letter or underscore"),
+        ({"adapters": {"see": {"use": "add", "blocks": "first"}}}, 'adapters.see.blocks: .*"every 4"'),
+        ({"adapters": {"see": {"use": "add", "blocks": [1, 1]}}}, "adapters.see.blocks: .*each index once"),
+        ({"adapters": {"see": {"use": "add", "at": 3}}}, "adapters.see.at: given 3; allowed: .*string"),
         (
             {"data": {"train": [{"use": "counting", "weight": 0}]}},
             r"data.train.0.weight: given 0; allowed: a finite number above 0",

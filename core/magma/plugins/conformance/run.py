@@ -16,7 +16,7 @@ from ...deprecation import renamed_arguments
 from ...errors import PluginError
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
 from ...values import CheckInputs
-from . import adapter, data, encoder, head, lm, module, prefix, task, text
+from . import adapter, data, encoder, head, lm, lm_sites, module, prefix, task, text
 from . import part as any_part
 from .subject import Check, PartUnderTest
 
@@ -26,7 +26,7 @@ _KINDS: tuple[tuple[type[Part], tuple[Check, ...]], ...] = (
     (Encoder, encoder.CHECKS),
     (Prefix, prefix.CHECKS),
     (Adapter, adapter.CHECKS),
-    (FrozenLM, (*lm.CHECKS, *text.CHECKS)),
+    (FrozenLM, (*lm.CHECKS, *lm_sites.CHECKS, *text.CHECKS)),
     (Head, head.CHECKS),
     (DataSource, data.CHECKS),
     (Task, task.CHECKS),

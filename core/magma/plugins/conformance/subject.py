@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from ...adapters import adapter_argument
+from ...context import Context
 from ...deprecation import renamed_arguments
+from ...errors import PartError
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
+from ...sites import Site
 from ...values import BatchLayout, CheckInputs, Features
+from .sample_sites import DIM as DIM
+from .sample_sites import ROWS, TOKENS, sample_context, sample_sites
 
-WIDTH, LENGTH, DIM = 16, 5, 32
-"""Sizes of the encoder and the language model with which a prefix, an adapter or a head is checked."""
+WIDTH, LENGTH = 16, 5
+"""Sizes of the encoder with which a prefix is checked; `DIM` is the width of the language model."""
 TEXT = "The answer is seven, and so on."
 MANY = 40
 """Maximum number of examples or questions that are checked."""
@@ -31,13 +38,47 @@ class PartUnderTest:
 
     def __init__(self, part: type[Part], check_inputs: CheckInputs) -> None:
         self.part, self.inputs_to_check = part, check_inputs
-        self.context: tuple[Any, ...] = ()
-        if issubclass(part, Prefix):
-            self.context = (WIDTH, LENGTH, DIM)
-        elif issubclass(part, Adapter | Head):
-            self.context = (DIM,)
-        elif issubclass(part, DataSource | Task):
-            self.context = (0,)
+        self.site_number = 0
+        """Of an adapter: which of the accepted sites it is built for."""
+        self.refused: list[str] = []
+        """The messages with which an adapter refuses sites."""
+        self.failed: list[str] = []
+        """Other errors of an adapter at sites."""
+
+    @property
+    def context(self) -> tuple[Any, ...]:
+        """What the part is built with after its config."""
+        if issubclass(self.part, Prefix):
+            return (WIDTH, LENGTH, DIM)
+        if issubclass(self.part, Head):
+            return (DIM,)
+        if issubclass(self.part, DataSource | Task):
+            return (0,)
+        if issubclass(self.part, Adapter):
+            require(bool(self.accepted), f"it accepts no site: {'; '.join([*self.refused, *self.failed])}")
+            return (adapter_argument(self.part, sample_sites()[self.accepted[self.site_number]]),)
+        return ()
+
+    @cached_property
+    def accepted(self) -> list[int]:
+        """Of an adapter: which of the sample sites it accepts."""
+        assert issubclass(self.part, Adapter)
+        found, widths = [], set()
+        for i, site in enumerate(sample_sites()):
+            try:
+                argument = adapter_argument(self.part, site)
+                self.part(self.config(), argument)
+            except PartError as error:
+                self.refused.append(f"{site.path}: {error}")
+                continue
+            except Exception as error:  # of the part
+                self.failed.append(f"{site.path}: {type(error).__name__}: {error}")
+                continue
+            if isinstance(argument, int) and argument in widths:
+                continue  # it is the same adapter
+            widths.add(argument)
+            found.append(i)
+        return found
 
     def config(self) -> Any:
         """The configuration of `check_inputs`."""
@@ -50,8 +91,9 @@ class PartUnderTest:
 
     def make(self, seed: int = 0) -> Any:
         """A ready instance in eval mode; `seed` decides its random weights."""
+        context = self.context  # it may draw random numbers
         torch.manual_seed(seed)
-        made: Any = self.part(self.config(), *self.context)  # type: ignore[call-arg]  # each kind has its own context
+        made: Any = self.part(self.config(), *context)  # type: ignore[call-arg]  # each kind has its own context
         if isinstance(made, Module):
             made.load_weights()
             made.eval()
@@ -65,7 +107,7 @@ class PartUnderTest:
         if isinstance(module, Prefix):
             return [torch.randn(2, LENGTH, WIDTH, generator=draw)]
         if isinstance(module, Adapter):
-            return [torch.randn(2, 6, DIM, generator=draw)]
+            return [torch.randn(ROWS, TOKENS, module.site.in_features, generator=draw)]
         if isinstance(module, Head):
             return [torch.randn(3, DIM, generator=draw)]
         assert isinstance(module, FrozenLM)
@@ -79,7 +121,7 @@ class PartUnderTest:
         if isinstance(module, Prefix):
             return features_of(module(Features(given))).values
         if isinstance(module, Adapter):
-            found = module(given, SublayerCall(given))
+            found = self.run_adapter(module, given, first_row=first_row)
         elif isinstance(module, FrozenLM):
             rows, width = given.shape[:2]
             ids = tokens(module)[first_row : first_row + rows].to(given.device)
@@ -90,6 +132,21 @@ class PartUnderTest:
         require(isinstance(found, Tensor), f"`forward` gave a {type(found).__name__}; expected: a tensor")
         value: Tensor = found
         return value
+
+    def run_adapter(
+        self,
+        adapter: Adapter,
+        given: Tensor,
+        sublayer: SublayerCall | None = None,
+        context: Context | None = None,
+        first_row: int = 0,
+    ) -> Tensor:
+        """The output of an adapter, with the sample context from a row on by default."""
+        if context is None:
+            rows = torch.arange(first_row, first_row + len(given), device=given.device)
+            context = sample_context(given).select(rows)
+        given_context = (context,) if adapter.uses_context else ()
+        return adapter(given, sublayer or SublayerCall(given, adapter.site), *given_context)
 
     @property
     def good(self) -> list[Any]:
@@ -102,17 +159,21 @@ class PartUnderTest:
 
 
 class SublayerCall:
-    """A frozen map of each position; it records its inputs."""
+    """A frozen map of each position, that of the site's linear layer if it is one; it records its inputs."""
 
-    def __init__(self, like: Tensor) -> None:
-        draw = torch.Generator().manual_seed(3)
-        weight = torch.randn(DIM, DIM, generator=draw) / math.sqrt(DIM)
-        self.weight = weight.to(device=like.device, dtype=like.dtype)
+    def __init__(self, like: Tensor, site: Site) -> None:
+        if site.linear is None:
+            draw = torch.Generator().manual_seed(3)
+            weight = torch.randn(site.in_features, site.out_features, generator=draw) / math.sqrt(site.in_features)
+            weight = weight.to(device=like.device, dtype=like.dtype)
+            self.run: Callable[[Tensor], Tensor] = lambda x: torch.tanh(x @ weight)
+        else:
+            self.run = site.linear.to(device=like.device, dtype=like.dtype)
         self.seen: list[Tensor] = []
 
     def __call__(self, x: Tensor) -> Tensor:
         self.seen.append(x)
-        return torch.tanh(x @ self.weight)
+        return self.run(x)
 
 
 def tokens(lm: FrozenLM) -> Tensor:

@@ -1,4 +1,4 @@
-"""The adapter newname. Axes: b batch, t tokens, d language-model width."""
+"""The adapter newname. Axes: b batch, t tokens, d width of the site."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ class NewPart(magma.Adapter):
 
         rank: int = Field(8, ge=1)
 
-    def __init__(self, config: Config, dim: int) -> None:
-        super().__init__(config, dim)
-        self.down, self.up = nn.Linear(dim, config.rank, bias=False), nn.Linear(config.rank, dim, bias=False)
+    def __init__(self, config: Config, site: magma.Site) -> None:
+        super().__init__(config, site)
+        self.down = nn.Linear(site.in_features, config.rank, bias=False)
+        self.up = nn.Linear(config.rank, site.out_features, bias=False)
         nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor]) -> Tensor:

@@ -59,16 +59,17 @@ class Attention(nn.Module):
         return found
 
 
-class AdapterWrapper(nn.Module):
-    """A sublayer inside its adapter."""
+class WithAdapter(nn.Module):
+    """A module inside an adapter, which checkpoints know by its name."""
 
-    def __init__(self, sublayer: nn.Module, adapter: magma.Adapter) -> None:
+    def __init__(self, module: nn.Module, adapter: magma.Adapter, name: str) -> None:
         super().__init__()
-        self.sublayer, self.adapter = sublayer, adapter
+        self.module, self.name = module, name
+        self.add_module(name, adapter)
 
-    def forward(self, x: Tensor, *context: Any) -> Tensor:
-        """[b, t, d]."""
-        found: Tensor = self.adapter(x, lambda h: self.sublayer(h, *context))
+    def forward(self, x: Tensor, *others: Any) -> Tensor:
+        """[b, t, in_features] to [b, t, out_features]. Masks and caches bypass the adapter."""
+        found: Tensor = self.get_submodule(self.name)(x, lambda h: self.module(h, *others))
         return found
 
 
@@ -112,6 +113,7 @@ class NewPart(magma.FrozenLM):
         )
         self.layers = nn.ModuleList(Block(self.dim, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(self.dim)
+        self.all_sites = self.find_sites()
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -131,22 +133,33 @@ class NewPart(magma.FrozenLM):
         found: Tensor = self.word_embedding(tokens)
         return found
 
-    def add_adapters(self, sublayer: magma.Sublayer, make: Callable[[], magma.Adapter]) -> None:
-        """Add an adapter to the sublayer of each block."""
-        if sublayer in self.adapters:
-            raise magma.PartError(f"{sublayer} has adapters already")
-        self.adapters[sublayer] = []
-        for block in self.layers:
-            adapter = make()
-            setattr(block, sublayer, AdapterWrapper(getattr(block, sublayer), adapter))
-            self.adapters[sublayer].append(adapter)
+    def sites(self) -> Sequence[magma.Site]:
+        """The sublayers, the blocks and their linear layers."""
+        return self.all_sites
 
-    def remove_adapters(self) -> None:
-        """Restore the sublayers."""
-        for sublayer in self.adapters:
-            for block in self.layers:
-                setattr(block, sublayer, getattr(block, sublayer).sublayer)
-        self.adapters = {}
+    def find_sites(self) -> list[magma.Site]:
+        """The sites of the blocks without adapters."""
+        found: list[tuple[str, int, int, int, nn.Module | None]] = []
+        for i, block in enumerate(self.layers):
+            found += [(path, i, self.dim, self.dim, None) for path in ("attention", "mlp", "block")]
+            found += [
+                (path, i, module.in_features, module.out_features, module)
+                for path, module in block.named_modules()
+                if isinstance(module, nn.Linear)
+            ]
+        return [magma.Site(*one, media_features=self.dim) for one in found]
+
+    def attach_adapter(self, site: magma.Site, adapter: magma.Adapter, name: str) -> Callable[[], None]:
+        """Replace the module of the site by one that has the adapter around it."""
+        holder: nn.Module = self.layers
+        path = [str(site.block), *(site.path.split(".") if site.path != "block" else [])]
+        for part in path[:-1]:
+            holder = holder.get_submodule(part)
+            while isinstance(holder, WithAdapter):
+                holder = holder.module
+        inside = holder.get_submodule(path[-1])
+        setattr(holder, path[-1], WithAdapter(inside, adapter, name))
+        return lambda: setattr(holder, path[-1], inside)
 
     def new_cache(self) -> KeysAndValues:
         """An empty cache."""
