@@ -53,6 +53,12 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> None:
     _install(monkeypatch, "toys")
 
 
+@pytest.fixture
+def toys_at_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy parts, and language models of ours with sites and adapters for them."""
+    _install(monkeypatch, "toys", "magma_lms", "magma_adapters")
+
+
 @pytest.fixture(scope="module")
 def stored_toys() -> Iterator[None]:
     """The same for all tests of a file, and the toy language model with weights in a folder."""

@@ -15,6 +15,7 @@ from magma import (
     Adapter,
     BatchLayout,
     Cache,
+    Context,
     DataSource,
     Encoder,
     Example,
@@ -29,6 +30,7 @@ from magma import (
     Prediction,
     Prefix,
     Question,
+    Site,
     SourceState,
     Sublayer,
     Task,
@@ -299,6 +301,28 @@ class ToyAdapter(Adapter):
         return h + self.up(self.down(h).relu())
 
 
+class ToyLook(Adapter):
+    """Each position attends to the media before it, or only to the last one."""
+
+    name = "look"
+    uses_context = True
+
+    class Config(PartConfig):
+        last_only: bool = False
+
+    config: Config
+
+    def __init__(self, config: Config, site: Site) -> None:
+        super().__init__(config, site)
+        self.query = nn.Linear(site.in_features, site.media_features)
+        self.value = nn.Linear(site.media_features, site.out_features)
+
+    def forward(self, x: Tensor, sublayer: Callable[[Tensor], Tensor], context: Context) -> Tensor:
+        scores = (self.query(x) @ context.media.mT).sigmoid() * context.media_mask(self.config.last_only)
+        weights = scores / (1 + scores.sum(-1, keepdim=True))
+        return sublayer(x) + self.value(weights @ context.media)
+
+
 class ToyHead(Head):
     name = "classes"
 
@@ -361,7 +385,7 @@ class ToyTask(Task):
 
 @hookimpl
 def magma_parts() -> list[type]:
-    return [ToyLM, HybridLM, ToyEncoder, TightEncoder, ToyPrefix, ToyAdapter, ToyHead, ToySource, ToyTask]
+    return [ToyLM, HybridLM, ToyEncoder, TightEncoder, ToyPrefix, ToyAdapter, ToyLook, ToyHead, ToySource, ToyTask]
 
 
 RECIPE: dict[str, Any] = {

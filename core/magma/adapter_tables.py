@@ -51,7 +51,11 @@ def _add_to_sublayer(lm: FrozenLM, name: str, table: AdapterTable) -> None:
             "blocks: this language model does not list its sites"
         )
     count = itertools.count()
-    lm.add_adapters(name, lambda: make_adapter(table.make, Site(name, next(count), lm.dim, lm.dim)))
+
+    def make() -> Adapter:
+        return make_adapter(table.make, Site(name, next(count), lm.dim, lm.dim, media_features=lm.embedding_dim))
+
+    lm.add_adapters(name, make)
     if not lm.adapters.get(name):
         raise PartError(f"adapters.{name}: no block of this language model has such a sublayer")
     for adapter in lm.adapters[name]:

@@ -48,7 +48,7 @@ def embed_batch(
 def _with_media(layout: BatchLayout, context: Context | None, media: Tensor | None) -> BatchLayout:
     if context is None or media is None:
         return layout
-    return replace(layout, context=replace(context, media=media.view(*context.media_index.shape, -1)))
+    return replace(layout, context=replace(context, media=media.view(*context.media_index.shape, media.shape[-1])))
 
 
 def zero_contribution(input_module: Input, like: Tensor) -> Tensor:

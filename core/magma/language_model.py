@@ -14,7 +14,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from .adapters import Adapter, AdapterState, make_adapter
-from .deprecation import RenamedMember
+from .deprecation import RenamedMember, renamed_arguments
 from .errors import PartError
 from .part import Module, PartConfig
 from .sites import SUBLAYERS, Site, choose_blocks, match_sites, table_name_problem
@@ -134,6 +134,7 @@ class FrozenLM(Module):
         """
         raise PartError(f'lm: "{self.name}" takes no adapters: it does not implement `attach_adapter`')
 
+    @renamed_arguments(sublayer="site")
     def add_adapters(
         self,
         site: str,
