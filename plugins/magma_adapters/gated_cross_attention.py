@@ -87,18 +87,19 @@ class MaskedCrossAttention(nn.Module):
 
         Returns:
             [b, t, d], zero for positions that may attend to none. Without media (n = 0), a zero that every weight has
-            a part in, because all processes have to run the same modules and reduce the same gradients.
+            a part in, because all processes have to run the same modules, in this order, and reduce the same gradients.
         """
         if not media.shape[1]:
-            none = media.new_zeros(0, self.to_kv.in_features, dtype=x.dtype)
-            return self.to_out(self.to_q(self.norm(x[:, :0]))).sum() + self.to_kv(none).sum()
+            queries, read = self.to_q(self.norm(x[:, :0])), self.to_kv(x.new_zeros(0, self.to_kv.in_features))
+            zero: Tensor = self.to_out(queries).sum() + read.sum()
+            return zero
         queries = self._split(self.to_q(self.norm(x)))
         keys, values = map(self._split, self.to_kv(media).chunk(2, dim=-1))
         none = ~mask.any(-1, keepdim=True)
         out = F.scaled_dot_product_attention(queries, keys, values, (mask | none)[:, None])
-        out = self.to_out(out.transpose(1, 2).flatten(2).masked_fill(none, 0))
-        return out
+        projected: Tensor = self.to_out(out.transpose(1, 2).flatten(2).masked_fill(none, 0))
+        return projected
 
     def _split(self, x: Tensor) -> Tensor:
         """[b, *, h * w] to [b, h, *, w]."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
