@@ -51,7 +51,7 @@ class Site:
         Raises:
             PartError: The site is not one linear layer, or its weight is quantized or partitioned.
         """
-        found = None if self.linear is None else self.linear.get_parameter("weight")
+        found: Tensor | None = None if self.linear is None else self.linear.get_parameter("weight")
         if found is not None and self.transposed:
             found = found.T
         if found is None or found.shape != (self.out_features, self.in_features):

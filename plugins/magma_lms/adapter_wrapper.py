@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +19,8 @@ class AdapterWrapper(nn.Module):
     def __init__(self, sublayer: nn.Module) -> None:
         super().__init__()
         self.sublayer = sublayer
-        self._names: tuple[str, ...] = ()
-
-    @property
-    def adapters(self) -> list[Adapter]:
+        self.adapters: tuple[Adapter, ...] = ()
         """From the innermost to the outermost."""
-        return [self._modules[name] for name in self._names]  # type: ignore[misc]  # only adapters have these names
 
     def forward(self, x: Tensor, *others: Any, first: int = 0) -> Tensor:
         """[b, t, d] to [b, t - first, d], with the other arguments of the module.
@@ -33,18 +29,19 @@ class AdapterWrapper(nn.Module):
         that changes the input of its sublayer needs all positions. The choice does not depend on the batch, because
         under ZeRO-3 all processes have to run the same modules.
         """
-        return self._run(self.adapters, x, others, first)
+        return self._run(len(self.adapters), x, others, first)
 
-    def _run(self, adapters: Sequence[Adapter], x: Tensor, others: tuple[Any, ...], first: int) -> Tensor:
-        if not adapters:
+    def _run(self, count: int, x: Tensor, others: tuple[Any, ...], first: int) -> Tensor:
+        """The module with the first `count` adapters around it."""
+        if not count:
             out: Tensor = self.sublayer(x, *others, first) if first else self.sublayer(x, *others)
             return out
-        *inner, adapter = adapters
+        adapter, inner = self.adapters[count - 1], count - 1
         if not first:
             return adapter(x, lambda h: self._run(inner, h, others, 0))
         if adapter.passes_input_through or adapter.is_disabled:
             return adapter(x[:, first:], lambda _: self._run(inner, x, others, first))
-        return self._run(adapters, x, others, 0)[:, first:]
+        return self._run(count, x, others, 0)[:, first:]
 
 
 def wrap(parent: nn.Module, child: str, adapter: Adapter, name: str) -> Callable[[], None]:
@@ -54,12 +51,12 @@ def wrap(parent: nn.Module, child: str, adapter: Adapter, name: str) -> Callable
         wrapper = AdapterWrapper(wrapper)
         setattr(parent, child, wrapper)
     wrapper.add_module(name, adapter)
-    wrapper._names += (name,)
+    wrapper.adapters += (adapter,)
 
     def undo() -> None:
-        wrapper._names = tuple(other for other in wrapper._names if other != name)
+        wrapper.adapters = tuple(other for other in wrapper.adapters if other is not adapter)
         delattr(wrapper, name)
-        if not wrapper._names:
+        if not wrapper.adapters:
             setattr(parent, child, wrapper.sublayer)
 
     return undo

@@ -220,7 +220,7 @@ class Causal(TransformersLM):
         beyond = 0 if self.context is None else max(0, t - self.context)
         if beyond:
             embeddings = embeddings[:, : self.context]
-            companions = companions.map_positions(lambda x: x[:, : self.context])
+            companions = companions.columns(slice(0, self.context))
         hidden = self._decoder(embeddings, companions.ids, context=companions.context)
         return F.pad(hidden, (0, 0, 0, beyond)) if beyond else hidden
 

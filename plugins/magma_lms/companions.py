@@ -33,6 +33,10 @@ class Companions:
         context = None if self.context is None else self.context.map_positions(change)
         return Companions(None if self.ids is None else change(self.ids), context)
 
+    def columns(self, columns: slice) -> Companions:
+        """Those of some columns."""
+        return self.map_positions(lambda x: x[:, columns])
+
     def row(self, i: int) -> Companions:
         """Those of one row, [1, t]."""
         only = slice(i, i + 1)

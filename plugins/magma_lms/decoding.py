@@ -109,7 +109,7 @@ class BatchedCache(LibraryCache):
     def _start(self, embeddings: Tensor, companions: Companions, lengths: Tensor) -> Tensor:
         """The first positions, padded on the right."""
         width, t = embeddings.shape[1], min(embeddings.shape[1], self.context or embeddings.shape[1])
-        embeddings, companions = embeddings[:, :t], companions.map_positions(lambda x: x[:, :t])  # padding beyond it
+        embeddings, companions = embeddings[:, :t], companions.columns(slice(0, t))  # padding beyond it
         columns = torch.arange(t, device=embeddings.device)
         padding = (t - lengths)[:, None]
         self.valid = columns >= padding
@@ -185,13 +185,12 @@ class SingleRowCaches(LibraryCache):
         outs = []
         here = Companions.of(layout).row(i)
         for piece in pieces:
-            part, companions = embeddings[:, piece], here.map_positions(lambda x, piece=piece: x[:, piece])
+            part, companions = embeddings[:, piece], here.columns(piece)
             lengths = torch.tensor([part.shape[1]], device=part.device)
             positions = layout.positions[i : i + 1, piece]
             ids, context = companions.ids, companions.context
-            outs.append(
-                row.forward(part, BatchLayout(positions, lengths, layout.scored[:0], token_ids=ids, context=context))
-            )
+            given = BatchLayout(positions, lengths, layout.scored[:0], token_ids=ids, context=context)
+            outs.append(row.forward(part, given))
         return torch.cat(outs, dim=1)
 
 

@@ -122,8 +122,13 @@ def _scaled(found: tuple[Structure, Any], architecture: Any, model: Any) -> Stru
             return embedding
         return int(size // small * width) if small and size % small == 0 else size
 
-    widths = {name: scale(getattr(structure, name)) for name in ("dim", "block_dim", "output_dim")}
-    return replace(structure, embedding_dim=embedding, **widths)
+    return replace(
+        structure,
+        embedding_dim=embedding,
+        dim=scale(structure.dim),
+        block_dim=scale(structure.block_dim),
+        output_dim=scale(structure.output_dim),
+    )
 
 
 class _Identity(nn.Module):

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -277,11 +277,16 @@ def _find_sizes_of_model(model: Magma) -> Sizes:
     architecture: Any = model.lm.get_submodule("model").config
     adapters = {}
     for place, made in model.lm.adapters.items():
-        config: Any = made[0].config
+        sites = [site.path for site in model.lm.adapter_sites[place]]
+        if place not in ("attention", "mlp") or sites != [place] * architecture.n_layer:
+            raise refuse(f"it has adapters at {', '.join(dict.fromkeys(sites))} in {len(sites)} places")
+        name, config = made[0].name, cast(Any, made[0].config)
+        if name not in ("sequential", "parallel"):
+            raise refuse(f'its adapters are "{name}"')
         learned = config.scale == "learned"
-        if made[0].name not in ("sequential", "parallel") or (learned and made[0].name == "sequential"):
-            raise refuse(f'its adapters are "{made[0].name}"{" with a learned scale" if learned else ""}')
-        adapters[place] = Bottleneck(made[0].name, config.downsample, config.layernorm, learned)
+        if learned and name == "sequential":
+            raise refuse(f'its adapters are "{name}" with a learned scale')
+        adapters[place] = Bottleneck(name, config.downsample, config.layernorm, learned)
     stages = [len({n.split(".")[2] for n in network if n.startswith(f"network.layer{k}.")}) for k in (1, 2, 3, 4)]
     return Sizes(
         layers=architecture.n_layer,

@@ -195,7 +195,7 @@ class InsideOut(GPTJ):
         detach = super().attach_adapter(site, adapter, name)
         if site.path == "mlp":
             wrapper: Any = self._bare_blocks[site.block].get_submodule("mlp")
-            wrapper._names = tuple(reversed(wrapper._names))
+            wrapper.adapters = tuple(reversed(wrapper.adapters))
         return detach
 
 
