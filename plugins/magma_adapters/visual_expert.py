@@ -17,7 +17,8 @@ class VisualExpert(Adapter):
     """At a linear layer: media positions have a projection that is learned, text positions the frozen one.
 
     At all linear layers of a block, these are equations 2 to 4. The learned projection starts as a copy of the frozen
-    one, so that training starts with the language model itself.
+    one, so that training starts with the language model itself. Of several experts at one layer, the last one that was
+    added counts for a position that they have in common.
     """
 
     name = "visual_expert"
