@@ -11,6 +11,7 @@ a head.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import torch
@@ -76,6 +77,8 @@ class MaskedCrossAttention(nn.Module):
         self.to_q = nn.Linear(dim, heads * head_dim, bias=False)
         self.to_kv = nn.Linear(media_features, 2 * heads * head_dim, bias=False)
         self.to_out = nn.Linear(heads * head_dim, dim, bias=False)
+        self._last: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+        """Media, the version of the weights, and their keys and values."""
 
     def forward(self, x: Tensor, media: Tensor, mask: Tensor) -> Tensor:
         """What positions get from media.
@@ -94,10 +97,20 @@ class MaskedCrossAttention(nn.Module):
             zero: Tensor = self.to_out(queries).sum() + read.sum()
             return zero
         queries = self._split(self.to_q(self.norm(x)))
-        keys, values = map(self._split, self.to_kv(media).chunk(2, dim=-1))
+        keys, values = map(self._split, self._project(media).chunk(2, dim=-1))
         none = ~mask.any(-1, keepdim=True)
         out = F.scaled_dot_product_attention(queries, keys, values, (mask | none)[:, None])
         projected: Tensor = self.to_out(out.transpose(1, 2).flatten(2).masked_fill(none, 0))
+        return projected
+
+    def _project(self, media: Tensor) -> Tensor:
+        """Keys and values [b, n, 2 * h * w]. In generation the media are the same for each token: projected once."""
+        version = self.to_kv.weight._version
+        known = None if torch.is_grad_enabled() else self._last
+        if known is not None and known[0]() is media and known[1] == version:
+            return known[2]
+        projected: Tensor = self.to_kv(media)
+        self._last = None if torch.is_grad_enabled() else (weakref.ref(media), version, projected)
         return projected
 
     def _split(self, x: Tensor) -> Tensor:

@@ -182,6 +182,24 @@ def test_after_a_cache_the_mask_is_the_same(family: str, all_media: bool) -> Non
     assert len(read) >= 3
 
 
+def test_generation_projects_media_once_and_sees_new_weights() -> None:
+    model = build_model("llama", "gated_cross_attention")
+    attention: Any = model.lm.all_adapters()[0]
+    calls: list[int] = []
+    attention.attn.to_kv.register_forward_hook(lambda *_: calls.append(1))
+    assert len(model.generate_tokens(PROMPT, max_tokens=4)) > 1
+    assert len(calls) == 1
+    x, context = interleaved()
+    adapter = make()
+    with torch.no_grad():
+        before = adapter(x, lambda h: h, context)
+        assert torch.equal(adapter(x, lambda h: h, context), before)
+        adapter.attn.to_kv.weight.mul_(2)
+        after = adapter(x, lambda h: h, context)
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.allclose(after, adapter(x, lambda h: h, context), atol=1e-6)
+
+
 def test_it_needs_a_block_and_the_width_of_media() -> None:
     with pytest.raises(PartError, match=r"acts before blocks: given mlp; allowed: block"):
         GatedCrossAttention.build(Site("mlp", 0, D, D, media_features=E))
