@@ -128,6 +128,10 @@ class Adapter(Module):
             sublayer may be changed in place.
         """
 
+    def required_inputs(self) -> Collection[str]:
+        """Names of inputs that its config refers to: a model without one of them is refused. Default: none."""
+        return ()
+
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The linear layer that computes what this adapter computes around a linear layer.
 

@@ -5,8 +5,8 @@ Axes: b batch, t tokens, n embeddings of all media of a row, d width of word emb
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Context:
     """[b, n], the index in `names` of the input of that medium; -1: padding."""
     presence: Presence | None = None
     """Which inputs the sequences have, for adapters with `only_with`. None: no sequence has any."""
+    _found: dict[tuple[str, ...] | None, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """The results of `media_positions`: a GPU has to be waited for to know their number."""
 
     @classmethod
     def of_text(cls, like: Tensor, width: int = 0) -> Context:
@@ -67,6 +69,29 @@ class Context:
         if name not in self.names:
             return torch.zeros_like(self.inputs, dtype=torch.bool)
         return (self.media_mask() & (self.media_inputs == self.names.index(name))[:, None]).any(-1)
+
+    def media_positions(self, names: Sequence[str] | None = None) -> Tensor:
+        """The positions that media of these inputs fill, [s] flat indices (row * t + column) in order.
+
+        Args:
+            names: Inputs. None: all.
+
+        On meta there are no values: s is then the largest possible number, b * min(n, t).
+        """
+        key = None if names is None else tuple(names)
+        if key not in self._found:
+            self._found[key] = self._find_positions(key)
+        return self._found[key]
+
+    def _find_positions(self, names: Sequence[str] | None) -> Tensor:
+        if self.inputs.is_meta:
+            rows, columns = self.inputs.shape
+            return torch.arange(rows * min(columns, self.media_index.shape[1]), device="meta")
+        flat = self.inputs.flatten()
+        if names is None:
+            return (flat >= 0).nonzero()[:, 0]
+        chosen = torch.tensor([i for i, name in enumerate(self.names) if name in names], device=flat.device)
+        return torch.isin(flat, chosen).nonzero()[:, 0]
 
     # Rows and positions
 

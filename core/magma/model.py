@@ -32,7 +32,7 @@ from .summary import ALWAYS_STORED as ALWAYS_STORED
 from .summary import PartSummary as PartSummary
 from .system.memory import in_pieces
 from .values import BatchLayout, Example
-from .widths import check_widths
+from .widths import check_required_inputs, check_widths
 
 Prompts = Sequence[list[Any] | tuple[Any, ...]]
 """Several prompts."""
@@ -51,7 +51,8 @@ class Magma(nn.Module):
     The parts may have different precisions; `.to(dtype)` converts them to one.
 
     Raises:
-        PartError: Widths of the parts do not match, or the language model has no such site.
+        PartError: Widths of the parts do not match, the language model has no such site, or an adapter refers to an
+            input that does not exist.
 
     Example:
         ```python
@@ -84,6 +85,7 @@ class Magma(nn.Module):
         add_tables(lm, self.adapter_tables)
         lm.freeze()
         check_widths(lm, self.input_modules(), head)
+        check_required_inputs(lm, self.input_modules())
         self.train(self.training)
 
     def input_modules(self) -> dict[str, Input]:

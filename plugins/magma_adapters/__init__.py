@@ -1,7 +1,8 @@
 """Adapters: small trained modules around the sublayers and linear layers of a frozen language model.
 
 `bottleneck.py` has the sequential and the parallel bottleneck adapters of the paper (equations 1 and 2), `lora.py` LoRA
-and its variants, `ia3.py` (IA)^3. The modules `peft_*` read and write files of the library peft, for
+and its variants, `ia3.py` (IA)^3, `gated_cross_attention.py` the cross-attention layers of Flamingo, `visual_expert.py`
+the projections of CogVLM for media positions. The modules `peft_*` read and write files of the library peft, for
 `magma export peft` and `magma import peft`.
 """
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package. They are imported here because they import torch, which is slow."""
     from .bottleneck import Parallel, Sequential
+    from .gated_cross_attention import GatedCrossAttention
     from .ia3 import IA3
     from .lora import LoRA
+    from .visual_expert import VisualExpert
 
-    return [Sequential, Parallel, LoRA, IA3]
+    return [Sequential, Parallel, LoRA, IA3, GatedCrossAttention, VisualExpert]
 
 
 @hookimpl
