@@ -25,7 +25,7 @@ OF_THE_MACHINE = {"workers": "number of CPUs, at most 8"}
 KIND_TITLES = {
     "encoder": "Encoders: `encoder` of `[inputs.NAME]`",
     "prefix": "Prefixes: `prefix` of `[inputs.NAME]`",
-    "adapter": "Adapters: `[adapters.attention]` and `[adapters.mlp]`",
+    "adapter": "Adapters: `[adapters.NAME]`",
     "lm": "Language models: `[lm]`",
     "head": "Heads: `[head]`",
     "data": "Data sources: `[[data.train]]` and `[[data.evaluation]]`",

@@ -31,13 +31,15 @@ def as_tables(adapters: Mapping[str, AdapterTable | Callable[..., Adapter]]) -> 
     return {name: made if isinstance(made, AdapterTable) else AdapterTable(made) for name, made in adapters.items()}
 
 
-def check_inputs_of_tables(tables: Mapping[str, AdapterTable], inputs: Collection[str]) -> None:
-    """Raise `PartError` if a table acts only with an input that the model does not have."""
-    for name, table in tables.items():
-        for one in table.only_with:
+def check_inputs_of_adapters(lm: FrozenLM, tables: Mapping[str, AdapterTable], inputs: Collection[str]) -> None:
+    """Raise `PartError` if `only_with` or an adapter names an input that the model does not have."""
+    for name, adapters in lm.adapters.items():
+        named = [(".only_with", one) for one in tables[name].only_with]
+        named += [("", one) for adapter in adapters for one in adapter.required_inputs()]
+        for key, one in named:
             if one not in inputs:
                 raise PartError(
-                    f"adapters.{name}.only_with: given {one!r}; allowed: the inputs, {', '.join(inputs) or 'none'}"
+                    f"adapters.{name}{key}: given {one!r}; allowed: the inputs, {', '.join(inputs) or 'none'}"
                 )
 
 

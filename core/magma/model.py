@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adapter_tables import AdapterTable, add_tables, as_tables, check_inputs_of_tables
+from .adapter_tables import AdapterTable, add_tables, as_tables, check_inputs_of_adapters
 from .auxiliary import Losses, auxiliary_losses, recorded_outputs
 from .data.collator import Collator
 from .data.sequence import Batch, EncodedExample
@@ -32,7 +32,7 @@ from .summary import ALWAYS_STORED as ALWAYS_STORED
 from .summary import PartSummary as PartSummary
 from .system.memory import in_pieces
 from .values import BatchLayout, Example
-from .widths import check_required_inputs, check_widths
+from .widths import check_widths
 
 Prompts = Sequence[list[Any] | tuple[Any, ...]]
 """Several prompts."""
@@ -69,8 +69,7 @@ class Magma(nn.Module):
         head: Head | None = None,
     ) -> None:
         super().__init__()
-        self.lm = lm
-        self.head = head
+        self.lm, self.head = lm, head
         for name in inputs or {}:
             if problem := module_problem(name):
                 raise PartError(f"inputs.{name}: given {name!r}; allowed: {problem}")
@@ -81,11 +80,10 @@ class Magma(nn.Module):
         """Run every input for every batch even without gradients: other processes may have media for it."""
         self.adapter_tables = as_tables(adapters or {})
         """What the adapters were made from, by the names of their tables."""
-        check_inputs_of_tables(self.adapter_tables, self.input_modules())
         add_tables(lm, self.adapter_tables)
+        check_inputs_of_adapters(lm, self.adapter_tables, self.input_modules())
         lm.freeze()
         check_widths(lm, self.input_modules(), head)
-        check_required_inputs(lm, self.input_modules())
         self.train(self.training)
 
     def input_modules(self) -> dict[str, Input]:

@@ -1,8 +1,8 @@
-"""Check that a model's parts match: their widths, on meta and without computation, and the names of inputs."""
+"""Check that the widths of a model's parts match. The check is done on meta, without computation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -39,19 +39,6 @@ def check_widths(lm: FrozenLM, inputs: Mapping[str, Input], head: Head | None) -
         scores = _on_meta(head)(torch.empty(1, lm.output_dim, device="meta"))
         if tuple(scores.shape) != (1, len(head.classes)):
             raise PartError(f"head: it gives {list(scores.shape)}; expected for its classes: [1, {len(head.classes)}]")
-
-
-def check_required_inputs(lm: FrozenLM, inputs: Collection[str]) -> None:
-    """Check that the inputs exist that adapters refer to.
-
-    Raises:
-        PartError: One does not exist.
-    """
-    for name, adapters in lm.adapters.items():
-        for required in (one for adapter in adapters for one in adapter.required_inputs() if one not in inputs):
-            raise PartError(
-                f'adapters.{name}: given the input "{required}"; allowed: {", ".join(inputs) or "no inputs"}'
-            )
 
 
 def _on_meta(module: nn.Module) -> Callable[[Any], Any]:

@@ -101,7 +101,7 @@ def test_it_may_act_on_some_inputs_only() -> None:
 
 
 def test_an_input_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(PartError, match=r'adapters\.expert: given the input "othr"; allowed: number, other'):
+    with pytest.raises(PartError, match=r"adapters\.expert: given 'othr'; allowed: the inputs, number, other"):
         both(LMS["llama"](), inputs=("othr",))
 
 
