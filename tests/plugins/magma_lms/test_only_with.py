@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ToyEncoder, ToyPrefix
 
 from magma import Adapter, AdapterTable, Example, Input, Magma, Media, PartConfig, PartError, Site, Tokens
@@ -173,6 +175,34 @@ def test_a_batch_without_the_input_does_not_run_the_adapter(model: Magma) -> Non
     assert Beside.calls == 0
     logits(model, [[words(5, 6)], [Media("number", 1), words(7)]])
     assert Beside.calls > 0
+
+
+class Operators(TorchDispatchMode):
+    """Counts the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_it_costs_nothing_if_all_rows_have_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The language model runs the same operators, in training and without gradients."""
+    model = build("gptj", BESIDE)
+    rows = [Example([Media("number", 2), Tokens(torch.tensor([7, 8]), target=True)])] * 2
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            given = model.lm_inputs(model.collator().batch(rows))
+            with Operators() as ours:
+                model.lm(*given)
+            with monkeypatch.context() as patch, Operators() as plain:
+                for adapter in model.lm.all_adapters():
+                    patch.setattr(adapter, "only_with", ())
+                model.lm(*given)
+        assert ours.count == plain.count
 
 
 def test_generated_tokens_remember_the_input(model: Magma) -> None:
