@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from magma import Adapter, BatchLayout, Magma, PartConfig, PartError, Tokens
+from magma import Adapter, BatchLayout, CheckInputs, Magma, PartConfig, PartError, Tokens, testing
 from magma.interfaces import SUBLAYERS
+from magma.plugins.conformance import lm_sites
 
 LENGTHS = (20, 5, 12)
 """Of rows side by side: one is shorter than a window of 8 tokens."""
@@ -376,4 +377,11 @@ def export(family: Family) -> None:
         assert_same(library.logits(again, row.ids), row.logits, 1e-5)
 
 
-CHECKS = (parameters, logits, media, packing, greedy, continuation, log_likelihood, adapters, export)
+def sites(family: Family) -> None:
+    """Adapters at every site, and the context of their positions, as the conformance kit checks them."""
+    subject = testing.PartUnderTest(Spelled, CheckInputs({"weights": str(family.folder / "weights")}))
+    for check in lm_sites.CHECKS:
+        check(subject)
+
+
+CHECKS = (parameters, logits, media, packing, greedy, continuation, log_likelihood, adapters, sites, export)
