@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -14,8 +15,9 @@ from magma_lms.gptj import GPTJ
 from torch import Tensor, nn
 
 import magma
-from magma import Adapter, BatchLayout, Context, PartConfig, PartError, Site, testing
+from magma import Adapter, BatchLayout, Context, PartConfig, PartError, PluginError, Site, testing
 from magma.plugins.conformance import lm_sites
+from magma.plugins.scaffold import SITES, new_plugin
 
 
 class Anywhere(Adapter):
@@ -254,3 +256,14 @@ def test_a_fault_of_a_language_model_is_found_by_its_check(part: type[magma.Part
         except Exception as error:  # as `run_checks` does it
             problems[check.__name__] = str(error)
     assert LM_FAULTS[part] in problems, problems
+
+
+@pytest.mark.parametrize("at", SITES)
+def test_a_new_adapter_passes_wherever_it_acts(at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new_plugin(f"see_{at}", "adapter", tmp_path, at)
+    monkeypatch.syspath_prepend(str(folder))
+    (part,) = importlib.import_module(f"magma_see_{at}").magma_parts()
+    assert {one.check: one.problem for one in testing.run_checks(part) if one.problem} == {}
+    for kind, site in (("adapter", "head"), ("prefix", "block")):
+        with pytest.raises(PluginError, match="allowed: sublayer, block, linears"):
+            new_plugin("other", kind, tmp_path, site)
