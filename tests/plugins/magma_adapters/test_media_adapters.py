@@ -136,6 +136,20 @@ def test_recomputed_blocks_give_the_same_gradients(adapter: str) -> None:
     assert all(torch.allclose(one[name], two[name], rtol=1e-5, atol=1e-7) for name in one)
 
 
+@pytest.mark.filterwarnings("ignore")  # dynamo looks at what it should not
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same(adapter: str) -> None:
+    plain, compiled = build_model("llama", adapter), build_model("llama", adapter)
+    for block in compiled.lm.blocks:
+        block.compile(dynamic=True, backend="eager")  # what is traced is what any backend gets
+    for some in (examples(), examples()[1:2]):
+        one, two = gradients(plain, some), gradients(compiled, some)
+        assert one.keys() == two.keys()
+        assert all(torch.allclose(one[name], two[name], rtol=1e-4, atol=1e-5) for name in one)
+    found = [model.eval().logits(PROMPTS[0]) for model in (plain, compiled)]
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-5)
+
+
 # From recipes
 
 TABLE = {
