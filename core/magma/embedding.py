@@ -41,7 +41,9 @@ def embed_batch(
             if media is not None and slots.context_index is not None:
                 media = media.index_copy(0, slots.context_index, filled)
         elif run_all_inputs or torch.is_grad_enabled():
-            flat = flat + zero_contribution(input_module, words)
+            zero = zero_contribution(input_module, words)
+            flat = flat + zero
+            media = None if media is None else media + zero  # its gradient reaches the same modules as with media
     layout = _with_media(batch.layout, context, media)
     return flat.view_as(words), _run_all_adapters(layout) if run_all_inputs or torch.is_grad_enabled() else layout
 

@@ -90,18 +90,18 @@ class MaskedCrossAttention(nn.Module):
 
         Returns:
             [b, t, d], zero for positions that may attend to none. Without media (n = 0), a zero that every weight has
-            a part in, because all processes have to run the same modules, in this order, and reduce the same gradients.
+            a part in, from no position and one embedding: all processes have to run the same operations.
         """
-        if not media.shape[1]:
-            queries, read = self.to_q(self.norm(x[:, :0])), self.to_kv(x.new_zeros(0, self.to_kv.in_features))
-            zero: Tensor = self.to_out(queries).sum() + read.sum()
-            return zero
+        is_needed = media.shape[1] > 0
+        if not is_needed:
+            media = F.pad(media[:1], (0, self.to_kv.in_features - media.shape[2], 0, 1))
+            x, mask = x[:1, :0], mask.new_ones(1, 0, 1)
         queries = self._split(self.to_q(self.norm(x)))
         keys, values = map(self._split, self._project(media).chunk(2, dim=-1))
         none = ~mask.any(-1, keepdim=True)
         out = F.scaled_dot_product_attention(queries, keys, values, (mask | none)[:, None])
         projected: Tensor = self.to_out(out.transpose(1, 2).flatten(2).masked_fill(none, 0))
-        return projected
+        return projected if is_needed else projected.sum()
 
     def _project(self, media: Tensor) -> Tensor:
         """Keys and values [b, n, 2 * h * w]. In generation the media are the same for each token: projected once."""
@@ -115,4 +115,4 @@ class MaskedCrossAttention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         """[b, *, h * w] to [b, h, *, w]."""
-        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+        return x.view(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
