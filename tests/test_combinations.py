@@ -39,6 +39,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "sequential": {"use": "sequential", "downsample": 2},  # of fewer units all may be dead, by chance
     "parallel": {"use": "parallel", "downsample": 4, "scale": "learned", "layernorm": True},
     "cross attention": {"use": "gated_cross_attention", "at": "block", "heads": 2, "head_dim": 8, "ff_mult": 1},
+    "lora": {"use": "lora", "at": "linears", "rank": 2},
+    "ia3": {"use": "ia3", "at": "linears"},
     "expert": {"use": "visual_expert", "at": "linears", "blocks": "first 1"},  # no loss reads media after the last one
 }
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -100,7 +102,8 @@ def test_every_shipped_model_part_is_among_them() -> None:
     ours = [e for e in installed().entries() if e.plugin.distribution == "magma-multimodal"]
     shipped = {(e.kind, e.name) for e in ours if e.kind not in ("data", "head", "task")}
     tables = [("encoder", ENCODERS), ("prefix", PREFIXES), ("adapter", ADAPTERS), ("lm", LMS)]
-    assert shipped == {(kind, table["use"]) for kind, tables_ in tables for table in tables_.values()}
+    combined = {(kind, table["use"]) for kind, tables_ in tables for table in tables_.values()}
+    assert shipped == combined | {("encoder", "fused")}  # its items are tuples: tests/plugins/magma_fusion
 
 
 @pytest.mark.parametrize("combination", combinations(), ids=lambda c: "-".join(c.values()).replace(" ", "_"))

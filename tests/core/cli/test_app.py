@@ -225,14 +225,14 @@ def test_every_commands_paths_may_begin_with_a_tilde() -> None:
 def test_five_mistakes_end_the_run_before_anything_loads(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text(
         'name = "r"\n[lm]\nuse = "gtpj"\n[inputs.image]\nencoder = { use = "clip" }\n'
-        'prefix = { use = "linear", dropout = 2 }\n[adapters.head]\nuse = "sequential"\n'
+        'prefix = { use = "linear", dropout = 2 }\n[adapters.mlp]\nuse = "sequental"\n'
         "[train]\nlr = 0\nbatch_size = 4\nsteps = 1"
     )
     began = time.perf_counter()
     done = magma("recipe", "run", tmp_path / "r.toml", cwd=tmp_path)
     assert done.returncode == 2
     assert "5 mistakes" in done.stderr
-    for path in ("lm.use", "inputs.image.encoder", "inputs.image.prefix.dropout", "adapters.head", "train.lr"):
+    for path in ("lm.use", "inputs.image.encoder", "inputs.image.prefix.dropout", "adapters.mlp.use", "train.lr"):
         assert f"- {path}" in done.stderr
     assert done.stderr.count("allowed") + done.stderr.count("Installed") >= 5
     assert time.perf_counter() - began < 15
