@@ -51,6 +51,9 @@ def _check(one: PlacedAdapter, holders: Counter[int]) -> None:
     site, part = one.site, type(one.adapter)
     if part.merged is Adapter.merged:
         raise PartError(f'"{part.name}" cannot be merged: it does not implement `merged`')
+    if one.adapter.only_with:
+        names = ", ".join(one.adapter.only_with)
+        raise PartError(f"cannot be merged: it acts only with {names}, and a merged weight acts on every prompt")
     if site.weight.numel() and holders[id(_parameters(site)["weight"])] > 1:  # `weight` raises if it is quantized
         raise PartError(
             f"{site.path} of block {site.block} cannot be merged: given a weight that several layers share; allowed: "

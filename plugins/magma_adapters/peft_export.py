@@ -80,6 +80,11 @@ def _all_adapters(model: Magma) -> Iterator[tuple[str, LowRank]]:
         for adapter in adapters:
             if not isinstance(adapter, LoRA | IA3):
                 raise PartError(f'adapters.{table}: given "{adapter.name}"; allowed in peft\'s format: {allowed}')
+            if adapter.only_with:
+                raise PartError(
+                    f"adapters.{table}.only_with: given {list(adapter.only_with)}; allowed in peft's format: adapters "
+                    "that act on every prompt"
+                )
             kinds[type(adapter)] = table
             yield table, adapter
     if len(kinds) != 1:

@@ -265,6 +265,17 @@ def test_nested_adapters_merge_and_others_name_their_table() -> None:
     assert all(torch.equal(tensor, weights[name]) for name, tensor in lm.state_dict().items())
 
 
+def test_adapters_that_act_with_some_inputs_only_neither_merge_nor_go_to_peft() -> None:
+    lm = build("gpt2")
+    model = Magma(lm, adapters=lora(rank=2))
+    for adapter in lm.all_adapters():
+        adapter.only_with = ("image",)
+    with pytest.raises(PartError, match="adapters.lora: cannot be merged: it acts only with image"):
+        lm.merge_adapters()
+    with pytest.raises(PartError, match=r"adapters.lora.only_with: given \['image'\]; allowed in peft's format"):
+        export(model)
+
+
 def test_shared_weights_do_not_merge() -> None:
     lm = build("gpt2")
     Magma(lm, adapters=lora(rank=2))
