@@ -122,7 +122,9 @@ def test_any_combination(combination: dict[str, str], tmp_path: Path) -> None:
     raw: list[Any] = [draw.integers(0, 256, (16, 16), dtype=np.uint8) for _ in range(3)]
     if model.input_modules()["medium"].encoder.modality == "audio":
         raw = [(draw.standard_normal(length), 8000) for length in (2400, 300, 1111)]
-    examples = [Example([Media("medium", one), Text("A picture of"), Text(" a seven.", target=True)]) for one in raw]
+    # Words before the medium: the query of a position that only sees itself has no gradient.
+    words, target = Text("A picture of"), Text(" a seven.", target=True)
+    examples = [Example([Text("See:"), Media("medium", one), words, target]) for one in raw]
     batch = model.collator().batch(examples)
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     trained = [p for p in model.parameters() if p.requires_grad]

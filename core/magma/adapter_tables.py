@@ -31,10 +31,10 @@ def as_tables(adapters: Mapping[str, AdapterTable | Callable[..., Adapter]]) -> 
     return {name: made if isinstance(made, AdapterTable) else AdapterTable(made) for name, made in adapters.items()}
 
 
-def check_inputs_of_adapters(lm: FrozenLM, tables: Mapping[str, AdapterTable], inputs: Collection[str]) -> None:
+def check_inputs_of_adapters(lm: FrozenLM, inputs: Collection[str]) -> None:
     """Raise `PartError` if `only_with` or an adapter names an input that the model does not have."""
     for name, adapters in lm.adapters.items():
-        named = [(".only_with", one) for one in tables[name].only_with]
+        named = [(".only_with", one) for adapter in adapters for one in adapter.only_with]
         named += [("", one) for adapter in adapters for one in adapter.required_inputs()]
         for key, one in named:
             if one not in inputs:

@@ -81,7 +81,7 @@ class Magma(nn.Module):
         self.adapter_tables = as_tables(adapters or {})
         """What the adapters were made from, by the names of their tables."""
         add_tables(lm, self.adapter_tables)
-        check_inputs_of_adapters(lm, self.adapter_tables, self.input_modules())
+        check_inputs_of_adapters(lm, self.input_modules())
         lm.freeze()
         check_widths(lm, self.input_modules(), head)
         self.train(self.training)
