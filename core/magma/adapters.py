@@ -118,10 +118,9 @@ class Adapter(Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Apply the adapter: `forward(self, x, sublayer)`, or `forward(self, x, sublayer, context)` if it uses it.
 
-        Args:
-            x: The input of the sublayer, [b, t, `site.in_features`].
-            sublayer: The frozen sublayer, [b, t, `site.in_features`] to [b, t, `site.out_features`].
-            context: With `uses_context`: the inputs of the positions and the media that they may attend to.
+        `x` is the input of the sublayer, [b, t, `site.in_features`]. `sublayer` is the frozen sublayer, a function of
+        tensors [b, t, `site.in_features`] to [b, t, `site.out_features`]. `context` is the `Context` of the positions:
+        their inputs, and the media that they may attend to.
 
         Returns:
             The replacement for the sublayer's output, [b, t, `site.out_features`]. Neither x nor an output of the
