@@ -240,6 +240,11 @@ def test_wrong_arguments(image: Path, tmp_path: Path) -> None:
         compose([image, image], tmp_path)
     with pytest.raises(InputError, match="given 1 models; allowed: 2"):
         compose([image], tmp_path / "both")
+    twice = ["--rename", "A.image=one", "--rename", "A.image=two"]
+    done = CliRunner().invoke(cli, ["compose", "a", "b", "--out", "c", *twice])
+    assert "--rename A.image: given one and two; allowed: one new name" in f"{done.output}{done.exception}"
+    done = CliRunner().invoke(cli, ["verify", str(image), "--prompts", "5"])
+    assert "given --prompts 5; allowed only with --text-neutral" in f"{done.output}{done.exception}"
     done = CliRunner().invoke(cli, ["compose", "a", "b", "--out", "c", "--rename", "image"])
     assert "--rename image: allowed: A.INPUT=NAME" in str(done.exception)
 

@@ -22,7 +22,9 @@ class PartConfig(BaseModel):
     TOML has no null: `false` resets a key whose default is None.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
     legacy_defaults: ClassVar[Mapping[str, Any]] = {}
     """Values, in old checkpoints, of keys that were added later, if they differ from the default."""
     renamed_keys: ClassVar[Mapping[str, str]] = {}

@@ -113,7 +113,7 @@ def _means(at: str, path: str) -> bool:
 
 def check_blocks(spec: object) -> str | None:
     """Why this is no choice of blocks, as a recipe writes it; None if it is one."""
-    allowed = 'allowed: "all", indices such as [0, 2, 5], "first 6", "last 6" or "every 4"'
+    allowed = 'allowed: "all", indices such as [0, 2, 5], "first 6", "last 6" or "every 4"; at least one'
     if isinstance(spec, str):
         return None if spec == "all" or re.fullmatch(r"(first|last|every) [1-9]\d*", spec) else allowed
     if isinstance(spec, list | tuple) and spec:

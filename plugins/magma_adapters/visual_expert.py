@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from magma import Adapter, Context, PartConfig, PartError, Site
@@ -28,7 +29,7 @@ class VisualExpert(Adapter):
     class Config(PartConfig):
         """Which positions have the learned projection."""
 
-        inputs: tuple[str, ...] | None = None
+        inputs: tuple[str, ...] | None = Field(None, min_length=1)
         """Only the positions of these inputs. Default: those of all inputs."""
 
     config: Config

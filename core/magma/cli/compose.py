@@ -19,7 +19,8 @@ def compose(
         list[str] | None,
         typer.Option(
             metavar="A.INPUT=NAME",
-            help="New name of an input of the first model (A), of the second (B), ... Repeat the option for several.",
+            help="New name of an input of the first model (A), of the second (B), ..., such as B.scan=second_scan. "
+            "Repeat the option for several.",
         ),
     ] = None,
 ) -> None:
@@ -33,6 +34,8 @@ def compose(
         former, equals, name = given.partition("=")
         if not equals:
             raise InputError(f"--rename {given}: allowed: A.INPUT=NAME, such as B.scan=second_scan")
+        if former in renamed:
+            raise InputError(f"--rename {former}: given {renamed[former]} and {name}; allowed: one new name")
         renamed[former] = name
     from .console import Screen
 

@@ -11,6 +11,9 @@ from ..errors import InputError
 from ..io import error_summary
 from .options import MovedLM
 
+PROMPTS = 1000
+"""Prompts of `--text-neutral`, if the user gives no number."""
+
 
 def verify(
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
@@ -27,7 +30,9 @@ def verify(
             "--text-neutral", help="Compare the logits of text with those of the bare language model, bit by bit."
         ),
     ] = False,
-    prompts: Annotated[int, typer.Option(min=1, help="With --text-neutral: number of prompts.")] = 1000,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="With --text-neutral: number of prompts. Default: 1000.")
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(help="With --text-neutral: a file whose text is cut into prompts. Default: random tokens."),
@@ -47,8 +52,11 @@ def verify(
     With --text-neutral, 1 means that a logit differs in a bit. The message says where the first one is.
     """
     if text_neutral:
-        _text_neutral(folder, [*(overrides or ())], lm, prompts, text, dtype, device)
+        _text_neutral(folder, [*(overrides or ())], lm, prompts or PROMPTS, text, dtype, device)
         return
+    options = {"--prompts": prompts, "--text": text, "--dtype": dtype, "--device": device}
+    if given := [f"{name} {value}" for name, value in options.items() if value is not None]:
+        raise InputError(f"given {', '.join(given)}; allowed only with --text-neutral")
     from .console import Screen, print_columns
 
     with Screen() as screen:

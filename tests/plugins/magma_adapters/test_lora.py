@@ -12,7 +12,7 @@ from magma_adapters.lora import LoRA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import PartError, Site
+from magma import PartError, Recipe, RecipeError, Site
 
 X = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(0))
 
@@ -130,3 +130,10 @@ def test_dora_refuses_a_quantized_weight_and_lora_does_not() -> None:
     LoRA.build(site)
     with pytest.raises(PartError, match=r"proj of block 0: given a quantized or partitioned weight \[20, 12\] of int8"):
         LoRA.build(site, dora=True)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_options_are_finite(value: float) -> None:
+    """Of every part: the base class of all configs refuses other numbers."""
+    with pytest.raises(RecipeError, match=r"adapters\.linears\.alpha: given (inf|nan); allowed: a finite number"):
+        Recipe.load("quickstart", (f"adapters.linears={{ use = 'lora', alpha = {value} }}",))
