@@ -78,19 +78,18 @@ def test_stage_3_gives_the_losses_of_stage_0(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_give_the_same_losses_at_every_stage_and_resume_with_the_same_bits(tmp_path: Path) -> None:
     train(Recipe.load(recipe(0)), tmp_path / "one")
-    jobs: list[dict[str, Any]] = [{"out": f"stage{stage}", "recipe": recipe(stage)} for stage in range(4)]
+    jobs: list[dict[str, Any]] = [{"out": f"stage{stage}", "recipe": recipe(stage)} for stage in (1, 2, 3)]
     jobs += [
         {"out": "half", "recipe": recipe(3), "stop": True},
         {"out": "resumed", "recipe": recipe(3), "copy": "half"},
     ]
-    jobs += [{"out": f"bf16-{stage}", "recipe": recipe(stage, precision="bf16")} for stage in (1, 3)]
+    jobs += [{"out": "bf16", "recipe": recipe(3, precision="bf16")}]
     launch(tmp_path, 2, jobs)
     expected = losses(tmp_path / "one")
-    for stage in range(4):
+    for stage in (1, 2, 3):
         assert losses(tmp_path / f"stage{stage}") == pytest.approx(expected, rel=1e-4), stage
     assert losses(tmp_path / "resumed") == losses(tmp_path / "stage3")
     one, two = tensors(tmp_path / "resumed"), tensors(tmp_path / "stage3")
     assert one.keys() == two.keys()
     assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-    for stage in (1, 3):
-        assert losses(tmp_path / f"bf16-{stage}") == pytest.approx(expected, rel=0.05), stage
+    assert losses(tmp_path / "bf16") == pytest.approx(expected, rel=0.05)
