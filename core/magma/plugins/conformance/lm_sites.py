@@ -38,7 +38,7 @@ class _Recorder(Adapter):
         found = sublayer(x)
         self.events.append(("ends", self.site))
         self.shapes.append((x.shape, found.shape))
-        self.outputs.append(found.detach())
+        self.outputs.append(found.detach().clone())  # some models add to it in place
         return found
 
 
