@@ -1,7 +1,8 @@
 """Finds the places of adapters: the sublayers and the linear layers of each block, and the blocks themselves.
 
 No name is looked at. A sublayer that mixes positions is "attention", also a recurrent one; any other is "mlp". A linear
-layer is a place if it computes every position, which experts and layers of pooled positions do not.
+layer is a place if it computes every position, which experts and layers of pooled positions do not, and returns one
+tensor: the routers of some mixtures are linear layers that return several.
 
 Axes: b batch, t tokens, d width.
 """
@@ -126,7 +127,8 @@ def find_linear_places(blocks: Sequence[Call], rows: int, columns: int) -> list[
             if not is_linear(call.module) or not call.path.startswith(f"{block.path}."):
                 continue
             key, given = next(iter(call.tensors().items()), (0, None))
-            if given is None or given.ndim not in (2, 3) or given.numel() != rows * columns * given.shape[-1]:
+            covers = given is not None and given.numel() == rows * columns * given.shape[-1]
+            if given is None or given.ndim not in (2, 3) or not covers or not isinstance(call.output, Tensor):
                 partial.add(call.path)
                 continue
             path = call.path.removeprefix(f"{block.path}.")

@@ -12,15 +12,13 @@ from typing import Any
 import causal_zoo as zoo
 import pytest
 import torch
-from causal_checks import CHECKS, Family, sites
+from causal_checks import CHECKS, Family
 from magma_lms.causal import Causal
 
 from magma import PartError
 
 REFUSED = sorted({*zoo.UNSUPPORTED, *zoo.IMPOSSIBLE} & set(zoo.all_names()) - {"gemma3n"})
 """All others must work."""
-SITES = ("falcon", "llama", "opt", "bloom", "mamba", "gpt_bigcode")
-"""Families of several kinds whose sites are checked: the check takes as long as the others."""
 
 
 @pytest.fixture
@@ -35,7 +33,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_family(name: str, tmp_path: Path, page: Any) -> None:
     family = Family(name, tmp_path)
     problems = {}
-    for check in (one for one in CHECKS if one is not sites or name in SITES):
+    for check in CHECKS:
         torch.manual_seed(0)
         try:
             check(family)
