@@ -29,7 +29,7 @@ def compose(
     All their adapters must have only_with. The new model handles the inputs of all of them. For prompts with inputs of
     one model it computes what this model computes, bit by bit; prompts may mix inputs.
     """
-    renamed = {}
+    renamed: dict[str, str] = {}
     for given in rename or ():
         former, equals, name = given.partition("=")
         if not equals:
