@@ -137,7 +137,7 @@ def ask(
 def tasks(
     recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe, with [[tasks]].")],
     folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder of the answers, the scores, the pictures and report.json.")],
+    out: Annotated[Path, typer.Option(help="Folder of the answers, the scores and report.json.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="PATH=VALUE", help="Set one value of the recipe, such as tasks.0.limit=50."),

@@ -36,7 +36,7 @@ def evaluate_tasks(
     Args:
         recipe: The recipe with the tasks. Its seed chooses in-context examples and shuffles media.
         folder: The checkpoint.
-        out: The folder of answers, scores and pictures.
+        out: The folder of answers, scores and what the tasks draw.
         device: The device of the model.
         callbacks: Functions that are called during the evaluation.
         replace: Replace answers of another evaluation in `out`; otherwise they are an error.
