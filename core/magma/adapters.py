@@ -108,7 +108,7 @@ class Adapter(Module):
             return sublayer(x)
         if self.uses_context and not context:
             context = (self._state.context_of(x),)
-        mask = self._state.presence_mask(x, self.only_with) if self.only_with else None
+        mask = self.acts_on(x)
         if mask is not None:
             return _where(mask[..., None], super().__call__, x, sublayer, *context)
         out: Tensor = super().__call__(x, sublayer, *context)
@@ -126,6 +126,20 @@ class Adapter(Module):
             The replacement for the sublayer's output, [b, t, `site.out_features`]. Neither x nor an output of the
             sublayer may be changed in place.
         """
+
+    def acts_on(self, x: Tensor) -> Tensor | None:
+        """Which positions are those of sequences that it acts on, [b, t] boolean. None: all.
+
+        Elsewhere its output is not used, but what its sublayer computes. Only an adapter that changes something else
+        than the input of the sublayer has to heed it, such as the keys of `Site.key_values`.
+
+        Args:
+            x: The input of the sublayer, [b, t, `site.in_features`].
+
+        Raises:
+            PartError: `only_with` does not work at this site, because its positions are not those of the batch.
+        """
+        return self._state.presence_mask(x, self.only_with) if self.only_with else None
 
     def required_inputs(self) -> Collection[str]:
         """Names of inputs that its config refers to: a model without one of them is refused. Default: none."""

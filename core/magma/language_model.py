@@ -17,6 +17,7 @@ from .adapters import Adapter, AdapterState, make_adapter
 from .deprecation import RenamedMember, renamed_arguments
 from .errors import PartError
 from .merging import PlacedAdapter, merge
+from .meta import RunOnMeta
 from .part import Module, PartConfig
 from .sites import SUBLAYERS, Site, choose_blocks, match_sites, table_name_problem
 from .values import BatchLayout, Cache
@@ -172,7 +173,8 @@ class FrozenLM(Module):
             found = match_sites(self.sites(), site, chosen)
             if any(one is other for one in found for other in self.adapter_sites.get(name, ())):
                 raise PartError("this language model already has adapters there; call remove_adapters() first")
-            made = [make_adapter(make, one) for one in found]
+            with RunOnMeta():  # what a site knows may come from a run of a language model on meta
+                made = [make_adapter(make, one) for one in found]
             for one, adapter in zip(found, made, strict=True):
                 adapter.join(name, self.adapter_state, only_with)
                 self._detach.append(self.attach_adapter(one, adapter, _module_name(one, name)))
