@@ -46,7 +46,9 @@ def number_input(lm: FrozenLM) -> Input:
     return Input(encoder, ToyPrefix(PartConfig(), encoder.dim, encoder.length, lm.embedding_dim), trainable=True)
 
 
-def build_model(family: str, adapter: str | None, randomized: bool = True, only_with: tuple[str, ...] = (), **options: Any) -> Magma:
+def build_model(
+    family: str, adapter: str | None, randomized: bool = True, only_with: tuple[str, ...] = (), **options: Any
+) -> Magma:
     """A model in evaluation mode that reads numbers; with `randomized` adapters, which change something."""
     torch.manual_seed(0)
     lm = LMS[family]()

@@ -1,7 +1,7 @@
 """Further keys and values of an attention sublayer, which adapters put before those of the sequence.
 
-Axes: b batch, t queries, p keys, l further keys, h query heads, g key-value heads, w width of a head's keys, u width of a
-head's values.
+Axes: b batch, t queries, p keys, l further keys, h query heads, g key-value heads, w width of a head's keys, u of its
+values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Attend = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""The attention of fixed queries [b, h, t, w] to keys [b, g, p, w] and values [b, g, p, u], with a mask: [b, h, t, u]."""
+"""Attention of fixed queries [b, h, t, w] to keys [b, g, p, w] and values [b, g, p, u], with a mask: [b, h, t, u]."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class KeyValueSlot:
         Args:
             keys: [g, l, w].
             values: [g, l, u].
-            acts_on: Which positions of the input of the sublayer attend to them, [b, t] boolean. All others are computed
-                as without them, bit by bit. None: all positions.
+            acts_on: Which positions of the sublayer's input attend to them, [b, t] boolean. All others are computed as
+                without them, bit by bit. None: all positions.
         """
         before = self._further
         self._further = (_Further(keys, values, acts_on), *before)

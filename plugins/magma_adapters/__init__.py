@@ -2,9 +2,8 @@
 
 `bottleneck.py` has the sequential and the parallel bottleneck adapters of the paper (equations 1 and 2), `lora.py` LoRA
 and its variants, `ia3.py` (IA)^3, `prefix_tuning.py` learned keys and values, `gated_cross_attention.py` the
-cross-attention layers of Flamingo, `visual_expert.py`
-the projections of CogVLM for media positions. The modules `peft_*` read and write files of the library peft, for
-`magma export peft` and `magma import peft`.
+cross-attention layers of Flamingo, `visual_expert.py` the projections of CogVLM for media positions. The modules
+`peft_*` read and write files of the library peft, for `magma export peft` and `magma import peft`.
 """
 
 from __future__ import annotations

@@ -67,7 +67,11 @@ class LibrarySlots:
         """Let the attention modules use the slots. Returns the shapes of those that can."""
         users = {place: _interface_users(self._model, place) for place in self._slots}
         probes = {module: _Probe(module) for modules in users.values() for module in modules}
-        with torch.device("cpu"), _without_fast_attention(self._model), torch.no_grad():  # adapters may be built on meta
+        with (
+            torch.device("cpu"),
+            _without_fast_attention(self._model),
+            torch.no_grad(),
+        ):  # adapters may be built on meta
             try:
                 self._run()
             finally:

@@ -63,7 +63,9 @@ class FastAttention(nn.Module):
         return self.attend(x, angles, mask, cache, self.first_column), None
 
     def _applies(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any, cache: Any) -> bool:
-        if not self.is_fast or self.training or len(args) > 1 or torch.compiler.is_compiling() or kwargs.get("output_attentions"):
+        if not self.is_fast or self.training or torch.compiler.is_compiling():
+            return False
+        if len(args) > 1 or kwargs.get("output_attentions"):
             return False
         if kwargs.get("position_embeddings") is None or kwargs.get("is_causal") is not None:
             return False
