@@ -212,12 +212,19 @@ def test_every_zero_stage_gives_the_same_losses(adapter: str, runs: Path, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_has_no_media(tmp_path: Path) -> None:
-    """They run the same modules and reduce the same gradients: the losses are those of one process, at each stage."""
+    """They run the same modules and reduce the same gradients: the losses are those of one process, at each stage.
+
+    Some tables act on every example, others only on those with an input.
+    """
+    only = {
+        "mlp": {"use": "sequential", "downsample": 8, "only_with": ["seen", "heard"]},
+        "prefix_only": {**TABLE["prefix_tuning"], "only_with": ["seen"]},
+    }
 
     def table(stage: int) -> dict[str, Any]:
         table = parity_runs.recipe(stage, evaluate_every=None, evaluate_samples=None)
         del table["data"]["evaluation"], table["train"]["evaluate_every"], table["train"]["evaluate_samples"]
-        return {**table, "adapters": TABLE}
+        return {**table, "adapters": {**TABLE, **only}}
 
     jobs = [{"out": f"stage-{stage}", "recipe": table(stage)} for stage in (1, 2, 3)]
     launch(tmp_path, 2, jobs)

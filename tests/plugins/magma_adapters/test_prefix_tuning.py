@@ -81,7 +81,7 @@ def test_it_is_the_library_after_a_cache_of_these_keys(family: str) -> None:
         ).logits
         gradients = torch.autograd.grad(loss(expected), parameters)
     assert difference(found, expected) <= CLOSE
-    assert max(difference(one, other) for one, other in zip(ours, gradients, strict=True)) <= CLOSE
+    assert max(difference(one, other) for one, other in zip(ours, gradients, strict=True)) <= 5 * CLOSE
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
