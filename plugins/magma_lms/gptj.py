@@ -265,7 +265,7 @@ def _find_sites(blocks: Sequence[nn.Module], dim: int) -> list[Site]:
         for path, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    slots = [block.get_submodule("attn").key_value_slot for block in blocks]
+    slots: list[Any] = [block.get_submodule("attn").key_value_slot for block in blocks]
     return [
         Site(*one, media_features=dim, key_values=slots[one[1]] if one[0] == "attention" else None)
         for one in (*whole, *linears)

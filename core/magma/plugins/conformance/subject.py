@@ -186,7 +186,7 @@ def _attend(x: Tensor, slot: KeyValueSlot | None) -> Tensor:
     """Each position [b, t, d] attends to itself, with queries, keys and values cut out of x, and to further keys."""
     if slot is None:
         return x
-    queries = x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    queries = x.view(*x.shape[:2], HEADS, -1).transpose(1, 2)
     keys = queries[:, : slot.shape.heads]
     t = x.shape[1]
     mask = torch.eye(t, dtype=torch.bool, device=x.device)[None, None]
