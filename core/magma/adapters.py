@@ -87,6 +87,8 @@ class Adapter(Module):
     kind = "adapter"
     passes_input_through: ClassVar[bool] = False
     """Whether `forward` calls the sublayer exactly once, with x itself. Unused computation can then be skipped."""
+    input_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of its config that hold names of inputs: a name, a list of names or None."""
     uses_context: ClassVar[bool] = False
     """Whether `forward` takes a third argument, the `Context` of the positions."""
     only_with: tuple[str, ...] = ()
@@ -142,8 +144,12 @@ class Adapter(Module):
         return self._state.presence_mask(x, self.only_with) if self.only_with else None
 
     def required_inputs(self) -> Collection[str]:
-        """Names of inputs that its config refers to: a model without one of them is refused. Default: none."""
-        return ()
+        """Names of inputs that its config refers to: a model without one of them is refused.
+
+        Default: those in `input_fields`.
+        """
+        given = [getattr(self.config, field) for field in self.input_fields]
+        return [name for one in given for name in ((one,) if isinstance(one, str) else one or ())]
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The linear layer that computes what this adapter computes around a linear layer.
