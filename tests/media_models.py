@@ -1,4 +1,4 @@
-"""Small models with adapters that use media: what the tests of these adapters share."""
+"""Small models with adapters, most of which use media: what the tests of these adapters share."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from magma_adapters.gated_cross_attention import GatedCrossAttention
+from magma_adapters.prefix_tuning import PrefixTuning
 from magma_adapters.visual_expert import VisualExpert
 from magma_lms.causal import Causal
 from magma_lms.gptj import GPTJ
@@ -33,7 +34,10 @@ LMS: dict[str, Callable[[], FrozenLM]] = {
 TABLES = {
     "gated_cross_attention": ("block", lambda site, **o: GatedCrossAttention.build(site, heads=2, head_dim=8, **o)),
     "visual_expert": ("linears", lambda site, **options: VisualExpert.build(site, **options)),
+    "prefix_tuning": ("attention", lambda site, **options: PrefixTuning.build(site, length=3, **options)),
 }
+MEDIA_ADAPTERS = ["gated_cross_attention", "visual_expert"]
+"""Those that use media."""
 
 
 def number_input(lm: FrozenLM) -> Input:
@@ -42,7 +46,9 @@ def number_input(lm: FrozenLM) -> Input:
     return Input(encoder, ToyPrefix(PartConfig(), encoder.dim, encoder.length, lm.embedding_dim), trainable=True)
 
 
-def build_model(family: str, adapter: str | None, randomized: bool = True, **options: Any) -> Magma:
+def build_model(
+    family: str, adapter: str | None, randomized: bool = True, only_with: tuple[str, ...] = (), **options: Any
+) -> Magma:
     """A model in evaluation mode that reads numbers; with `randomized` adapters, which change something."""
     torch.manual_seed(0)
     lm = LMS[family]()
@@ -55,7 +61,7 @@ def build_model(family: str, adapter: str | None, randomized: bool = True, **opt
         def make_one(site: Site) -> Any:
             return make(site, **options)
 
-        tables["media"] = AdapterTable(make_one, at=at)
+        tables["media"] = AdapterTable(make_one, at=at, only_with=only_with)
     model = Magma(lm, inputs, tables).eval()
     if randomized:
         for one in model.lm.all_adapters():

@@ -202,7 +202,12 @@ def test_a_model_becomes_text_neutral_without_training(prompts: dict[str, list[S
 
 
 def test_two_models_with_one_name_get_new_names(image: Path, tmp_path: Path) -> None:
-    other = saved(tmp_path / "other", "image", seed=1)
+    more = {
+        "expert": {"use": "visual_expert", "at": "linears", "blocks": "last 1", "inputs": ["image"]},
+        "prefix": {"use": "prefix_tuning", "at": "attention", "std": 1.0},
+    }
+    adapters = {key: {**table, "only_with": ["image"]} for key, table in {**TABLES, **more}.items()}
+    other = saved(tmp_path / "other", "image", seed=1, adapters=adapters)
     with pytest.raises(CheckpointError, match="both have an input image, with different weights; allowed: one name"):
         compose([image, other], tmp_path / "both")
     with pytest.raises(CheckpointError, match="with equal weights; .* B.image=NAME"):
@@ -211,6 +216,7 @@ def test_two_models_with_one_name_get_new_names(image: Path, tmp_path: Path) -> 
     recipe = compose([image, other], tmp_path / "both", {"B.image": "picture"})
     assert list(recipe.inputs) == ["image", "picture"]
     assert recipe.adapters["mlp_picture"].only_with == ("picture",)
+    assert recipe.adapters["expert"].fields["inputs"] == ["picture"]
     both, alone = magma.load(tmp_path / "both"), magma.load(other)
     pixels = load_images("test")[0][0]
     found = logits(both, [[Media("picture", pixels), QUESTION]])
@@ -218,6 +224,7 @@ def test_two_models_with_one_name_get_new_names(image: Path, tmp_path: Path) -> 
     three = compose([tmp_path / "both", saved(tmp_path / "audio", "audio")], tmp_path / "three")
     assert list(three.inputs) == ["image", "picture", "audio"]
     assert list(three.adapters)[-3:] == ["attention", "mlp", "last"]
+    assert three.adapters["expert"].fields["inputs"] == ["picture"]
     assert torch.equal(logits(magma.load(tmp_path / "three"), [[Media("picture", pixels), QUESTION]]), found)
 
 

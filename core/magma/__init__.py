@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         Sublayer,
         Task,
     )
+    from .key_values import KeyValueShape, KeyValueSlot
     from .losses import LossContext
     from .model import Magma
     from .plugins.part_of import PartOf
@@ -84,6 +85,7 @@ _NAMES_BY_MODULE = {
         *("Adapter", "DataSource", "Encoder", "FrozenLM", "Head", "Module", "Part", "PartConfig", "Prefix"),
         *("Sublayer", "Task"),
     ],
+    "key_values": ["KeyValueShape", "KeyValueSlot"],
     "losses": ["LossContext"],
     "model": ["Magma"],
     "plugins.part_of": ["PartOf"],
@@ -122,6 +124,8 @@ __all__ = [
     "Head",
     "Input",
     "InputError",
+    "KeyValueShape",
+    "KeyValueSlot",
     "LocalPath",
     "LossContext",
     "Magma",

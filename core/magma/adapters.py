@@ -87,6 +87,8 @@ class Adapter(Module):
     kind = "adapter"
     passes_input_through: ClassVar[bool] = False
     """Whether `forward` calls the sublayer exactly once, with x itself. Unused computation can then be skipped."""
+    input_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields of its config that hold names of inputs: a name, a list of names or None."""
     uses_context: ClassVar[bool] = False
     """Whether `forward` takes a third argument, the `Context` of the positions."""
     only_with: tuple[str, ...] = ()
@@ -108,7 +110,7 @@ class Adapter(Module):
             return sublayer(x)
         if self.uses_context and not context:
             context = (self._state.context_of(x),)
-        mask = self._state.presence_mask(x, self.only_with) if self.only_with else None
+        mask = self.acts_on(x)
         if mask is not None:
             return _where(mask[..., None], super().__call__, x, sublayer, *context)
         out: Tensor = super().__call__(x, sublayer, *context)
@@ -127,9 +129,27 @@ class Adapter(Module):
             sublayer may be changed in place.
         """
 
+    def acts_on(self, x: Tensor) -> Tensor | None:
+        """Which positions are those of sequences that it acts on, [b, t] boolean. None: all.
+
+        Elsewhere its output is not used, but what its sublayer computes. Only an adapter that changes something else
+        than the input of the sublayer has to heed it, such as the keys of `Site.key_values`.
+
+        Args:
+            x: The input of the sublayer, [b, t, `site.in_features`].
+
+        Raises:
+            PartError: `only_with` does not work at this site, because its positions are not those of the batch.
+        """
+        return self._state.presence_mask(x, self.only_with) if self.only_with else None
+
     def required_inputs(self) -> Collection[str]:
-        """Names of inputs that its config refers to: a model without one of them is refused. Default: none."""
-        return ()
+        """Names of inputs that its config refers to: a model without one of them is refused.
+
+        Default: those in `input_fields`.
+        """
+        given = [getattr(self.config, field) for field in self.input_fields]
+        return [name for one in given for name in ((one,) if isinstance(one, str) else one or ())]
 
     def merged(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The linear layer that computes what this adapter computes around a linear layer.

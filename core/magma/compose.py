@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .adapters import Adapter
 from .checkpoint import (
     check_stored,
     describe_mismatches,
@@ -276,10 +277,20 @@ def _tables(parents: Sequence[_Parent], name: str) -> dict[str, Any]:
         inputs.update({parent.inputs[former]: table for former, table in tables["inputs"].items()})
         for former, table in tables["adapters"].items():
             only_with = [parent.inputs[one] for one in parent.only_with[former]]
-            adapters[parent.adapters[former]] = {"at": former, **table, "only_with": only_with}
+            renamed = _with_new_inputs(parent.recipe.part(f"adapters.{former}")[0], table, parent.inputs)
+            adapters[parent.adapters[former]] = {"at": former, **renamed, "only_with": only_with}
     lm = parents[0].recipe.model_dump(mode="json", exclude_none=True)["lm"]
     description = f"Composed of {', '.join(parent.recipe.name for parent in parents)}"
     return {"name": name, "description": description, "lm": lm, "inputs": inputs, "adapters": adapters}
+
+
+def _with_new_inputs(part: type[Adapter], table: dict[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
+    """A table of adapters with the new names of the inputs that its own keys name."""
+
+    def new(given: Any) -> Any:
+        return inputs.get(given, given) if isinstance(given, str) else [inputs.get(name, name) for name in given]
+
+    return {**table, **{key: new(table[key]) for key in part.input_fields if table.get(key) is not None}}
 
 
 def _write(folder: Path, recipe: Recipe, parents: Sequence[_Parent]) -> None:

@@ -139,7 +139,10 @@ def folder_lock(
 def error_summary(error: BaseException) -> str:
     """The first line of an error's message, and the second one if the first ends with a colon.
 
-    The name of its class if it has no message.
+    The name of its class if it has no message. Errors of files are said in words, without number and path.
     """
+    if isinstance(error, OSError) and error.strerror:
+        known = {FileNotFoundError: "it does not exist", IsADirectoryError: "it is a folder"}
+        return known.get(type(error), error.strerror)
     first, *others = str(error).strip().splitlines() or [type(error).__name__]
     return f"{first} {others[0].strip()}" if others and first.endswith(":") else first

@@ -17,6 +17,7 @@ from .adapters import Adapter, AdapterState, make_adapter
 from .deprecation import RenamedMember, renamed_arguments
 from .errors import PartError
 from .merging import PlacedAdapter, merge
+from .meta import RunOnMeta
 from .part import Module, PartConfig
 from .sites import SUBLAYERS, Site, choose_blocks, match_sites, table_name_problem
 from .values import BatchLayout, Cache
@@ -168,11 +169,11 @@ class FrozenLM(Module):
         try:
             if problem := table_name_problem(name):
                 raise PartError(f"given {name!r} as the name of the table; allowed: {problem}")
-            chosen = None if blocks is None else choose_blocks(blocks, len(self.blocks))
-            found = match_sites(self.sites(), site, chosen)
+            found = self._find_sites(name, site, blocks)
             if any(one is other for one in found for other in self.adapter_sites.get(name, ())):
                 raise PartError("this language model already has adapters there; call remove_adapters() first")
-            made = [make_adapter(make, one) for one in found]
+            with RunOnMeta():  # what a site knows may come from a run of a language model on meta
+                made = [_make_at(make, one, site) for one in found]
             for one, adapter in zip(found, made, strict=True):
                 adapter.join(name, self.adapter_state, only_with)
                 self._detach.append(self.attach_adapter(one, adapter, _module_name(one, name)))
@@ -181,6 +182,22 @@ class FrozenLM(Module):
         except PartError as error:
             path = f"adapters.{name}"
             raise error if str(error).startswith(path) else PartError(f"{path}: {error}") from error
+
+    def _find_sites(self, name: str, site: str, blocks: str | Sequence[int] | None) -> list[Site]:
+        """The sites that a table means. Raises `PartError`, which names the key of the table."""
+        path = f"adapters.{name}"
+        try:
+            everywhere = match_sites(self.sites(), site)
+        except PartError as error:
+            default = f'not given, so it is "{site}", the name of the table'
+            problem = str(error).replace(f'given "{site}"', default, 1) if site == name else str(error)
+            raise PartError(f"{path}.at: {problem}") from error
+        if blocks is None:
+            return everywhere
+        try:
+            return match_sites(everywhere, site, choose_blocks(blocks, len(self.blocks)))
+        except PartError as error:
+            raise PartError(f"{path}.blocks: {error}") from error
 
     def remove_adapters(self) -> None:
         """Undo every `add_adapters`: the model without adapters, bit by bit."""
@@ -274,6 +291,16 @@ class FrozenLM(Module):
     readable = RenamedMember("num_embeddings")
     adapt = RenamedMember("add_adapters")
     head = RenamedMember("lm_head")
+
+
+def _make_at(make: Callable[..., Adapter], site: Site, at: str) -> Adapter:
+    """An adapter for one of the sites that `at` means. Raises `PartError`, which names both if they differ."""
+    try:
+        return make_adapter(make, site)
+    except PartError as error:
+        if at == site.path:
+            raise
+        raise PartError(f'{error}. The table has at = "{at}", which means {site.path} and others like it') from error
 
 
 def _module_name(site: Site, table: str) -> str:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeIn
 from torch import Tensor
 
 from .errors import CheckpointError, bullet_list
-from .recipe.explain import explain
+from .recipe.explain import explain_all
 from .recipe.notation import parse_json
 
 FORMAT = 2
@@ -115,7 +115,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
-        problems = [explain(Manifest, one) for one in error.errors(include_url=False)]
+        problems = explain_all(Manifest, error.errors(include_url=False))
     raise CheckpointError(f"{path} was modified after saving, or is damaged:{bullet_list(problems, SHOWN)}")
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from .errors import PartError
+from .key_values import KeyValueSlot
 
 Sublayer = Literal["attention", "mlp"]
 SUBLAYERS: tuple[Sublayer, ...] = ("attention", "mlp")
@@ -43,6 +44,8 @@ class Site:
     """Whether the weight of `linear` is [in_features, out_features], as that of GPT-2's `Conv1D`."""
     media_features: int = field(default=0, kw_only=True)
     """Width of `Context.media`, which is that of word embeddings. 0: unknown."""
+    key_values: KeyValueSlot | None = field(default=None, kw_only=True, compare=False, repr=False)
+    """Where an adapter can hand further keys and values to the sublayer. None: it is no attention, or has no place."""
 
     @property
     def weight(self) -> Tensor:

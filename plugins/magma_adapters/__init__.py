@@ -1,9 +1,9 @@
 """Adapters: small trained modules around the sublayers and linear layers of a frozen language model.
 
 `bottleneck.py` has the sequential and the parallel bottleneck adapters of the paper (equations 1 and 2), `lora.py` LoRA
-and its variants, `ia3.py` (IA)^3, `gated_cross_attention.py` the cross-attention layers of Flamingo, `visual_expert.py`
-the projections of CogVLM for media positions. The modules `peft_*` read and write files of the library peft, for
-`magma export peft` and `magma import peft`.
+and its variants, `ia3.py` (IA)^3, `prefix_tuning.py` learned keys and values, `gated_cross_attention.py` the
+cross-attention layers of Flamingo, `visual_expert.py` the projections of CogVLM for media positions. The modules
+`peft_*` read and write files of the library peft, for `magma export peft` and `magma import peft`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ def magma_parts() -> Iterable[type[Part]]:
     from .gated_cross_attention import GatedCrossAttention
     from .ia3 import IA3
     from .lora import LoRA
+    from .prefix_tuning import PrefixTuning
     from .visual_expert import VisualExpert
 
-    return [Sequential, Parallel, LoRA, IA3, GatedCrossAttention, VisualExpert]
+    return [Sequential, Parallel, LoRA, IA3, GatedCrossAttention, VisualExpert, PrefixTuning]
 
 
 @hookimpl

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Adapter, PartConfig, Site
+from magma import Adapter, PartConfig, PartError, Site
 
 from .linear_layers import require_linear
 
@@ -46,6 +46,11 @@ class LoRA(Adapter):
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         require_linear(self.name, site)
+        if config.rank > (most := min(site.in_features, site.out_features)):
+            raise PartError(
+                f"rank: given {config.rank} at {site.path} of block {site.block}; allowed: at most {most}, because its "
+                f"weight is [{site.out_features}, {site.in_features}]"
+            )
         self.scaling = config.alpha / (math.sqrt(config.rank) if config.rslora else config.rank)
         self.dropout = nn.Dropout(config.dropout)
         # Parameters of this module, not of children: ZeRO-3 gathers them together, and DoRA reads all of them.

@@ -85,7 +85,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {magma.error_summary(error)}") from error
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind not in ("LORA", "IA3"):
         raise CheckpointError(f"{path}: peft_type: given {kind!r}; allowed: 'LORA', 'IA3'")

@@ -23,6 +23,7 @@ class VisualExpert(Adapter):
     """
 
     name = "visual_expert"
+    input_fields = ("inputs",)
     uses_context = True
     passes_input_through = True
 
@@ -41,10 +42,6 @@ class VisualExpert(Adapter):
         assert site.weight.ndim == 2  # it raises an error if the weight cannot be copied
         bias = site.bias is not None
         self.expert = nn.Linear(site.in_features, site.out_features, bias, device="meta", dtype=site.weight.dtype)
-
-    def required_inputs(self) -> tuple[str, ...]:
-        """Those of the config."""
-        return self.config.inputs or ()
 
     def load_weights(self) -> None:
         """Copy the frozen projection."""

@@ -31,3 +31,9 @@ def attention_mask(embeddings: Tensor, layout: BatchLayout, past: Tensor | None)
 def to_additive_mask(attended: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as a bias that is added to attention scores: 0 for True, the most negative number for False."""
     return torch.zeros_like(attended, dtype=dtype).masked_fill_(~attended, torch.finfo(dtype).min)
+
+
+def causal_mask(t: int, keys: Tensor) -> Tensor | None:
+    """[1, 1, t, p]: the last query attends to all keys [b, g, p, w]. None: as the kernels do it without a mask."""
+    p = keys.shape[2]
+    return torch.ones(1, 1, t, p, dtype=torch.bool, device=keys.device).tril(p - t) if 1 < t < p else None

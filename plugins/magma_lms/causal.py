@@ -143,7 +143,7 @@ class Causal(TransformersLM):
     def _connect(self) -> None:
         """Use the decoder and the head of the present model."""
         self._decoder = Decoder(self.model, self.structure.decoder, self.structure.by_ids, self._use_context)
-        self._sites = placed_sites(self.model, self.structure)
+        self._sites = placed_sites(self.model, self.structure, self._probe)
         self._head = Head(self.model, self.structure.decoder, self.structure.output)
 
     def _use_context(self, context: Context | None) -> AbstractContextManager[None]:

@@ -19,11 +19,22 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Adapter, BatchLayout, Cache, CheckInputs, PartConfig, PartError, Site, Weights
+from magma import (
+    Adapter,
+    BatchLayout,
+    Cache,
+    CheckInputs,
+    KeyValueShape,
+    KeyValueSlot,
+    PartConfig,
+    PartError,
+    Site,
+    Weights,
+)
 
 from .adapter_wrapper import AdapterWrapper, wrap
 from .attaching import attach_module
-from .attention_masks import attention_mask, padding_mask, to_additive_mask
+from .attention_masks import attention_mask, causal_mask, padding_mask, to_additive_mask
 from .fused_head import FusedHead
 from .rotary import apply_rope, rope_table
 from .shared_prefix_cache import SharedPrefixCache
@@ -40,6 +51,8 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = original.q_proj, original.k_proj, original.v_proj
         self.out_proj = original.out_proj
         self.heads, self.rotary, self.layer = original.num_attention_heads, original.rotary_dim, original.layer_idx
+        width = original.head_dim
+        self.key_value_slot = KeyValueSlot(KeyValueShape(self.heads, width, width))
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: Any = None, first: int = 0
@@ -61,10 +74,15 @@ class Attention(nn.Module):
             mask = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()[first:]
         if cache is not None:
             keys, values = cache.cache.update(keys, values, self.layer)
-        if cache is not None and cache.shared_prefix is not None:
-            out = cache.shared_prefix.attend(queries, keys, values, mask, self.layer)
-        else:
-            out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+
+        def attend(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+            if cache is not None and cache.shared_prefix is not None:
+                out: Tensor = cache.shared_prefix.attend(queries, keys, values, mask, self.layer)
+                return out
+            mask = causal_mask(queries.shape[2], keys) if mask is None else mask
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
+
+        out = self.key_value_slot.attend(attend, keys, values, mask)
         projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return projected
 
@@ -247,7 +265,11 @@ def _find_sites(blocks: Sequence[nn.Module], dim: int) -> list[Site]:
         for path, module in block.named_modules()
         if isinstance(module, nn.Linear)
     ]
-    return [Site(*one, media_features=dim) for one in (*whole, *linears)]
+    slots: list[Any] = [block.get_submodule("attn").key_value_slot for block in blocks]
+    return [
+        Site(*one, media_features=dim, key_values=slots[one[1]] if one[0] == "attention" else None)
+        for one in (*whole, *linears)
+    ]
 
 
 def _gptj_architecture(config: GPTJ.Config) -> Any:

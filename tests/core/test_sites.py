@@ -246,7 +246,11 @@ def test_the_plan_says_what_a_table_means(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_recipe_that_means_nothing_is_refused_with_what_there_is() -> None:
-    with pytest.raises(PartError, match=r'adapters.see: given "see"; allowed: attention, mlp, block, linears, or'):
+    with pytest.raises(
+        PartError, match=r'adapters.see.at: not given, so it is "see", the name of the table; allowed: att'
+    ):
         gptj(see=SEQUENTIAL)
-    with pytest.raises(PartError, match=r"adapters.mlp: given 'first 4'; allowed: at most 3"):
+    with pytest.raises(PartError, match=r'adapters.see.at: given "saw"; allowed: attention, mlp, block, linears, or'):
+        gptj(see={**SEQUENTIAL, "at": "saw"})
+    with pytest.raises(PartError, match=r"adapters.mlp.blocks: given 'first 4'; allowed: at most 3"):
         gptj(mlp={**SEQUENTIAL, "blocks": "first 4"})

@@ -15,7 +15,7 @@ from ..errors import MISSING_NOUN, PluginError, RecipeError
 from ..interfaces import KINDS, Module, PartConfig
 from ..plugins.part_of import PartOf, fields_with_parts, framework_keys, map_tables
 from ..plugins.registry import installed
-from .explain import explain
+from .explain import explain_all
 from .overrides import apply_override
 from .schema import AdapterUse, InputTable, LearnerKeys, SourceKeys
 
@@ -141,7 +141,7 @@ def _check_config(one: PartTable, context: Mapping[str, Any], problems: list[str
     except ValidationError as error:
         mistakes = _without_consequences(error.errors(), reported) if fields_with_parts(part.Config) else error.errors()
         hint = "" if around else path
-        problems += [explain(part.Config, found, path) + _other_table(hint, found) for found in mistakes]
+        problems += explain_all(part.Config, mistakes, path, partial(_other_table, hint))
         return None
 
 

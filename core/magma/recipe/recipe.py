@@ -18,7 +18,7 @@ from ..errors import RecipeError
 from ..interfaces import Part
 from ..plugins.registry import installed
 from . import deepspeed_table, loss_weights
-from .explain import NEEDS, explain, shown
+from .explain import NEEDS, explain_all, shown
 from .loader import find_recipe, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
 from .overrides import apply_override, locate
@@ -171,7 +171,7 @@ class Recipe(Table):
         try:
             recipe = cls.model_validate(raw, context=context)
         except ValidationError as error:
-            problems += [explain(cls, one) for one in error.errors()]
+            problems += explain_all(cls, error.errors())
         part_fields: dict[str, dict[str, Any]] = {}
         for path, kind, table in part_tables(raw):
             part_fields[path] = check_part(PartTable(path, kind, table), context, problems)
@@ -195,7 +195,7 @@ class Recipe(Table):
         try:
             checked = Stage.model_validate(stage)
         except ValidationError as error:
-            problems += [explain(Stage, one) for one in error.errors()]
+            problems += explain_all(Stage, error.errors())
             return {}
         problems += unknown_parts(base, checked)
         resolved = None if problems else cls._resolve(overlay(base, number, stage), context, problems)

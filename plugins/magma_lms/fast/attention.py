@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from magma import KeyValueSlot
+
 from .rotation import Angles, rotate
 
 
@@ -46,6 +48,10 @@ class FastAttention(nn.Module):
     fast_plan: Plan
     first_column = 0
     """Output is computed from this column on, and is zero before it."""
+    is_fast = True
+    """False: the original forward pass is used."""
+    key_value_slot: KeyValueSlot | None = None
+    """Where further keys and values come from."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the library calls it: hidden states [b, t, d], `position_embeddings`, `attention_mask`, a cache."""
@@ -57,7 +63,9 @@ class FastAttention(nn.Module):
         return self.attend(x, angles, mask, cache, self.first_column), None
 
     def _applies(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any, cache: Any) -> bool:
-        if self.training or len(args) > 1 or torch.compiler.is_compiling() or kwargs.get("output_attentions"):
+        if not self.is_fast or self.training or torch.compiler.is_compiling():
+            return False
+        if len(args) > 1 or kwargs.get("output_attentions"):
             return False
         if kwargs.get("position_embeddings") is None or kwargs.get("is_causal") is not None:
             return False
@@ -87,7 +95,12 @@ class FastAttention(nn.Module):
             keys, values = keys[:, :, : x.shape[1]], values[:, :, : x.shape[1]]
         if first and mask is not None:
             mask = mask[:, :, first:]
-        out = grouped_attention(queries, keys, values, mask, plan.scale)
+
+        def run(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+            return grouped_attention(queries, keys, values, mask, plan.scale)
+
+        slot = self.key_value_slot
+        out = run(keys, values, mask) if slot is None else slot.attend(run, keys, values, mask)
         projected: Tensor = self._modules[plan.out](out.transpose(1, 2).flatten(2))  # type: ignore[misc]
         return F.pad(projected, (0, 0, first, 0)) if first else projected
 

@@ -40,7 +40,15 @@ def test_first_party_parts_are_found_through_entry_points_alone() -> None:
     entry = installed().find("encoder", "clip")
     assert entry.plugin.distribution == "magma-multimodal"
     adapters = {e.name for e in installed().entries() if e.kind == "adapter"}
-    assert adapters == {"sequential", "parallel", "lora", "ia3", "gated_cross_attention", "visual_expert"}
+    assert adapters == {
+        "sequential",
+        "parallel",
+        "lora",
+        "ia3",
+        "gated_cross_attention",
+        "visual_expert",
+        "prefix_tuning",
+    }
 
 
 def test_an_unknown_name_is_answered_with_what_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def test_a_length_may_be_set_only_in_stages() -> None:
             {"train": {"early_stopping": 2, "evaluate_every": 1}, "data": {"evaluation": []}},
             r"stages\[1\]: .*early_stopping needs a \[\[data.evaluation\]\]",
         ),
-        ("all", r"stages\[1\]: given 'all'; allowed: a valid dictionary"),
+        ("all", r"stages\[1\]: given 'all'; allowed: a table"),
     ],
 )
 def test_a_mistake_names_its_stage(stage: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""What holds for every adapter that uses media: gated_cross_attention and visual_expert."""
+"""What holds for adapters that use media, gated_cross_attention and visual_expert, and mostly for prefix_tuning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import parity_runs
 import pytest
 import torch
-from media_models import LMS, TABLES, build_model
+from media_models import LMS, MEDIA_ADAPTERS, TABLES, build_model
 from test_parity import launch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,10 +36,15 @@ def adapter(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(params=MEDIA_ADAPTERS)
+def media_adapter(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.mark.parametrize("family", LMS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_start_is_the_bare_language_model(adapter: str, family: str, dtype: torch.dtype) -> None:
-    bare, model = (build_model(family, one, randomized=False).to(dtype) for one in (None, adapter))
+def test_the_start_is_the_bare_language_model(media_adapter: str, family: str, dtype: torch.dtype) -> None:
+    bare, model = (build_model(family, one, randomized=False).to(dtype) for one in (None, media_adapter))
     assert model.lm.all_adapters()
     for prompt in PROMPTS:
         assert torch.equal(model.logits(prompt), bare.logits(prompt))
@@ -92,8 +97,8 @@ def gradients(model: Magma, some: list[Example]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", LMS)
-def test_every_weight_has_a_gradient_with_and_without_media(adapter: str, family: str) -> None:
-    model = build_model(family, adapter)
+def test_every_weight_has_a_gradient_with_and_without_media(media_adapter: str, family: str) -> None:
+    model = build_model(family, media_adapter)
     with_media = gradients(model, examples())
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert with_media.keys() == trained
@@ -119,12 +124,12 @@ def flops(model: Magma, prompt: list[Any]) -> int:
 
 
 @pytest.mark.parametrize("family", LMS)
-def test_without_media_nothing_is_computed_for_them(adapter: str, family: str) -> None:
-    bare, model = build_model(family, None), build_model(family, adapter)
+def test_without_media_nothing_is_computed_for_them(media_adapter: str, family: str) -> None:
+    bare, model = build_model(family, None), build_model(family, media_adapter)
     text = PROMPTS[1]
     positions = len(model.lm.beginning) + len(model.lm.encode(text[0]))
     feedforward, one_embedding = 2 * 2 * (32 * 4 * 32) * positions, 2 * 32 * (2 * 2 * 8)
-    expected = 2 * (feedforward + one_embedding) if adapter == "gated_cross_attention" else 0  # in two blocks
+    expected = 2 * (feedforward + one_embedding) if media_adapter == "gated_cross_attention" else 0  # in two blocks
     assert flops(model, text) == flops(bare, text) + expected
     assert flops(model, PROMPTS[0]) > flops(bare, PROMPTS[0])
 
@@ -156,6 +161,7 @@ def test_compiled_blocks_give_the_same(adapter: str) -> None:
 TABLE = {
     "gated_cross_attention": {"use": "gated_cross_attention", "at": "block", "heads": 2, "head_dim": 8, "ff_mult": 1},
     "visual_expert": {"use": "visual_expert", "at": "linears"},
+    "prefix_tuning": {"use": "prefix_tuning", "at": "attention", "length": 4},
 }
 
 
@@ -206,12 +212,19 @@ def test_every_zero_stage_gives_the_same_losses(adapter: str, runs: Path, tmp_pa
 
 @pytest.mark.slow
 def test_two_processes_of_which_one_has_no_media(tmp_path: Path) -> None:
-    """They run the same modules and reduce the same gradients: the losses are those of one process, at each stage."""
+    """They run the same modules and reduce the same gradients: the losses are those of one process, at each stage.
+
+    Some tables act on every example, others only on those with an input.
+    """
+    only = {
+        "mlp": {"use": "sequential", "downsample": 8, "only_with": ["seen", "heard"]},
+        "prefix_only": {**TABLE["prefix_tuning"], "only_with": ["seen"]},
+    }
 
     def table(stage: int) -> dict[str, Any]:
         table = parity_runs.recipe(stage, evaluate_every=None, evaluate_samples=None)
         del table["data"]["evaluation"], table["train"]["evaluate_every"], table["train"]["evaluate_samples"]
-        return {**table, "adapters": TABLE}
+        return {**table, "adapters": {**TABLE, **only}}
 
     jobs = [{"out": f"stage-{stage}", "recipe": table(stage)} for stage in (1, 2, 3)]
     launch(tmp_path, 2, jobs)

@@ -22,24 +22,33 @@ VARIANTS: dict[str, dict[str, bool]] = {
     "dora": {"dora": True},
     "rslora and dora": {"rslora": True, "dora": True},
 }
-CLOSE = 1e-6
-"""Relative to the norm, in float32."""
+CLOSE = {torch.float32: (1e-6, 2e-6), torch.float64: (1e-14, 1e-14)}
+"""Relative to the norm: of logits, and of the gradient of a parameter.
+
+In float64 both are equal up to its precision of 2e-16: the equations are the same ones. In float32, gradients differ by
+more than logits because they pass the frozen model twice.
+"""
+ROUNDING = {"llama": 1e-5}
+"""Gradients in float32 of a family whose frozen modules are faster ones, with operations in another order."""
+DTYPES = pytest.mark.parametrize("dtype", CLOSE, ids=str)
 
 
+@DTYPES
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_lora_equals_peft(family: str, variant: str) -> None:
+def test_lora_equals_peft(family: str, variant: str, dtype: torch.dtype) -> None:
     from peft import LoraConfig
 
     keys = VARIANTS[variant]
     flags = {f"use_{key}": value for key, value in keys.items()}
     transposed = family == "gpt2"
     config = LoraConfig(**SIZES, target_modules="all-linear", fan_in_fan_out=transposed, task_type="CAUSAL_LM", **flags)
-    check(*both(family, lambda: lora(rank=4, alpha=6, **keys)), config)
+    check(family, *both(family, lambda: lora(rank=4, alpha=6, **keys)), config, dtype)
 
 
+@DTYPES
 @pytest.mark.parametrize("family", FAMILIES)
-def test_ia3_equals_peft(family: str) -> None:
+def test_ia3_equals_peft(family: str, dtype: torch.dtype) -> None:
     from peft import IA3Config
 
     last = f"1.{SCALED_INPUTS[family]}"
@@ -52,17 +61,19 @@ def test_ia3_equals_peft(family: str) -> None:
         fan_in_fan_out=family == "gpt2",
         task_type="CAUSAL_LM",
     )
-    check(*both(family, lambda: ia3(family)), config)
+    check(family, *both(family, lambda: ia3(family)), config, dtype)
 
 
-def check(model: Magma, theirs: Any, config: Any) -> None:
+def check(family: str, model: Magma, theirs: Any, config: Any, dtype: torch.dtype) -> None:
     """Our model and peft's on the library's, with equal weights: logits, and the gradient of each parameter."""
+    model, theirs = model.to(dtype), theirs.to(dtype)
+    close, close_gradients = CLOSE[dtype]
     with torch.no_grad():
         bare = theirs(input_ids=TOKENS).logits
     peft_model = with_weights_of(model, theirs, config)
     found, expected = logits(model.lm), peft_model(input_ids=TOKENS).logits
     assert difference(expected, bare) > 1e-2, "the adapters do nothing"
-    assert difference(found, expected) <= CLOSE
+    assert difference(found, expected) <= close
     loss(found).backward()
     loss(expected).backward()
     gradients = {
@@ -77,7 +88,8 @@ def check(model: Magma, theirs: Any, config: Any) -> None:
     }
     assert gradients.keys() == ours.keys()
     far = {name: difference(ours[name].view_as(one), one) for name, one in gradients.items()}
-    assert max(far.values()) <= 10 * CLOSE, far  # faster modules of the frozen llama round otherwise
+    allowed = ROUNDING.get(family, close_gradients) if dtype == torch.float32 else close_gradients
+    assert max(far.values()) <= allowed, far
 
 
 def test_dora_starts_as_the_frozen_layer() -> None:

@@ -16,7 +16,7 @@ from ...deprecation import renamed_arguments
 from ...errors import PluginError
 from ...interfaces import Adapter, Callback, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
 from ...values import CheckInputs
-from . import adapter, callback, data, encoder, head, lm, lm_sites, losses, module, prefix, task, text
+from . import adapter, callback, data, encoder, head, lm, lm_key_values, lm_sites, losses, module, prefix, task, text
 from . import part as any_part
 from .subject import Check, PartUnderTest
 
@@ -26,7 +26,7 @@ _KINDS: tuple[tuple[type[Part], tuple[Check, ...]], ...] = (
     (Encoder, encoder.CHECKS),
     (Prefix, prefix.CHECKS),
     (Adapter, adapter.CHECKS),
-    (FrozenLM, (*lm.CHECKS, *lm_sites.CHECKS, *text.CHECKS)),
+    (FrozenLM, (*lm.CHECKS, *lm_sites.CHECKS, *lm_key_values.CHECKS, *text.CHECKS)),
     (Head, head.CHECKS),
     (DataSource, data.CHECKS),
     (Task, task.CHECKS),

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from ...context import Context
+from ...key_values import KeyValueShape, KeyValueSlot
 from ...sites import Site
 
 DIM, WIDE, MEDIA = 32, 48, 24
 """Widths of a site, of the output of a linear layer, and of media."""
+HEADS = 4
+"""Query heads of attention; two share one key-value head."""
 ROWS, TOKENS = 2, 6
 _NONE = -1
 _INPUTS = torch.tensor([[_NONE, 0, 0, _NONE, 1, _NONE], [_NONE, 1, _NONE, _NONE, 0, 0]])
@@ -35,8 +38,10 @@ def sample_sites() -> list[Site]:
                     parameter.copy_(torch.randn(parameter.shape, generator=draw, device="cpu") * DIM**-0.5)
         return Site(path, 0, DIM, out, module, media_features=MEDIA)
 
-    whole = [Site(path, 0, DIM, DIM, media_features=MEDIA) for path in ("attention", "block")]
-    return [*whole, linear("self_attn.q_proj", DIM), linear("mlp.up_proj", WIDE)]
+    slot = KeyValueSlot(KeyValueShape(HEADS // 2, DIM // HEADS, DIM // HEADS))
+    attention = Site("attention", 0, DIM, DIM, media_features=MEDIA, key_values=slot)
+    block = Site("block", 0, DIM, DIM, media_features=MEDIA)
+    return [attention, block, linear("self_attn.q_proj", DIM), linear("mlp.up_proj", WIDE)]
 
 
 def sample_context(like: Tensor) -> Context:

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...adapters import adapter_argument
 from ...context import Context
 from ...deprecation import renamed_arguments
 from ...errors import PartError
 from ...interfaces import Adapter, DataSource, Encoder, FrozenLM, Head, Module, Part, Prefix, Task
+from ...key_values import KeyValueSlot
 from ...sites import Site
 from ...values import BatchLayout, CheckInputs, Features, Prepared, tensors_in
 from ..part_of import construct
 from .sample_sites import DIM as DIM
-from .sample_sites import ROWS, TOKENS, sample_context, sample_sites
+from .sample_sites import HEADS, ROWS, TOKENS, sample_context, sample_sites
 
 WIDTH, LENGTH = 16, 5
 """Sizes of the encoder with which a prefix is checked; `DIM` is the width of the language model."""
@@ -160,14 +162,17 @@ class PartUnderTest:
 
 
 class SublayerCall:
-    """A frozen map of each position, that of the site's linear layer if it is one; it records its inputs."""
+    """A frozen map of each position, that of the site's linear layer if it is one; it records its inputs.
+
+    At a site with `key_values`, a position attends to itself and to the keys that an adapter adds.
+    """
 
     def __init__(self, like: Tensor, site: Site) -> None:
         if site.linear is None:
             draw = torch.Generator().manual_seed(3)
             weight = torch.randn(site.in_features, site.out_features, generator=draw) / math.sqrt(site.in_features)
             weight = weight.to(device=like.device, dtype=like.dtype)
-            self.run: Callable[[Tensor], Tensor] = lambda x: torch.tanh(x @ weight)
+            self.run: Callable[[Tensor], Tensor] = lambda x: _attend(torch.tanh(x @ weight), site.key_values)
         else:
             self.run = site.linear.to(device=like.device, dtype=like.dtype)
         self.seen: list[Tensor] = []
@@ -175,6 +180,21 @@ class SublayerCall:
     def __call__(self, x: Tensor) -> Tensor:
         self.seen.append(x)
         return self.run(x)
+
+
+def _attend(x: Tensor, slot: KeyValueSlot | None) -> Tensor:
+    """Each position [b, t, d] attends to itself, with queries, keys and values cut out of x, and to further keys."""
+    if slot is None:
+        return x
+    queries = x.view(*x.shape[:2], HEADS, -1).transpose(1, 2)
+    keys = queries[:, : slot.shape.heads]
+    t = x.shape[1]
+    mask = torch.eye(t, dtype=torch.bool, device=x.device)[None, None]
+
+    def run(keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        return F.scaled_dot_product_attention(queries, keys, values, mask, enable_gqa=True)
+
+    return slot.attend(run, keys, keys, mask).transpose(1, 2).flatten(2)
 
 
 def tokens(lm: FrozenLM) -> Tensor:
