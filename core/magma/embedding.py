@@ -6,7 +6,7 @@ media), d width of word embeddings, s media positions of one input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -107,15 +107,26 @@ def embed_each_batch(
     batch_size: int,
     device: torch.device,
     dtype: torch.dtype,
+    leave_out: Callable[[int, InputError], None] | None = None,
 ) -> Iterator[EmbeddedMedia]:
-    """Features and embeddings of media of one input, some at a time. Raises `InputError` if one cannot be read."""
+    """Features and embeddings of media of one input, some at a time.
+
+    `leave_out` is called with the index of a medium that cannot be read, and the error. Default: `InputError` is
+    raised.
+    """
     for first in range(0, len(media), batch_size):
-        some = media[first : first + batch_size]
-        items = [collator.prepare(one, f"medium {first + i}")[0] for i, one in enumerate(some)]
-        stacked = to_device(collator.stack(some[0].name, items), device, dtype)
-        one = inputs[some[0].name]
-        features = one.features(stacked)
-        yield EmbeddedMedia(features, one.prefix(features))
+        items = []
+        for i, medium in enumerate(media[first : first + batch_size], first):
+            try:
+                items.append(collator.prepare(medium, f"medium {i}")[0])
+            except InputError as error:
+                if leave_out is None:
+                    raise
+                leave_out(i, error)
+        if items:
+            one = inputs[media[first].name]
+            features = one.features(to_device(collator.stack(media[first].name, items), device, dtype))
+            yield EmbeddedMedia(features, one.prefix(features))
 
 
 def embed_media(

@@ -22,6 +22,7 @@ import json
 import logging
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +196,7 @@ class FeatureCache:
         """The features of each medium, computed without the others."""
         rows = {}
         for place, row in enumerate(group.rows):
-            single = map_tensors(lambda x, place=place: x[place : place + 1].clone(), group.prepared)
+            single = map_tensors(partial(_row, place), group.prepared)
             features: Features = encoder(single)
             one = Missing((row,), single, (group.keys[place],), (group.num_features[place],), group.shape)
             self._store(encoder, one, single, features)
@@ -253,6 +254,11 @@ def _prepare(encoder: Encoder, raw: Any, rng: random.Random | None = None) -> Pr
             "features differ each time; allowed with cache = true: none"
         )
     return prepared
+
+
+def _row(place: int, x: Tensor) -> Tensor:
+    """One item as a batch [1, ...] in memory of its own, whose alignment does not depend on the place."""
+    return x[place : place + 1].clone()
 
 
 def _device(encoder: Encoder) -> torch.device:

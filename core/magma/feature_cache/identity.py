@@ -82,7 +82,7 @@ def numerics(device: torch.device) -> dict[str, Any]:
         kernels = torch.backends.cpu.get_cpu_capability(), torch.backends.mkldnn.enabled
         return {**found, "cpu": [platform.machine(), *kernels, torch.get_num_threads()]}
     if device.type == "cuda":
-        kind = torch.cuda.get_device_name(device), torch.version.cuda, cudnn.version()
+        kind = torch.cuda.get_device_name(device), torch.version.cuda, cudnn.version()  # type: ignore[no-untyped-call]  # torch's
         flags = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
         return {**found, "cuda": [*kind, *flags]}
     return found

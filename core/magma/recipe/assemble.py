@@ -99,7 +99,7 @@ def assemble(
             encoder = build(f"inputs.{name}.encoder")
             sizes = encoder.dim, encoder.length, lm.embedding_dim
             prefix = build_learner(f"inputs.{name}.prefix", *sizes)
-            cache = table.cache and FeatureCache(**table.cache.model_dump())
+            cache = None if table.cache is None else FeatureCache(**table.cache.model_dump())
             inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm, cache)
 
         def adapter_table(path: str, table: AdapterUse) -> AdapterTable:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..plugins.registry import installed
+from ..interfaces import Encoder
+from ..plugins import registry
 from .parts import PartTable
 
 
@@ -26,8 +27,8 @@ def _reason(name: str, table: Mapping[str, Any], deepspeed: Mapping[str, Any]) -
             f"{path}.trainable = false, or no cache"
         )
     encoder = PartTable(f"{path}.encoder", "encoder", table["encoder"])
-    part = installed().find("encoder", encoder.table["use"]).part
-    if part.augments(part.Config.model_validate(encoder.own_fields())):
+    part = registry.installed().find("encoder", encoder.table["use"]).part
+    if issubclass(part, Encoder) and part.augments(part.Config.model_validate(encoder.own_fields())):
         return (
             "given for an encoder that changes media at random in training (augmentation, or a random crop), so its "
             f"features differ each time; allowed: {path}.encoder without it, or no cache"

@@ -136,6 +136,8 @@ def resolve_keys(stage: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[
         if key in resolved:
             inside = isinstance(value, Mapping) and isinstance(resolved[key], Mapping) and "use" not in value
             found[key] = resolve_keys(value, resolved[key]) if inside else resolved[key]
+        elif value is False:  # it switches off what the recipe has
+            found[key] = False
     return found
 
 
