@@ -32,7 +32,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from ..hashing import combined_sha256, hash_tensors, tensor_sha256
-from ..interfaces import Encoder
+from ..interfaces import Encoder, Module
 
 _FORMAT = 1
 """Raised when entries of earlier versions of this package must not be used."""
@@ -40,7 +40,7 @@ _OWN = "magma"
 OWN_DISTRIBUTION = "magma-multimodal"
 _NOT_CODE = ("torch", "builtins", "abc", "typing", "collections", _OWN)
 """Top-level packages whose version stands for their code."""
-_INTERNAL = ("training", "forward", "config", "frozen", "nested", "call_super_init", "dump_patches", "T_destination")
+_INTERNAL = ("forward", "config", "frozen", "nested", *vars(nn.Module()))
 _DEPTH = 12
 
 
@@ -100,11 +100,12 @@ def _class(value: Any) -> str:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The public attributes of a module that are neither tensors nor modules."""
+    """The attributes of a module that are neither tensors nor modules; private ones of parts only."""
+    skipped = ("ds_",) if isinstance(module, Module) else ("_", "ds_")
     return {
         key: value
         for key, value in vars(module).items()
-        if not key.startswith(("_", "ds_")) and key not in _INTERNAL and not isinstance(value, Tensor | nn.Module)
+        if not key.startswith(skipped) and key not in _INTERNAL and not isinstance(value, Tensor | nn.Module)
     }
 
 
