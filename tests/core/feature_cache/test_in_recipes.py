@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from cached_toys import FileEncoder, write_files
 from conftest import install_parts
 
 import magma
-from magma import DataSource, Example, Media, PartConfig, Recipe, RecipeError, SourceState, Text, hookimpl
+from magma import DataSource, Example, InputError, Media, PartConfig, Recipe, RecipeError, SourceState, Text, hookimpl
+from magma.cli.features import features
 from magma.training.train import train
 
 
@@ -139,3 +141,31 @@ def test_recipes_without_it_are_written_as_before(tmp_path: Path) -> None:
     assert "[inputs.numbers.cache]" not in recipe(tmp_path).to_toml()
     assert "[inputs.numbers.cache]" in recipe(tmp_path, "inputs.numbers.cache=true").to_toml()
     assert recipe(tmp_path, "inputs.numbers.cache=false").to_toml() == recipe(tmp_path).to_toml()
+
+
+def test_the_command_features(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = write_files(tmp_path / "files")
+    toml = tmp_path / "toy.toml"
+    toml.write_text(recipe(tmp_path, cache_table(tmp_path)).to_toml())
+    train(recipe(tmp_path), tmp_path / "run")
+    command = partial(features, device="cpu", shard_size=5, batch_size=4)
+    for source, data, keys in (
+        (toml, files[0].parent, {}),
+        (toml, "train", {}),
+        (tmp_path / "run", "evaluation", {}),
+        (tmp_path / "run", files[0].parent, {"use": "files"}),
+    ):
+        out = tmp_path / f"{Path(source).stem} {Path(data).name} {len(keys)}"
+        for kept in ("", ", 2 of them were there already"):
+            command(str(source), str(data), out, **keys)
+            assert f"features and embeddings of 8 media are in {out}: 2 shards{kept}\n" in capsys.readouterr().out
+        index = json.loads((out / "index.json").read_text())
+        assert [shard["media"] for shard in index["shards"]] == [5, 3]
+    for arguments, message in (
+        ({"data": "nothing"}, "DATA: given 'nothing'; allowed: a folder or file that exists"),
+        ({"data": "train", "input_name": "scan"}, "--input: given 'scan'; allowed: numbers"),
+        ({"data": "train", "data_keys": ["limit=1"]}, "--data-set: given without --use"),
+        ({"data": "train", "overrides": ["data.train=[]"]}, r"the recipe has no \[\[data.train\]\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            command(str(toml), out=tmp_path / "none", **arguments)

@@ -43,7 +43,7 @@ def bad_input_is_refused(subject: PartUnderTest) -> None:
 
 
 def preparation_is_repeatable(subject: PartUnderTest) -> None:
-    """`prepare` uses only the given `rng`: the same `rng` gives the same item. If it draws from it, `augments` is True."""
+    """`prepare` uses only the given `rng`: the same `rng` gives the same item. If it draws, `augments` is True."""
     encoder = subject.make()
     for raw in subject.good:
         before = _generator_states()
