@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .context import Context
     from .data.sequence import Batch
     from .evaluation.evaluator import evaluate
+    from .feature_cache.cache import FeatureCache
     from .generation.decoding import Decoding
     from .inputs import Input
     from .interfaces import (
@@ -79,6 +80,7 @@ _NAMES_BY_MODULE = {
     "context": ["Context"],
     "data.sequence": ["Batch"],
     "evaluation.evaluator": ["evaluate"],
+    "feature_cache.cache": ["FeatureCache"],
     "generation.decoding": ["Decoding"],
     "inputs": ["Input"],
     "interfaces": [
@@ -119,6 +121,7 @@ __all__ = [
     "Decoding",
     "Encoder",
     "Example",
+    "FeatureCache",
     "Features",
     "FrozenLM",
     "Head",

@@ -48,15 +48,17 @@ def input_of(path: str) -> str:
 def recorded_outputs(inputs: Mapping[str, Input]) -> Iterator[dict[str, Outputs]]:
     """A dictionary that is filled when the block ends: the outputs of each input that ran in it."""
     found: dict[str, Outputs] = {}
-    last: dict[Any, Features] = {}
-    modules = [module for one in inputs.values() for module in (one.encoder, one.prefix)]
-    hooks = [module.register_forward_hook(lambda module, _, out: last.update({module: out})) for module in modules]
+    last: dict[Any, Outputs] = {}
+    hooks = [
+        one.prefix.register_forward_hook(lambda module, given, out: last.update({module: Outputs(given[0], out)}))
+        for one in inputs.values()
+    ]
     try:
         yield found
     finally:
         for hook in hooks:
             hook.remove()
-    found |= {name: Outputs(last[one.encoder], last[one.prefix]) for name, one in inputs.items() if one.prefix in last}
+    found |= {name: last[one.prefix] for name, one in inputs.items() if one.prefix in last}
 
 
 def auxiliary_losses(

@@ -1,22 +1,25 @@
 """From a batch to what the language model reads: embeddings of words and media, and the layout with its context.
 
-Axes: b batch, k prefix length, t tokens, n embeddings of all media of a row, d width of word embeddings, s media
-positions of one input.
+Axes: b batch, k prefix length, t tokens, n embeddings of all media of a row (of the functions for media: number of
+media), d width of word embeddings, s media positions of one input.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .context import Context
-from .data.sequence import Batch
+from .data.collator import Collator
+from .data.sequence import Batch, to_device
+from .errors import InputError
 from .inputs import Input
 from .language_model import FrozenLM
-from .values import BatchLayout, map_tensors
+from .values import BatchLayout, Features, Media, map_tensors
 
 
 def embed_batch(
@@ -71,3 +74,87 @@ def zero_contribution(input_module: Input, like: Tensor) -> Tensor:
     zero: Tensor = 0 * input_module(item).values.sum().to(like.dtype)
     input_module.train(was_training)
     return zero
+
+
+# Media only
+
+
+class EmbeddedMedia(NamedTuple):
+    """Some media of one input."""
+
+    features: Features
+    """[b, n, e]"""
+    embeddings: Features
+    """[b, k, d]"""
+
+
+def media_of_one_input(collator: Collator, values: Sequence[Any], name: str | None = None) -> list[Media]:
+    """Values as media of the input `name`; by default, of the one that accepts all of them. Raises `InputError`."""
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+        raise InputError(f"media: given a {type(values).__name__}; allowed: a list of media of one input")
+    segments = [collator.segment(value) if name is None else Media(name, value) for value in values]
+    media = [one for one in segments if isinstance(one, Media)]
+    if not media or len(media) < len(segments) or len({one.name for one in media}) > 1:
+        kinds = sorted({one.name if isinstance(one, Media) else "text" for one in segments}) or ["nothing"]
+        raise InputError(f"media: given {', '.join(kinds)}; allowed: a list of media of one input")
+    return media
+
+
+def embed_each_batch(
+    collator: Collator,
+    inputs: Mapping[str, Input],
+    media: Sequence[Media],
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    leave_out: Callable[[int, InputError], None] | None = None,
+) -> Iterator[EmbeddedMedia]:
+    """Features and embeddings of media of one input, some at a time.
+
+    `leave_out` is called with the index of a medium that cannot be read, and the error. Default: `InputError` is
+    raised.
+    """
+    for first in range(0, len(media), batch_size):
+        items = []
+        for i, medium in enumerate(media[first : first + batch_size], first):
+            try:
+                items.append(collator.prepare(medium, f"medium {i}")[0])
+            except InputError as error:
+                if leave_out is None:
+                    raise
+                leave_out(i, error)
+        if items:
+            one = inputs[media[first].name]
+            features = one.features(to_device(collator.stack(media[first].name, items), device, dtype))
+            yield EmbeddedMedia(features, one.prefix(features))
+
+
+def embed_media(
+    collator: Collator,
+    inputs: Mapping[str, Input],
+    media: Sequence[Any],
+    name: str | None,
+    batch_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Embeddings of media of one input [n, k, d], as `Magma.embed_media` gives them."""
+    if batch_size < 1:
+        raise InputError(f"batch_size: given {batch_size}; allowed: at least 1")
+    segments = media_of_one_input(collator, media, name)
+    found = [one.embeddings for one in embed_each_batch(collator, inputs, segments, batch_size, device, dtype)]
+    longest = max(values.shape[1] for values, _ in found)
+    return torch.cat([_pad(without_padding(one), longest) for one in found])
+
+
+def without_padding(embeddings: Features) -> Tensor:
+    """Values [b, k, d] with zeros in place of padding."""
+    values, lengths = embeddings
+    if lengths is None:
+        return values
+    real = torch.arange(values.shape[1], device=values.device) < lengths[:, None]
+    return torch.where(real[..., None], values, 0)
+
+
+def _pad(values: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, 0, 0, length - values.shape[1]))

@@ -61,6 +61,14 @@ class Encoder(Module):
             InputError: The item cannot be read. The message names it.
         """
 
+    @classmethod
+    def augments(cls, config: Any) -> bool:
+        """Whether `prepare` draws from `rng` with this config, as augmentation and random crops do. Default: no.
+
+        The features of such an encoder differ each time, so they cannot be cached.
+        """
+        return False
+
     @abstractmethod
     def dummy_item(self) -> Prepared:
         """The smallest prepared item [...], of zeros: it is used for a batch that lacks this input."""

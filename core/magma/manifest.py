@@ -13,9 +13,11 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
-from torch import Tensor
 
 from .errors import CheckpointError, bullet_list
+from .hashing import combined_sha256 as combined_sha256
+from .hashing import hash_tensors as hash_tensors
+from .hashing import tensor_sha256 as tensor_sha256
 from .recipe.explain import explain_all
 from .recipe.notation import parse_json
 
@@ -168,26 +170,6 @@ def find_checkpoint(folder: str | Path) -> Path:
 
 
 # Tensors
-
-
-def tensor_sha256(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's dtype, shape and bytes."""
-    plain = tensor.detach().cpu().contiguous()
-    found = hashlib.sha256(f"{plain.dtype} {list(plain.shape)} ".encode())
-    if plain.numel():
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """SHA-256 by name, in the order of the names."""
-    return {name: tensor_sha256(tensors[name]) for name in sorted(tensors)}
-
-
-def combined_sha256(hashes: Mapping[str, str]) -> str:
-    """One SHA-256 for many tensors."""
-    lines = "".join(f"{name} {hashes[name]}\n" for name in sorted(hashes))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def differing(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:

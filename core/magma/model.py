@@ -17,19 +17,20 @@ from torch.nn import functional as F
 
 from .adapter_tables import AdapterTable, add_tables, as_tables, check_inputs_of_adapters
 from .auxiliary import Losses, auxiliary_losses, recorded_outputs
-from .data.collator import Collator
+from .data.collator import Collator, is_list_of_prompts
 from .data.sequence import Batch, EncodedExample
 from .deprecation import RenamedMember, renamed_arguments
-from .embedding import embed_batch
+from .embedding import embed_batch, embed_media
 from .errors import InputError, PartError
 from .generation.decoding import Answer, Decoding, continuations, decode, decoding_from_options
 from .generation.likelihood import Likelihood, compute_likelihoods, encode_continuation
-from .inputs import Input
+from .inputs import Input, attached_caches
 from .interfaces import Adapter, FrozenLM, Head, Module
 from .names import module_problem
 from .part import own_tensors, with_nested_parts
 from .summary import ALWAYS_STORED as ALWAYS_STORED
 from .summary import PartSummary as PartSummary
+from .summary import summarize
 from .system.memory import in_pieces
 from .values import BatchLayout, Example
 from .widths import check_widths
@@ -98,12 +99,14 @@ class Magma(nn.Module):
             max_length: Maximum length of an example in positions, at most the language model's context, the default.
             pad_to_multiple_of: Pad batches to a multiple of this length.
         """
+        inputs = self.input_modules()
         return Collator(
             self.lm,
-            {name: (module.encoder, module.prefix) for name, module in self.input_modules().items()},
+            {name: (module.encoder, module.prefix) for name, module in inputs.items()},
             max_length,
             pad_to_multiple_of,
             self.head.classes if self.head else (),
+            attached_caches(inputs),
         )
 
     @property
@@ -127,6 +130,24 @@ class Magma(nn.Module):
     def lm_inputs(self, batch: Batch) -> tuple[Tensor, BatchLayout]:
         """What the language model is called with: `embed`, and the batch's layout with the context of adapters."""
         return embed_batch(self.lm, self.input_modules(), batch, self.run_all_inputs)
+
+    @torch.no_grad()
+    def embed_media(self, media: Sequence[Any], name: str | None = None, batch_size: int = 32) -> Tensor:
+        """Embeddings of media [n, k, d], as the language model reads them: of the encoder and the prefix of one input.
+
+        Args:
+            media: Media of one input, raw or prepared by its encoder.
+            name: The input. Default: the one that accepts them.
+            batch_size: How many are computed at once.
+
+        Returns:
+            In the precision of the model. After the embeddings of media with fewer than k, there are zeros.
+
+        Raises:
+            InputError: A medium cannot be read, or no input or several inputs accept it.
+        """
+        with self.eval_mode():
+            return embed_media(self.collator(), self.input_modules(), media, name, batch_size, self.device, self.dtype)
 
     def forward(self, batch: Batch, auxiliary: bool = False) -> Tensor | Losses:
         """Cross-entropy, summed over the targets, in float32: divide it by those of the global batch. Or `Losses`."""
@@ -165,7 +186,7 @@ class Magma(nn.Module):
             InputError: No input accepts a segment, or a segment cannot be read.
             TooLong: The segments do not fit into the context.
         """
-        embeddings, layout = self.lm_inputs(self._prompts(self._examples(self.collator(), [segments])))
+        embeddings, layout = self.lm_inputs(self._prompts(self.collator().examples([segments])))
         layout = replace(layout, scored=torch.arange(embeddings.shape[1], device=self.device), first_scored=0)
         out: Tensor = self.lm.lm_head(self.lm(embeddings, layout))
         return out
@@ -191,7 +212,7 @@ class Magma(nn.Module):
             return found
 
         with self.eval_mode():
-            rows = in_pieces(self._examples(self.collator(), prompts), scores)
+            rows = in_pieces(self.collator().examples(prompts), scores)
         return [dict(zip(head.classes, row, strict=True)) for row in rows]
 
     @torch.no_grad()
@@ -220,7 +241,7 @@ class Magma(nn.Module):
         if len(prompts) != len(texts):
             raise InputError(f"given {len(prompts)} prompts and {len(texts)} texts; allowed: equal numbers")
         collator = self.collator()
-        examples = self._examples(collator, prompts)
+        examples = collator.examples(prompts)
         rows = [encode_continuation(collator, example, text) for example, text in zip(examples, texts, strict=True)]
 
         def compute(some: Sequence[EncodedExample]) -> list[Likelihood]:
@@ -252,7 +273,7 @@ class Magma(nn.Module):
             TooLong: A prompt does not fit into the context.
         """
         texts = [answer.text for answer in self._answers(prompt, options)]
-        return texts if _several(prompt) else texts[0]
+        return texts if is_list_of_prompts(prompt) else texts[0]
 
     @overload
     def generate_tokens(self, prompt: Prompts, **options: Any) -> list[list[int]]: ...
@@ -261,18 +282,18 @@ class Magma(nn.Module):
     def generate_tokens(self, prompt: Sequence[Any], **options: Any) -> list[int] | list[list[int]]:
         """As `generate`, but with token ids as the result. Without `stop`, no tokenizer is needed."""
         ids = [list(answer.tokens) for answer in self._answers(prompt, options)]
-        return ids if _several(prompt) else ids[0]
+        return ids if is_list_of_prompts(prompt) else ids[0]
 
     def stream(self, prompt: Sequence[Any], **options: Any) -> Iterator[str]:
         """As `generate` for one prompt, but yields pieces of text as they are generated."""
         decoding = decoding_from_options(options)
-        examples = self._examples(self.collator(), [prompt])
+        examples = self.collator().examples([prompt])
         return continuations((answer.text for (answer,) in self._decode(examples, decoding)), decoding.stop)
 
     def _answers(self, prompt: Sequence[Any], options: Mapping[str, Any]) -> list[Answer]:
         """Answers to one prompt or to a list of prompts, computed in smaller batches if memory runs out."""
         decoding = decoding_from_options(options)
-        examples = self._examples(self.collator(), prompt if _several(prompt) else [prompt])
+        examples = self.collator().examples(prompt if is_list_of_prompts(prompt) else [prompt])
         return in_pieces(examples, lambda some: list(self._decode(some, decoding))[-1])
 
     @torch.no_grad()
@@ -287,17 +308,6 @@ class Magma(nn.Module):
         collator = self.collator()
         encoded = [collator.encode_example(example, truncate=False) for example in prompts]
         return collator.pad(encoded, score_last=True).to(self.device, self.dtype)
-
-    @staticmethod
-    def _examples(collator: Collator, prompts: Sequence[Sequence[Any]]) -> list[Example]:
-        """Prompts as examples, with names for error messages."""
-        examples = []
-        for i, prompt in enumerate(prompts):
-            if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-                raise InputError(f'a prompt is a list such as [medium, "text"], not a {type(prompt).__name__}')
-            name = "the prompt" if len(prompts) == 1 else f"prompt {i}"
-            examples.append(Example([collator.segment(value) for value in prompt], name))
-        return examples
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
@@ -353,14 +363,7 @@ class Magma(nn.Module):
 
     def summary(self) -> list[PartSummary]:
         """Name and parameter counts of every part."""
-        rows = []
-        for path, modules in self.parts().items():
-            parameters = self.part_parameters(path)
-            # ds_numel also counts what ZeRO-3 has partitioned away
-            sizes = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in parameters]
-            total = sum(size for size, _ in sizes)
-            rows.append(PartSummary(path, modules[0].name, total, sum(size for size, trained in sizes if trained)))
-        return rows
+        return [summarize(path, parts[0].name, self.part_parameters(path)) for path, parts in self.parts().items()]
 
     def trained_tensors(self) -> dict[str, Tensor]:
         """What training changes: the trainable parameters, and the buffers of parts that are not frozen."""
@@ -393,8 +396,3 @@ class Magma(nn.Module):
         """All other parameters and saved buffers: those that no training step may change."""
         trained = self.trained_tensors()
         return {name: t for name, t in self.state_dict(keep_vars=True).items() if name not in trained}
-
-
-def _several(prompt: Any) -> bool:
-    """Whether this is a list of prompts."""
-    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(one, list | tuple) for one in prompt)

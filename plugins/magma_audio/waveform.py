@@ -45,6 +45,11 @@ class AudioEncoder(Encoder):
     seconds: float
     """Maximum duration of a recording, in seconds."""
 
+    @classmethod
+    def augments(cls, config: AudioConfig) -> bool:
+        """Whether long recordings are cropped at random in training."""
+        return config.crop == "random"
+
     def accepts(self, raw: Any) -> bool:
         """True for the path or the bytes of an audio file, and for a pair (waveform, sample rate)."""
         return looks_like_audio(raw)

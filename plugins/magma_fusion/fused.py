@@ -75,6 +75,11 @@ class Fused(Encoder):
         inputs = cls.Config(**config).of[0].part.check_inputs(folder)
         return CheckInputs(config, inputs.good, inputs.bad)
 
+    @classmethod
+    def augments(cls, config: Config) -> bool:
+        """Whether a member does."""
+        return any(member.part.augments(member.config) for member in config.of)
+
     def accepts(self, raw: Any) -> bool:
         """Whether every member accepts it."""
         return all(member.accepts(raw) for member in self.members)

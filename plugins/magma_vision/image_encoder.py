@@ -122,6 +122,11 @@ class ImageEncoder(Encoder):
         good = (written, Image.fromarray(photo[:, :30]), drawing)
         return CheckInputs(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
 
+    @classmethod
+    def augments(cls, config: ImageConfig) -> bool:
+        """Whether training images are changed at random."""
+        return config.augmentation is not None
+
     def _grid(self, network: nn.Module, height: int, width: int) -> tuple[int, int]:
         """n and e for an image of this size, from a network on the meta device."""
         with torch.device("meta"), torch.no_grad():

@@ -20,6 +20,7 @@ from .compose import compose
 from .disk_errors import disk_problem
 from .eval import evals
 from .export import exports
+from .features import features
 from .generate import generate
 from .options import RUNS
 from .plugin import plugins
@@ -35,6 +36,7 @@ cli.add_typer(exports, name="export")
 cli.add_typer(runs, name="run")
 cli.command()(verify)
 cli.command()(compose)
+cli.command()(features)
 cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(generate)
 
 

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from ..context import Context
 from ..errors import InputError, TooLong
+from ..feature_cache.cache import FeatureCache
+from ..feature_cache.media import CachedMedia, CacheItem
 from ..interfaces import Encoder, FrozenLM, Prefix
 from ..presence import lay_out_presence
 from ..values import BatchLayout, Example, Media, Prepared, Segment, Text, Tokens
@@ -43,6 +45,7 @@ class Collator:
         max_length: int | None = None,
         pad_to_multiple_of: int = 1,
         classes: Sequence[str] = (),
+        caches: Mapping[str, FeatureCache] | None = None,
     ) -> None:
         """Set the limits and the classes.
 
@@ -52,6 +55,7 @@ class Collator:
             max_length: Maximum length of an example in positions. Default: the context. None, and no context: no limit.
             pad_to_multiple_of: Rows are padded to a multiple of this length.
             classes: The classes of a model that classifies; every training example needs one of them as its label.
+            caches: The feature caches of inputs that have one.
 
         Raises:
             InputError: If `max_length` is larger than the context.
@@ -65,6 +69,7 @@ class Collator:
         self.max_length = max_length or lm.context  # None: examples of any length fit
         self.pad_to_multiple_of = pad_to_multiple_of
         self.classes = {name: i for i, name in enumerate(classes)}
+        self.caches = caches or {}
 
     def segment(self, value: Any) -> Segment:
         """Make a segment of a raw value of a prompt: text, token ids, or a medium of the one input that accepts it.
@@ -86,6 +91,16 @@ class Collator:
         if accepting:
             raise InputError(f"{what} fits several inputs ({', '.join(accepting)}): choose one with Media(name, value)")
         raise InputError(f"no input accepts {what}; inputs: {known}. To choose one, use Media(name, value)")
+
+    def examples(self, prompts: Sequence[Sequence[Any]]) -> list[Example]:
+        """Prompts as examples, with names for errors. Raises `InputError`."""
+        examples = []
+        for i, prompt in enumerate(prompts):
+            if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+                raise InputError(f'a prompt is a list such as [medium, "text"], not a {type(prompt).__name__}')
+            name = "the prompt" if len(prompts) == 1 else f"prompt {i}"
+            examples.append(Example([self.segment(value) for value in prompt], name))
+        return examples
 
     def encode_example(
         self,
@@ -190,19 +205,40 @@ class Collator:
             )
 
     def _add_medium(self, result: EncodedExample, segment: Media, rng: random.Random | None) -> None:
-        if segment.name not in self.inputs:
-            known = ", ".join(self.inputs) or "none"
-            raise InputError(f'{result.name}: no input is called "{segment.name}"; inputs: {known}')
-        encoder, prefix = self.inputs[segment.name]
-        try:
-            prepared = encoder.prepare(segment.value, rng)
-        except InputError as error:
-            where = f"{segment.where}: " if segment.where else ""
-            raise InputError(f"{result.name}: {segment.name}: {where}{error}") from error
-        size = prefix.num_embeddings(encoder.num_features(prepared))
-        result.media.append((segment.name, prepared, len(result), size))
+        item, size = self.prepare(segment, result.name, rng)
+        result.media.append((segment.name, item, len(result), size))
         result.tokens += [0] * size
         result.targets += [False] * size
+
+    def prepare(self, medium: Media, owner: str, rng: random.Random | None = None) -> tuple[Prepared | CacheItem, int]:
+        """A medium as `stack` takes it, and the number of its embeddings.
+
+        Args:
+            medium: The medium.
+            owner: What it belongs to, for errors.
+            rng: The source of randomness for augmentation.
+
+        Raises:
+            InputError: If there is no such input, or the medium cannot be read.
+        """
+        if medium.name not in self.inputs:
+            known = ", ".join(self.inputs) or "none"
+            raise InputError(f'{owner}: no input is called "{medium.name}"; inputs: {known}')
+        encoder, prefix = self.inputs[medium.name]
+        try:
+            if cache := self.caches.get(medium.name):
+                item = cache.prepare(encoder, medium.value, rng)
+                return item, prefix.num_embeddings(item.num_features)
+            prepared = encoder.prepare(medium.value, rng)
+        except InputError as error:
+            where = f"{medium.where}: " if medium.where else ""
+            raise InputError(f"{owner}: {medium.name}: {where}{error}") from error
+        return prepared, prefix.num_embeddings(encoder.num_features(prepared))
+
+    def stack(self, name: str, items: Sequence[Prepared | CacheItem]) -> Prepared | CachedMedia:
+        """The media of one input in a batch, as the input takes them."""
+        encoder, _ = self.inputs[name]
+        return self.caches[name].stack(encoder, items) if name in self.caches else encoder.stack(items)
 
     def _truncate(self, result: EncodedExample, has_target: bool, allowed: bool) -> EncodedExample:
         limit = self.max_length
@@ -290,7 +326,7 @@ class Collator:
     ) -> tuple[dict[str, Prepared], dict[str, MediaSlots]]:
         media: dict[str, Prepared] = {}
         slots = {}
-        for name, (encoder, _) in self.inputs.items():
+        for name in self.inputs:
             found = [
                 (item, row_start + start, size)
                 for row_start, sequence in placed
@@ -299,7 +335,7 @@ class Collator:
             ]
             if not found:
                 continue
-            media[name] = encoder.stack([item for item, _, _ in found])
+            media[name] = self.stack(name, [item for item, _, _ in found])
             slots[name] = MediaSlots(
                 positions=torch.cat([torch.arange(first, first + size) for _, first, size in found]),
                 media_index=torch.arange(len(found)).repeat_interleave(torch.tensor([size for _, _, size in found])),
@@ -321,3 +357,8 @@ def _pack_rows(longest_first: Sequence[EncodedExample], count: int) -> list[list
 
 def _max_row_length(rows: Sequence[Sequence[EncodedExample]]) -> int:
     return max(sum(map(len, row)) for row in rows)
+
+
+def is_list_of_prompts(prompt: Any) -> bool:
+    """Whether this is a list of prompts and not one of them."""
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(isinstance(one, list | tuple) for one in prompt)

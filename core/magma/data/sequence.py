@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..feature_cache.media import CachedMedia
 from ..values import BatchLayout, Prepared, map_tensors
 
 
@@ -69,19 +71,20 @@ class Batch:
     labels: Tensor
     """[m] the tokens or classes that the scored positions have to predict."""
     media: dict[str, Prepared]
-    """The stacked items of each input [b', ...]; inputs without media in this batch are absent."""
+    """The stacked items of each input [b', ...]; inputs without media in this batch are absent. Of an input with a
+    feature cache, a `CachedMedia`."""
     slots: dict[str, MediaSlots]
     names: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Copy to another device; floating-point media are converted to `dtype`."""
-        return self._each(lambda x: x.to(device, dtype if x.is_floating_point() else None, non_blocking=True))
+        return self._each(lambda media: to_device(media, device, dtype), lambda x: _moved(x, device, dtype))
 
     def pin_memory(self) -> Batch:
         """In memory that a GPU can copy from while it computes."""
-        return self._each(Tensor.pin_memory)
+        return self._each(_pinned, Tensor.pin_memory)
 
-    def _each(self, move: Callable[[Tensor], Tensor]) -> Batch:
+    def _each(self, move_media: Callable[[Any], Any], move: Callable[[Tensor], Tensor]) -> Batch:
         layout = self.layout
         tokens = move(self.tokens)
         return replace(
@@ -97,6 +100,23 @@ class Batch:
                 token_ids=None if layout.token_ids is None else tokens,
                 context=None if layout.context is None else layout.context.map(move),
             ),
-            media={name: map_tensors(move, x) for name, x in self.media.items()},
+            media={name: move_media(x) for name, x in self.media.items()},
             slots={name: slots.map(move) for name, slots in self.slots.items()},
         )
+
+
+def to_device(media: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
+    """The media of one input in a batch on another device. Cached features keep the precision in which they are."""
+    if isinstance(media, CachedMedia):
+        return media.map(lambda x: _moved(x, device, dtype), lambda x: _moved(x, device))
+    return map_tensors(lambda x: _moved(x, device, dtype), media)
+
+
+def _moved(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    return x.to(device, dtype if x.is_floating_point() else None, non_blocking=True)
+
+
+def _pinned(media: Any) -> Any:
+    if isinstance(media, CachedMedia):
+        return media.map(Tensor.pin_memory, Tensor.pin_memory)
+    return map_tensors(Tensor.pin_memory, media)

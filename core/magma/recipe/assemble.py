@@ -12,6 +12,7 @@ import torch
 from ..adapter_tables import AdapterTable
 from ..adapters import adapter_argument
 from ..errors import PartError
+from ..feature_cache.cache import FeatureCache
 from ..inputs import Input
 from ..interfaces import FrozenLM, Module
 from ..model import Magma
@@ -98,7 +99,8 @@ def assemble(
             encoder = build(f"inputs.{name}.encoder")
             sizes = encoder.dim, encoder.length, lm.embedding_dim
             prefix = build_learner(f"inputs.{name}.prefix", *sizes)
-            inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm)
+            cache = None if table.cache is None else FeatureCache(**table.cache.model_dump())
+            inputs[name] = Input(encoder, prefix, table.trainable, table.batchnorm, cache)
 
         def adapter_table(path: str, table: AdapterUse) -> AdapterTable:
             part = recipe.part(path)[0]
@@ -168,6 +170,7 @@ def recipe_from_model(model: Magma, name: str = "model") -> Recipe:
                     "prefix": learning(input_module.prefix),
                     "trainable": not input_module.encoder.frozen,
                     "batchnorm": input_module.batchnorm,
+                    **({"cache": input_module.cache.settings()} if input_module.cache else {}),
                 }
                 for key, input_module in model.input_modules().items()
             },

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 from ..errors import RecipeError
 from ..interfaces import Part
 from ..plugins.registry import installed
-from . import deepspeed_table, loss_weights
+from . import deepspeed_table, feature_caches, loss_weights
 from .explain import NEEDS, explain_all, shown
 from .loader import find_recipe, read_tables, remove_switched_off
 from .notation import TooDeep, check_depth
@@ -185,6 +185,7 @@ class Recipe(Table):
             holder, key = locate(resolved, path)
             holder[key] = fields
         problems += trained_in_frozen(resolved)
+        problems += feature_caches.problems(resolved)
         return resolved
 
     @classmethod

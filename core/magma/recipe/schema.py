@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,6 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ..deprecation import with_current_keys
+from ..feature_cache.cache import EncodeBy
+from ..feature_cache.store import DEFAULT_MAX_BYTES
 from ..names import name_problem
 from ..sites import check_blocks, table_name_problem
 from .explain import NEEDS
@@ -128,6 +131,35 @@ def _table_name(name: str) -> str:
 AdapterName = Annotated[str, AfterValidator(_table_name)]
 
 
+class FeatureCacheTable(Table):
+    """Where the features of a frozen encoder are kept, so that each medium is prepared and encoded once."""
+
+    folder: LocalPath | None = None
+    """The folder, which several runs and encoders may share. Default: `features` in `$MAGMA_CACHE`, or in `magma` in
+    the cache folder of the platform (`~/.cache`)."""
+    max_bytes: PositiveInt = DEFAULT_MAX_BYTES
+    """Largest size of the folder. The oldest features are removed when it is exceeded."""
+    encode_by: EncodeBy = "batch"
+    """What the encoder gets at once. `"batch"`: all media of a micro-batch, as without a cache, with the same losses
+    bit by bit; features are used for batches with as many media. `"item"`: one medium, for batches of any size."""
+
+
+def _cache_table(given: Any) -> Any:
+    """`true` is a table with the defaults, `false` none."""
+    if isinstance(given, bool):
+        return {} if given else None
+    if given is None or isinstance(given, Mapping | FeatureCacheTable):
+        return given
+    raise ValueError("true, false, or a table such as { max_bytes = 10_000_000_000 }")
+
+
+def _or_boolean(schema: dict[str, Any]) -> None:
+    schema["anyOf"].append({"type": "boolean"})
+
+
+CacheKey = Annotated[FeatureCacheTable | None, BeforeValidator(_cache_table)]
+
+
 class InputTable(Table):
     """One input of the model: an encoder and the prefix after it."""
 
@@ -142,6 +174,8 @@ class InputTable(Table):
     batchnorm: Literal["train", "frozen"] = "train"
     """BatchNorm of a trained encoder: `"train"` uses batch statistics and updates the running averages, `"frozen"` uses
     the pretrained averages."""
+    cache: CacheKey = Field(None, json_schema_extra=_or_boolean)
+    """Keep the features of a frozen encoder on disk: `true`, or a table. Default: they are computed each time."""
 
 
 class Data(Table):

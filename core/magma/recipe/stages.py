@@ -34,6 +34,8 @@ class InputStage(PartStage):
     """Learning rate of the encoder in this stage."""
     batchnorm: Literal["train", "frozen"] | None = None
     """BatchNorm of the encoder in this stage."""
+    cache: bool | None = None
+    """`false`: no feature cache in this stage. `true`: one with the default settings."""
     prefix: PartStage | None = None
     """How the prefix is trained in this stage."""
 
@@ -134,6 +136,8 @@ def resolve_keys(stage: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[
         if key in resolved:
             inside = isinstance(value, Mapping) and isinstance(resolved[key], Mapping) and "use" not in value
             found[key] = resolve_keys(value, resolved[key]) if inside else resolved[key]
+        elif value is False:  # it switches off what the recipe has
+            found[key] = False
     return found
 
 
@@ -152,6 +156,9 @@ def training_identity(recipe: Mapping[str, Any]) -> dict[str, Any]:
     Only the last component of a path counts: data and the language model may be moved between two jobs.
     """
     kept = {key: recipe.get(key, {}) for key in ("inputs", "adapters", "head", "data", "train")}
+    kept["inputs"] = {
+        name: {key: value for key, value in table.items() if key != "cache"} for name, table in kept["inputs"].items()
+    }
     kept["data"] = {"train": kept["data"].get("train", [])}
     kept["train"] = {key: value for key, value in kept["train"].items() if key not in _NO_INFLUENCE}
     return {key: PurePath(value).name if isinstance(value, str) else value for key, value in flat(kept)}

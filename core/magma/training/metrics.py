@@ -13,11 +13,11 @@ from typing import IO, Any, NamedTuple
 
 from ..data.sequence import Batch
 from ..errors import TrainingError
+from ..feature_cache.media import count_media
 from ..io import atomic_write
 from ..plan import Costs
 from ..recipe.schema import Train
 from ..system.distributed import DistributedContext
-from ..values import tensors_in
 from .progress import Callbacks, Progress
 from .state import StageContext, TrainerState
 
@@ -128,7 +128,7 @@ def batch_sizes(batches: Sequence[Batch], inputs: Sequence[str]) -> list[int]:
 
 
 def _sizes(batch: Batch, inputs: Sequence[str]) -> list[int]:
-    media = [len(tensors_in(batch.media[name])[0]) if name in batch.media else 0 for name in inputs]
+    media = [count_media(batch.media[name]) if name in batch.media else 0 for name in inputs]
     return [int(batch.layout.lengths.sum()), batch.tokens.numel(), *media]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...feature_cache.media import WatchedRandom
 from ...values import tensors_in
 from .subject import Check, PartUnderTest, features_of, require, same, same_items
 
@@ -42,12 +43,16 @@ def bad_input_is_refused(subject: PartUnderTest) -> None:
 
 
 def preparation_is_repeatable(subject: PartUnderTest) -> None:
-    """`prepare` uses only the given `rng`: the same `rng` gives the same item."""
+    """`prepare` uses only the given `rng`: the same `rng` gives the same item. If it draws, `augments` is True."""
     encoder = subject.make()
     for raw in subject.good:
         before = _generator_states()
         for rng in (lambda: None, lambda: random.Random(5)):
             same_items(encoder.prepare(raw, rng()), encoder.prepare(raw, rng()), "one input, prepared twice")
+        watched = WatchedRandom(5)
+        encoder.prepare(raw, watched)
+        declared = not watched.used or type(encoder).augments(encoder.config)
+        require(declared, "`prepare` draws from `rng`, and `augments` is False for this config")
         require(before == _generator_states(), "`prepare` uses a global generator")
 
 
