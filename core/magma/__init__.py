@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from .losses import LossContext
     from .model import Magma
+    from .piecewise import PiecewiseEncoder
     from .plugins.part_of import PartOf
     from .plugins.program import Program
     from .recipe.assemble import assemble
@@ -86,6 +87,7 @@ _NAMES_BY_MODULE = {
     ],
     "losses": ["LossContext"],
     "model": ["Magma"],
+    "piecewise": ["PiecewiseEncoder"],
     "plugins.part_of": ["PartOf"],
     "plugins.program": ["Program"],
     "recipe.assemble": ["assemble"],
@@ -133,6 +135,7 @@ __all__ = [
     "PartConfig",
     "PartError",
     "PartOf",
+    "PiecewiseEncoder",
     "PluginError",
     "Prediction",
     "Prefix",
