@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING
 from magma import hookimpl
 
 if TYPE_CHECKING:
-    from magma import Part
+    from magma import Part, Program
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package. They are imported here because they import torch, which is slow."""
     from .frames import Frames
+    from .moving_shapes.task import MovingShapesTask
 
-    return [Frames]
+    return [Frames, MovingShapesTask]
+
+
+@hookimpl
+def magma_commands(cli: Program) -> None:
+    """`magma data make`."""
+    from . import commands
+
+    cli.group("data").command("make")(commands.make)

@@ -26,6 +26,8 @@ from .timeline import Timeline, evenly_spaced
 INSTALL = "pip install 'magma-multimodal[video]'"
 CONSTANT_RATE = {"avi"}
 """FFmpeg's names of formats that store no times: their frames have a constant rate and are numbered."""
+COUNTED = {"mp4", "avi"}
+"""FFmpeg's names of formats whose header has the number of frames."""
 MISSING_END = Fraction(1, 5)
 """Seconds. A file whose frames end so much before the end in its header is truncated."""
 OPTIONS = {"protocol_whitelist": "file"}
@@ -113,11 +115,10 @@ def open_file(name: str, source: Path | bytes) -> VideoFile:
     with _open(name, source) as (container, stream):
         index = _index(name, container, stream)
         _check_complete(name, container, stream, index)
-        numbered = len(index.times) < index.packets or CONSTANT_RATE & set(container.format.name.split(","))
+        if len(index.times) == index.packets and container.format.name not in CONSTANT_RATE:
+            timeline = Timeline(sorted(index.times), index.end, stream.time_base)
+            return VideoFile(name, source, timeline, False, index.keyframes)
         rate = stream.average_rate or stream.guessed_rate
-        unit = stream.time_base
-    if not numbered:
-        return VideoFile(name, source, Timeline(sorted(index.times), index.end, unit), False, index.keyframes)
     with _open(name, source) as (container, stream):
         count = sum(1 for _ in container.decode(stream))
     if not count:
@@ -159,7 +160,7 @@ def _index(name: str, container: Any, stream: Any) -> _Index:
 
 def _check_complete(name: str, container: Any, stream: Any, index: _Index) -> None:
     """Compare with what the header says. Raises `InputError` if the end of the file is missing."""
-    if stream.frames > index.packets and "mp4" in container.format.name:
+    if stream.frames > index.packets and COUNTED & set(container.format.name.split(",")):
         raise InputError(f"{name}: the file is truncated: it has {index.packets} of {stream.frames} frames")
     promised = _seconds(stream.metadata.get("DURATION", ""))  # of Matroska and WebM
     found = index.end * stream.time_base
@@ -215,7 +216,7 @@ TRANSPOSES = {
 
 def _to_displayed(frame: Any) -> Image.Image:
     """A frame in RGB, rotated and mirrored by its display matrix."""
-    image: Image.Image = frame.to_image()
+    image: Image.Image = frame.to_image(threads=1)  # starting threads takes longer than converting a frame
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return image

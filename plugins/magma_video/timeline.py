@@ -46,7 +46,7 @@ class Timeline:
         return sorted({bisect_right(self.times, moment) - 1 for moment in moments})
 
 
-def evenly_spaced(count: int, rate: float | None) -> Timeline:
+def evenly_spaced(count: int, rate: float | Fraction | None) -> Timeline:
     """`count` frames with a frame rate, or with only an order."""
     if rate is None:
         return Timeline(range(count), count, Fraction(1), has_seconds=False)
