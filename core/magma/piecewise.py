@@ -1,4 +1,4 @@
-"""Base class of encoders that give an input to another encoder in pieces: the frames of a video, the tiles of an image.
+"""Base class of encoders that give an input to another encoder in pieces: moments of it, or parts of its area.
 
 Axes: b batch, p pieces, n features of a piece, e encoder width.
 """

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DataSet = Literal["moving-shapes"]
+
 
 def make(
-    name: Annotated[Literal["moving-shapes"], typer.Argument(help="Name of the data set.")],
+    name: Annotated[DataSet, typer.Argument(help="Name of the data set.")],
     out: Annotated[Path, typer.Option(help="A new folder.")],
     train: Annotated[int, typer.Option(min=1, help="Number of training clips.")] = 2000,
     test: Annotated[
@@ -20,5 +25,6 @@ def make(
     """Make a small data set. moving-shapes: video clips of a shape, and the question which way it moves."""
     from .moving_shapes.make import make as make_clips
 
-    make_clips(out, train, test, seed, lambda line: typer.echo(line, err=True))
+    sets: dict[DataSet, Callable[..., None]] = {"moving-shapes": make_clips}
+    sets[name](out, train, test, seed, lambda line: typer.echo(line, err=True))
     typer.echo(f"{out} is complete: {train:,} training clips, {test:,} held-out clips, also reversed")

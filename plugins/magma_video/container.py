@@ -95,8 +95,9 @@ class _Decoder:
         """Frames with their times, from `first_packet` on."""
         codec, count = self.stream.codec_context, 0
         flush = False
-        for self.packet, packet in enumerate(self.container.demux(self.stream)):
-            if self.packet < self.first_packet and packet.size:
+        for number, packet in enumerate(self.container.demux(self.stream)):
+            self.packet = number
+            if number < self.first_packet and packet.size:
                 flush = True
                 continue
             if flush:
@@ -106,7 +107,7 @@ class _Decoder:
                 if self.is_numbered or frame.pts is not None:
                     yield count if self.is_numbered else frame.pts, frame
                 count += 1
-                if self.first_packet > self.packet:
+                if self.first_packet > number:
                     break
 
 

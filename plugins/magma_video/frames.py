@@ -15,13 +15,13 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 
-from magma import CheckInputs, Encoder, InputError, PartConfig, PartError, PartOf, PiecewiseEncoder, Prepared
+from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError, PartOf, PiecewiseEncoder, Prepared
 
 from .clip import looks_like_video, open_clip
 
 
 class Frames(PiecewiseEncoder):
-    """An image encoder on each of several frames; the features of the frames follow each other.
+    """An image encoder on each of several frames.
 
     A learned vector for each position in time is added to the features of a frame (as in Flamingo, section 3.1 of its
     paper); it starts at zero. These vectors are the weights of this part, those of the image encoder belong to the part
@@ -45,6 +45,10 @@ class Frames(PiecewiseEncoder):
         by default. Default: `frames` moments that are evenly spaced over the video."""
         rate: float | None = Field(None, gt=0)
         """Frames per second of folders and arrays of frames, which `per_second` needs. Files have their own."""
+        join: Literal["sequence", "channels"] = "sequence"
+        """`"sequence"`: the features of the frames follow each other. `"channels"`: those of one place in all frames
+        are concatenated, so a video has as many features as a frame, and `frames` times their width; missing frames
+        are zeros."""
         positions: Literal["learned", "none"] = "learned"
         """`"learned"`: a vector for the first frame, one for the second, and so on. `"none"`: the features are those of
         the image encoder."""
@@ -62,6 +66,8 @@ class Frames(PiecewiseEncoder):
         self.time: nn.Parameter | None = None
         if config.positions == "learned":
             self.time = nn.Parameter(torch.zeros(config.frames, self.dim))
+        if config.join == "channels":
+            self.dim, self.length = config.frames * self.dim, self.of.length
 
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
@@ -90,12 +96,34 @@ class Frames(PiecewiseEncoder):
         clip, config = open_clip(raw, self.config.rate), self.config
         if config.per_second is not None and not clip.timeline.has_seconds:
             raise InputError(
-                f"{clip.name}: its frames per second are unknown, which per_second needs; allowed: a pair of frames and "
-                "frames per second, or the key `rate` of the encoder"
+                f"{clip.name}: its frames per second are unknown, which per_second needs; allowed: a pair of frames "
+                "and frames per second, or the key `rate` of the encoder"
             )
-        frames = clip.read(clip.timeline.choose(config.frames, config.per_second))
-        return self.prepare_pieces(frames, rng)
+        items = self.prepare_pieces(clip.read(clip.timeline.choose(config.frames, config.per_second)), rng)
+        if config.join == "channels" and len(counts := set(map(self.of.num_features, items))) > 1:
+            raise InputError(
+                f"{clip.name}: its frames have {', '.join(map(str, sorted(counts)))} features; allowed with "
+                'join = "channels": equal numbers'
+            )
+        return items
+
+    def num_features(self, prepared: tuple[Prepared, ...]) -> int:
+        """The sum over the frames, or with `join = "channels"` the number of one frame."""
+        total = super().num_features(prepared)
+        return total if self.config.join == "sequence" else total // len(prepared)
 
     def add_positions(self, values: Tensor) -> Tensor:
         """[b, f, n, e] plus the vector of each frame's position in time."""
         return values if self.time is None else values + self.time[: values.shape[1], None]
+
+    def forward(self, x: tuple[Prepared, Tensor]) -> Features:
+        """Frames [b, f, ...] to features [b, f * n, e], or with `join = "channels"` [b, n, frames * e]."""
+        if self.config.join == "sequence":
+            return super().forward(x)
+        values, lengths = self.encode_pieces(x)
+        values = self.add_positions(values) * (x[1] > 0.5)[..., None, None]
+        missing = self.config.frames - values.shape[1]
+        joined = nn.functional.pad(values, (0, 0, 0, 0, 0, missing)).transpose(1, 2).flatten(2)
+        if lengths is None or bool((lengths[:, 0] == values.shape[2]).all()):
+            return Features(joined)
+        return Features(joined, lengths[:, 0])

@@ -39,8 +39,8 @@ class Tiles(PiecewiseEncoder):
         tiles: int = Field(6, ge=1)
         """Maximum number of tiles, without the thumbnail."""
         fit: Literal["stretch", "pad"] = "stretch"
-        """`"stretch"` (InternVL): the grid whose aspect ratio is closest to that of the image, which is stretched to it;
-        the thumbnail is last, and there is none with a single tile. `"pad"` (LLaVA-NeXT): the grid that keeps most
+        """`"stretch"` (InternVL): the grid whose aspect ratio is closest to that of the image, which is stretched to
+        it; the thumbnail is last, and there is none with a single tile. `"pad"` (LLaVA-NeXT): the grid that keeps most
         pixels and wastes fewest; the image keeps its aspect ratio and gets black borders, and the thumbnail is
         first."""
         grids: tuple[tuple[int, int], ...] | None = Field(None, min_length=1)

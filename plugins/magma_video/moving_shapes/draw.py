@@ -22,7 +22,7 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class MovingShape:
-    """What a clip shows. Lengths are fractions of the side of a frame."""
+    """What a clip shows: a bright shape on a dark background. Lengths are fractions of the side of a frame."""
 
     direction: str
     shape: str
@@ -41,8 +41,7 @@ class MovingShape:
         along = draw.uniform(distance / 2 + radius, 1 - distance / 2 - radius)
         across = draw.uniform(radius, 1 - radius)
         horizontal = DIRECTIONS[direction][0] != 0
-        bright, dark = (tuple(draw.randrange(*limits) for _ in range(3)) for limits in ((150, 256), (0, 106)))
-        colour, background = draw.sample((bright, dark), 2)
+        colour, background = (tuple(draw.randrange(*limits) for _ in range(3)) for limits in ((120, 256), (0, 60)))
         return cls(
             *(direction, draw.choice(SHAPES), radius, (along, across) if horizontal else (across, along), distance),
             *(colour, background),  # type: ignore[arg-type]  # both have three values

@@ -163,24 +163,30 @@ def test_damaged_files_give_frames_or_a_clear_error(name: str, tmp_path: Path) -
     path = write(tmp_path / name, **FILES[name])
     raw = path.read_bytes()
     draw = np.random.default_rng(0)
-    refused = 0
+    messages = []
     for _ in range(30):
         damaged = bytearray(raw)
         start = int(draw.integers(len(raw)))
-        damaged[start : start + 40] = draw.integers(256, size=len(damaged[start : start + 40]), dtype=np.uint8).tobytes()
+        damaged[start : start + 40] = draw.integers(
+            256, size=len(damaged[start : start + 40]), dtype=np.uint8
+        ).tobytes()
         path.write_bytes(damaged)
         try:
             clip = open_clip(path)
             list(clip.read(clip.timeline.choose(8)))
         except InputError as error:
-            assert str(path) in str(error)
-            refused += 1
-    assert refused
+            messages.append(str(error))
+    assert messages
+    assert all(str(path) in message for message in messages)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "the file is empty"), (b"no video", "cannot be read as a video"), (b"#EXTM3U\n#EXTINF:1,\nhttp://x/a.ts\n", "")],
+    [
+        (b"", "the file is empty"),
+        (b"no video", "cannot be read as a video"),
+        (b"#EXTM3U\n#EXTINF:1,\nhttp://x/a.ts\n", ""),
+    ],
 )
 def test_other_files_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(content)
@@ -250,7 +256,17 @@ def test_what_looks_like_a_video(raw: Any) -> None:
 @pytest.mark.parametrize(
     "raw",
     [
-        *(Path("a.png"), Path("a.wav"), b"\0\0\0\x20ftypM4A ", b"RIFF....WAVE", b"RIFF....WEBPVP8 ", "a.mp4", None, [], ()),
+        *(
+            Path("a.png"),
+            Path("a.wav"),
+            b"\0\0\0\x20ftypM4A ",
+            b"RIFF....WAVE",
+            b"RIFF....WEBPVP8 ",
+            "a.mp4",
+            None,
+            [],
+            (),
+        ),
         *(np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3)), (np.zeros(800, np.float32), 8000), [1]),
     ],
     ids=str,

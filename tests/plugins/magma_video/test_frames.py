@@ -70,6 +70,24 @@ def test_each_position_in_time_has_its_vector() -> None:
     }
 
 
+def test_joined_channels_have_the_features_of_all_frames_at_one_place(frames: Frames) -> None:
+    module = Frames(Frames.Config(of=OF, frames=4, join="channels")).eval()  # type: ignore[arg-type]  # a table
+    module.load_all_weights()
+    module.load_state_dict(frames.state_dict())
+    assert (module.dim, module.length) == (64, 4)
+    videos = [pixels(5), pixels(2)]
+    items = [module.prepare(video) for video in videos]
+    assert [module.num_features(item) for item in items] == [4, 4]
+    found = module(module.stack(items)).values.unflatten(2, (4, 16))
+    for i, count in enumerate((4, 2)):
+        one_after_another = frames(frames.stack([items[i]])).values[0].unflatten(0, (count, 4))
+        torch.testing.assert_close(found[i, :, :count], one_after_another.transpose(0, 1))
+    assert (found[1, :, 2:] == 0).all()
+    tiled = Frames(Frames.Config(of={"use": "tiles", "of": OF, "tiles": 2}, frames=2, join="channels"))  # type: ignore[arg-type]  # a table
+    with pytest.raises(InputError, match='features; allowed with join = "channels": equal numbers'):
+        tiled.prepare([Image.new("RGB", (64, 32)), Image.new("RGB", (32, 32))])
+
+
 def test_all_frames_are_augmented_in_the_same_way() -> None:
     module = Frames(Frames.Config(of={**OF, "augmentation": {"flip": 0.5, "brightness": 0.5}}, frames=3))  # type: ignore[arg-type]  # a table
     still = [Image.fromarray(frame(5))] * 3
@@ -78,7 +96,7 @@ def test_all_frames_are_augmented_in_the_same_way() -> None:
     assert not torch.equal(items[0], module.prepare(still)[0])
 
 
-def test_frames_may_have_tiles_of_several_numbers(tmp_path: Path) -> None:
+def test_frames_may_have_tiles_of_several_numbers() -> None:
     module = Frames.build(of={"use": "tiles", "of": OF, "tiles": 2}, frames=2).eval()
     wide, square = Image.fromarray(frame(1)).resize((64, 32)), Image.fromarray(frame(1)).resize((32, 32))
     items = [module.prepare([wide, square]), module.prepare([square, square]), module.prepare([wide])]

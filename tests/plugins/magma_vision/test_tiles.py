@@ -22,7 +22,11 @@ from magma import InputError, PartError
 
 OF = {"use": "clip", "layers": 1, "width": 16, "image_size": 32, "patch_size": 16, "head_width": 8}
 """4 features of 32 x 32 pixels."""
-SIZES = [*((h, w) for h in (1, 17, 30, 64, 100, 333, 800) for w in (1, 17, 30, 64, 100, 333, 800)), (448, 449), (31, 32)]
+SIZES = [
+    *((h, w) for h in (1, 17, 30, 64, 100, 333, 800) for w in (1, 17, 30, 64, 100, 333, 800)),
+    (448, 449),
+    (31, 32),
+]
 
 
 def photo(height: int, width: int) -> Image.Image:
@@ -56,7 +60,9 @@ def as_arrays(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(one).transpose(2, 0, 1) for one in images])
 
 
-@pytest.mark.parametrize(("size", "count"), [((90, 200), 3), ((200, 90), 3), ((64, 64), 5), ((20, 20), 1), ((31, 100), 4)])
+@pytest.mark.parametrize(
+    ("size", "count"), [((90, 200), 3), ((200, 90), 3), ((64, 64), 5), ((20, 20), 1), ((31, 100), 4)]
+)
 def test_stretched_tiles_have_the_pixels_of_transformers(size: tuple[int, int], count: int) -> None:
     image = photo(*size)
     tiles = Tiles(Tiles.Config(of=OF, tiles=4))  # type: ignore[arg-type]  # a table
