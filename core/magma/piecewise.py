@@ -73,7 +73,7 @@ class PiecewiseEncoder(Encoder):
         padded = ((*item, *[padding] * (p - len(item))) for item in items)
         pieces = self.piece_encoder.stack(list(chain.from_iterable(padded)))
         real = torch.tensor([[i < len(item) for i in range(p)] for item in items], dtype=torch.float32)
-        return map_tensors(lambda x: x.unflatten(0, (b, p)), pieces), real
+        return map_tensors(lambda x: x.reshape(b, p, *x.shape[1:]), pieces), real
 
     def encode_pieces(self, x: tuple[Prepared, Tensor]) -> tuple[Tensor, Tensor | None]:
         """A batch to the features of its pieces [b, p, n, e] and their numbers [b, p]. None: there is no padding.
@@ -85,15 +85,15 @@ class PiecewiseEncoder(Encoder):
         flat = map_tensors(lambda piece: piece.flatten(0, 1), pieces)
         if bool(is_real.all()):
             found: Features = self.piece_encoder(flat)
-            values = found.values.unflatten(0, real.shape)
-            return values, None if found.lengths is None else found.lengths.unflatten(0, real.shape)
+            values = found.values.reshape(*real.shape, *found.values.shape[1:])
+            return values, None if found.lengths is None else found.lengths.view(real.shape)
         where = is_real.nonzero().squeeze(1)
         found = self.piece_encoder(map_tensors(lambda piece: piece.index_select(0, where), flat))
         _, n, e = found.values.shape
         counts = torch.full_like(where, n) if found.lengths is None else found.lengths.to(where)
         values = found.values.new_zeros(len(is_real), n, e).index_copy(0, where, found.values)
         lengths = counts.new_zeros(len(is_real)).index_copy(0, where, counts)
-        return values.unflatten(0, real.shape), lengths.unflatten(0, real.shape)
+        return values.view(*real.shape, n, e), lengths.view(real.shape)
 
     def add_positions(self, values: Tensor) -> Tensor:
         """Mark the features of each piece [b, p, n, e] with its place. Default: they are unchanged."""

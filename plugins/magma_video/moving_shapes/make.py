@@ -45,8 +45,7 @@ def make(out: Path, train: int, test: int, seed: int, progress: Callable[[str], 
             rows.append(json.dumps(row))
             if i % 500 == 499:
                 progress(f"{split}: {i + 1:,} clips")
-        text = "".join(f"{row}\n" for row in rows)
-        atomic_write(out / f"{split}.jsonl", lambda partial, text=text: partial.write_text(text, encoding="utf-8"))
+        atomic_write(out / f"{split}.jsonl", "".join(f"{row}\n" for row in rows))
 
 
 def _write_clips(out: Path, split: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
@@ -54,12 +53,13 @@ def _write_clips(out: Path, split: str, count: int, seed: int) -> Iterator[dict[
         draw = random.Random(f"{seed} {split} {i}")
         direction = list(DIRECTIONS)[i % len(DIRECTIONS)]  # each of them equally often
         clip = MovingShape.random(direction, draw)
-        groups = ((FORWARD, direction, clip.frames()),)
+        frames = clip.frames()
+        groups = [(FORWARD, direction, frames)]
         if split == "test":
-            groups += ((REVERSED, OPPOSITE[direction], clip.frames()[::-1]),)
-        for group, answer, frames in groups:
+            groups.append((REVERSED, OPPOSITE[direction], frames[::-1]))
+        for group, answer, shown in groups:
             file = f"{split}/{i:05}{'' if group == FORWARD else '_reversed'}.mp4"
-            write_video(out / file, frames)
+            write_video(out / file, shown)
             yield {
                 "id": Path(file).stem,
                 "video": file,
