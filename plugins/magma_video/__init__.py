@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package. They are imported here because they import torch, which is slow."""
     from .frames import Frames
+    from .moving_shapes.source import MovingShapes
     from .moving_shapes.task import MovingShapesTask
 
-    return [Frames, MovingShapesTask]
+    return [Frames, MovingShapes, MovingShapesTask]
 
 
 @hookimpl

@@ -1,1 +1,1 @@
-"""Clips of a shape that moves left, right, up or down: `make.py` writes them, `task.py` asks about them."""
+"""Clips of a shape that moves left, right, up or down: what writes them, a data source and a task."""

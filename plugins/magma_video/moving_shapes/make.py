@@ -17,6 +17,7 @@ from ..container import missing_package
 from .draw import DIRECTIONS, OPPOSITE, RATE, MovingShape
 
 QUESTION = "Which way does it move?"
+SPLITS = ("train", "test")
 FORWARD, REVERSED = "forward", "reversed"
 """Groups of the held-out rows. Each clip of the first is in the second with its frames in the opposite order."""
 
@@ -38,7 +39,7 @@ def make(out: Path, train: int, test: int, seed: int, progress: Callable[[str], 
         raise InputError(problem.replace("reading", "writing"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out: given {out}, which exists; allowed: a new or an empty folder")
-    for split, count in (("train", train), ("test", test)):
+    for split, count in zip(SPLITS, (train, test), strict=True):
         (out / split).mkdir(parents=True, exist_ok=True)
         rows = []
         for i, row in enumerate(_write_clips(out, split, count, seed)):

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
-from magma import CheckInputs, InputError, LocalPath, Media, PartConfig, Prediction, Question, Task
+from magma import InputError, Media, PartConfig, Prediction, Question, Task, Text
 
 from .draw import DIRECTIONS
-from .make import FORWARD, REVERSED
+from .make import FORWARD
+from .rows import ClipsConfig, ClipsPart
 
-COMMAND = "magma data make moving-shapes --out"
 
-
-class MovingShapesTask(Task):
+class MovingShapesTask(ClipsPart, Task):
     """Which way a shape moves. The first word of the answer that is a direction is compared.
 
     `accuracy` is that of the clips as they were made, `reversed_accuracy` that of the same clips reversed in time.
@@ -27,17 +23,11 @@ class MovingShapesTask(Task):
     name = "moving_shapes"
     primary_metric = "accuracy"
     max_tokens = 8
-    stop = ("\n", "Q:")
+    stop = ("\n", "?")
 
-    class Config(PartConfig):
+    class Config(ClipsConfig):
         """Keys of the task."""
 
-        path: LocalPath = Field("moving_shapes", validate_default=True)
-        """Folder that `magma data make moving-shapes` wrote."""
-        input: str = "video"
-        """Name of the model's input that gets the clips."""
-        template: str = "Q: {question} A:"
-        """The prompt after the clip."""
         limit: int | None = Field(None, ge=1)
         """Ask only about the first clips."""
 
@@ -46,64 +36,28 @@ class MovingShapesTask(Task):
     def __init__(self, config: PartConfig, seed: int) -> None:
         super().__init__(config, seed)
 
-    @classmethod
-    def check_inputs(cls, folder: Path) -> CheckInputs:
-        """A configuration with rows about four clips, which are read by no check."""
-        for split in ("train", "test"):
-            rows = [
-                {"id": f"{i}", "video": f"{split}/{i}.mp4", "question": "Where to?", "answer": answer, "group": group}
-                for i, answer in enumerate(DIRECTIONS)
-                for group in ((FORWARD, REVERSED) if split == "test" else (FORWARD,))
-            ]
-            (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-        return CheckInputs({"path": str(folder)})
-
-    @classmethod
-    def problems(cls, config: Config) -> list[str]:
-        """Missing clips."""
-        missing = [name for name in ("train.jsonl", "test.jsonl") if not (Path(config.path) / name).is_file()]
-        if not missing:
-            return []
-        return [
-            f"path: given {config.path!r}, which has no {' and no '.join(missing)} beside the recipe, in $MAGMA_DATA "
-            f"or in the working directory; `{COMMAND} {Path(config.path).name}` makes the clips"
-        ]
-
     def questions(self, split: str, shots: int, seed: int) -> Iterator[Question]:
         """Each clip and its reversal, after `shots` training clips that `seed` decides."""
-        candidates = self._rows("train") if shots else []
+        candidates = self.rows("train") if shots else []
         if shots > len(candidates):
             raise InputError(f"{shots} shots: allowed: at most {len(candidates)}, the number of training clips")
-        rows = self._rows(split)
-        if self.config.limit is not None:
-            chosen = list(dict.fromkeys(row["id"].partition("_")[0] for row in rows))[: self.config.limit]
-            rows = [row for row in rows if row["id"].partition("_")[0] in chosen]
+        rows = self.rows(split)
+        clips = list(dict.fromkeys(_clip(row["id"]) for row in rows))[: self.config.limit]
         for row in rows:
-            draw = random.Random(f"{seed} {shots} {row['id']}")
-            before = draw.sample(candidates, shots)
-            segments: list[Media | str] = []
+            if _clip(row["id"]) not in clips:
+                continue
+            before = random.Random(f"{seed} {shots} {row['id']}").sample(candidates, shots)
+            segments: list[Text | Media] = []
             for other in before:
-                segments += [self._medium(other), f"{self._prompt(other)} {other['answer']}\n"]
+                segments += [*self.prompt(other), Text(f" {other['answer']}\n")]
             yield Question(
                 f"{row['id']}/{row['group']}",
-                [*segments, self._medium(row), self._prompt(row)],
+                [*segments, *self.prompt(row)],
                 row["answer"],
                 group=row["group"],
                 shots=[other["id"] for other in before],
-                shot_lengths=[2] * shots,
+                shot_lengths=[3] * shots,
             )
-
-    def _rows(self, split: str) -> list[dict[str, Any]]:
-        file = Path(self.config.path) / f"{split}.jsonl"
-        if not file.is_file():
-            raise InputError(f"{file}: no such file; allowed splits: train, test")
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-    def _medium(self, row: dict[str, Any]) -> Media:
-        return Media(self.config.input, Path(self.config.path) / row["video"])
-
-    def _prompt(self, row: dict[str, Any]) -> str:
-        return self.config.template.replace("{question}", row["question"])
 
     def score_one(self, prediction: Prediction) -> tuple[str, float]:
         """The first direction in the answer, and 1 or 0."""
@@ -118,6 +72,11 @@ class MovingShapesTask(Task):
     def measures(self, predictions: Sequence[Prediction]) -> dict[str, str]:
         names = dict.fromkeys(name for prediction in predictions for name in self.item_scores(prediction))
         return dict.fromkeys(names, "exact match of a word")
+
+
+def _clip(identity: str) -> str:
+    """The clip that a row is about: "00003" for "00003_reversed"."""
+    return identity.partition("_")[0]
 
 
 def first_direction(text: str) -> str:

@@ -13,11 +13,12 @@ import program
 import pytest
 from magma_video.moving_shapes.draw import DIRECTIONS, FRAMES, OPPOSITE, MovingShape
 from magma_video.moving_shapes.make import make
+from magma_video.moving_shapes.source import MovingShapes
 from magma_video.moving_shapes.task import MovingShapesTask, first_direction
 from video_files import decoded
 
 import magma
-from magma import InputError, Media
+from magma import InputError, Media, Text
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +103,29 @@ def test_questions_of_the_task(clips: Path) -> None:
     limited = MovingShapesTask(MovingShapesTask.Config(path=str(clips), limit=1), 0)
     (first, _) = limited.questions("test", 2, 0)
     assert len([one for one in first.segments if isinstance(one, Media)]) == 3
-    assert first.shot_lengths == [2, 2]
+    assert first.shot_lengths == [3, 3]
     assert len(set(first.shots)) == 2
     with pytest.raises(InputError, match="99 shots: allowed: at most 8"):
         list(task.questions("test", 99, 0))
     with pytest.raises(InputError, match="val.jsonl: no such file"):
         list(task.questions("val", 0, 0))
+
+
+def test_examples_ask_before_they_show(clips: Path) -> None:
+    source = MovingShapes(MovingShapes.Config(path=str(clips)), 0)
+    found = list(source.iterate())
+    example, state = found[2]
+    question, medium, answer = example.segments
+    assert isinstance(question, Text)
+    assert isinstance(medium, Media)
+    assert isinstance(answer, Text)
+    assert (question.text, medium.name, answer.target) == ("Which way does it move?", "video", True)
+    assert answer.text.strip() in DIRECTIONS
+    rest = [one for one, _ in source.iterate(state)]
+    assert [one.name for one in rest] == [one.name for one, _ in found[3:]]
+    second = [one.name for one, _ in source.iterate(found[-1][1])]
+    assert sorted(second) == sorted(one.name for one, _ in found)
+    assert second != [one.name for one, _ in found]
 
 
 def test_missing_clips_are_reported_with_the_command(tmp_path: Path) -> None:
