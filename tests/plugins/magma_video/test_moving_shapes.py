@@ -152,5 +152,6 @@ def test_the_recipe_learns_which_way_a_shape_moves(tmp_path: Path, monkeypatch: 
     scores = report["tasks"]["0.moving_shapes"]
     for name in ("accuracy", "reversed_accuracy"):
         assert scores["model"][name] >= 0.9
+        assert scores["shuffled"][name] <= 0.35
         assert scores["blind"][name] <= 0.3
     assert report["frozen_unchanged"] is True
