@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .key_values import KeyValueShape, KeyValueSlot
     from .losses import LossContext
     from .model import Magma
+    from .piecewise import PiecewiseEncoder
     from .plugins.part_of import PartOf
     from .plugins.program import Program
     from .recipe.assemble import assemble
@@ -90,6 +91,7 @@ _NAMES_BY_MODULE = {
     "key_values": ["KeyValueShape", "KeyValueSlot"],
     "losses": ["LossContext"],
     "model": ["Magma"],
+    "piecewise": ["PiecewiseEncoder"],
     "plugins.part_of": ["PartOf"],
     "plugins.program": ["Program"],
     "recipe.assemble": ["assemble"],
@@ -140,6 +142,7 @@ __all__ = [
     "PartConfig",
     "PartError",
     "PartOf",
+    "PiecewiseEncoder",
     "PluginError",
     "Prediction",
     "Prefix",

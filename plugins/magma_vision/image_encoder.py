@@ -21,12 +21,9 @@ from torch import Tensor, nn
 from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError
 
 from .augmentation import Augmentation, augment
-from .image_file import ALLOWED, open_image
-from .preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
+from .image_file import ALLOWED, looks_like_image, open_image
+from .preprocessing import check_opaque_colour, convert_mode, resize_and_crop, to_displayed_rgb
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-"""First bytes of image files; WebP is recognised separately."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -45,13 +42,7 @@ class ImageConfig(PartConfig):
     @field_validator("background")
     @classmethod
     def _opaque_colour(cls, given: str) -> str:
-        try:
-            opaque = len(ImageColor.getrgb(given)) == 3
-        except ValueError:
-            opaque = False
-        if not opaque:
-            raise ValueError('a colour such as "white" or "#808080", without alpha')
-        return given
+        return check_opaque_colour(given)
 
     @model_validator(mode="after")
     def _background_is_used(self) -> Self:
@@ -183,30 +174,21 @@ class ImageEncoder(Encoder):
 
     def accepts(self, raw: Any) -> bool:
         """True for a PIL image, an image's path or bytes, and an array or tensor with the shape of an image."""
-        if isinstance(raw, Image.Image):
-            return True
-        if isinstance(raw, Path):
-            return raw.suffix.lower() in SUFFIXES
-        if isinstance(raw, bytes | bytearray):
-            return raw.startswith(MAGIC) or (raw[:4] == b"RIFF" and raw[8:12] == b"WEBP")
-        if isinstance(raw, np.ndarray):
-            return raw.dtype == np.uint8 and (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[-1] == 3))
-        return isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[0] == 3
+        return looks_like_image(raw)
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """An image to [3, s, s] float32; with `rng`, after `augmentation`. Raises `InputError`."""
         size = self.image_size
+        allowed = f"{ALLOWED}, or a prepared float tensor [3, {size}, {size}]"
         if isinstance(raw, Tensor) and raw.is_floating_point():
             fits = raw.shape == (3, size, size) or (
                 raw.ndim == 3 and raw.shape[0] == 3 and self._length(*raw.shape[1:])
             )
             if not fits or not bool(raw.isfinite().all()):
                 finite = "" if bool(raw.isfinite().all()) else " with NaN or infinity"
-                raise InputError(
-                    f"given a float tensor {list(raw.shape)}{finite}; allowed: {ALLOWED.format(size=size)}"
-                )
+                raise InputError(f"given a float tensor {list(raw.shape)}{finite}; allowed: {allowed}")
             return raw.float()
-        image = open_image(raw, size)
+        image = open_image(raw, allowed)
         try:
             published = self.config.preparation == "published"
             background = ImageColor.getrgb(self.config.background)[:3]

@@ -14,14 +14,29 @@ from torch import Tensor
 
 from magma import InputError
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+"""First bytes of image files; WebP is recognised separately."""
 ALLOWED = (
-    "an image file (a path, or its bytes), a PIL image, uint8 pixels [h, w] or [h, w, 3] (numpy) or [3, h, w] "
-    "(tensor), or a prepared float tensor [3, {size}, {size}]"
+    "an image file (a path, or its bytes), a PIL image, uint8 pixels [h, w] or [h, w, 3] (numpy) or [3, h, w] (tensor)"
 )
 
 
-def open_image(raw: Any, size: int) -> Image.Image:
-    """Open and decode an image of any allowed type. Raises `InputError`."""
+def looks_like_image(raw: Any) -> bool:
+    """True for a PIL image, an image's path or bytes, and an array or tensor with the shape of an image."""
+    if isinstance(raw, Image.Image):
+        return True
+    if isinstance(raw, Path):
+        return raw.suffix.lower() in SUFFIXES
+    if isinstance(raw, bytes | bytearray):
+        return raw.startswith(MAGIC) or (raw[:4] == b"RIFF" and raw[8:12] == b"WEBP")
+    if isinstance(raw, np.ndarray):
+        return raw.dtype == np.uint8 and (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[-1] == 3))
+    return isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[0] == 3
+
+
+def open_image(raw: Any, allowed: str = ALLOWED) -> Image.Image:
+    """Open and decode an image. Raises `InputError`; for other types it says what is `allowed`."""
     if isinstance(raw, Image.Image):
         image = decode_image(raw, "the opened image")
     elif isinstance(raw, bytes | bytearray):
@@ -36,7 +51,7 @@ def open_image(raw: Any, size: int) -> Image.Image:
         image = Image.fromarray(raw.permute(1, 2, 0).cpu().numpy())
     else:
         shape = f" {list(raw.shape)} of {raw.dtype}" if isinstance(raw, np.ndarray | Tensor) else ""
-        raise InputError(f"given a {type(raw).__name__}{shape}; allowed: {ALLOWED.format(size=size)}")
+        raise InputError(f"given a {type(raw).__name__}{shape}; allowed: {allowed}")
     if min(image.size) < 1:
         raise InputError(f"given an empty image of {image.size[0]} x {image.size[1]} pixels")
     return image

@@ -12,7 +12,7 @@ import warnings
 from contextlib import suppress
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageColor
 
 from magma import InputError
 
@@ -28,6 +28,17 @@ EXIF_TRANSPOSES = {
 """EXIF orientation to the operation that corrects it."""
 MAX_RESIZED_PIXELS = 2**24
 """Maximum size of a resized image (64 MiB). Of a larger one, only the centre is resized."""
+
+
+def check_opaque_colour(given: str) -> str:
+    """Return the name of a colour. Raises `ValueError` if Pillow does not know it, or if it is transparent."""
+    try:
+        opaque = len(ImageColor.getrgb(given)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        raise ValueError('a colour such as "white" or "#808080", without alpha')
+    return given
 
 
 def to_displayed_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

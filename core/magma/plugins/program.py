@@ -16,10 +16,11 @@ class Program(typer.Typer):
 
         Args:
             name: The word after `magma`.
-            help: Help text of a new group.
+            help: Help text of the group, unless another plugin has given one.
         """
         for known in self.registered_groups:
             if known.name == name and known.typer_instance is not None:
+                known.typer_instance.info.help = known.typer_instance.info.help or help
                 return known.typer_instance
         made = typer.Typer(help=help, no_args_is_help=True)
         self.add_typer(made, name=name)
