@@ -125,14 +125,21 @@ def test_layers_that_do_not_exist_are_refused() -> None:
 
 
 def open_clip_towers() -> dict[str, str]:
-    """The first name of each different image tower of open_clip, by the names that share it, joined."""
+    """The first name of each kind of image tower of open_clip, by the names that share it, joined.
+
+    Towers of open_clip's own classes that differ only in sizes are of one kind.
+    """
     import open_clip
 
     found: dict[str, list[str]] = {}
     for name in open_clip.list_models():
         vision = open_clip.get_model_config(name)["vision_cfg"]
-        size_free = {key: value for key, value in vision.items() if key not in ("image_size", "timm_drop_path")}
-        found.setdefault(repr(size_free), []).append(name)
+        sizes = {"image_size", "timm_drop_path"}
+        if "timm_model_name" not in vision:
+            sizes |= {"width", "head_width", "mlp_ratio", "patch_size"}
+            vision["layers"] = type(vision["layers"])  # stages of a ResNet, or the depth of a ViT
+        kind = {key: vision[key] for key in sorted(vision.keys() - sizes)}
+        found.setdefault(repr(kind), []).append(name)
     return {" ".join(names): names[0] for names in found.values()}
 
 
