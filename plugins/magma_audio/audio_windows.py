@@ -104,7 +104,7 @@ class AudioWindows(AudioEncoder):
             shared = size * self.overlap / (2 * length)  # features in half an overlap
             end = size - round(shared) if i + 1 < len(samples) else size
             bounds.append((round(shared) if i else 0, end))
-        return tuple(items), torch.tensor(bounds)
+        return tuple(items), torch.tensor(bounds, device="cpu")
 
     def dummy_item(self) -> Windows:
         """One window of the encoder's minimum length."""
