@@ -308,3 +308,5 @@ _PROJECTORS: Mapping[str, Callable[[Any], Projector | None]] = {
     "voxtral": _frames(),
 }
 """By `model_type`."""
+MODEL_TYPES = tuple(_PROJECTORS)
+"""The values of `model_type` that `find_projector` knows."""

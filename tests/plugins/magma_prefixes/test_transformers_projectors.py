@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from magma_prefixes import magma_parts
-from magma_prefixes.transformers_names import _PROJECTORS, find_llava_projector, find_projector
+from magma_prefixes.transformers_names import MODEL_TYPES, find_llava_projector, find_projector
 from torch import Tensor, nn
 
 from magma import Features, PartError
@@ -123,7 +123,7 @@ def project(name: str, model: Any, values: Tensor, lengths: Tensor) -> Tensor:
     return found.flatten(1, 2) if found.ndim == 4 else found  # Aya and Cohere keep the grid
 
 
-@pytest.mark.parametrize("name", sorted(_PROJECTORS))
+@pytest.mark.parametrize("name", MODEL_TYPES)
 def test_prefix_equals_the_projector_of_transformers(name: str) -> None:
     config = configuration(name)
     model = projector_module(config)
