@@ -17,7 +17,8 @@ from torch import Tensor
 
 from magma import CheckInputs, Encoder, Features, InputError, PartError, PartOf, Prepared
 
-from .waveform import MIN_LEVEL, AudioConfig, AudioEncoder, example_recordings
+from .decode import looks_like_audio
+from .waveform import MIN_LEVEL, AudioConfig, example_recordings, load_mono
 
 Windows = tuple[tuple[Prepared, ...], Tensor]
 """The windows of a recording, and [w, 2]: the first of the features that each one contributes, and the one after the
@@ -26,7 +27,7 @@ WindowBatch = tuple[Prepared, Tensor]
 """The windows of all recordings [b, w, ...], and [b, w, 2]; those that a recording lacks contribute no features."""
 
 
-class AudioWindows(AudioEncoder):
+class AudioWindows(Encoder):
     """An audio encoder for recordings that are longer than it accepts: its features of successive windows are joined.
 
     Windows may overlap. Then each one contributes the features up to the middle of the overlap, so that all have
@@ -34,6 +35,7 @@ class AudioWindows(AudioEncoder):
     """
 
     name = "audio_windows"
+    modality = "audio"
 
     class Config(AudioConfig):
         """The encoder, and the windows."""
@@ -57,6 +59,8 @@ class AudioWindows(AudioEncoder):
 
     config: Config
     of: Encoder
+    seconds: float
+    """Maximum duration of a recording."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -65,8 +69,8 @@ class AudioWindows(AudioEncoder):
             raise PartError(f'of: "{self.of.name}" reads {self.of.modality}; allowed: an encoder of audio')
         self.rate = config.rate
         self.samples, self.overlap = round(config.window * self.rate), round(config.overlap * self.rate)
-        self.max_samples_in_all = self.samples + (config.max_windows - 1) * (self.samples - self.overlap)
-        self.seconds = self.max_samples_in_all / self.rate
+        self.max_samples = self.samples + (config.max_windows - 1) * (self.samples - self.overlap)
+        self.seconds = self.max_samples / self.rate
         self._largest = self._full_window()
         self.dim, self.length = self.of.dim, self.num_features(self.max_size_item())
 
@@ -88,9 +92,14 @@ class AudioWindows(AudioEncoder):
         config = {"of": member, "window": 0.2, "overlap": 0.04, "max_windows": 4, "rate": 8000}
         return CheckInputs(config, *example_recordings(folder, 0.5))
 
+    def accepts(self, raw: Any) -> bool:
+        """True for the path or the bytes of an audio file, and for a pair (waveform, sample rate)."""
+        return looks_like_audio(raw)
+
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Windows:
         """The windows of a recording, each prepared by the encoder. `rng` is for `crop` and the encoder."""
-        waveform = self.load_mono(raw, rng)[: self.max_samples_in_all]  # resampling may add a sample
+        waveform = load_mono(raw, self.rate, self.seconds, self.config.crop, rng)
+        waveform = waveform[: self.max_samples]  # resampling may add a sample
         step = self.samples - self.overlap
         count = 1 + max(0, math.ceil((len(waveform) - self.samples) / step))
         parts = [_audible(waveform[i * step : i * step + self.samples]) for i in range(count)]
@@ -127,7 +136,7 @@ class AudioWindows(AudioEncoder):
         filler = self.of.dummy_item()
         filled = [one for windows, _ in items for one in [*windows, *[filler] * (count - len(windows))]]
         bounds = [torch.cat([own, own.new_zeros(count - len(own), 2)]) for _, own in items]
-        batch = _map_tensors(lambda x: x.unflatten(0, (len(items), count)), self.of.stack(filled))
+        batch = _map_tensors(lambda x: x.view(len(items), count, *x.shape[1:]), self.of.stack(filled))
         return batch, torch.stack(bounds)
 
     def forward(self, x: WindowBatch) -> Features:
