@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from magma_audio.audio_windows import AudioWindows
 from pydantic import ValidationError
 
-from magma import InputError, PartError
+import magma
+from magma import Example, InputError, Magma, Media, PartError, Text
 
 RATE = 8000
 MEMBER: dict[str, Any] = {"use": "spectrogram", "rate": RATE, "seconds": 1.0, "bands": 16, "width": 16, "heads": 2}
@@ -114,3 +116,30 @@ def test_recordings_of_another_rate_and_whisper() -> None:
     full = part.of.num_features(part.of.prepare((noise(1.0), RATE)))
     assert full == 50
     assert part.length == 4 * 50 - 3 * 10
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [{"use": "stack", "factor": 3}, {"use": "resampler", "length": 4, "layers": 1, "heads": 2, "head_width": 8}],
+    ids=lambda prefix: prefix["use"],
+)
+def test_a_language_model_reads_windows_through_prefixes_that_shorten(tmp_path: Path, prefix: dict[str, Any]) -> None:
+    windows = {"use": "audio_windows", "of": MEMBER, "window": 1.0, "overlap": 0.2, "rate": RATE}
+    recipe = {
+        "name": "long recordings",
+        "lm": {"use": "gptj", "weights": "bundled:tiny"},
+        "inputs": {"audio": {"encoder": windows, "prefix": prefix}},
+    }
+    model: Magma = magma.assemble(recipe)
+    recordings = [(noise(0.5, 1), RATE), (noise(2.7, 2), RATE)]
+    examples = [Example([Media("audio", one), Text(" seven", target=True)]) for one in recordings]
+    model.train().loss(model.collator().batch(examples)).backward()
+    trained = model.input_modules()["audio"]
+    parameters = [*trained.prefix.parameters(), *trained.encoder.parameters()]
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in parameters)
+    prompts = [[one, "A"] for one in recordings]
+    model.eval()
+    together = model.generate(prompts, max_tokens=3)
+    assert together == [model.generate(prompt, max_tokens=3) for prompt in prompts]
+    magma.save(model, tmp_path / "saved")
+    assert torch.equal(magma.load(tmp_path / "saved").logits(prompts[1]), model.logits(prompts[1]))
