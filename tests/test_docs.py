@@ -153,7 +153,7 @@ def test_every_hook_and_argument_is_documented() -> None:
     assert all(f"| `{kind}` | `magma.{base.__name__}`" in text for kind, base in KINDS.items())
 
 
-@pytest.mark.parametrize("script", ["data", "plugins"])
+@pytest.mark.parametrize("script", ["data", "plugins", "prefixes"])
 def test_generated_tables_say_what_the_code_does(script: str) -> None:
     made = runpy.run_path(str(DOCS / f"{script}.py"))
     text = made["PAGE"].read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Audio encoders: a small spectrogram encoder without pretrained weights, and four published ones of transformers.
 
 `decode.py` reads recordings. `waveform.py` has the base class of all audio encoders, `hf_encoder.py` that of the ones
-of transformers. Each family of encoders has its own file.
+of transformers. Each family of encoders has its own file. `audio_windows.py` divides long recordings.
 """
 
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from magma import Part, hookimpl
 
 from .ast import Ast
+from .audio_windows import AudioWindows
 from .clap import Clap
 from .spectrogram import Spectrogram
 from .wav2vec2 import Wav2Vec2
@@ -18,4 +19,4 @@ from .whisper import Whisper
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Spectrogram, Whisper, Wav2Vec2, Ast, Clap]
+    return [Spectrogram, Whisper, Wav2Vec2, Ast, Clap, AudioWindows]

@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from .hf_encoder import Count, HFAudioConfig, HFAudioEncoder, pad_frames
+from .hf_encoder import Count, HFSpectrogramConfig, HFSpectrogramEncoder, pad_frames
 
 
-class Ast(HFAudioEncoder):
+class Ast(HFSpectrogramEncoder):
     """Audio Spectrogram Transformer (Gong et al. 2021): hidden states of the patches, without the two special tokens.
 
     Patches are ordered by time, then by frequency; a short recording has only the first ones. The encoder reads the
@@ -28,7 +28,7 @@ class Ast(HFAudioEncoder):
     model_types = ("audio-spectrogram-transformer",)
     check_config: ClassVar[Mapping[str, Any]] = {"frames": 64, "bands": 32, "width": 16, "layers": 1, "heads": 2}
 
-    class Config(HFAudioConfig):
+    class Config(HFSpectrogramConfig):
         """Weights and sizes. The config.json of `weights` overrides the sizes; without `weights` they are random."""
 
         frames: int = Field(1024, ge=16)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from magma import PartError
 
-from .hf_encoder import HFAudioConfig, HFAudioEncoder
+from .hf_encoder import HFSpectrogramConfig, HFSpectrogramEncoder
 
 
-class Clap(HFAudioEncoder):
+class Clap(HFSpectrogramEncoder):
     """CLAP's audio encoder (Wu et al. 2023), unfused: the grid of its last stage, row by row, before the pooling.
 
     A recording that is shorter than the window is repeated until it fills the window, so there is no padding. Without
@@ -31,7 +31,7 @@ class Clap(HFAudioEncoder):
         "heads": (1, 1, 1),
     }
 
-    class Config(HFAudioConfig):
+    class Config(HFSpectrogramConfig):
         """Weights and sizes. The config.json of `weights` overrides the sizes; without `weights` they are random."""
 
         seconds: int = Field(10, ge=1)

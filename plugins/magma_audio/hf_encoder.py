@@ -29,6 +29,7 @@ from magma import (
     source_problems,
 )
 
+from .spec_augment import SpecAugmentConfig, mask_spectrogram
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 Count = TypeVar("Count", int, Tensor)
@@ -43,6 +44,10 @@ class HFAudioConfig(AudioConfig):
     weights: Weights | None = None
     """A hub name, or a folder with `config.json` and safetensors. Its `config.json` then decides the sizes below.
     Default: random weights of these sizes."""
+
+
+class HFSpectrogramConfig(SpecAugmentConfig, HFAudioConfig):
+    """Weights, sizes and masks of encoders that read spectrograms."""
 
 
 class HFAudioEncoder(AudioEncoder):
@@ -216,8 +221,16 @@ class HFAudioEncoder(AudioEncoder):
             raise PartError(f"{self.name}.weights: {given}: {error_summary(error).rstrip('.')}. {ALLOWED}") from error
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
-        """A recording to [s] or frames [f, m], with the feature extractor. `rng` is for `crop`. Raises `InputError`."""
-        return self.extract_features(self.load_mono(raw, rng))
+        """A recording to [s] or frames [f, m], with the feature extractor. Raises `InputError`.
+
+        `rng` is for `crop` and `augment`.
+        """
+        item = self.extract_features(self.load_mono(raw, rng))
+        return item if rng is None else self.augment(item, rng)
+
+    def augment(self, item: Tensor, rng: random.Random) -> Tensor:
+        """A prepared item, changed at random for training. Default: unchanged."""
+        return item
 
     def dummy_item(self) -> Tensor:
         """An item of zeros with minimum length."""
@@ -240,6 +253,23 @@ class HFAudioEncoder(AudioEncoder):
         return Features(
             self.hidden_states(x, valid)[:, : self.count_features(x.shape[1])], self.count_features(valid.sum(-1))
         )
+
+
+class HFSpectrogramEncoder(HFAudioEncoder):
+    """An audio encoder of transformers that reads a spectrogram."""
+
+    config: HFSpectrogramConfig
+    trailing_frames = 0
+    """Frames of an item after the end of its recording."""
+
+    def augment(self, item: Tensor, rng: random.Random) -> Tensor:
+        """Frames [f, m] with the masks of `spec_augment`, which have the mean value of the recording."""
+        masks = self.config.masks
+        if masks is None:
+            return item
+        heard = item[: len(item) - self.trailing_frames] if len(item) < self.max_items else item
+        masked = mask_spectrogram(heard, masks, rng, float(heard.mean()))
+        return torch.cat([masked, item[len(heard) :]])
 
 
 def pad_frames(x: Tensor, valid: Tensor, value: Tensor, frames: int) -> Tensor:

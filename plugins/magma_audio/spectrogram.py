@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from magma import CheckInputs, Features, InputError
 
+from .spec_augment import SpecAugmentConfig, mask_spectrogram
 from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 LOG_EPSILON = 1e-6
@@ -34,7 +35,7 @@ class Spectrogram(AudioEncoder):
 
     name = "spectrogram"
 
-    class Config(AudioConfig):
+    class Config(SpecAugmentConfig, AudioConfig):
         """Sizes of the spectrogram and of the network."""
 
         rate: int = Field(16_000, ge=4_000, le=48_000)
@@ -57,8 +58,6 @@ class Spectrogram(AudioEncoder):
         """Number of convolutions; each halves the number of frames."""
         dropout: float = Field(0.0, ge=0, lt=1)
         """Dropout probability of the transformer layers."""
-        spec_augment: bool = False
-        """Mask two time spans and two frequency bands in training (SpecAugment, Park et al. 2019)."""
 
         @model_validator(mode="after")
         def _sizes_fit(self) -> Any:
@@ -112,7 +111,8 @@ class Spectrogram(AudioEncoder):
                 raise InputError("given log-mel frames that are not all finite")
             return raw.float()
         frames = self._log_mel(self.load_mono(raw, rng))
-        return _spec_augment(frames, rng) if rng is not None and self.config.spec_augment else frames
+        masks = self.config.masks
+        return frames if rng is None or masks is None else mask_spectrogram(frames, masks, rng, 0.0)  # their mean
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         mel = _mel_transform(self.rate, round(self.config.window * self.rate), self._hop, self.config.bands)
@@ -182,14 +182,3 @@ def _sinusoidal_positions(n: int, e: int, like: Tensor) -> Tensor:
     positions = torch.arange(n, device=like.device, dtype=torch.float32)[:, None]
     frequencies = torch.exp(torch.arange(e // 2, device=like.device) * (-math.log(10_000) / (e // 2)))
     return torch.cat([(positions * frequencies).sin(), (positions * frequencies).cos()], dim=-1).to(like.dtype)
-
-
-def _spec_augment(frames: Tensor, rng: random.Random) -> Tensor:
-    """Frames [f, m] with two time masks and two frequency masks, each at most a fifth of its axis; the mean is 0."""
-    frames = frames.clone()
-    for axis in (0, 0, 1, 1):
-        size = frames.shape[axis]
-        width = rng.randint(0, size // 5)
-        start = rng.randint(0, size - width)
-        frames.narrow(axis, start, width).fill_(0.0)
-    return frames

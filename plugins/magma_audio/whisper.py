@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from .hf_encoder import Count, HFAudioConfig, HFAudioEncoder, pad_frames
+from .hf_encoder import Count, HFSpectrogramConfig, HFSpectrogramEncoder, pad_frames
 
 
-class Whisper(HFAudioEncoder):
+class Whisper(HFSpectrogramEncoder):
     """Whisper's encoder (Radford et al. 2022): hidden states, 50 per second, for the duration of the recording.
 
     As in its training, the encoder reads 30 seconds: the recording, then silence. The features do not depend on the
@@ -24,7 +24,7 @@ class Whisper(HFAudioEncoder):
     config_overrides: ClassVar[Mapping[str, Any]] = {"encoder_layerdrop": 0.0}
     check_config: ClassVar[Mapping[str, Any]] = {"seconds": 1, "bands": 16, "width": 16, "layers": 1, "heads": 2}
 
-    class Config(HFAudioConfig):
+    class Config(HFSpectrogramConfig):
         """Weights and sizes. The config.json of `weights` overrides the sizes; without `weights` they are random."""
 
         seconds: int = Field(30, ge=1)
@@ -40,7 +40,7 @@ class Whisper(HFAudioEncoder):
 
     config: Config
     trailing_frames: int
-    """Number of frames of an item after the end of its recording. The last one contains only silence."""
+    """Frames of an item after the end of its recording. The last one contains only silence."""
 
     @staticmethod
     def transformers_classes() -> tuple[Any, Any, Any]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
+import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from magma import PartError, Weights, did_you_mean, hub_problem
 
 from .image_encoder import CLIP_MEAN, CLIP_STD, ImageConfig, ImageEncoder, flatten_grid
+from .intermediate_layers import LayerConfig, layer_builder
 from .timm_features import grid_builder
 from .weights import describe_failed_download, find_file_problems, is_file, read_state
 
@@ -24,7 +26,8 @@ class Clip(ImageEncoder):
 
     ResNets return the grid of their last stage, [b, (s / 32)^2, 32 * width]. ViTs return the patch tokens of the last
     block without the class token, [b, (s / patch)^2, width], before the final LayerNorm, which belongs to the pooling
-    in CLIP. Networks that open_clip takes from timm return the grid before timm's pooling.
+    in CLIP. Networks that open_clip takes from timm return the grid before timm's pooling. With `layer`, the features
+    are those of other blocks or stages.
     """
 
     name = "clip"
@@ -37,7 +40,7 @@ class Clip(ImageEncoder):
         "head_width": 8,
     }
 
-    class Config(ImageConfig):
+    class Config(LayerConfig, ImageConfig):
         """Either a `model` of open_clip, or custom sizes: `layers`, `width` and `image_size`."""
 
         renamed_keys = MappingProxyType({"pretrained": "weights", "smaller": "allow_smaller"})
@@ -82,7 +85,10 @@ class Clip(ImageEncoder):
         quick = bool(settings.get("quick_gelu", False))
         build: Callable[[], nn.Module] = partial(_build_image_encoder, settings["embed_dim"], vision, quick)
         dry_run = None
-        if vision.get("timm_model_name"):
+        self._whole, self._of_timm = build, bool(vision.get("timm_model_name"))
+        if config.layer is not None:
+            build, dry_run = layer_builder(build, size, config.chosen_layers)
+        elif self._of_timm:
             build, dry_run = grid_builder(build, size)
         super().__init__(config, build, size, dry_run)
         self.allow_smaller = config.allow_smaller
@@ -105,7 +111,21 @@ class Clip(ImageEncoder):
             self.init_weights()
             return
         path = source if is_file(source) else _download(str(self.config.model), source)
-        self.load_state(_vision_tensors(read_state(path), self.network), f"clip weights {source}")
+        state = _vision_tensors(read_state(path), self._names_in_file(self.network), self._names_of_all_layers())
+        inner = "trunk." if self._is_wrapped else ""
+        self.load_state({inner + name: tensor for name, tensor in state.items()}, f"clip weights {source}")
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """Whether the network is inside another module, unlike in open_clip's files."""
+        return self.config.layer is not None and not self._of_timm
+
+    def _names_in_file(self, network: nn.Module) -> set[str]:
+        return {name.removeprefix("trunk.") if self._is_wrapped else name for name in network.state_dict()}
+
+    def _names_of_all_layers(self) -> set[str]:
+        with torch.device("meta"):
+            return {f"trunk.{name}" if self._of_timm else name for name in self._whole().state_dict()}
 
     @classmethod
     def problems(cls, config: Config) -> list[str]:
@@ -167,13 +187,16 @@ def _build_image_encoder(embed_dim: int, vision: dict[str, Any], quick_gelu: boo
     return encoder
 
 
-def _vision_tensors(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """The tensors of the image encoder, from its own state dict or that of a whole CLIP; no pooling, no projection."""
+def _vision_tensors(state: dict[str, Tensor], wanted: set[str], of_all_layers: set[str]) -> dict[str, Tensor]:
+    """The tensors of the image encoder, from its own state dict or that of a whole CLIP.
+
+    Pooling, projection and removed layers are left out.
+    """
     if any(name.startswith("visual.") for name in state):
         state = {n.removeprefix("visual."): t for n, t in state.items() if n.startswith("visual.")}
     pooling = ("attnpool.", "attn_pool", "ln_post.", "proj", "head.", "trunk.head", "trunk.attn_pool", "trunk.fc_norm")
-    wanted = network.state_dict().keys()
-    return {name: t for name, t in state.items() if name in wanted or not name.startswith(pooling)}
+    removed = of_all_layers - wanted
+    return {name: t for name, t in state.items() if name in wanted or not (name in removed or name.startswith(pooling))}
 
 
 def _download(model: str, tag: str) -> str:

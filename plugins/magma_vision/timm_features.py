@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from magma import PartError, Weights, did_you_mean, hub_problem
 
 from .image_encoder import ImageConfig, ImageEncoder, flatten_grid
+from .intermediate_layers import LayerConfig, layer_builder
 from .weights import describe_failed_download, find_file_problems, find_order_problems, read_state, rename_in_order
 
 Mean = Annotated[float, Ge(0), Le(1)]
@@ -102,13 +103,16 @@ def _build_grid(variant: Callable[[nn.Module], nn.Module], trunk: Callable[[], n
 
 
 class Timm(ImageEncoder):
-    """A network of timm: the last grid before the pooling, row by row, or the patch tokens in order, [b, n, e]."""
+    """A network of timm: the last grid before the pooling, row by row, or the patch tokens in order, [b, n, e].
+
+    With `layer`, those of other blocks or stages, from the network's `forward_intermediates`.
+    """
 
     name = "timm"
     check_config: ClassVar[Mapping[str, Any]] = {"model": "test_vit", "image_size": 64}
 
-    class Config(ImageConfig):
-        """A `model` of timm, its weights and its image size."""
+    class Config(LayerConfig, ImageConfig):
+        """A `model` of timm, its weights, its image size, and the layer of the features."""
 
         renamed_keys = MappingProxyType({"pretrained": "weights"})
 
@@ -146,7 +150,8 @@ class Timm(ImageEncoder):
             size = {"img_size": config.image_size}
         pixels = config.image_size or pretrained.input_size[-1]
         trunk = partial(timm.create_model, config.model, num_classes=0, **size)
-        build, dry_run = grid_builder(trunk, pixels)
+        layers = config.chosen_layers
+        build, dry_run = layer_builder(trunk, pixels, layers) if layers else grid_builder(trunk, pixels)
         super().__init__(config, build, pixels, dry_run)
 
     @staticmethod

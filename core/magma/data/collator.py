@@ -230,10 +230,10 @@ class Collator:
                 item = cache.prepare(encoder, medium.value, rng)
                 return item, prefix.num_embeddings(item.num_features)
             prepared = encoder.prepare(medium.value, rng)
+            return prepared, prefix.num_embeddings(encoder.num_features(prepared))
         except InputError as error:
             where = f"{medium.where}: " if medium.where else ""
             raise InputError(f"{owner}: {medium.name}: {where}{error}") from error
-        return prepared, prefix.num_embeddings(encoder.num_features(prepared))
 
     def stack(self, name: str, items: Sequence[Prepared | CacheItem]) -> Prepared | CachedMedia:
         """The media of one input in a batch, as the input takes them."""

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from magma_audio.ast import Ast
+from magma_audio.clap import Clap
+from magma_audio.spec_augment import SpecAugment, mask_spectrogram
 from magma_audio.spectrogram import Spectrogram
 from magma_audio.waveform import PADDING
+from magma_audio.whisper import Whisper
 
 import magma
 from magma import Example, InputError, Magma, Media, Text
@@ -339,3 +343,37 @@ def test_real_recordings_are_heard() -> None:
     assert all(abs(float(item.mean())) < 1e-4 and abs(float(item.std()) - 1) < 1e-3 for item in prepared)
     assert bool(part(part.stack(prepared)).values.isfinite().all())
     assert io.BytesIO(files[0].read_bytes()).getbuffer().nbytes > 1000
+
+
+def test_masks_are_those_of_torchaudio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same span and value as in torchaudio, if it draws the same numbers."""
+    from torchaudio.functional import mask_along_axis
+
+    frames = torch.randn(40, 16)
+    settings = SpecAugment(time_masks=1, max_time=0.3, frequency_masks=0)
+    rng = random.Random(3)
+    width = rng.randint(0, 12)
+    start = rng.randint(0, 40 - width)
+    assert width > 0
+    draws = iter([(width + 0.5) / 13, (start + 0.5) / (40 - width - 0.5)])
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([next(draws)]))
+    expected = mask_along_axis(frames[None], mask_param=13, mask_value=0.25, axis=1)[0]
+    assert torch.equal(mask_spectrogram(frames, settings, random.Random(3), 0.25), expected)
+
+
+@pytest.mark.parametrize("part", [Whisper, Ast, Clap], ids=lambda part: part.name)
+def test_spec_augment_of_published_encoders(part: Any) -> None:
+    torch.manual_seed(0)
+    fields = dict(part.check_config)
+    plain, masking = part.build(**fields), part.build(**fields, spec_augment={"time_masks": 1, "max_frequency": 0.5})
+    raw = (tone(16_000, 0.4), 16_000)
+    item = plain.prepare(raw)
+    assert torch.equal(plain.prepare(raw, random.Random(1)), item)
+    assert torch.equal(masking.prepare(raw), item)
+    masked = masking.prepare(raw, random.Random(1))
+    assert torch.equal(masked, masking.prepare(raw, random.Random(1)))
+    changed = masked != item
+    assert changed.any()
+    if part is Whisper:  # its last frames stand for the silence after the recording
+        assert not changed[-masking.trailing_frames :].any()
+    assert len(masked[changed].unique()) == 1

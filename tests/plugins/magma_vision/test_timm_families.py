@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from magma_vision.image_encoder import flatten_grid
+from magma_vision.intermediate_layers import intermediates
 from magma_vision.timm_features import Timm
 
 from magma import PartError
@@ -78,6 +81,10 @@ LARGEST = 12e6
 """Parameters up to which weights are drawn and features computed; larger networks are run on meta only."""
 
 
+LARGEST_DRAWN = 4e6
+"""The same for features of layers."""
+
+
 def small_models() -> Iterator[tuple[str, str]]:
     import timm
 
@@ -87,7 +94,7 @@ def small_models() -> Iterator[tuple[str, str]]:
         yield family, SMALL.get(family) or (tests or names)[0]
 
 
-def smallest(model: str) -> Timm:
+def smallest(model: str, **fields: Any) -> Timm:
     """On meta, with images of 96 pixels where it takes them.
 
     Drawing values, which meta does not keep, would take a third of the test's time.
@@ -95,9 +102,9 @@ def smallest(model: str) -> Timm:
     no_values = mock.patch("timm.layers.weight_init._trunc_normal_", lambda tensor, *_: tensor)
     with torch.device("meta"), no_values:
         try:
-            return Timm(Timm.Config(model=model, image_size=96))
+            return Timm(Timm.Config(model=model, image_size=96, **fields))
         except PartError:
-            return Timm(Timm.Config(model=model))
+            return Timm(Timm.Config(model=model, **fields))
 
 
 def check(model: str) -> None:
@@ -126,8 +133,31 @@ def check(model: str) -> None:
         assert (values[1:] - alone).abs().max() <= 1e-4 * values.abs().max()
 
 
-@pytest.mark.slow
-def test_every_family_of_timm_gives_features_or_says_why_not() -> None:
+def check_layer(model: str) -> None:
+    """`layer = -2` gives the library's own intermediates, and every part of the network that is left is read."""
+    import timm
+
+    encoder = smallest(model, layer=-2)
+    size = encoder.image_size
+    network: Any = encoder.network.eval()
+    assert network(torch.empty(1, 3, size, size, device="meta")).shape == (1, encoder.length, encoder.dim)
+    if sum(parameter.numel() for parameter in network.parameters()) > LARGEST_DRAWN:
+        return
+    torch.manual_seed(0)
+    encoder.init_weights()
+    options = {"img_size": size} if timm.get_pretrained_cfg(model).fixed_input_size and size == 96 else {}
+    torch.manual_seed(0)
+    whole = timm.create_model(model, num_classes=0, **options).eval()
+    images = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        expected = intermediates(whole, images, None, network.output_fmt)[-2]
+        values = encoder.eval()(images).values
+    expected = flatten_grid(expected)
+    assert (values - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def all_families(check: Callable[[str], None]) -> tuple[list[str], dict[str, str], dict[str, str]]:
+    """Families that pass, those that are refused with the message, and those that fail with the error."""
     works, refused, failed = [], {}, {}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small networks wait for each other's threads longer than they compute
@@ -143,7 +173,22 @@ def test_every_family_of_timm_gives_features_or_says_why_not() -> None:
                 works.append(family)
     finally:
         torch.set_num_threads(threads)
+    return works, refused, failed
+
+
+@pytest.mark.slow
+def test_every_family_of_timm_gives_features_or_says_why_not() -> None:
+    works, refused, failed = all_families(check)
     print(f"timm's families: {len(works)} work, {len(refused)} are refused: {refused}")
     assert not failed
     assert len(refused) <= 3
     assert len(works) >= 90
+
+
+@pytest.mark.slow
+def test_every_family_of_timm_has_layers() -> None:
+    works, refused, failed = all_families(check_layer)
+    print(f"timm's families: layer = -2 works for {len(works)}; refused: {refused}")
+    assert not failed
+    assert not refused
+    assert len(works) >= 98
