@@ -1,7 +1,7 @@
 """Finds out how a tower is called, and how many features of which width it gives.
 
-A tower is run on meta. If it reads values of its input, which tensors on meta do not have, a copy with one layer of each
-list and random weights is run instead.
+A tower is run on meta. If it reads values of its input, which tensors on meta do not have, a copy with random weights
+and one layer of each list is run instead.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MANY = 4000
 """A recording with more positions is a waveform."""
 PROBE_SAMPLES, PROBE_FRAMES = 16_000, 320
 """Maximum length of a recording with which padding is tried."""
+LARGE = 500_000_000
+"""A model with more parameters is not copied with all its layers."""
 SMALL = 3_000_000
 """A model with up to this number of parameters is its own small copy."""
 
@@ -81,7 +83,20 @@ class Trial:
         try:
             return self._sizes(self.on_meta, sample, "meta")
         except Exception:  # perhaps it reads values
+            try:
+                return self._sizes(self.small, sample, "cpu")
+            except Exception:  # perhaps its layers differ
+                if not self._grow():
+                    raise
             return self._sizes(self.small, sample, "cpu")
+
+    def _grow(self) -> bool:
+        """Replace the small copy by one with all layers, if it has fewer and that is not too large."""
+        count = sum(parameter.numel() for parameter in self.on_meta.parameters())
+        if len(list(self.small.parameters())) == len(list(self.on_meta.parameters())) or count > LARGE:
+            return False
+        self._small = small_copy(self.tower, cut=False)
+        return True
 
     @property
     def small(self) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,20 @@ def default_processor(types: Iterable[Any], modality: Modality, fields: Mapping[
             except Exception:  # it needs more than defaults
                 continue
     return None
+
+
+def owners(architecture: Any) -> list[Any]:
+    """Default configurations of whole models that have a tower of this type, from the same module of the library."""
+    module = sys.modules[type(architecture).__module__]
+    found = []
+    for kind in vars(module).values():
+        parts = getattr(kind, "sub_configs", None) if inspect.isclass(kind) else None
+        if parts and type(architecture) in parts.values():
+            try:
+                found.append(kind())
+            except Exception:  # a field without a default
+                continue
+    return found
 
 
 def _classes(architecture: Any, modality: Modality) -> list[Any]:
