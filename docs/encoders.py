@@ -75,7 +75,8 @@ def counts() -> str:
     import encoder_zoo
 
     works, refused = len(encoder_zoo.names()), len(encoder_zoo.REASONS)
-    return f"{works} of {works + refused} types of towers work, and the towers in {len(encoder_zoo.inside())} types of whole models."
+    whole = len(encoder_zoo.inside())
+    return f"{works} of {works + refused} types of towers work, and the towers in {whole} types of whole models."
 
 
 def listed() -> list[str]:

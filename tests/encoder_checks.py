@@ -12,6 +12,8 @@ from magma_hf import HF
 from magma_hf.samples import Sample
 from torch import Tensor
 
+from magma import InputError
+
 SECONDS = 0.5
 
 
@@ -27,11 +29,16 @@ class Subject:
         self.items = [self.random_item(seed) for seed in (1, 2)]
 
     def random_item(self, seed: int) -> Any:
-        """An item like the sample, with random values of the main input."""
+        """An item of random pixels, prepared if the encoder can, or with random values of the main input."""
         draw = torch.Generator().manual_seed(seed)
         main, *others = self.sample.values.values()
         values = torch.randn(main.shape, generator=draw)
-        return (values, *others) if others else values
+        if self.encoder.modality != "image" or (main.ndim == 3 and not others):
+            return (values, *others) if others else values
+        try:
+            return self.encoder.prepare(torch.randint(0, 256, (3, 64, 64), generator=draw, dtype=torch.uint8))
+        except InputError:  # the library's default processor does not fit the tiny model
+            return (values, *others) if others else values
 
     @torch.no_grad()
     def features(self, items: list[Any]) -> Tensor:
@@ -61,6 +68,9 @@ def equals_the_library(subject: Subject) -> None:
     ours = subject.features(subject.items[:1])[0]
     output = model(**subject.library_arguments(subject.items[0]))
     candidates = [x for x in _tensors(output) if x.numel() == ours.numel()]
+    if not candidates:  # only results of a head
+        output = model(**subject.library_arguments(subject.items[0]), output_hidden_states=True)
+        candidates = [x for x in _tensors(output) if x.numel() == ours.numel()]
     assert candidates, f"no tensor of the library's output has {list(ours.shape)} values"
     assert any(_same_numbers(ours, x) for x in candidates), "features differ from the library's output"
 
@@ -85,8 +95,11 @@ def reads_its_input(subject: Subject) -> None:
     """Two different inputs give different features, and all are finite."""
     one, other = (subject.features([item]) for item in subject.items)
     assert bool(one.isfinite().all()), "features are not finite"
-    assert one.shape[1:] == (subject.encoder.length, subject.encoder.dim), f"features {list(one.shape)}"
-    assert not torch.allclose(one, other, rtol=1e-3, atol=1e-5), "two different inputs give equal features"
+    n = subject.encoder.num_features(subject.items[0])
+    assert one.shape[1:] == (n, subject.encoder.dim), f"features {list(one.shape)}, and num_features {n}"
+    if one.shape == other.shape:
+        far = float((one - other).abs().max())
+        assert far > 1e-4 * float(one.abs().max()), f"two different inputs give equal features: {far:.2g}"
 
 
 def rows_are_independent(subject: Subject) -> None:

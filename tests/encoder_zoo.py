@@ -59,17 +59,18 @@ OTHERS: dict[str, dict[str, Any]] = {
         f"{name}_sam_vision_model": {"downsample_channels": [16, 32], "global_attn_indexes": [1], "image_size": 64}
         for name in ("deepseek_ocr2", "unlimited_ocr")
     },
-    "donut-swin": {"image_size": [64, 64], "window_size": 4},
+    "janus_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 32},
+    "donut-swin": {"image_size": [64, 64], "window_size": 2},
     "granite_speech5_encoder": {"context_size": 16},
-    "depth_pro": {"patch_size": 64},
+    "depth_pro": {"patch_size": 32},
     "dots3_note_vision_encoder": {
         "num_hidden_layers": 2,
         "mlp_layer_types": ["dense", "dense"],
         "adapter_in_dim": 32,
         "adapter_out_dim": 32,
     },
-    "efficientloftr": {"hidden_size": 256},
     "llama4_vision_model": {"intermediate_size": 128, "vision_output_dim": 32, "projector_input_dim": 32},
+    "mllama_vision_model": {"intermediate_layers_indices": [0], "num_global_layers": 1, "image_size": 32},
     "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1] * 7},
     **{name: {"num_blocks": 1} for name in ("eomt", "eomt_dinov3")},
     "levit": {"image_size": 224, "patch_size": 16},
@@ -83,7 +84,20 @@ IMPOSSIBLE: dict[str, str] = {
 }
 """Types without a tiny model, and why."""
 
-REFUSED: dict[str, str] = {}
+_BATCH = "its features depend on the other rows of a batch"
+_PAIRS = "it compares two images"
+_VOCODER = "it makes a waveform of a spectrogram, and has no features"
+REFUSED: dict[str, str] = {
+    "autoformer": _BATCH,
+    "bridgetower_vision_model": "its output has the sequence before the rows",
+    "efficientloftr": _PAIRS,
+    "informer": "its attention draws positions at random, so that its features are not repeatable",
+    "higgs_audio_v2_tokenizer": "it needs a length that is a multiple of both of its encoders",
+    "inkling2_vision": "it puts class tokens between the images of a batch",
+    "inkling_vision": "it encodes each patch by itself, and its input does not say to which image a patch belongs",
+    "perceiver": "without a preprocessor of a task, it reads vectors",
+    "seggpt": "it needs a second image with a mask",
+}
 """Types with a tiny model that cannot be an encoder, and why."""
 
 REASONS = {**IMPOSSIBLE, **REFUSED}
@@ -179,6 +193,8 @@ def image_size(architecture: Any) -> int | None:
     """Side of images for a tower without a size; None if it has one."""
     from magma_hf import sizes
 
+    if architecture.model_type == "depth_pro":
+        return 128
     return None if sizes.image_size(architecture) else 64
 
 
@@ -199,6 +215,6 @@ def randomise(model: torch.nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             fan = parameter[0].numel()
-            parameter.normal_(std=min(0.2, fan**-0.5))
+            parameter.normal_(std=min(0.5, (2 / fan) ** 0.5))
         else:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

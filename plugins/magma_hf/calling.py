@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from .outputs import as_sequence, hidden_states, last_hidden_state
 from .padding import keeps_padding
-from .samples import INVERTED, Sample
+from .samples import INVERTED, SIZES, Sample
+from .sizes import patch_size
 
 
 def call(
@@ -44,13 +45,13 @@ def call(
     counts = None
     if sample.packed:
         counts = _patch_counts(given[sample.packed], sample)
-        given = _packed(given, counts, sample.row_axis)
+        given = _packed(given, counts, sample)
     options: dict[str, Any] = {name: _option(value, rows) for name, value in sample.options.items()}
     found = [_output(tower, given, options)] if layers is None else _layers(tower, given, options, layers)
     if any(one is None for one in found):
         raise ValueError("its output has no features")
-    if counts is None and found[0] is not None and found[0].ndim == 2 and (valid := _valid_patches(given, sample)):
-        counts = valid
+    if counts is None and found[0] is not None and found[0].shape[0] != max(rows, 2):
+        counts = _valid_patches(given, sample, architecture)
     if counts is not None:
         return [_unpacked(one, counts) for one in found if one is not None]
     return [(as_sequence(one, architecture, rows), None) for one in found if one is not None]
@@ -142,29 +143,37 @@ def layers_of(tower: nn.Module) -> list[nn.Module]:
 def _patch_counts(grid: Tensor, sample: Sample) -> list[int]:
     """The number of patches of each row; on meta, that of the sample."""
     if grid.is_meta:
-        return [len(sample.main)] * len(grid)
+        assert sample.packed is not None
+        return [int(sample.values[sample.packed].prod())] * len(grid)
     counts: list[int] = grid.prod(-1).tolist()
     return counts
 
 
-def _valid_patches(given: dict[str, Tensor], sample: Sample) -> list[int] | None:
-    """The number of real patches of each row by their positions, which are negative at padding; None without them."""
-    name = next((name for name in given if name.endswith("position_ids")), None)
-    if name is None:
+def _valid_patches(given: dict[str, Tensor], sample: Sample, architecture: Any) -> list[int] | None:
+    """The number of patches of each row, for a tower whose output has the patches of all rows one after the other.
+
+    It is known from the sizes of images, or from positions, which are negative at padding. None: from neither.
+    """
+    name = next((name for name in given if name in SIZES or name.endswith("position_ids")), None)
+    patch = patch_size(architecture)
+    if name is None or patch is None:
         return None
     x = given[name]
-    ids = sample.values[name][None].expand(len(x), -1, -1) if x.is_meta else x
-    counts: list[int] = (ids >= 0).all(-1).sum(-1).tolist()
-    return counts
+    x = sample.values[name][None].expand(len(x), *sample.values[name].shape) if x.is_meta else x
+    counts = (x // torch.tensor(patch, device=x.device)).prod(-1) if name in SIZES else (x >= 0).all(-1).sum(-1)
+    found: list[int] = counts.tolist()
+    return found
 
 
-def _packed(given: dict[str, Tensor], counts: Sequence[int], row_axis: bool) -> dict[str, Tensor]:
+def _packed(given: dict[str, Tensor], counts: Sequence[int], sample: Sample) -> dict[str, Tensor]:
     """The patches of all rows as one sequence: [b, p, ...] to [sum of p, ...]."""
-    names = iter(given)
-    main = next(names)
-    x = given[main]
-    patches = torch.cat([row[:count] for row, count in zip(x, counts, strict=True)])
-    return {**given, main: patches[None] if row_axis else patches}
+    main = next(iter(given))
+    axis = sample.pack_axis
+    assert sample.packed is not None
+    unit = sample.main.shape[axis] // int(sample.values[sample.packed].prod())
+    rows = (row.narrow(axis, 0, unit * count) for row, count in zip(given[main], counts, strict=True))
+    patches = torch.cat(list(rows), dim=axis)
+    return {**given, main: patches[None] if sample.row_axis else patches}
 
 
 def _unpacked(found: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -84,13 +84,10 @@ class HF(Encoder):
             given = "neither" if config.weights is None else "both"
             raise PartError(f"{self.name}: given {given}; allowed: `weights`, or `config` with a model_type")
         with torch.device("cpu"):
-            self.whole = read_architecture(config.weights, config.config)
             try:
+                self.whole = read_architecture(config.weights, config.config)
                 tower = find_tower(self.whole, wanted)
-            except PartError as error:
-                raise PartError(f"{self.name}: {error}") from None
-            override(tower.architecture)
-            try:
+                override(tower.architecture)
                 found = self._discover(tower, wanted)
                 self._tokens = self._find_tokens(found)
             except PartError as error:

@@ -8,7 +8,7 @@ from magma import PartError
 
 from . import sizes
 from .discovery import Found, Trial, discover
-from .preparation import Images, Preparation, Recordings, Series, Videos, quiet
+from .preparation import Images, Missing, Preparation, Recordings, Series, Videos, quiet
 from .processors import default_processor, owners, read_processor
 from .samples import Sample, samples
 from .towers import Modality, meanings
@@ -88,12 +88,24 @@ def _by_config(trial: Trial, whole: Any, found: Found, config: Any) -> Preparati
     if sample.modality == "image":
         if sample.main.ndim == 3 and sample.main.shape[0] in (1, 3):
             return Images(tower, model, processor, (sample.main.shape[1], sample.main.shape[2]), sample)
-        return Images(tower, model, processor, sizes.image_size(tower.architecture) or (224, 224), None)
+        return _of_library(trial, whole, sample, config)
     if sample.modality == "video":
         return Videos(processor, sample)
     if sample.modality == "timeseries":
         return Series(sample)
     return _recordings(trial, processor, sample, config)
+
+
+def _of_library(trial: Trial, whole: Any, sample: Sample, config: Any) -> Preparation:
+    """Images with the library's default processor, if it gives items like the sample."""
+    made = _with_default_processor(trial, whole, config)
+    if (
+        made is not None
+        and list(made.sample.values) == list(sample.values)
+        and made.sample.main.shape[1:] == sample.main.shape[1:]
+    ):
+        return made
+    return Missing(sample, trial.tower.architecture.model_type)
 
 
 def _recordings(trial: Trial, extractor: Any, sample: Sample, config: Any) -> Recordings:

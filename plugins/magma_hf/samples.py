@@ -21,6 +21,10 @@ MASKS += ("patch_attention_mask", "observed_mask", "past_observed_mask")
 INVERTED = ("audio_mel_mask", "past_values_padding")
 """Masks that are True, or 1, at padding."""
 
+SAMPLE_COUNTS = ("chunk_sample_lengths",)
+"""Arguments with the number of samples of a recording, for towers that read spectrograms."""
+SIZES = ("image_sizes",)
+"""Arguments with height and width of images that are padded to one size."""
 FURTHER = {"freq": torch.zeros(1, dtype=torch.long)}
 """Other arguments that some towers need, and a value for any input: the frequency class of TimesFM."""
 
@@ -41,6 +45,8 @@ class Sample:
     mask: str | None = None
     """The argument that says which positions along `axis` are real, not padding."""
     mask_dtype: torch.dtype = torch.long
+    pack_axis: int = 0
+    """The axis of the main input along which packed patches follow each other."""
     row_axis: bool = False
     """Whether packed patches get an axis for one row: [1, p, ...]."""
 
@@ -93,7 +99,9 @@ def _images(tower: Tower, model: Any, side: int | None) -> Iterator[Sample]:
     if "target_sizes" in names:
         ph, pw = sizes.patch_size(config) or (14, 14)
         shape = torch.tensor([height // ph, width // pw])
-        yield Sample("image", {tower.argument: image, "target_sizes": shape})
+        strip = torch.zeros(count, ph, pw * int(shape.prod()))
+        values = {tower.argument: strip, "target_sizes": shape}
+        yield Sample("image", values, "target_sizes", pack_axis=2, row_axis=True)
     yield Sample("image", {tower.argument: image})
     if patch := sizes.patch_size(config):
         p = (height // patch[0]) * (width // patch[1])
@@ -129,10 +137,15 @@ def _videos(tower: Tower, model: Any, side: int | None) -> Iterator[Sample]:
 def _recordings(tower: Tower, model: Any, seconds: float) -> Iterator[Sample]:
     config = tower.architecture
     length = max(1, int(seconds * sizes.rate(config)))
+    whole = -(-length // sizes.stride(config)) * sizes.stride(config)
     bands = list(sizes.bands(config, model))
-    if tower.argument in ("input_values", "waveform") or (tower.argument == "hidden_states" and not bands):
+    named = tower.outer or tower.argument
+    if named in ("input_values", "waveform") or (named == "hidden_states" and not bands):
         yield from _varying(model, tower, (length,), 0)
         yield from _varying(model, tower, (1, length), 1)
+        if whole != length:
+            yield from _fixed(model, tower, (whole,))
+            yield from _fixed(model, tower, (1, whole))
     for frames, varies in _spectrogram_lengths(config, seconds):
         for m in bands:
             for shape, axis in (((m, frames), 1), ((frames, m), 0), ((1, frames, m), 1)):
@@ -196,6 +209,9 @@ def _with_required(model: Any, sample: Sample) -> Sample:
         length = max(sample.main.shape) if sample.modality == "audio" else sample.main.shape[0]
         if name in MASKS:
             values[name] = torch.ones(length, dtype=torch.bool)
+        elif name in SAMPLE_COUNTS:
+            hop = getattr(model.config, "hop_length", 160)
+            values[name] = torch.tensor(max(sample.main.shape) * hop)
         elif name in FURTHER:
             values[name] = FURTHER[name].clone()
         elif name in INVERTED:

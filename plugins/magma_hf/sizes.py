@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -85,6 +86,15 @@ def bands(architecture: Any, model: nn.Module) -> Iterator[int]:
             found.append(module.in_features if isinstance(module, nn.Linear) else module.in_channels)
             break
     yield from dict.fromkeys(one for one in (*found, *BANDS) if isinstance(one, int) and one > 0)
+
+
+def stride(architecture: Any) -> int:
+    """Samples of a waveform for one feature."""
+    for name in ("patch_sizes", "strides", "downsampling_ratios", "upsampling_ratios"):
+        value = getattr(architecture, name, None)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(one, int) for one in value):
+            return math.prod(value)
+    return 1
 
 
 def rate(architecture: Any) -> int:

@@ -65,6 +65,8 @@ class Tower:
     """The name of the main input."""
     other: Modality | None = None
     """What the main input means if its name does not say it."""
+    outer: str | None = None
+    """The main input of the whole model, of which this is the encoder."""
     path: tuple[str, ...] = ()
     """Fields that lead from the whole configuration to that of the tower."""
 
@@ -87,7 +89,8 @@ class Tower:
         if inner is model or not isinstance(inner, torch.nn.Module):
             return None
         argument, *_ = [name for name in inspect.signature(type(inner).forward).parameters if name != "self"]
-        return replace(self, encoder_only=True, argument=argument, other=meanings(self.argument, self.other)[0])
+        other = meanings(self.argument, self.other)[0]
+        return replace(self, encoder_only=True, argument=argument, other=other, outer=self.argument)
 
 
 def part_of(model: Any) -> Any:
@@ -153,7 +156,7 @@ def _own_tower(architecture: Any, modality: Modality | None, path: tuple[str, ..
         argument = main_argument(kind) or (names[0] if other else None)
         if argument is not None and _fits(meanings(argument, other), modality):
             decodes = any(name.startswith("decoder_in") for name in names)
-            return Tower(architecture, kind, decodes, argument, other, path)
+            return Tower(architecture, kind, decodes, argument, other, path=path)
     return None
 
 
