@@ -74,9 +74,13 @@ def counts() -> str:
     """How many there are."""
     import encoder_zoo
 
-    works, refused = len(encoder_zoo.names()), len(encoder_zoo.REASONS)
+    own = encoder_zoo.candidates()
+    works = sum(tower not in encoder_zoo.REASONS for tower in own.values())
     whole = len(encoder_zoo.inside())
-    return f"{works} of {works + refused} types of towers work, and the towers in {whole} types of whole models."
+    return (
+        f"Of {len(own)} types whose own model reads pixels, sound or series, {works} work; of those with a decoder "
+        f"or a head for detection, the encoder is taken. {whole} types of whole models have a tower inside."
+    )
 
 
 def listed() -> list[str]:

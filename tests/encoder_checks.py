@@ -49,7 +49,7 @@ class Subject:
         """The arguments of the library's own forward for one item."""
         values = item if isinstance(item, tuple) else (item,)
         named: Mapping[str, Tensor] = dict(zip(self.sample.values, values, strict=True))
-        packed = self.sample.packed is not None
+        packed = self.sample.packed is not None and not self.sample.row_axis
         main = next(iter(named))
         given = {name: value if packed and name == main else value[None] for name, value in named.items()}
         if self.sample.mask:

@@ -60,6 +60,8 @@ OTHERS: dict[str, dict[str, Any]] = {
         for name in ("deepseek_ocr2", "unlimited_ocr")
     },
     "janus_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 32},
+    "efficientnet": {"image_size": 64},
+    "nemotron3_5_transcribe_audio": {"head_config": {"audio_hidden_size": 32}},
     "donut-swin": {"image_size": [64, 64], "window_size": 2},
     "granite_speech5_encoder": {"context_size": 16},
     "depth_pro": {"patch_size": 32},
@@ -86,7 +88,6 @@ IMPOSSIBLE: dict[str, str] = {
 
 _BATCH = "its features depend on the other rows of a batch"
 _PAIRS = "it compares two images"
-_VOCODER = "it makes a waveform of a spectrogram, and has no features"
 REFUSED: dict[str, str] = {
     "autoformer": _BATCH,
     "bridgetower_vision_model": "its output has the sequence before the rows",
@@ -95,8 +96,8 @@ REFUSED: dict[str, str] = {
     "higgs_audio_v2_tokenizer": "it needs a length that is a multiple of both of its encoders",
     "inkling2_vision": "it puts class tokens between the images of a batch",
     "inkling_vision": "it encodes each patch by itself, and its input does not say to which image a patch belongs",
-    "perceiver": "without a preprocessor of a task, it reads vectors",
     "seggpt": "it needs a second image with a mask",
+    "univnet": "it makes a waveform of a spectrogram, and has no features",
 }
 """Types with a tiny model that cannot be an encoder, and why."""
 
@@ -120,6 +121,18 @@ def towers() -> dict[str, Any]:
 def all_names() -> list[str]:
     """Every type that is a tower: its own model reads media."""
     return sorted(name for name, tower in towers().items() if not tower.path)
+
+
+def candidates() -> dict[str, str]:
+    """Every type whose own model has a main input of pixels, sound or series: the type of the tower that is taken."""
+    from magma_hf.towers import main_argument, model_classes
+    from transformers import CONFIG_MAPPING
+
+    return {
+        name: tower.architecture.model_type
+        for name, tower in towers().items()
+        if not tower.path or any(main_argument(kind) for kind in model_classes(CONFIG_MAPPING[name])[:1])
+    }
 
 
 def inside() -> dict[str, tuple[str, str]]:
@@ -214,7 +227,7 @@ def randomise(model: torch.nn.Module) -> None:
     """Matrices become random; vectors and scalars change a little, so that norms stay near 1."""
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            fan = parameter[0].numel()
+            fan = max(1, parameter[0].numel())
             parameter.normal_(std=min(0.5, (2 / fan) ** 0.5))
         else:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)

@@ -83,6 +83,8 @@ def _option(value: Any, rows: int) -> Any:
 def _output(tower: Any, given: dict[str, Tensor], options: dict[str, Any]) -> Tensor | None:
     """The features of the output; if it has only results of a head, the last hidden state."""
     output = tower(**given, **options)
+    if orders_by_windows(tower):
+        return output["pooler_output"]  # type: ignore[no-any-return]  # only it is in the order of the patches
     found = last_hidden_state(output)
     if found is None and "output_hidden_states" in inspect.signature(type(tower).forward).parameters:
         states = hidden_states(tower(**given, **options, output_hidden_states=True))
@@ -90,10 +92,17 @@ def _output(tower: Any, given: dict[str, Tensor], options: dict[str, Any]) -> Te
     return found
 
 
+def orders_by_windows(tower: Any) -> bool:
+    """Whether the last hidden state is in the order of attention windows (Qwen2.5-VL), unlike the merged output."""
+    return hasattr(getattr(tower, "config", None), "fullatt_block_indexes")
+
+
 def _layers(
     tower: Any, given: dict[str, Tensor], options: dict[str, Any], layers: Sequence[int]
 ) -> list[Tensor | None]:
     """Hidden states, from the library where it returns them, and otherwise from the layers themselves."""
+    if "window_index" in inspect.getsource(type(tower).forward):
+        raise IndexError("layer: its hidden states are in the order of its attention windows; allowed: no `layer`")
     with recorded_layers(tower) as recorded:
         try:
             output = tower(**given, **options, output_hidden_states=True)

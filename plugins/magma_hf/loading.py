@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -20,13 +21,12 @@ from .towers import Tower, model_classes, part_of
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 ALLOWED = "Allowed: a hub name, or a folder in transformers' format (config.json, *.safetensors)"
 OVERRIDES: Mapping[str, Any] = {
-    "layerdrop": 0.0,
-    "encoder_layerdrop": 0.0,
     "mask_time_prob": 0.0,
     "mask_feature_prob": 0.0,
     "apply_spec_augment": False,
+    "mask_ratio": 0.0,  # of masked autoencoders
 }
-"""Fields that are replaced, so that every batch runs the same modules."""
+"""Fields that are replaced, so that nothing is masked. Every `...layerdrop` is 0: all batches run the same modules."""
 
 
 def weights_problems(source: str | None) -> list[str]:
@@ -63,7 +63,9 @@ def read_architecture(source: str | None, fields: Mapping[str, Any]) -> Any:
 
 
 def override(architecture: Any) -> None:
-    """Set the fields of `OVERRIDES` that the configuration has."""
+    """Set the fields of `OVERRIDES` that the configuration has, and each probability to drop a layer."""
+    for name in [name for name in vars(architecture) if name.endswith("layerdrop")]:
+        setattr(architecture, name, 0.0)
     for name, value in OVERRIDES.items():
         if hasattr(architecture, name):
             setattr(architecture, name, value)
@@ -87,10 +89,9 @@ def load_tower(source: str, architecture: Any, tower: Tower) -> Any:
     whole = tower.model_class if not tower.path else whole_class(architecture)
     model, report = _load(
         source,
-        whole.from_pretrained,
+        partial(_in_its_precision, whole),
         where,
         config=copy.deepcopy(tower.architecture if not tower.path else architecture),
-        dtype="auto",
         ignore_mismatched_sizes=True,  # they are reported below
         output_loading_info=True,
     )
@@ -101,6 +102,14 @@ def load_tower(source: str, architecture: Any, tower: Tower) -> Any:
         found = encoder
     _check_report(report, source, f"{path}." if path else "")
     return mask_convolutions(found)
+
+
+def _in_its_precision(kind: Any, where: str, **options: Any) -> Any:
+    """Call a class's `from_pretrained` with the precision of the file, if the class can do that."""
+    try:
+        return kind.from_pretrained(where, dtype="auto", **options)
+    except AttributeError:  # a wrapper of another library
+        return kind.from_pretrained(where, **options)
 
 
 def whole_class(architecture: Any) -> Any:

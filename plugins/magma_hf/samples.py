@@ -204,6 +204,9 @@ def _with_required(model: Any, sample: Sample) -> Sample:
     values = dict(sample.values)
     for name, parameter in list(parameters(model).items())[2:]:
         given = (*values, *sample.options, sample.mask)
+        if name == "noise" and sample.modality == "image" and (patch := sizes.patch_size(model.config)):
+            height, width = sample.main.shape[-2:]
+            values[name] = torch.linspace(0, 1, height // patch[0] * (width // patch[1]))  # patches keep their order
         if name in given or parameter.default is not inspect.Parameter.empty:
             continue
         length = max(sample.main.shape) if sample.modality == "audio" else sample.main.shape[0]

@@ -10,6 +10,11 @@ from torch import nn
 
 IMAGE_SIDE = 224
 """Side of an image for a tower that has no size, in pixels."""
+BAND_FIELDS = (
+    *("num_mel_bins", "n_mels", "mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "input_dim"),
+    *("feature_size", "input_size", "model_in_dim", "input_feat_size", "num_mel_channels"),
+)
+"""Fields with the number of mel bands, or of other features of a frame."""
 BANDS = (80, 128, 64)
 """Usual numbers of mel bands."""
 RATE = 16_000
@@ -71,16 +76,7 @@ def frames(architecture: Any) -> int:
 
 def bands(architecture: Any, model: nn.Module) -> Iterator[int]:
     """Possible numbers of mel bands, or of other features of a frame; the most likely one first."""
-    names = (
-        "num_mel_bins",
-        "n_mels",
-        "mel_bins",
-        "input_feat_per_channel",
-        "feature_projection_input_dim",
-        "input_dim",
-    )
-    names += ("feature_size", "input_size", "model_in_dim", "input_feat_size", "num_mel_channels")
-    found = [getattr(architecture, name, None) for name in names]
+    found = [getattr(architecture, name, None) for name in BAND_FIELDS]
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             found.append(module.in_features if isinstance(module, nn.Linear) else module.in_channels)

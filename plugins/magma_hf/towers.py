@@ -27,8 +27,6 @@ ARGUMENTS: dict[str, tuple[Modality, ...]] = {
     "input_features": ("audio",),
     "input_values": ("audio",),
     "audio_mel": ("audio",),
-    "spectrogram": ("audio",),
-    "mel_spectrogram": ("audio",),
     "past_values": ("timeseries",),
 }
 """Main inputs, and what they can mean."""
@@ -105,7 +103,6 @@ OTHER_ARGUMENTS: dict[str, Modality] = {
     "granite_speech_plus_encoder": "audio",
     "idefics_vision": "image",
     "phi4_multimodal_audio": "audio",
-    "perceiver": "image",
 }
 """By type: what a tower reads whose main input has a name that does not say it."""
 
