@@ -1,7 +1,7 @@
 """Audio encoders: a small spectrogram encoder without pretrained weights, and four published ones of transformers.
 
-`decode.py` reads recordings. `waveform.py` has the base class of all audio encoders, `hf_encoder.py` that of the ones
-of transformers. Each family of encoders has its own file.
+`hf_encoder.py` has the base class of the ones of transformers; that of all audio encoders is in magma_media. Each family
+of encoders has its own file.
 """
 
 from collections.abc import Iterable

@@ -10,16 +10,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from magma_media.transformers_files import ALLOWED, WEIGHTS, locate, silence_transformers
 from torch import nn
 
-from magma import PartError, Weights, error_summary, find_local_folder, hub_has, is_folder, source_problems
+from magma import PartError, Weights, error_summary, is_folder, source_problems
 
 from .padding import mask_convolutions
-from .preparation import quiet
 from .towers import Tower, model_classes, part_of
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-ALLOWED = "Allowed: a hub name, or a folder in transformers' format (config.json, *.safetensors)"
 OVERRIDES: Mapping[str, Any] = {
     "mask_time_prob": 0.0,
     "mask_feature_prob": 0.0,
@@ -34,13 +32,6 @@ def weights_problems(source: str | None) -> list[str]:
     if source is None:
         return []
     return [f"weights: {problem}" for problem in source_problems(source, ("config.json",), WEIGHTS)]
-
-
-def locate(source: str, *any_of: str) -> str | None:
-    """The folder on this machine that has one of the files, else the hub name if the hub has it, else None."""
-    if found := find_local_folder(source, *any_of):
-        return str(found)
-    return source if not is_folder(source) and hub_has(source, *any_of) else None
 
 
 def read_architecture(source: str | None, fields: Mapping[str, Any]) -> Any:
@@ -142,7 +133,7 @@ def _check_report(report: Mapping[str, Any], source: str, prefix: str) -> None:
 
 def _load(source: Weights, load: Callable[..., Any], where: str, **options: Any) -> Any:
     try:
-        with quiet():
+        with silence_transformers():
             return load(where, **options)
     except Exception as error:  # of safetensors, torch, the hub's client or transformers
         reason = error_summary(error).rstrip(".")

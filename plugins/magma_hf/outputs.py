@@ -49,7 +49,7 @@ def as_sequence(x: Tensor, architecture: Any, rows: int) -> Tensor:
     """Features with any axes to [b, n, e].
 
     A grid is read row by row. Which axis has the width is known from the configuration; otherwise a grid [b, e, h, w]
-    has it first, and a sequence last.
+    has it first, and others last.
 
     Raises `ValueError` for other axes.
     """
@@ -58,8 +58,8 @@ def as_sequence(x: Tensor, architecture: Any, rows: int) -> Tensor:
         last = x.shape[-1] in known and x.shape[1] not in known
         return x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)
     if x.ndim == 5 and x.shape[0] == rows:
-        last = x.shape[-1] in known and x.shape[1] not in known
-        return x.flatten(1, 3) if last else x.flatten(2).transpose(1, 2)
+        first = x.shape[1] in known and x.shape[-1] not in known
+        return x.flatten(2).transpose(1, 2) if first else x.flatten(1, 3)
     if x.ndim == 3 and x.shape[0] == rows:
         first = x.shape[1] in known and x.shape[2] not in known
         return x.transpose(1, 2) if first else x

@@ -8,7 +8,6 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -274,17 +273,3 @@ def _frames(raw: Any) -> Iterator[Image.Image]:
             raise InputError(f"{raw} cannot be read as an animated image: {error}") from error
     else:
         yield from raw
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress the warnings of transformers; errors are reported as exceptions."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from magma_media.transformers_files import silence_transformers
+
 from magma import PartError
 
 from . import sizes
 from .discovery import Found, Trial, discover
-from .preparation import Images, Missing, Preparation, Recordings, Series, Videos, quiet
+from .preparation import Images, Missing, Preparation, Recordings, Series, Videos
 from .processors import default_processor, owners, read_processor
 from .samples import Sample, samples
 from .towers import Modality, meanings
@@ -28,7 +30,7 @@ def build_preparation(trial: Trial, whole: Any, wanted: Modality | None, config:
     """
     tower, model = trial.tower, trial.on_meta
     possible = [one for one in meanings(tower.argument, tower.other) if wanted in (None, one)]
-    with quiet():
+    with silence_transformers():
         for modality in possible:
             if config.weights is not None and (made := _with_processor(trial, modality, config)):
                 try:
