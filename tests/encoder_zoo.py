@@ -63,6 +63,15 @@ OTHERS: dict[str, dict[str, Any]] = {
     "efficientnet": {"image_size": 64},
     "nemotron3_5_transcribe_audio": {"head_config": {"audio_hidden_size": 32}},
     "timesfm2_5": {"context_length": 256},
+    **{name: {"window_size": 2} for name in ("swin", "maskformer-swin")},
+    "textnet": {"image_size": [64, 64]},
+    "pvt_v2": {"image_size": 64},
+    "phi4_multimodal_audio": {
+        "num_blocks": 2,
+        "ext_pw_out_channel": 32,
+        "depthwise_separable_out_channel": 32,
+        "nemo_conv_channels": 8,
+    },
     "donut-swin": {"image_size": [64, 64], "window_size": 2},
     "granite_speech5_encoder": {"context_size": 16},
     "depth_pro": {"patch_size": 32},
@@ -104,6 +113,7 @@ REFUSED: dict[str, str] = {
     "inkling_vision": "it encodes each patch by itself, and its input does not say to which image a patch belongs",
     "neucodec": "it needs a waveform and a spectrogram of it at once",
     "seggpt": "it needs a second image with a mask",
+    "videomt": _BATCH,
     "univnet": "it makes a waveform of a spectrogram, and has no features",
 }
 """Types with a tiny model that cannot be an encoder, and why."""

@@ -1,7 +1,6 @@
 """Audio encoders: a small spectrogram encoder without pretrained weights, and four published ones of transformers.
 
-`hf_encoder.py` has the base class of the ones of transformers; that of all audio encoders is in magma_media. Each family
-of encoders has its own file.
+`hf_encoder.py` has the base class of those of transformers, and magma_media that of all. Each family has its own file.
 """
 
 from collections.abc import Iterable

@@ -172,7 +172,8 @@ class Trial:
                 with torch.enable_grad(), torch.device(device):
                     found = call(model, sample, batch, self.layers)
                     total = sum(select(values).float().sum() for values, _ in found)
-                    names, tensors = zip(*model.named_parameters(), strict=True)
+                    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+                    names, tensors = zip(*trained, strict=True)
                     gradients = torch.autograd.grad(total, tensors, allow_unused=True)
             except Exception:  # perhaps it reads values
                 continue

@@ -129,10 +129,17 @@ class HF(Encoder):
             raise PartError('features: given "cls", but it has no class token; allowed: "patches", "all"')
         return tokens
 
+    def _is_unused(self, name: str) -> bool:
+        return self._trial.is_unused(name, self._unused)
+
     def _freeze_unused(self) -> None:
+        """Exclude what the features do not depend on from training. It becomes 0, so that checkpoints agree."""
+        fixed = {name for name, p in self._trial.on_meta.named_parameters() if not p.requires_grad}
         for name, parameter in self.tower.named_parameters():
-            if self._trial.is_unused(name, self._unused):
+            if name in fixed:  # sinusoids, which the library makes trainable when it reads them from a file
                 parameter.requires_grad_(False)
+            elif parameter.requires_grad and self._is_unused(name):
+                parameter.requires_grad_(False).zero_()
 
     @classmethod
     def problems(cls, config: HFConfig) -> list[str]:
@@ -155,9 +162,10 @@ class HF(Encoder):
             self.init_weights()
             return
         try:
-            self.tower = load_tower(self.config.weights, self.whole, self.source).train(self.training)
+            loaded = load_tower(self.config.weights, self.whole, self.source, self._is_unused)
         except PartError as error:
             raise PartError(f"{self.name}.{error}") from error
+        self.tower = loaded.train(self.training)
         self._freeze_unused()
 
     def accepts(self, raw: Any) -> bool:

@@ -62,13 +62,14 @@ def override(architecture: Any) -> None:
             setattr(architecture, name, value)
 
 
-def load_tower(source: str, architecture: Any, tower: Tower) -> Any:
+def load_tower(source: str, architecture: Any, tower: Tower, is_unused: Callable[[str], bool]) -> Any:
     """Load the weights of a tower in the precision of the file.
 
     Args:
         source: A folder or a hub name.
         architecture: The configuration of the whole model.
         tower: The tower in it.
+        is_unused: Whether the features do not depend on a tensor of the tower, such as a pooler: it may be missing.
 
     Raises:
         PartError: The files cannot be read, or tensors of the tower are missing or have other shapes.
@@ -77,22 +78,34 @@ def load_tower(source: str, architecture: Any, tower: Tower) -> Any:
     if where is None:
         problem = next(iter(weights_problems(source)), f"weights: {source} has no {' or '.join(WEIGHTS)}")
         raise PartError(f"{problem}. {ALLOWED}")
-    whole = tower.model_class if not tower.path else whole_class(architecture)
-    model, report = _load(
-        source,
-        partial(_in_its_precision, whole),
-        where,
-        config=copy.deepcopy(tower.architecture if not tower.path else architecture),
-        ignore_mismatched_sizes=True,  # they are reported below
-        output_loading_info=True,
+    whole = whole_class(architecture)
+    inside = bool(tower.path)
+    model, report = _read(
+        source, where, *((whole, architecture) if inside else (tower.model_class, tower.architecture))
     )
-    found, path = (model, "") if not tower.path else _inside(model, tower, source)
+    if not inside and report["missing_keys"] and whole is not tower.model_class:
+        inside = True  # the file has a whole model of the same type
+        model, report = _read(source, where, whole, architecture)
+    found, path = _inside(model, tower, source) if inside else (model, "")
     if tower.encoder_only:
         encoder = part_of(found)
         path = next(name for name, module in model.named_modules() if module is encoder)
         found = encoder
-    _check_report(report, source, f"{path}." if path else "")
+    _check_report(report, source, f"{path}." if path else "", is_unused)
     return mask_convolutions(found)
+
+
+def _read(source: str, where: str, kind: Any, architecture: Any) -> tuple[Any, Mapping[str, Any]]:
+    """A model with the weights of a file, and the library's report."""
+    found: tuple[Any, Mapping[str, Any]] = _load(
+        source,
+        partial(_in_its_precision, kind),
+        where,
+        config=copy.deepcopy(architecture),
+        ignore_mismatched_sizes=True,  # they are reported below
+        output_loading_info=True,
+    )
+    return found
 
 
 def _in_its_precision(kind: Any, where: str, **options: Any) -> Any:
@@ -118,13 +131,14 @@ def _inside(model: nn.Module, tower: Tower, source: str) -> tuple[Any, str]:
     raise PartError(f"weights: {source}: no {tower.model_class.__name__} is found in its {type(model).__name__}")
 
 
-def _check_report(report: Mapping[str, Any], source: str, prefix: str) -> None:
+def _check_report(report: Mapping[str, Any], source: str, prefix: str, is_unused: Callable[[str], bool]) -> None:
     """Raise `PartError` for tensors of the tower that are missing or have another shape."""
-    problems = [f"{name} is missing" for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
+    missing = [name for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
+    problems = [f"{name} is missing" for name in missing if not is_unused(name.removeprefix(prefix))]
     problems += [
         f"{name} has the shape {list(given)}, in the tower {list(wanted)}"
         for name, given, wanted in sorted(report["mismatched_keys"])
-        if name.startswith(prefix)
+        if name.startswith(prefix) and not is_unused(name.removeprefix(prefix))
     ]
     if problems:
         shown = "\n".join(f"  - {problem}" for problem in problems[:8])

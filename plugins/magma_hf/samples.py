@@ -218,5 +218,5 @@ def _with_required(model: Any, sample: Sample) -> Sample:
         elif name in FURTHER:
             values[name] = FURTHER[name].clone()
         elif name in INVERTED:
-            values[name] = torch.zeros(length, dtype=torch.bool)
+            values[name] = torch.zeros(length, dtype=torch.bool if "mask" in name else torch.long)
     return replace(sample, values=values)

@@ -94,7 +94,11 @@ class Tower:
 def part_of(model: Any) -> Any:
     """The encoder of a model that has a decoder or a head too; the model itself if it has none."""
     found = model.get_encoder() if hasattr(model, "get_encoder") else model
-    return getattr(model, "encoder", model) if found is model else found
+    if found is model:
+        found = getattr(model, "encoder", model)
+    if not hasattr(found, "config"):  # of a codec
+        found.config = model.config
+    return found
 
 
 OTHER_ARGUMENTS: dict[str, Modality] = {
@@ -105,6 +109,9 @@ OTHER_ARGUMENTS: dict[str, Modality] = {
     "phi4_multimodal_audio": "audio",
 }
 """By type: what a tower reads whose main input has a name that does not say it."""
+
+CLASSES = {"speecht5": "SpeechT5EncoderWithSpeechPrenet"}
+"""By type: the class that reads media, if the whole model has none that its inputs decide."""
 
 
 def find_tower(architecture: Any, modality: Modality | None) -> Tower:
@@ -148,7 +155,10 @@ def _field(architecture: Any, name: str) -> Any:
 
 def _own_tower(architecture: Any, modality: Modality | None, path: tuple[str, ...]) -> Tower | None:
     other = OTHER_ARGUMENTS.get(architecture.model_type)
-    for kind in model_classes(type(architecture)):
+    kinds = model_classes(type(architecture))
+    if architecture.model_type in CLASSES:
+        kinds = [kind for kind in kinds if kind.__name__ == CLASSES[architecture.model_type]]
+    for kind in kinds:
         names = list(inspect.signature(kind.forward).parameters)[1:]
         argument = main_argument(kind) or (names[0] if other else None)
         if argument is not None and _fits(meanings(argument, other), modality):

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 import magma
 from magma import Example, InputError, Media, PartError, Text
+from magma.recipe.recipe import Recipe
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 PIXELS = {"image_size": 32, "patch_size": 8}
@@ -196,3 +197,23 @@ def test_a_language_model_learns_from_a_tower(photo: Image.Image, trainable: boo
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in learning)
     encoder = model.input_modules()["image"].encoder
     assert any(p.requires_grad for p in encoder.parameters()) is trainable
+
+
+def test_a_classifier_without_the_pooler_is_read(photo: Image.Image, tmp_path: Path) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    model = ViTForImageClassification(ViTConfig(**SIZES, **PIXELS)).eval()
+    model.save_pretrained(tmp_path)
+    encoder = HF.build(weights=str(tmp_path)).eval()
+    x = encoder.stack([encoder.prepare(photo)])
+    with torch.no_grad():
+        assert torch.equal(encoder(x).values, model.vit(x).last_hidden_state[:, 1:])
+
+
+def test_a_checkpoint_has_the_tower(photo: Image.Image, tmp_path: Path) -> None:
+    vit = {"model_type": "vit", **SIZES, **PIXELS}
+    table = {"encoder": {"use": "hf", "config": vit, "layer": -2}, "prefix": {"use": "linear"}, "trainable": True}
+    recipe = {"name": "seeing", "lm": {"use": "gptj", "weights": "bundled:tiny"}, "inputs": {"image": table}}
+    model = magma.assemble(recipe).eval()
+    folder = magma.save(model, tmp_path / "model", Recipe.load(recipe))
+    assert torch.equal(magma.load(folder).eval().logits([photo, "A"]), model.logits([photo, "A"]))
