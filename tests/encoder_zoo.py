@@ -118,6 +118,9 @@ REFUSED: dict[str, str] = {
 }
 """Types with a tiny model that cannot be an encoder, and why."""
 
+ONLY_INSIDE = ("timm_backbone",)
+"""Types whose weights the library reads only inside a whole model."""
+
 REASONS = {**IMPOSSIBLE, **REFUSED}
 
 
@@ -230,9 +233,11 @@ def image_size(architecture: Any) -> int | None:
 
 def build(name: str, seed: int = 0) -> Any:
     """The library's model in eval mode and float32, with every weight random."""
+    from magma_hf.loading import override
     from magma_hf.towers import find_tower
 
     architecture = configuration(name)
+    override(architecture)
     torch.manual_seed(seed)
     model = find_tower(architecture, None).model_class._from_config(architecture, dtype=torch.float32).eval()
     randomise(model)

@@ -59,8 +59,7 @@ def call(
 
 def valid_positions(x: Tensor, axis: int) -> Tensor:
     """Where a batch of recordings [b, ...] has no `PADDING` along an axis of its items: [b, s or f], boolean."""
-    others = tuple(0 for _ in range(x.ndim - 2))
-    return x.movedim(axis + 1, 1)[(slice(None), slice(None), *others)] != PADDING
+    return x.movedim(axis + 1, 1).flatten(2)[..., 0] != PADDING if x.ndim > 2 else x != PADDING
 
 
 def _masked(given: dict[str, Tensor], sample: Sample, keeps: bool) -> dict[str, Tensor]:
@@ -146,7 +145,7 @@ def recorded_layers(tower: nn.Module) -> Iterator[list[Tensor]]:
 def layers_of(tower: nn.Module) -> list[nn.Module]:
     """The layers of a tower: the longest list of modules of one type."""
     lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len({type(one) for one in m}) == 1]
-    return list(max(lists, key=len, default=nn.ModuleList()))
+    return list(max(lists, key=lambda one: len(one), default=nn.ModuleList()))
 
 
 def _patch_counts(grid: Tensor, sample: Sample) -> list[int]:
@@ -192,5 +191,5 @@ def _unpacked(found: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         raise ValueError(f"{sum(counts)} patches give {len(flat)} features")
     share = sum(counts) // len(flat)
     sizes = [count // share for count in counts]
-    rows = nn.utils.rnn.pad_sequence(list(flat.split(sizes)), batch_first=True)
+    rows = nn.utils.rnn.pad_sequence(list(torch.split(flat, sizes)), batch_first=True)
     return rows, torch.tensor(sizes, device=flat.device)

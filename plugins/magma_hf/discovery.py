@@ -166,24 +166,31 @@ class Trial:
             sample: An item.
             select: Takes the features that are used.
         """
-        for model, device in ((self.on_meta, "meta"), (self.small, "cpu")):
-            batch = [x[None].to(device) for x in sample.values.values()]
-            try:
-                with torch.enable_grad(), torch.device(device):
-                    found = call(model, sample, batch, self.layers)
-                    total = sum(select(values).float().sum() for values, _ in found)
-                    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-                    names, tensors = zip(*trained, strict=True)
-                    gradients = torch.autograd.grad(total, tensors, allow_unused=True)
-            except Exception:  # perhaps it reads values
-                continue
-            return (
-                frozenset(_general(n) for n, g in zip(names, gradients, strict=True) if g is None)
-                - {_general(n) for n, g in zip(names, gradients, strict=True) if g is not None}
-                if model is not self.on_meta
-                else frozenset(n for n, g in zip(names, gradients, strict=True) if g is None)
+        try:
+            return frozenset(
+                name for name, reached in self._reached(self.on_meta, "meta", sample, select) if not reached
             )
-        return frozenset()
+        except Exception:  # perhaps it reads values
+            pass
+        try:
+            reached = list(self._reached(self.small, "cpu", sample, select))
+        except Exception:  # zeros are no input of it
+            return frozenset()
+        used = {_general(name) for name, is_reached in reached if is_reached}
+        return frozenset(_general(name) for name, _ in reached) - used
+
+    def _reached(
+        self, model: Any, device: str, sample: Sample, select: Callable[[Tensor], Tensor]
+    ) -> Iterator[tuple[str, bool]]:
+        """The names of trained parameters, and whether a gradient reaches them. Raises what the library raises."""
+        batch = [x[None].to(device) for x in sample.values.values()]
+        with torch.enable_grad(), torch.device(device):
+            found = call(model, sample, batch, self.layers)
+            total = torch.stack([select(values).float().sum() for values, _ in found]).sum()
+            trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+            gradients = torch.autograd.grad(total, [p for _, p in trained], allow_unused=True)
+        for (name, _), gradient in zip(trained, gradients, strict=True):
+            yield name, gradient is not None
 
     @staticmethod
     def is_unused(name: str, unused: frozenset[str]) -> bool:

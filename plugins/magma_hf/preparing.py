@@ -50,7 +50,10 @@ def _with_default_processor(trial: Trial, whole: Any, config: Any) -> Preparatio
     """Images with the processor of the library for this type, for a tower that needs more than pixels."""
     architecture = trial.tower.architecture
     types = (architecture, whole, *owners(architecture))
-    processor = default_processor(types, "image", _patch_fields(architecture))
+    fields = _patch_fields(architecture)
+    if config.image_size is not None:
+        fields["max_patches"] = (config.image_size // (sizes.patch_size(architecture) or (16, 16))[0]) ** 2
+    processor = default_processor(types, "image", fields)
     if processor is None:
         return None
     side = config.image_size

@@ -6,7 +6,7 @@ Axes: h, w height and width, c channels, t frames, p patches, s samples, f frame
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import Tensor
 from . import sizes
 from .towers import GRIDS, Modality, Tower, meanings
 
-MASKS = ("mask", "attention_mask", "input_features_mask", "pixel_mask", "padding_mask", "pixel_attention_mask")
-MASKS += ("patch_attention_mask", "observed_mask", "past_observed_mask")
+MASKS = (
+    *("mask", "attention_mask", "input_features_mask", "pixel_mask", "padding_mask", "pixel_attention_mask"),
+    *("patch_attention_mask", "observed_mask", "past_observed_mask"),
+)
 INVERTED = ("audio_mel_mask", "past_values_padding")
 """Masks that are True, or 1, at padding."""
 
@@ -65,11 +67,15 @@ def samples(tower: Tower, model: Any, modality: Modality | None, side: int | Non
         side: Side of an image in pixels. None: that of the configuration.
         seconds: Duration of a recording without a fixed size.
     """
-    kinds = {"image": _images, "video": _videos, "audio": _recordings, "timeseries": _series}
+    kinds: dict[Modality, Callable[[], Iterator[Sample]]] = {
+        "image": lambda: _images(tower, model, side),
+        "video": lambda: _videos(tower, model, side),
+        "audio": lambda: _recordings(tower, model, seconds),
+        "timeseries": lambda: _series(tower, model),
+    }
     for kind in meanings(tower.argument, tower.other):
         if modality is None or kind == modality:
-            found = kinds[kind](tower, model, side) if kind != "audio" else _recordings(tower, model, seconds)
-            for sample in found:
+            for sample in kinds[kind]():
                 yield _with_required(model, sample)
 
 
@@ -187,7 +193,7 @@ def _spectrogram_lengths(config: Any, seconds: float) -> Iterator[tuple[int, boo
     yield -(-int(seconds * 100) // 200) * 200, False
 
 
-def _series(tower: Tower, model: Any, _: int | None) -> Iterator[Sample]:
+def _series(tower: Tower, model: Any) -> Iterator[Sample]:
     length, count = sizes.series(tower.architecture)
     if "past_time_features" in parameters(model):
         features = getattr(tower.architecture, "num_time_features", 0)
