@@ -145,7 +145,7 @@ def recorded_layers(tower: nn.Module) -> Iterator[list[Tensor]]:
 def layers_of(tower: nn.Module) -> list[nn.Module]:
     """The layers of a tower: the longest list of modules of one type."""
     lists = [m for m in tower.modules() if isinstance(m, nn.ModuleList) and len({type(one) for one in m}) == 1]
-    return list(max(lists, key=lambda one: len(one), default=nn.ModuleList()))
+    return max((list(one) for one in lists), key=len, default=[])
 
 
 def _patch_counts(grid: Tensor, sample: Sample) -> list[int]:

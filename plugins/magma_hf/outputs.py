@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .sizes import widths
 
-FIELDS = ("encoder_last_hidden_state", "last_hidden_state", "vision_model_output", "feature_maps")
+FIELDS = ("encoder_last_hidden_state", "last_hidden_state", "vision_model_output", "feature_maps", "latents")
 """Fields of an output in order of preference; the last of several maps counts."""
 
 
@@ -49,13 +49,14 @@ def as_sequence(x: Tensor, architecture: Any, rows: int) -> Tensor:
     """Features with any axes to [b, n, e].
 
     A grid is read row by row. Which axis has the width is known from the configuration; otherwise a grid [b, e, h, w]
-    has it first, and others last.
+    has it first, unless its first two sides are equal, and others last.
 
     Raises `ValueError` for other axes.
     """
     known = widths(architecture)
     if x.ndim == 4 and x.shape[0] == rows:
-        last = x.shape[-1] in known and x.shape[1] not in known
+        square = x.shape[1] == x.shape[2] != x.shape[3]
+        last = square or (x.shape[-1] in known and x.shape[1] not in known)
         return x.flatten(1, 2) if last else x.flatten(2).transpose(1, 2)
     if x.ndim == 5 and x.shape[0] == rows:
         first = x.shape[1] in known and x.shape[-1] not in known

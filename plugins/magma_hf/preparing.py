@@ -39,10 +39,14 @@ def build_preparation(trial: Trial, whole: Any, wanted: Modality | None, config:
                     pass
         try:
             found = discover(trial, samples(tower, model, wanted, config.image_size, config.seconds))
-        except PartError:
-            if "image" in possible and (made := _with_default_processor(trial, whole, config)):
+        except PartError as problem:
+            made = _with_default_processor(trial, whole, config) if "image" in possible else None
+            if made is None:
+                raise
+            try:
                 return made, discover(trial, iter([made.sample]))
-            raise
+            except PartError:
+                raise problem from None
         return _by_config(trial, whole, found, config), found
 
 
