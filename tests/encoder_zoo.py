@@ -63,6 +63,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "efficientnet": {"image_size": 64},
     "timesfm2_5": {"context_length": 256},
     **{name: {"window_size": 2} for name in ("swin", "maskformer-swin")},
+    "yolos": {"image_size": [64, 64]},
     "textnet": {"image_size": [64, 64]},
     "pvt_v2": {"image_size": 64},
     "phi4_multimodal_audio": {
@@ -120,6 +121,8 @@ REFUSED: dict[str, str] = {
     "inkling_vision": "it encodes each patch by itself, and its input does not say to which image a patch belongs",
     "qwen2_5_omni_audio_encoder": _LENGTHS,
     "qwen3_omni_moe_audio_encoder": _LENGTHS,
+    "xcodec": "it has two encoders, and none of them reads a waveform by itself",
+    "xcodec2": "it needs a waveform and a spectrogram of it at once",
     "xclip_vision_model": "it reads the frames of a video as rows of a batch",
     "neucodec": "it needs a waveform and a spectrogram of it at once",
     "seggpt": "it needs a second image with a mask",

@@ -104,7 +104,7 @@ class HF(Encoder):
 
     def _discover(self, tower: Tower, wanted: Modality | None) -> Found:
         """Find out how the tower, or else its encoder, is called. Raises `PartError` with the reason."""
-        problem: PartError | None = None
+        problems: list[str] = []
         for one in (lambda: tower, tower.encoder):
             if (source := one()) is None:
                 continue
@@ -112,11 +112,10 @@ class HF(Encoder):
                 self.source, self._trial = source, Trial(source, self.config.layers)
                 self._preparation, found = build_preparation(self._trial, self.whole, wanted, self.config)
             except PartError as error:
-                problem = problem or error
+                problems.append(str(error))
             else:
                 return found
-        assert problem is not None
-        raise problem
+        raise PartError("; its encoder: ".join(problems))
 
     def _find_tokens(self, found: Found) -> Tokens:
         if self.config.features == "all":
