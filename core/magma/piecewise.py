@@ -28,6 +28,11 @@ class PiecewiseEncoder(Encoder):
     max_pieces: int
     """Maximum p; set by `set_sizes`."""
 
+    @classmethod
+    def augments(cls, config: Any) -> bool:
+        """Whether the encoder of the pieces does. Default: the part in the field `of`."""
+        return bool(config.of.part.augments(config.of.config))
+
     @property
     def piece_encoder(self) -> Encoder:
         """The encoder of the pieces. Default: the part in the field `of`."""

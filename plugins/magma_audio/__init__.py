@@ -1,7 +1,7 @@
 """Audio encoders: a small spectrogram encoder without pretrained weights, and four published ones of transformers.
 
-`decode.py` reads recordings. `waveform.py` has the base class of all audio encoders, `hf_encoder.py` that of the ones
-of transformers. Each family of encoders has its own file. `audio_windows.py` divides long recordings.
+`hf_encoder.py` has the base class of those of transformers, and magma_media that of all. Each family has its own file.
+`audio_windows.py` divides long recordings.
 """
 
 from collections.abc import Iterable

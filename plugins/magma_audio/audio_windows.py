@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from magma_media.decode import looks_like_audio
+from magma_media.waveform import MIN_LEVEL, AudioConfig, example_recordings, load_mono
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from magma import CheckInputs, Encoder, Features, InputError, PartError, PartOf, Prepared
-
-from .decode import looks_like_audio
-from .waveform import MIN_LEVEL, AudioConfig, example_recordings, load_mono
 
 Windows = tuple[tuple[Prepared, ...], Tensor]
 """The windows of a recording, and [w, 2]: the first of the features that each one contributes, and the one after the
@@ -91,6 +90,11 @@ class AudioWindows(Encoder):
         member = {"use": "spectrogram", "rate": 8000, "seconds": 0.2, "bands": 16, "width": 16, "heads": 2}
         config = {"of": member, "window": 0.2, "overlap": 0.04, "max_windows": 4, "rate": 8000}
         return CheckInputs(config, *example_recordings(folder, 0.5))
+
+    @classmethod
+    def augments(cls, config: Config) -> bool:
+        """Whether recordings are cropped at random in training, or the encoder changes them."""
+        return config.crop == "random" or config.of.part.augments(config.of.config)
 
     def accepts(self, raw: Any) -> bool:
         """True for the path or the bytes of an audio file, and for a pair (waveform, sample rate)."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import random
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from magma_media.transformers_files import ALLOWED, WEIGHTS, locate, silence_transformers
+from magma_media.waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 from torch import Tensor, nn
 
 from magma import (
@@ -23,19 +24,14 @@ from magma import (
     PartError,
     Weights,
     error_summary,
-    find_local_folder,
-    hub_has,
     is_folder,
     source_problems,
 )
 
 from .spec_augment import SpecAugmentConfig, mask_spectrogram
-from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 Count = TypeVar("Count", int, Tensor)
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 FEATURE_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
-ALLOWED = "Allowed: a hub name, or a folder in transformers' format (config.json, *.safetensors)"
 
 
 class HFAudioConfig(AudioConfig):
@@ -145,7 +141,7 @@ class HFAudioEncoder(AudioEncoder):
         Raises `PartError` for a folder without config.json, and for another type of model.
         """
         source = self.config.weights
-        where = source and _locate(source, "config.json")
+        where = source and locate(source, "config.json")
         if source is None or (where is None and not is_folder(source)):
             return None
         if where is None:
@@ -161,7 +157,7 @@ class HFAudioEncoder(AudioEncoder):
 
     def _load_feature_extractor(self) -> Any:
         kind = self.transformers_classes()[2]
-        where = self.config.weights and _locate(self.config.weights, *FEATURE_EXTRACTOR_FILES)
+        where = self.config.weights and locate(self.config.weights, *FEATURE_EXTRACTOR_FILES)
         return self._load(kind.from_pretrained, where) if where else kind(**self.extractor_defaults())
 
     def _build_model(self) -> nn.Module:
@@ -177,7 +173,7 @@ class HFAudioEncoder(AudioEncoder):
         if source is None:
             self.init_weights()
             return
-        where = _locate(source, *WEIGHTS)
+        where = locate(source, *WEIGHTS)
         if where is None:
             raise PartError(self._describe_missing_files(*WEIGHTS))
         model, report = self._load(
@@ -214,7 +210,7 @@ class HFAudioEncoder(AudioEncoder):
 
     def _load(self, load: Callable[..., Any], where: str, **options: Any) -> Any:
         try:
-            with _silence_transformers():
+            with silence_transformers():
                 return load(where, **options)
         except Exception as error:  # of safetensors, torch, the hub's client or transformers
             given = f"given {self.config.weights!r}, which cannot be read"
@@ -262,6 +258,11 @@ class HFSpectrogramEncoder(HFAudioEncoder):
     trailing_frames = 0
     """Frames of an item after the end of its recording."""
 
+    @classmethod
+    def augments(cls, config: HFSpectrogramConfig) -> bool:
+        """Whether recordings are cropped at random in training, or spectrograms are masked."""
+        return super().augments(config) or config.masks is not None
+
     def augment(self, item: Tensor, rng: random.Random) -> Tensor:
         """Frames [f, m] with the masks of `spec_augment`, which have the mean value of the recording."""
         masks = self.config.masks
@@ -276,24 +277,3 @@ def pad_frames(x: Tensor, valid: Tensor, value: Tensor, frames: int) -> Tensor:
     """Frames [b, f, m] to [b, frames, m], with `value` [b or 1, 1, m or 1] for those that are not `valid`."""
     b, f, m = x.shape
     return torch.cat([torch.where(valid[..., None], x, value), value.expand(b, frames - f, m)], dim=1)
-
-
-def _locate(source: str, *any_of: str) -> str | None:
-    """The folder on this machine that has one of the files, else the hub name if the hub has it, else None."""
-    if found := find_local_folder(source, *any_of):
-        return str(found)
-    return source if not is_folder(source) and hub_has(source, *any_of) else None
-
-
-@contextmanager
-def _silence_transformers() -> Iterator[None]:
-    """Suppress the warnings of transformers about unused tensors; `_check_report` replaces them."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

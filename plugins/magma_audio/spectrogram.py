@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from magma_media.waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +21,6 @@ from torch.nn import functional as F
 from magma import CheckInputs, Features, InputError
 
 from .spec_augment import SpecAugmentConfig, mask_spectrogram
-from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 LOG_EPSILON = 1e-6
 """Added to the energy of a mel band before the logarithm."""
@@ -98,6 +98,11 @@ class Spectrogram(AudioEncoder):
         """A small configuration, and recordings of at most 0.6 seconds."""
         small = {"rate": 8000, "seconds": 0.6, "bands": 16, "width": 16, "heads": 2}
         return CheckInputs(small, *example_recordings(folder, 0.5))
+
+    @classmethod
+    def augments(cls, config: Config) -> bool:
+        """Whether recordings are cropped at random in training, or spectrograms are masked."""
+        return super().augments(config) or config.masks is not None
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """A recording to log-mel frames [f, m]; a tensor of that shape is not changed. Raises `InputError`."""

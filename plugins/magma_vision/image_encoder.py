@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from magma_media.image_file import ALLOWED, open_image
+from magma_media.image_values import looks_like_image
+from magma_media.preprocessing import check_opaque_colour, convert_mode, resize_and_crop, to_displayed_rgb
 from PIL import Image, ImageColor
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
@@ -21,8 +24,6 @@ from torch import Tensor, nn
 from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError
 
 from .augmentation import Augmentation, augment
-from .image_file import ALLOWED, looks_like_image, open_image
-from .preprocessing import check_opaque_colour, convert_mode, resize_and_crop, to_displayed_rgb
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

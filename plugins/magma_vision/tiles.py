@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+from magma_media.image_file import open_image
+from magma_media.image_values import looks_like_image
+from magma_media.preprocessing import check_opaque_colour, to_displayed_rgb
 from PIL import Image, ImageColor
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
@@ -17,8 +20,6 @@ from torch import Tensor
 from magma import CheckInputs, Encoder, InputError, PartConfig, PartError, PartOf, PiecewiseEncoder, Prepared
 
 from .grids import best_resolution, closest_aspect_ratio, grids_up_to, size_inside
-from .image_file import looks_like_image, open_image
-from .preprocessing import check_opaque_colour, to_displayed_rgb
 
 
 class Tiles(PiecewiseEncoder):

@@ -17,8 +17,8 @@ from magma_audio.ast import Ast
 from magma_audio.clap import Clap
 from magma_audio.spec_augment import SpecAugment, mask_spectrogram
 from magma_audio.spectrogram import Spectrogram
-from magma_audio.waveform import PADDING
 from magma_audio.whisper import Whisper
+from magma_media.waveform import PADDING
 
 import magma
 from magma import Example, InputError, Magma, Media, Text
