@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
+from .identity import Identity
 from .linear import Linear
 from .mlp import Mlp
 from .pooled import Pooled
@@ -17,4 +18,4 @@ from .transformer import Transformer
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Linear, Pooled, Mlp, Transformer]
+    return [Identity, Linear, Pooled, Mlp, Transformer]

@@ -1,0 +1,208 @@
+"""Everything of a multimodal model of transformers that comes before its language model, as an encoder.
+
+The library's own function gives the embeddings, so that every detail of a family is as in the library.
+
+Axes: b batch, n features, e width of a feature.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from magma import Encoder, Features, InputError, PartConfig, PartError, Weights, error_summary
+
+from . import whole_model
+from .whole_inputs import blank, load_processor, looks_readable, open_medium, prepare_medium
+from .whole_model import TENSORS, Modality
+
+Items = tuple[Tensor, ...]
+"""The arguments of the feature function, in the order of `keys`."""
+
+
+class ProjectorReached(Exception):  # noqa: N818  # not an error: it carries a result
+    """Ends the library's function at the projector, with what the projector is given."""
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+
+class End(nn.Module):
+    """In the place of the projector."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Raises `ProjectorReached`."""
+        raise ProjectorReached(features)
+
+
+class WholeConfig(PartConfig):
+    """Where the model is, and where it ends."""
+
+    weights: Weights
+    """The folder of this medium in a model that `magma import hf` wrote."""
+    projector: str | None = None
+    """Path of the library's module before which the encoder ends, because the prefix has it. Default: the encoder
+    gives embeddings for the language model."""
+    max_features: int | None = Field(None, ge=1)
+    """Maximum number of features of one medium. Default: that of an image of 1024 x 1024 pixels, or of 30 seconds."""
+
+
+class WholeFeatures(Encoder):
+    """Tower and projector of a multimodal model of transformers."""
+
+    modality: ClassVar[Modality]
+    Config = WholeConfig
+    config: WholeConfig
+
+    def __init__(self, config: WholeConfig) -> None:
+        """Build the structure on meta. Raises `PartError`."""
+        super().__init__(config)
+        self.folder = Path(config.weights)
+        with torch.device("cpu"):
+            if not (self.folder / TENSORS).is_file():
+                raise PartError(f"weights: given {config.weights!r}; allowed: a folder that `magma import hf` wrote")
+            self.architecture = whole_model.read_configuration(self.folder)
+            self._names = whole_model.stored_names(self.folder)
+            self.processor = load_processor(self.modality, self.folder, self.architecture)
+            structure = self._build()
+            self.arguments, _ = whole_model.arguments(structure, self.modality)
+            self._counts: dict[tuple[Any, ...], int] = {}
+            largest = self._prepare(blank(self.modality, self.processor, largest=True))
+            self.keys = list(largest)
+            self._largest = tuple(largest.values())
+            self._dummy = tuple(self._prepare(blank(self.modality, self.processor)).values())
+            counter, self.dim = self._make_counter(structure, self._dummy)
+            self._counter = [counter]  # in a list: its weights are no weights of this part
+            self.length = config.max_features or self._count(self._largest)
+        with torch.device("meta"):
+            self.tower = self._build()
+
+    def _build(self) -> Any:
+        module = whole_model.build(self.architecture, self.modality, self._names)
+        if self.config.projector is not None:
+            parent, _, name = self.config.projector.rpartition(".")
+            setattr(module.get_submodule(parent), name, End())
+        return module
+
+    def init_weights(self) -> None:
+        """Draw random weights, which a checkpoint replaces."""
+        self.tower = self._build().train(self.training)
+
+    def load_weights(self) -> None:
+        """Load the weights of the folder, in their precision. Raises `PartError`."""
+        tower = self._build()
+        skipped = self.config.projector
+        whole_model.load(tower, self.folder, skipped)
+        self.tower = tower.train(self.training)
+
+    def accepts(self, raw: Any) -> bool:
+        """True for the path or the bytes of a file of this modality, and for images and waveforms in memory."""
+        return self._is_prepared(raw) or looks_readable(self.modality, raw)
+
+    def _is_prepared(self, raw: Any) -> bool:
+        return isinstance(raw, tuple) and len(raw) == len(self.keys) and all(isinstance(x, Tensor) for x in raw)
+
+    def prepare(self, raw: Any, rng: random.Random | None = None) -> Items:
+        """One medium to the arguments of the library's function. Raises `InputError`."""
+        items = raw if self._is_prepared(raw) else self._open(raw)
+        if (count := self.num_features(items)) > self.length:
+            raise InputError(f"it has {count} features; allowed: at most {self.length}, or a larger `max_features`")
+        return items
+
+    def _open(self, raw: Any) -> Items:
+        return tuple(self._prepare(open_medium(self.modality, self.processor, raw)).values())
+
+    def _prepare(self, medium: Any) -> dict[str, Tensor]:
+        return prepare_medium(self.modality, self.processor, medium, self.arguments)
+
+    def dummy_item(self) -> Items:
+        """A small blank image, or a short silence."""
+        return self._dummy
+
+    def max_size_item(self) -> Items:
+        """A large blank image, or a long silence."""
+        return self._largest
+
+    def stack(self, items: Sequence[Items]) -> Items:
+        """Join media along the first axis; others are padded with zeros. The last tensor has their feature counts."""
+        counts = torch.tensor([self.num_features(one) for one in items])
+        return (*(_join(tensors) for tensors in zip(*items, strict=True)), counts)
+
+    def num_features(self, prepared: Items) -> int:
+        """Number of features of a medium."""
+        return self._count(prepared)
+
+    def _count(self, items: Items) -> int:
+        key = tuple((tuple(x.shape), b"" if x.is_floating_point() else x.numpy().tobytes()) for x in items)
+        if key not in self._counts:
+            self._counts[key] = len(self._run(self._counter[0], items))
+        return self._counts[key]
+
+    def _make_counter(self, counter: Any, item: Items) -> tuple[Any, int]:
+        """A structure on the CPU that gives as many features, and their width."""
+        for change in (whole_model.shorten, lambda module: module):
+            module = change(copy.deepcopy(counter))
+            try:
+                return module, self._run(module, item).shape[-1]
+            except Exception as error:  # whatever the library raises if it needs the layers that are missing then
+                problem = error
+        raise PartError(f"{self.architecture.model_type}: its features cannot be counted: {error_summary(problem)}")
+
+    @torch.no_grad()
+    def _run(self, counter: Any, item: Items) -> Tensor:
+        """Features [n, e] of one medium, without values."""
+        zeros = [torch.zeros_like(x) if x.is_floating_point() else x for x in item]
+        return self._features(counter, dict(zip(self.keys, zeros, strict=True)))
+
+    def _features(self, module: Any, given: Mapping[str, Tensor]) -> Tensor:
+        """Features of all media in a batch, [n, e]."""
+        try:
+            return whole_model.call(module, self.modality, given)
+        except ProjectorReached as reached:
+            return reached.features.flatten(0, -2)
+
+    def forward(self, x: Items) -> Features:
+        """The batch of `stack` to features [b, n, e]."""
+        *tensors, counts = x
+        found = self._features(self.tower, dict(zip(self.keys, tensors, strict=True)))
+        b = len(counts)
+        if found.is_meta or counts.is_meta:
+            return Features(found.reshape(b, -1, found.shape[-1]))
+        sizes = counts.tolist()
+        if len(set(sizes)) == 1:
+            return Features(found.reshape(b, sizes[0], -1))
+        values = nn.utils.rnn.pad_sequence(list(found.split(sizes)), batch_first=True)
+        return Features(values, counts.to(values.device))
+
+
+def _join(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors [m_i, ...] to one, with zeros at the end of all axes but the first."""
+    sizes = [max(sizes) for sizes in zip(*(x.shape[1:] for x in tensors), strict=True)]
+    padded = []
+    for x in tensors:
+        amounts = [amount for size, wanted in zip(x.shape[:0:-1], sizes[::-1], strict=True) for amount in (0, wanted - size)]
+        padded.append(F.pad(x, amounts) if any(amounts) else x)
+    return torch.cat(padded)
+
+
+class WholeImages(WholeFeatures):
+    """Images to embeddings, as a multimodal model of transformers computes them."""
+
+    name = "hf_image_features"
+    modality = "image"
+
+
+class WholeAudio(WholeFeatures):
+    """Recordings to embeddings, as a multimodal model of transformers computes them."""
+
+    name = "hf_audio_features"
+    modality = "audio"

@@ -1,0 +1,202 @@
+"""Prepares images and recordings for the feature functions of whole models, with the library's own processors.
+
+A prepared medium is a dictionary from arguments of the feature function to tensors. The first axis of each counts
+images, tiles, patches or windows: media are joined along it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from magma import InputError, PartError, error_summary
+
+from .whole_model import Modality
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
+AUDIO_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3")
+LARGEST_SIDE, LARGEST_SECONDS = 1024, 30
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def load_processor(modality: Modality, folder: str | Path, architecture: Any) -> Any:
+    """The image processor or feature extractor beside the weights, or else that of the model's type.
+
+    Raises:
+        PartError: There is none.
+    """
+    from transformers import AutoFeatureExtractor, AutoImageProcessor
+
+    auto = AutoImageProcessor if modality == "image" else AutoFeatureExtractor
+    if any(Path(folder, name).is_file() for name in PROCESSOR_FILES):
+        return auto.from_pretrained(folder)
+    return default_processor(modality, architecture)
+
+
+def default_processor(modality: Modality, architecture: Any) -> Any:
+    """The processor of a type, with the sizes of the configuration. Raises `PartError` if the library has none."""
+    if modality == "image":
+        kind = _image_processor_class(architecture.model_type)
+        if kind is not None:
+            return kind(**_image_fields(kind, architecture))
+    else:
+        from transformers import FEATURE_EXTRACTOR_MAPPING
+
+        if type(architecture) in FEATURE_EXTRACTOR_MAPPING:
+            kind = FEATURE_EXTRACTOR_MAPPING[type(architecture)]
+            return kind(**_audio_fields(kind, architecture))
+    raise PartError(
+        f"its folder has no {PROCESSOR_FILES[0]}, and transformers has no {modality} processor for a model of type "
+        f'"{architecture.model_type}"'
+    )
+
+
+def _image_processor_class(model_type: str) -> Any:
+    import transformers
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+
+    found: Any = IMAGE_PROCESSOR_MAPPING_NAMES.get(model_type)
+    if isinstance(found, dict):
+        found = found.get("torchvision") or found.get("pil")
+    elif isinstance(found, Sequence) and not isinstance(found, str):
+        found = next((name for name in reversed(found) if name), None)
+    return getattr(transformers, found) if found else None
+
+
+def _part(architecture: Any, *names: str) -> Mapping[str, Any]:
+    """The fields of the configuration of the tower."""
+    inner = next((one for name in names if (one := getattr(architecture, name, None)) is not None), architecture)
+    return {name: getattr(inner, name) for name in {*inner.to_dict(), *inner.attribute_map}}
+
+
+def _image_fields(kind: Any, architecture: Any) -> dict[str, Any]:
+    """What the configuration says about the sizes of images, in the terms of the processor."""
+    given, default = _part(architecture, "vision_config"), kind().to_dict()
+    found: dict[str, Any] = {}
+    side = given.get("image_size")
+    side = side[0] if isinstance(side, list | tuple) else side
+    for name in ("size", "crop_size"):
+        if isinstance(size := default.get(name), dict) and isinstance(side, int):
+            sides = [key for key in size if key in ("height", "width", "shortest_edge")]
+            if sides and not (set(size) - {"height", "width", "shortest_edge"}):
+                found[name] = dict.fromkeys(size, side)
+    for name in ("tile_size", "max_image_size"):
+        if name in default and isinstance(side, int):
+            found[name] = dict.fromkeys(default[name], side) if isinstance(default[name], dict) else side
+    for name, fields in {
+        "patch_size": ("patch_size",),
+        "merge_size": ("spatial_merge_size", "merge_size"),
+        "temporal_patch_size": ("temporal_patch_size",),
+    }.items():
+        value = next((given[field] for field in fields if isinstance(given.get(field), int)), None)
+        if name in default and value is not None:
+            found[name] = dict.fromkeys(default[name], value) if isinstance(default[name], dict) else value
+    if "image_grid_pinpoints" in default and hasattr(architecture, "image_grid_pinpoints"):
+        found["image_grid_pinpoints"] = architecture.image_grid_pinpoints
+    return found
+
+
+def _audio_fields(kind: Any, architecture: Any) -> dict[str, Any]:
+    given, default = _part(architecture, "audio_config", "encoder_config"), kind().to_dict()
+    found: dict[str, Any] = {}
+    bands = next((given[name] for name in ("num_mel_bins",) if isinstance(given.get(name), int)), None)
+    if bands is not None and default.get("feature_size", 1) > 1:
+        found["feature_size"] = bands
+    frames = given.get("max_source_positions")
+    if isinstance(frames, int) and "chunk_length" in default:
+        found["chunk_length"] = max(1, 2 * frames * default["hop_length"] // default["sampling_rate"])
+    return found
+
+
+def looks_readable(modality: Modality, raw: Any) -> bool:
+    """Whether a value looks like a medium. No file is opened."""
+    if isinstance(raw, str | Path):
+        return Path(raw).suffix.lower() in (IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES)
+    if modality == "image":
+        is_pixels = isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.ndim in (2, 3)
+        return isinstance(raw, Image.Image) or is_pixels or (isinstance(raw, bytes) and raw.startswith(IMAGE_MAGIC))
+    is_pair = isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[0], np.ndarray | Tensor)
+    return is_pair or (isinstance(raw, bytes) and raw.startswith(AUDIO_MAGIC))
+
+
+def open_medium(modality: Modality, processor: Any, raw: Any) -> Any:
+    """A picture in RGB, or a waveform [s] at the rate of the processor. Raises `InputError`."""
+    try:
+        return _open_image(raw) if modality == "image" else _open_recording(raw, processor.sampling_rate)
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise many kinds
+        name = str(raw) if isinstance(raw, str | Path) else f"a {type(raw).__name__}"
+        raise InputError(f"{name} cannot be read as {modality}: {error_summary(error)}") from error
+
+
+def _open_image(raw: Any) -> Image.Image:
+    if isinstance(raw, np.ndarray):
+        image = Image.fromarray(raw)
+    elif isinstance(raw, Image.Image):
+        image = raw
+    else:
+        image = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
+        image.load()
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _open_recording(raw: Any, rate: int) -> Tensor:
+    import soundfile
+    import torchaudio.functional as audio
+
+    if isinstance(raw, tuple):
+        waveform, own = torch.as_tensor(raw[0], dtype=torch.float32), int(raw[1])
+        waveform = waveform.mean(0) if waveform.ndim == 2 else waveform
+    else:
+        samples, own = soundfile.read(io.BytesIO(raw) if isinstance(raw, bytes) else str(raw), dtype="float32")
+        waveform = torch.from_numpy(samples)
+        waveform = waveform.mean(1) if waveform.ndim == 2 else waveform
+    if not len(waveform) or not bool(waveform.isfinite().all()):
+        raise InputError("the recording is empty, or has values that are not finite")
+    return waveform if own == rate else audio.resample(waveform, own, rate)
+
+
+def blank(modality: Modality, processor: Any, largest: bool = False) -> Any:
+    """A black image, or silence, with which sizes are found."""
+    if modality == "image":
+        side = LARGEST_SIDE if largest else _small_side(processor)
+        return Image.new("RGB", (side, side))
+    seconds = getattr(processor, "chunk_length", None) or LARGEST_SECONDS
+    return torch.zeros(int(seconds * processor.sampling_rate) if largest else processor.sampling_rate // 2)
+
+
+def _small_side(processor: Any) -> int:
+    return 64
+
+
+def prepare_medium(modality: Modality, processor: Any, medium: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """The arguments of the feature function for one image or for one recording [s] at the processor's rate."""
+    if modality == "image":
+        return _chosen(processor(images=[medium], return_tensors="pt"), names)
+    options: dict[str, Any] = {"sampling_rate": processor.sampling_rate, "return_tensors": "pt"}
+    if any(name.endswith("_mask") for name in names):
+        options["return_attention_mask"] = True
+    accepted = inspect.signature(processor.__call__).parameters
+    if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values()):
+        options = {name: value for name, value in options.items() if name in accepted}
+    found = dict(processor(medium.numpy(), **options))
+    masks = [name for name in found if name.endswith("mask")]
+    for name in names:
+        if name.endswith("mask") and name not in found and len(masks) == 1:
+            found[name] = found[masks[0]]
+    return _chosen(found, names)
+
+
+def _chosen(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: torch.as_tensor(found[name]) for name in names if found.get(name) is not None}
