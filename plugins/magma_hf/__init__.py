@@ -1,13 +1,52 @@
 """Encoders and whole models of transformers."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from magma import Part, hookimpl
+import typer
 
-from .whole_encoder import WholeAudio, WholeImages
+from magma import hookimpl
+
+if TYPE_CHECKING:
+    from magma import Part, Program
 
 
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [WholeImages, WholeAudio]
+    from .whole_encoder import WholeAudio, WholeImages
+    from .whole_projector import WholeProjector
+
+    return [WholeImages, WholeAudio, WholeProjector]
+
+
+@hookimpl
+def magma_commands(cli: Program) -> None:
+    """Adds the command. transformers is imported only when it runs."""
+    cli.group("import", "Read models of other formats.").command("hf")(import_hf)
+
+
+def import_hf(
+    source: Annotated[str, typer.Argument(help="A folder in transformers' format, or a hub name.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
+    image_size: Annotated[
+        int | None,
+        typer.Option(min=8, help="Pixels per side of a square image with the most features. Default: 1024."),
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.01, help="Length of the longest recording in seconds. Default: 30.")
+    ] = None,
+) -> None:
+    """Take a multimodal model of transformers apart: tower, projector and language model become parts of a MAGMA folder.
+
+    The logits of the parts are compared with those of the whole model. If they differ, nothing is written.
+    """
+    from .import_whole import to_folder
+
+    given = {"image": image_size, "audio": seconds}
+    limits = {modality: float(value) for modality, value in given.items() if value is not None}
+    typer.echo("\n".join(to_folder(source, out, limits, typer.echo)))
+    typer.echo(f"the model is in {out}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import random
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 from magma import Encoder, Features, InputError, PartConfig, PartError, Weights, error_summary
 
 from . import whole_model
-from .whole_inputs import blank, load_processor, looks_readable, open_medium, prepare_medium
+from .whole_inputs import blank, load_processor, joined_axes, looks_readable, open_medium, prepare_media
 from .whole_model import TENSORS, Modality
 
 Items = tuple[Tensor, ...]
@@ -52,15 +53,29 @@ class WholeConfig(PartConfig):
     projector: str | None = None
     """Path of the library's module before which the encoder ends, because the prefix has it. Default: the encoder
     gives embeddings for the language model."""
-    max_features: int | None = Field(None, ge=1)
-    """Maximum number of features of one medium. Default: that of an image of 1024 x 1024 pixels, or of 30 seconds."""
+
+
+class ImageFeaturesConfig(WholeConfig):
+    """Where the model is, where it ends, and how large images may be."""
+
+    largest: int = Field(1024, ge=8)
+    """Pixels per side of a square image with the maximum number of features. Larger images are accepted if the model
+    makes them smaller."""
+
+
+class AudioFeaturesConfig(WholeConfig):
+    """Where the model is, where it ends, and how long recordings may be."""
+
+    seconds: float = Field(30.0, gt=0)
+    """Length of the longest recording."""
 
 
 class WholeFeatures(Encoder):
     """Tower and projector of a multimodal model of transformers."""
 
     modality: ClassVar[Modality]
-    Config = WholeConfig
+    limit: ClassVar[str]
+    """The key that limits the size of media."""
     config: WholeConfig
 
     def __init__(self, config: WholeConfig) -> None:
@@ -76,15 +91,20 @@ class WholeFeatures(Encoder):
             structure = self._build()
             self.arguments, _ = whole_model.arguments(structure, self.modality)
             self._counts: dict[tuple[Any, ...], int] = {}
-            largest = self._prepare(blank(self.modality, self.processor, largest=True))
-            self.keys = list(largest)
+            largest = self._prepare(blank(self.modality, self.processor, self._largest_size()))
+            axes = joined_axes(self.modality, self.processor, self.arguments)
+            self.keys, self._axes = list(axes), list(axes.values())
             self._largest = tuple(largest.values())
             self._dummy = tuple(self._prepare(blank(self.modality, self.processor)).values())
             counter, self.dim = self._make_counter(structure, self._dummy)
             self._counter = [counter]  # in a list: its weights are no weights of this part
-            self.length = config.max_features or self._count(self._largest)
+            self.length = self._count(self._largest)
         with torch.device("meta"):
             self.tower = self._build()
+
+    @abstractmethod
+    def _largest_size(self) -> float:
+        """Side of the largest image, or seconds of the longest recording."""
 
     def _build(self) -> Any:
         module = whole_model.build(self.architecture, self.modality, self._names)
@@ -115,14 +135,14 @@ class WholeFeatures(Encoder):
         """One medium to the arguments of the library's function. Raises `InputError`."""
         items = raw if self._is_prepared(raw) else self._open(raw)
         if (count := self.num_features(items)) > self.length:
-            raise InputError(f"it has {count} features; allowed: at most {self.length}, or a larger `max_features`")
+            raise InputError(f"it has {count} features; allowed: at most {self.length}, as `{self.limit}` says")
         return items
 
     def _open(self, raw: Any) -> Items:
         return tuple(self._prepare(open_medium(self.modality, self.processor, raw)).values())
 
     def _prepare(self, medium: Any) -> dict[str, Tensor]:
-        return prepare_medium(self.modality, self.processor, medium, self.arguments)
+        return prepare_media(self.modality, self.processor, [medium], self.arguments)
 
     def dummy_item(self) -> Items:
         """A small blank image, or a short silence."""
@@ -133,9 +153,10 @@ class WholeFeatures(Encoder):
         return self._largest
 
     def stack(self, items: Sequence[Items]) -> Items:
-        """Join media along the first axis; others are padded with zeros. The last tensor has their feature counts."""
+        """Join media as the processor joins several; other axes are padded. The last tensor has their feature counts."""
         counts = torch.tensor([self.num_features(one) for one in items])
-        return (*(_join(tensors) for tensors in zip(*items, strict=True)), counts)
+        tensors = zip(*items, strict=True)
+        return (*(_join(some, axis) for some, axis in zip(tensors, self._axes, strict=True)), counts)
 
     def num_features(self, prepared: Items) -> int:
         """Number of features of a medium."""
@@ -160,8 +181,8 @@ class WholeFeatures(Encoder):
     @torch.no_grad()
     def _run(self, counter: Any, item: Items) -> Tensor:
         """Features [n, e] of one medium, without values."""
-        zeros = [torch.zeros_like(x) if x.is_floating_point() else x for x in item]
-        return self._features(counter, dict(zip(self.keys, zeros, strict=True)))
+        ones = [torch.ones_like(x) if x.is_floating_point() else x for x in item]  # zeros would mean padding
+        return self._features(counter, dict(zip(self.keys, ones, strict=True)))
 
     def _features(self, module: Any, given: Mapping[str, Tensor]) -> Tensor:
         """Features of all media in a batch, [n, e]."""
@@ -184,14 +205,14 @@ class WholeFeatures(Encoder):
         return Features(values, counts.to(values.device))
 
 
-def _join(tensors: Sequence[Tensor]) -> Tensor:
-    """Tensors [m_i, ...] to one, with zeros at the end of all axes but the first."""
-    sizes = [max(sizes) for sizes in zip(*(x.shape[1:] for x in tensors), strict=True)]
+def _join(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    """Tensors that are joined along one axis, with zeros at the end of the others."""
+    sizes = [max(sizes) for sizes in zip(*(x.shape for x in tensors), strict=True)]
     padded = []
     for x in tensors:
-        amounts = [amount for size, wanted in zip(x.shape[:0:-1], sizes[::-1], strict=True) for amount in (0, wanted - size)]
-        padded.append(F.pad(x, amounts) if any(amounts) else x)
-    return torch.cat(padded)
+        missing = [0 if i == axis else size - own for i, (size, own) in enumerate(zip(sizes, x.shape, strict=True))]
+        padded.append(F.pad(x, [n for amount in missing[::-1] for n in (0, amount)]) if any(missing) else x)
+    return torch.cat(padded, dim=axis)
 
 
 class WholeImages(WholeFeatures):
@@ -199,6 +220,12 @@ class WholeImages(WholeFeatures):
 
     name = "hf_image_features"
     modality = "image"
+    limit = "largest"
+    Config = ImageFeaturesConfig
+    config: ImageFeaturesConfig
+
+    def _largest_size(self) -> float:
+        return self.config.largest
 
 
 class WholeAudio(WholeFeatures):
@@ -206,3 +233,9 @@ class WholeAudio(WholeFeatures):
 
     name = "hf_audio_features"
     modality = "audio"
+    limit = "seconds"
+    Config = AudioFeaturesConfig
+    config: AudioFeaturesConfig
+
+    def _largest_size(self) -> float:
+        return self.config.seconds

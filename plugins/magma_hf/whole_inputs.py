@@ -25,7 +25,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".ti
 IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 AUDIO_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3")
-LARGEST_SIDE, LARGEST_SECONDS = 1024, 30
+SMALL_SIDE, SMALL_SECONDS = 64, 0.5
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
@@ -91,7 +91,7 @@ def _image_fields(kind: Any, architecture: Any) -> dict[str, Any]:
             if sides and not (set(size) - {"height", "width", "shortest_edge"}):
                 found[name] = dict.fromkeys(size, side)
     for name in ("tile_size", "max_image_size"):
-        if name in default and isinstance(side, int):
+        if isinstance(default.get(name), dict if name == "max_image_size" else int) and isinstance(side, int):
             found[name] = dict.fromkeys(default[name], side) if isinstance(default[name], dict) else side
     for name, fields in {
         "patch_size": ("patch_size",),
@@ -167,35 +167,42 @@ def _open_recording(raw: Any, rate: int) -> Tensor:
     return waveform if own == rate else audio.resample(waveform, own, rate)
 
 
-def blank(modality: Modality, processor: Any, largest: bool = False) -> Any:
-    """A black image, or silence, with which sizes are found."""
+def blank(modality: Modality, processor: Any, size: float | None = None) -> Any:
+    """A grey image of `size` pixels per side, or `size` seconds of noise, with which numbers of features are found."""
     if modality == "image":
-        side = LARGEST_SIDE if largest else _small_side(processor)
-        return Image.new("RGB", (side, side))
-    seconds = getattr(processor, "chunk_length", None) or LARGEST_SECONDS
-    return torch.zeros(int(seconds * processor.sampling_rate) if largest else processor.sampling_rate // 2)
+        side = int(size or SMALL_SIDE)
+        return Image.new("RGB", (side, side), "grey")
+    samples = int((size or SMALL_SECONDS) * processor.sampling_rate)
+    return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(0))
 
 
-def _small_side(processor: Any) -> int:
-    return 64
-
-
-def prepare_medium(modality: Modality, processor: Any, medium: Any, names: Sequence[str]) -> dict[str, Tensor]:
-    """The arguments of the feature function for one image or for one recording [s] at the processor's rate."""
+def prepare_media(modality: Modality, processor: Any, media: Sequence[Any], names: Sequence[str]) -> dict[str, Tensor]:
+    """The arguments of the feature function for images, or for recordings [s] at the processor's rate."""
     if modality == "image":
-        return _chosen(processor(images=[medium], return_tensors="pt"), names)
+        return _chosen(processor(images=list(media), return_tensors="pt"), names)
     options: dict[str, Any] = {"sampling_rate": processor.sampling_rate, "return_tensors": "pt"}
     if any(name.endswith("_mask") for name in names):
         options["return_attention_mask"] = True
     accepted = inspect.signature(processor.__call__).parameters
     if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in accepted.values()):
         options = {name: value for name, value in options.items() if name in accepted}
-    found = dict(processor(medium.numpy(), **options))
+    found = dict(processor([one.numpy() for one in media], **options))
     masks = [name for name in found if name.endswith("mask")]
     for name in names:
         if name.endswith("mask") and name not in found and len(masks) == 1:
             found[name] = found[masks[0]]
     return _chosen(found, names)
+
+
+def joined_axes(modality: Modality, processor: Any, names: Sequence[str]) -> dict[str, int]:
+    """The axis of each argument along which the processor joins two equal media."""
+    medium = blank(modality, processor)
+    one, two = (prepare_media(modality, processor, [medium] * count, names) for count in (1, 2))
+    axes = {}
+    for name, tensor in one.items():
+        longer = [i for i, (size, both) in enumerate(zip(tensor.shape, two[name].shape, strict=True)) if both == 2 * size]
+        axes[name] = longer[0] if longer else 0
+    return axes
 
 
 def _chosen(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:

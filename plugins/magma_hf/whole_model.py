@@ -123,18 +123,15 @@ def build(architecture: Any, modality: Modality, names: Collection[str]) -> Any:
     from transformers.initialization import no_init_weights
 
     kind = whole_class(architecture)
-    small = _with_short_language_model(architecture)
     try:
         with no_init_weights():
             try:
-                with torch.device("meta"):
-                    kind(copy.deepcopy(small))
+                whole = kind._from_config(copy.deepcopy(_with_short_language_model(architecture)))
             except Exception:  # a language model that cannot be shortened like this
-                small = architecture
-            whole = kind(copy.deepcopy(small))
+                whole = kind._from_config(copy.deepcopy(architecture))
     except Exception as error:  # the library raises errors of many types
         raise PartError(f"a {architecture.model_type} cannot be built: {error_summary(error)}") from error
-    return prune(feature_module(whole, modality), names).eval()
+    return prune(feature_module(whole, modality), names).float().eval()
 
 
 def _with_short_language_model(architecture: Any) -> Any:
@@ -159,13 +156,14 @@ def prune(module: Any, names: Collection[str], path: str = "") -> Any:
     return module
 
 
-def load(module: nn.Module, folder: Path, without: str | None = None) -> None:
+def load(module: nn.Module, folder: Path, without: str | None = None, inside: str | None = None) -> None:
     """Fill a module with the tensors of a folder, in their precision.
 
     Args:
-        module: What `build` returns.
+        module: What `build` returns, or a module in it.
         folder: The folder.
         without: Path of a module inside, whose tensors are left out.
+        inside: Path of `module` in what `build` returns.
 
     Raises:
         PartError: The tensors do not fit.
@@ -174,22 +172,31 @@ def load(module: nn.Module, folder: Path, without: str | None = None) -> None:
         found, _ = read_tensors(folder / TENSORS)
         if without is not None:
             found = {name: tensor for name, tensor in found.items() if not name.startswith(f"{without}.")}
+        if inside is not None:
+            start = f"{inside}."
+            found = {name.removeprefix(start): tensor for name, tensor in found.items() if name.startswith(start)}
         module.load_state_dict(found, strict=True, assign=True)
     except (CheckpointError, RuntimeError) as error:
         raise PartError(f"{folder} does not fit: {error_summary(error)}") from error
+    module.requires_grad_(True)
+
+
+def language_models(whole: Any) -> list[Any]:
+    """The modules of the library with the configuration of the language model, except for the whole itself."""
+    kind = type(text_config(whole.config))
+    return [
+        part
+        for part in whole.modules()
+        if hasattr(part, "base_model") and type(getattr(part, "config", None)) is kind and part is not whole
+    ]
 
 
 def language_model_names(whole: Any, module: Any) -> set[str]:
     """Names in `module` of the tensors of the language model and its head."""
-    kind = type(text_config(whole.config))
+    parts = [*language_models(whole), whole.get_input_embeddings(), whole.get_output_embeddings()]
     inside = {
-        id(tensor)
-        for part in whole.modules()
-        if hasattr(part, "base_model") and type(getattr(part, "config", None)) is kind and part is not whole
-        for tensor in part.state_dict(keep_vars=True).values()
+        id(tensor) for part in parts if part is not None for tensor in part.state_dict(keep_vars=True).values()
     }
-    for part in (whole.get_input_embeddings(), whole.get_output_embeddings()):
-        inside |= {id(tensor) for tensor in part.state_dict(keep_vars=True).values()} if part is not None else set()
     return {name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in inside}
 
 

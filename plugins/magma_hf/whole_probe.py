@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from magma import Magma, PartError, Tokens
+from magma import Magma, PartError, error_summary
 
 from . import whole_model
 from .whole_encoder import Items, WholeFeatures
 
 TOLERANCE = 1e-5
+TOKEN_TYPES = {"image": 1, "video": 2, "audio": 3}
+"""The library's numbers of the kinds of tokens; 0 is text."""
 
 
 def media_token(architecture: Any, modality: str) -> int:
@@ -41,45 +46,130 @@ def ordinary_tokens(architecture: Any, count: int, seed: int) -> Tensor:
     return allowed[torch.randint(len(allowed), (count,), generator=torch.Generator().manual_seed(seed))]
 
 
-@torch.no_grad()
-def whole_logits(whole: Any, encoder: WholeFeatures, segments: list[Any]) -> Tensor:
-    """Logits [t, v] of the library for tokens and prepared media."""
+def library_arguments(whole: Any, encoder: WholeFeatures, segments: Sequence[Any]) -> dict[str, Tensor]:
+    """What the whole model is called with, for a prompt of token ids [t] and prepared media."""
     token = media_token(whole.config, encoder.modality)
-    ids, media = [], []
+    ids, media, is_medium = [], [], []
     for one in segments:
         if isinstance(one, Tensor):
             ids.append(one)
         else:
             ids.append(torch.full((encoder.num_features(one),), token))
             media.append(one)
-    given = {}
+        is_medium.append(torch.full_like(ids[-1], not isinstance(one, Tensor)))
+    row = torch.cat(ids)[None]
+    given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    accepted = {name for part in (whole, whole.base_model) for name in inspect.signature(part.forward).parameters}
+    kinds = torch.cat(is_medium)[None]
+    if "token_type_ids" in accepted:
+        given["token_type_ids"] = kinds
+    if "mm_token_type_ids" in accepted:
+        given["mm_token_type_ids"] = kinds * TOKEN_TYPES[encoder.modality]
     if media:
         *joined, _ = encoder.stack(media)
-        given = dict(zip(encoder.keys, joined, strict=True))
-    row = torch.cat(ids)[None]
-    out: Tensor = whole(input_ids=row, attention_mask=torch.ones_like(row), **given).logits[0]
-    return out
+        given |= {name: tensor.to(whole.dtype) if tensor.is_floating_point() else tensor for name, tensor in zip(encoder.keys, joined, strict=True)}
+    return given
 
 
 def compare(whole: Any, model: Magma) -> list[str]:
-    """Compare logits for text, for one medium and for two. Raises `PartError` if they differ."""
+    """Compare logits for text, for one medium and for two. Returns the differences, as lines.
+
+    Raises:
+        PartError: They differ. The message says why, as far as the calls inside the whole model show it.
+    """
     lines = []
     for name, module in model.input_modules().items():
         encoder = module.encoder
         assert isinstance(encoder, WholeFeatures)
-        texts = [ordinary_tokens(whole.config, 5, seed) for seed in range(3)]
-        one, two = (random_medium(encoder, seed) for seed in (1, 2))
-        prompts = {
-            "text": [texts[0]],
-            f"one {name}": [texts[0], one, texts[1]],
-            f"two {name}s": [texts[0], one, texts[1], two, texts[2]],
-        }
-        for what, prompt in prompts.items():
-            expected = whole_logits(whole, encoder, prompt)
-            found = model.logits(prompt)
-            scale = expected.abs().max().item()
-            difference = (found - expected).abs().max().item()
-            lines.append(f"{what}: logits differ by {difference:.2g} (largest {scale:.2g})")
-            if not difference <= TOLERANCE * max(1, scale):
-                raise PartError("; ".join(lines))
+        for what, prompt in prompts(whole.config, encoder, name).items():
+            difference, largest = _difference(whole, model, encoder, prompt)
+            lines.append(f"{what}: logits differ by {difference:.1e} (largest: {largest:.2g})")
+            if not difference <= _tolerance(whole.dtype) * max(1.0, largest):
+                reason = reason_of_difference(whole, model, encoder, prompt)
+                raise PartError(f"{whole.config.model_type}: the parts do not give the logits of the whole: {reason}")
     return lines
+
+
+def prompts(architecture: Any, encoder: WholeFeatures, name: str) -> dict[str, list[Any]]:
+    """A text, and texts with one medium and with two."""
+    texts = [ordinary_tokens(architecture, 5, seed) for seed in range(3)]
+    one, two = (random_medium(encoder, seed) for seed in (1, 2))
+    mixed = {f"one {name}": [texts[0], one, texts[1]], f"two {name}": [texts[0], one, texts[1], two, texts[2]]}
+    return {"text": [texts[0]], **mixed}
+
+
+@torch.no_grad()
+def _difference(whole: Any, model: Magma, encoder: WholeFeatures, prompt: Sequence[Any]) -> tuple[float, float]:
+    """The largest difference of logits, and the largest logit."""
+    try:
+        expected: Tensor = whole(**library_arguments(whole, encoder, prompt)).logits[0].float()
+    except Exception as error:  # whatever the library raises
+        raise PartError(
+            f"{whole.config.model_type}: the whole model does not run on the tokens and media of a prompt: "
+            f"{error_summary(error)}"
+        ) from error
+    with without_beginning(model):
+        found = model.logits(prompt).float()
+    return (found - expected).abs().max().item(), expected.abs().max().item()
+
+
+@contextmanager
+def without_beginning(model: Magma) -> Iterator[None]:
+    """The token ids of prompts are used as they are."""
+    before = model.lm.beginning
+    model.lm.beginning = ()
+    try:
+        yield
+    finally:
+        model.lm.beginning = before
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return TOLERANCE if dtype == torch.float32 else 8 * torch.finfo(dtype).eps
+
+
+@torch.no_grad()
+def reason_of_difference(whole: Any, model: Magma, encoder: WholeFeatures, prompt: Sequence[Any]) -> str:
+    """Why logits differ, as far as the call of the decoder inside the whole model shows it."""
+    calls: list[Mapping[str, Any]] = []
+
+    def keep(module: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
+        calls.append(given)
+
+    hooks = [
+        decoder.register_forward_pre_hook(keep, with_kwargs=True)
+        for decoder in whole_model.language_models(whole)
+    ]
+    try:
+        whole(**library_arguments(whole, encoder, prompt))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not calls:
+        return "its language model is not called as a module"
+    given = {name: value for name, value in calls[0].items() if value is not None}
+    return _odd_argument(given) or "the same embeddings give other logits"
+
+
+def _odd_argument(given: Mapping[str, Any]) -> str | None:
+    """What a causal language model is not called with."""
+    positions = given.get("position_ids")
+    if isinstance(positions, Tensor) and positions.ndim == 3:
+        return f"its positions have {positions.shape[0]} coordinates"
+    masks = given.get("attention_mask")
+    for mask in masks.values() if isinstance(masks, Mapping) else (masks,):
+        if isinstance(mask, Tensor) and mask.ndim == 4 and _looks_ahead(mask[0, 0]):
+            return "positions of a medium attend to each other in both directions"
+    usual = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "cache", "past_key_values", "use_cache"}
+    others = [
+        name
+        for name, value in given.items()
+        if name not in usual and (isinstance(value, Tensor) or (isinstance(value, list | tuple | dict) and value))
+    ]
+    return f"its language model also reads {', '.join(others)}" if others else None
+
+
+def _looks_ahead(mask: Tensor) -> bool:
+    """Whether a mask [t, t] lets a position see a later one. True or 0: it is seen."""
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    return bool(seen[: seen.shape[1]].triu(1).any())

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 import magma
-from magma import CheckpointError, Magma, PartError, error_summary
+from magma import CheckpointError, PartError, error_summary
 
 from . import whole_model
 from .whole_inputs import load_processor
@@ -23,14 +21,22 @@ from .whole_probe import compare
 
 LM_FOLDER = "lm"
 READABLE: tuple[Modality, ...] = ("image", "audio")
+LIMITS = {"image": "largest", "audio": "seconds"}
+"""Keys of the encoders."""
 
 
-def to_folder(source: str | Path, out: str | Path, say: Callable[[str], None] = lambda _: None) -> list[str]:
+def to_folder(
+    source: str | Path,
+    out: str | Path,
+    limits: Mapping[Modality, float] = MappingProxyType({}),
+    say: Callable[[str], None] = lambda _: None,
+) -> list[str]:
     """Import a model. Returns a report, as lines.
 
     Args:
         source: A folder in transformers' format, or a hub name.
         out: The folder to write; it must not exist yet.
+        limits: Pixels per side of the largest image, seconds of the longest recording. Default: 1024 and 30.
         say: Called with each step.
 
     Raises:
@@ -57,7 +63,7 @@ def to_folder(source: str | Path, out: str | Path, say: Callable[[str], None] = 
             "lm": {"use": "causal", "weights": LM_FOLDER},
             "inputs": {
                 modality: {
-                    "encoder": {"use": f"hf_{modality}_features", "weights": modality},
+                    "encoder": {"use": f"hf_{modality}_features", "weights": modality, **_limit(modality, limits)},
                     "prefix": {"use": "identity"},
                     "trainable": False,
                 }
@@ -65,6 +71,10 @@ def to_folder(source: str | Path, out: str | Path, say: Callable[[str], None] = 
             },
         }
         return _verify_and_save(folder, out, recipe, whole, say)
+
+
+def _limit(modality: Modality, limits: Mapping[Modality, float]) -> dict[str, float]:
+    return {LIMITS[modality]: limits[modality]} if modality in limits else {}
 
 
 def _verify_and_save(folder: Path, out: Path, recipe: dict[str, Any], whole: Any, say: Callable[[str], None]) -> list[str]:
