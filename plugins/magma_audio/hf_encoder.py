@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
+from magma_media.waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 from torch import Tensor, nn
 
 from magma import (
@@ -28,8 +29,6 @@ from magma import (
     is_folder,
     source_problems,
 )
-
-from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 Count = TypeVar("Count", int, Tensor)
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from magma_media.waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from magma import CheckInputs, Features, InputError
-
-from .waveform import PADDING, AudioConfig, AudioEncoder, example_recordings
 
 LOG_EPSILON = 1e-6
 """Added to the energy of a mel band before the logarithm."""

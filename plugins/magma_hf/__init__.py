@@ -1,4 +1,12 @@
-"""Encoders and whole models of transformers."""
+"""Encoders of transformers by name, and whole multimodal models of transformers.
+
+Encoders: `towers.py` finds the tower in a configuration, `samples.py` the form of its input, `discovery.py` tries it and
+reads off the sizes of its features, `calling.py` runs it. `preparation.py` and `processors.py` turn raw inputs into
+arguments, and `loading.py` reads weights.
+
+Whole models: `import_whole.py` takes one apart, and `whole_probe.py` compares the parts with the whole.
+`whole_encoder.py` and `whole_projector.py` are the parts that call the library's own modules.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +25,11 @@ if TYPE_CHECKING:
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
+    from .encoder import HF, HFAudio, HFVideo, HFVision
     from .whole_encoder import WholeAudio, WholeImages
     from .whole_projector import WholeProjector
 
-    return [WholeImages, WholeAudio, WholeProjector]
+    return [HF, HFVision, HFAudio, HFVideo, WholeImages, WholeAudio, WholeProjector]
 
 
 @hookimpl

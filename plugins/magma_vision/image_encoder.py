@@ -14,6 +14,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
+from magma_media.image_file import ALLOWED, open_image
+from magma_media.image_values import looks_like_image
+from magma_media.preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
 from PIL import Image, ImageColor
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
@@ -21,12 +24,7 @@ from torch import Tensor, nn
 from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError
 
 from .augmentation import Augmentation, augment
-from .image_file import ALLOWED, open_image
-from .preprocessing import convert_mode, resize_and_crop, to_displayed_rgb
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
-"""First bytes of image files; WebP is recognised separately."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -178,15 +176,7 @@ class ImageEncoder(Encoder):
 
     def accepts(self, raw: Any) -> bool:
         """True for a PIL image, an image's path or bytes, and an array or tensor with the shape of an image."""
-        if isinstance(raw, Image.Image):
-            return True
-        if isinstance(raw, Path):
-            return raw.suffix.lower() in SUFFIXES
-        if isinstance(raw, bytes | bytearray):
-            return raw.startswith(MAGIC) or (raw[:4] == b"RIFF" and raw[8:12] == b"WEBP")
-        if isinstance(raw, np.ndarray):
-            return raw.dtype == np.uint8 and (raw.ndim == 2 or (raw.ndim == 3 and raw.shape[-1] == 3))
-        return isinstance(raw, Tensor) and raw.ndim == 3 and raw.shape[0] == 3
+        return looks_like_image(raw)
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """An image to [3, s, s] float32; with `rng`, after `augmentation`. Raises `InputError`."""

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 import torch
 from magma_audio.spectrogram import Spectrogram
-from magma_audio.waveform import PADDING
+from magma_media.waveform import PADDING
 
 import magma
 from magma import Example, InputError, Magma, Media, Text

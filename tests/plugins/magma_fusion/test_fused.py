@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from magma_audio.spectrogram import Spectrogram
-from magma_audio.waveform import example_recordings
 from magma_fusion import Fused
+from magma_media.waveform import example_recordings
 from magma_vision.timm_features import Timm
 from PIL import Image
 from safetensors.torch import load_file

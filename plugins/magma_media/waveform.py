@@ -55,25 +55,7 @@ class AudioEncoder(Encoder):
 
     def load_mono(self, raw: Any, rng: random.Random | None = None) -> Tensor:
         """A recording to a mono waveform [s] at the encoder's sample rate; `rng` is for `crop`. Raises `InputError`."""
-        import torchaudio.functional as audio
-
-        recording = open_recording(raw)
-        count, start = min(recording.length, self.max_samples(recording.rate)), 0
-        cropped = count < recording.length
-        if cropped and self.config.crop == "none":
-            raise InputError(
-                f"{recording.name}: its duration is {recording.length / recording.rate:.6g} s; allowed: at most "
-                f'{self.seconds:g} s, or crop = "start" or "random" in the encoder\'s table'
-            )
-        if self.config.crop == "random" and cropped and rng is not None:
-            start = rng.randint(0, recording.length - count)
-        mono = _average_channels(recording.name, recording.read(start, count))
-        if not cropped and float(mono.abs().max()) <= MIN_LEVEL:  # a cropped part may be silent
-            raise InputError(f"{recording.name}: the recording is silent")
-        if recording.rate == self.rate:
-            return mono
-        resampled: Tensor = audio.resample(mono, recording.rate, self.rate)
-        return resampled
+        return load_mono(raw, self.rate, self.seconds, self.config.crop, rng)
 
     def stack(self, items: Sequence[Tensor]) -> Tensor:
         """Items [s, ...] of different lengths to one batch, padded with `PADDING`."""
@@ -82,6 +64,43 @@ class AudioEncoder(Encoder):
     @abstractmethod
     def dummy_item(self) -> Tensor:
         """An item of minimum length."""
+
+
+def load_mono(raw: Any, rate: int, seconds: float, crop: str, rng: random.Random | None = None) -> Tensor:
+    """Read a recording.
+
+    Args:
+        raw: What `open_recording` accepts.
+        rate: Sample rate of the result.
+        seconds: Maximum duration.
+        crop: As in `AudioConfig`.
+        rng: For `crop = "random"`.
+
+    Returns:
+        A mono waveform [s].
+
+    Raises:
+        InputError: It cannot be read, or it is too long.
+    """
+    import torchaudio.functional as audio
+
+    recording = open_recording(raw)
+    count, start = min(recording.length, int(seconds * recording.rate)), 0
+    cropped = count < recording.length
+    if cropped and crop == "none":
+        raise InputError(
+            f"{recording.name}: its duration is {recording.length / recording.rate:.6g} s; allowed: at most "
+            f'{seconds:g} s, or crop = "start" or "random" in the encoder\'s table'
+        )
+    if crop == "random" and cropped and rng is not None:
+        start = rng.randint(0, recording.length - count)
+    mono = _average_channels(recording.name, recording.read(start, count))
+    if not cropped and float(mono.abs().max()) <= MIN_LEVEL:  # a cropped part may be silent
+        raise InputError(f"{recording.name}: the recording is silent")
+    if recording.rate == rate:
+        return mono
+    resampled: Tensor = audio.resample(mono, recording.rate, rate)
+    return resampled
 
 
 def _average_channels(name: str, channels: Tensor) -> Tensor:
