@@ -157,10 +157,8 @@ def _frames(hidden: int = 1, bias: bool = False) -> Callable[[Any], Projector | 
 
 
 def _idefics3(config: Any) -> Projector:
-    factor = config.pixel_shuffle_factor if config.model_type == "modernvbert" else config.scale_factor
-    path = "connector.modality_projection" + ("" if config.model_type == "modernvbert" else ".proj")
-    options = {"factor": factor, "bias": False}
-    return Projector("pixel_shuffle", options, _linear(path, "projection.0", bias=False))
+    names = _linear("connector.modality_projection.proj", "projection.0", bias=False)
+    return Projector("pixel_shuffle", {"factor": config.scale_factor, "bias": False}, names)
 
 
 def _intern_vl(config: Any) -> Projector | None:
@@ -171,10 +169,13 @@ def _intern_vl(config: Any) -> Projector | None:
 
 def _cohere_vision(config: Any) -> Projector:
     """Two linear layers with SwiGLU; in Aya Vision after a LayerNorm."""
-    wide = config.alignment_intermediate_size
+    aya = config.model_type == "aya_vision"
+    wide = getattr(
+        config, "alignment_intermediate_size", config.text_config.hidden_size
+    )  # Aya's configuration has none
     options = {"factor": config.downsample_factor, "layers": 1, "hidden": wide // 2, "activation": "silu"}
     found = Projector("pixel_shuffle", {**options, "gated": True}, _two_layers(True))
-    if config.model_type != "aya_vision":
+    if not aya:
         return found
     normed = {**found.options, "input_norm": "layernorm", "norm_eps": config.adapter_layer_norm_eps}
     return _with_norm(Projector(found.use, normed, found.names), "multi_modal_projector.layernorm")
@@ -298,7 +299,6 @@ _PROJECTORS: Mapping[str, Callable[[Any], Projector | None]] = {
     "llava_next": _mlp,
     "llava_next_video": _mlp,
     "llava_onevision": _mlp,
-    "modernvbert": _idefics3,
     "musicflamingo": _audio_flamingo,
     "paligemma": lambda _: _one_linear(),
     "qwen2_audio": lambda _: _one_linear(),
