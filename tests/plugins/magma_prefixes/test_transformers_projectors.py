@@ -30,7 +30,6 @@ TOWER = {
     **dict.fromkeys(("num_attention_heads", "encoder_attention_heads", "num_heads"), 2),
     **dict.fromkeys(("intermediate_size", "encoder_ffn_dim"), 4 * WIDTH),
     "patch_size": 4,
-    "projection_dim": DIM,
 }
 QFORMER = {
     "model_type": "blip_2_qformer",
@@ -57,6 +56,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "idefics2": {"perceiver_config": PERCEIVER},
     "llava": {"projector_hidden_act": "gelu_pytorch_tanh", "vision_feature_layer": -2},
     "llava_next": {"projector_hidden_act": "silu", "multimodal_projector_bias": False},
+    "paligemma": {"projection_dim": DIM},
     "vipllava": {"vision_feature_layers": [-1], "projector_layernorm_eps": 1e-4},
 }
 """More fields of a configuration."""
