@@ -28,7 +28,7 @@ def attend(
     Returns:
         [b, q, h * w].
     """
-    q, k, v = (x.unflatten(-1, (-1, head_width)).transpose(1, 2) for x in (queries, keys, values))
+    q, k, v = (x.view(*x.shape[:2], -1, head_width).transpose(1, 2) for x in (queries, keys, values))
     shared = q.shape[1] // k.shape[1]
     if shared > 1:
         k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)

@@ -82,7 +82,7 @@ def find_llava_projector(projector_type: str) -> Projector | None:
         return None
     if linears == 1:
         return _one_linear("mm_projector.0")
-    names = {}
+    names: dict[str, tuple[str, ...]] = {}
     for i in range(linears):
         names |= _linear(f"mm_projector.{2 * i}", f"projection.{2 * i}")
     return Projector("mlp", {"layers": linears - 1}, names)
