@@ -193,9 +193,11 @@ class CheckInputs:
     config: Mapping[str, Any] = field(default_factory=dict)
     """Keys of a small configuration."""
     good: Sequence[Any] = ()
-    """Raw inputs that an encoder accepts: at least two different ones."""
+    """Raw inputs that an encoder accepts: at least two different ones. Of a prefix: two numbers of features that it
+    accepts; it is built for the larger one. Default: 5 and 3."""
     bad: Sequence[Any] = ()
-    """Raw inputs for which an encoder raises `InputError`."""
+    """Raw inputs for which an encoder raises `InputError`. Of a prefix: numbers of features for which `num_embeddings`
+    does."""
 
 
 def collect(items: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:

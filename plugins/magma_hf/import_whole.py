@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from magma_prefixes.transformers_names import find_projector
 from safetensors.torch import save_file
+from torch import Tensor
 
 import magma
-from magma import CheckpointError, PartError, error_summary
+from magma import CheckpointError, FrozenLM, Input, Magma, PartError, PartOf, Prefix, error_summary
 
 from . import whole_model
+from .whole_encoder import WholeAudio, WholeFeatures, WholeImages
 from .whole_inputs import load_processor
 from .whole_model import TENSORS, Modality
 from .whole_probe import compare
+from .whole_split import find_projector_path
 
 LM_FOLDER = "lm"
-READABLE: tuple[Modality, ...] = ("image", "audio")
-LIMITS = {"image": "largest", "audio": "seconds"}
-"""Keys of the encoders."""
+ENCODERS: Mapping[Modality, type[WholeFeatures]] = {"image": WholeImages, "audio": WholeAudio}
 
 
 def to_folder(
@@ -40,6 +42,7 @@ def to_folder(
         say: Called with each step.
 
     Raises:
+        CheckpointError: `out` exists.
         PartError: The model cannot be read or taken apart; or the parts do not give the logits of the whole.
     """
     out = Path(out)
@@ -51,44 +54,24 @@ def to_folder(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch)
-        for modality in media:
-            say(f"separating what reads {modality}")
-            write_media(folder / modality, whole, modality, source)
         say("separating the language model")
-        language_model = magma.assemble({"name": "lm", "lm": {"use": "causal", "weights": str(source)}}, device=None)
-        language_model.lm.export(folder / LM_FOLDER)
-        del language_model
-        recipe = {
-            "name": out.name,
-            "lm": {"use": "causal", "weights": LM_FOLDER},
-            "inputs": {
-                modality: {
-                    "encoder": {"use": f"hf_{modality}_features", "weights": modality, **_limit(modality, limits)},
-                    "prefix": {"use": "identity"},
-                    "trainable": False,
-                }
-                for modality in media
-            },
-        }
-        return _verify_and_save(folder, out, recipe, whole, say)
+        lm = magma.assemble({"name": "lm", "lm": {"use": "causal", "weights": str(source)}}, device=None).lm
+        lm.export(folder / LM_FOLDER)
+        tables, inputs, lines = {}, {}, []
+        for modality in media:
+            say(f"separating what reads {modality}, and comparing logits")
+            write_media(folder / modality, whole, modality, source)
+            tables[modality], inputs[modality], report = find_parts(folder, whole, lm, modality, limits)
+            lines += report
+        model = Magma(lm, inputs)
+        written = [path.name for path in folder.iterdir()]
 
+        def bring(target: Path) -> None:
+            for name in written:
+                shutil.move(folder / name, target / name)
 
-def _limit(modality: Modality, limits: Mapping[Modality, float]) -> dict[str, float]:
-    return {LIMITS[modality]: limits[modality]} if modality in limits else {}
-
-
-def _verify_and_save(folder: Path, out: Path, recipe: dict[str, Any], whole: Any, say: Callable[[str], None]) -> list[str]:
-    (folder / "recipe.toml").touch()
-    model = magma.assemble(magma.Recipe.load(recipe, folder=folder), device=None)
-    say("comparing the logits of the parts with those of the whole model")
-    lines = compare(whole, model)
-    names = [path.name for path in folder.iterdir() if path.is_dir()]
-
-    def bring(target: Path) -> None:
-        for name in names:
-            shutil.move(folder / name, target / name)
-
-    magma.save_tensors(out, recipe, model.state_dict(), model.dtype, bring)
+        recipe = {"name": out.name, "lm": {"use": "causal", "weights": LM_FOLDER}, "inputs": tables}
+        magma.save_tensors(out, recipe, model.state_dict(), model.dtype, bring)
     return lines
 
 
@@ -112,18 +95,14 @@ def read_whole(source: str | Path) -> Any:
 
 def readable_modalities(whole: Any) -> list[Modality]:
     """What can be read by a feature function of the model. Raises `PartError` if there is nothing."""
-    found, reasons = [], []
-    for modality in READABLE:
-        module = whole_model.feature_module(whole, modality)
-        if module is not None:
-            found.append(modality)
+    found = [modality for modality in ENCODERS if whole_model.can_read(whole, modality)]
     if not found:
         raise PartError(f"{whole.config.model_type}: it has no function for the features of images or audio")
     return found
 
 
 def write_media(folder: Path, whole: Any, modality: Modality, source: str | Path) -> None:
-    """Write configuration, processor and tensors of what reads a medium."""
+    """Write configuration, processor and tensors of what reads a medium. Raises `PartError`."""
     folder.mkdir()
     module = whole_model.feature_module(whole, modality)
     language_model = whole_model.language_model_names(whole, module)
@@ -131,3 +110,69 @@ def write_media(folder: Path, whole: Any, modality: Modality, source: str | Path
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, folder / TENSORS)
     whole.config.save_pretrained(folder)
     load_processor(modality, source, whole.config).save_pretrained(folder)
+
+
+def find_parts(
+    folder: Path, whole: Any, lm: FrozenLM, modality: Modality, limits: Mapping[Modality, float]
+) -> tuple[dict[str, Any], Input, list[str]]:
+    """The table of an input, the input, and a report.
+
+    Of the ways to divide a model into encoder and prefix, the first one that gives its logits is taken: a prefix of
+    this project, the library's projector, no prefix.
+
+    Raises:
+        PartError: None of them gives the logits.
+    """
+    encoder_keys = {"weights": modality, **({ENCODERS[modality].limit: limits[modality]} if modality in limits else {})}
+    problem: PartError | None = None
+    for end, prefix, tensors in ways(folder, whole, modality, encoder_keys):
+        try:
+            encoder = _build_encoder(folder, modality, {**encoder_keys, **end})
+            built = _build_prefix(folder, prefix, encoder, lm)
+            if tensors is not None:
+                built.load_state_dict(dict(tensors), assign=True)
+            model = Magma(lm, {modality: Input(encoder, built, trainable=False)}).eval()
+            found = compare(whole, model)
+        except PartError as error:
+            problem = error
+            continue
+        except RuntimeError as error:  # tensors of another shape
+            problem = PartError(str(error))
+            continue
+        table = {"encoder": {"use": encoder.name, **encoder_keys, **end}, "prefix": prefix, "trainable": False}
+        report = f"{modality}: encoder {encoder.name}, prefix {built.name}"
+        return table, model.input_modules()[modality], [report, *(f"  {line}" for line in found)]
+    assert problem is not None
+    raise problem
+
+
+Way = tuple[dict[str, Any], dict[str, Any], Mapping[str, Tensor] | None]
+"""Keys of an encoder that say where it ends, the table of a prefix, and its tensors if no folder has them."""
+
+
+def ways(folder: Path, whole: Any, modality: Modality, encoder_keys: Mapping[str, Any]) -> Iterator[Way]:
+    """The ways to divide a model into encoder and prefix, in the order of preference."""
+    complete = _build_encoder(folder, modality, encoder_keys)
+    given = dict(zip(complete.keys, complete.dummy_item(), strict=True))
+    path = find_projector_path(complete.tower, modality, given)
+    if path is not None:
+        known = find_projector(whole.config)
+        if known is not None and set(known.names.values()):
+            state = whole.base_model.state_dict() | whole.state_dict()
+            if all(name.startswith(path) for names in known.names.values() for name in names):
+                yield {"projector": path}, {"use": known.use, **known.options}, known.tensors(state)
+        projector = {"use": "hf_projector", "weights": modality, "path": path, "modality": modality}
+        yield {"projector": path}, projector, None
+    yield {}, {"use": "identity"}, None
+
+
+def _build_encoder(folder: Path, modality: Modality, keys: Mapping[str, Any]) -> WholeFeatures:
+    return ENCODERS[modality].build(**{**keys, "weights": str(folder / modality)}).eval()
+
+
+def _build_prefix(folder: Path, table: Mapping[str, Any], encoder: WholeFeatures, lm: FrozenLM) -> Prefix:
+    here = {"weights": str(folder / table["weights"])} if "weights" in table else {}
+    prefix = PartOf[Prefix].model_validate({**table, **here}).build(encoder.dim, encoder.length, lm.embedding_dim)
+    prefix.nested = False
+    prefix.load_all_weights()
+    return prefix

@@ -133,13 +133,14 @@ class WholeFeatures(Encoder):
 
     def prepare(self, raw: Any, rng: random.Random | None = None) -> Items:
         """One medium to the arguments of the library's function. Raises `InputError`."""
-        items = raw if self._is_prepared(raw) else self._open(raw)
+        items = raw if self._is_prepared(raw) else self._open(raw, rng)
         if (count := self.num_features(items)) > self.length:
             raise InputError(f"it has {count} features; allowed: at most {self.length}, as `{self.limit}` says")
         return items
 
-    def _open(self, raw: Any) -> Items:
-        return tuple(self._prepare(open_medium(self.modality, self.processor, raw)).values())
+    def _open(self, raw: Any, rng: random.Random | None) -> Items:
+        medium = open_medium(self.modality, self.processor, raw, self._largest_size(), rng)
+        return tuple(self._prepare(medium).values())
 
     def _prepare(self, medium: Any) -> dict[str, Tensor]:
         return prepare_media(self.modality, self.processor, [medium], self.arguments)

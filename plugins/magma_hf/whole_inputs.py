@@ -7,24 +7,24 @@ images, tiles, patches or windows: media are joined along it.
 from __future__ import annotations
 
 import inspect
-import io
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from magma_media.decode import looks_like_audio
+from magma_media.image_file import open_image
+from magma_media.image_values import looks_like_image
+from magma_media.preprocessing import to_displayed_rgb
+from magma_media.waveform import load_mono
+from PIL import Image
 from torch import Tensor
 
-from magma import InputError, PartError, error_summary
+from magma import PartError
 
 from .whole_model import Modality
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-IMAGE_MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
-AUDIO_MAGIC = (b"RIFF", b"fLaC", b"OggS", b"ID3")
 SMALL_SIDE, SMALL_SECONDS = 64, 0.5
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
@@ -120,51 +120,14 @@ def _audio_fields(kind: Any, architecture: Any) -> dict[str, Any]:
 
 def looks_readable(modality: Modality, raw: Any) -> bool:
     """Whether a value looks like a medium. No file is opened."""
-    if isinstance(raw, str | Path):
-        return Path(raw).suffix.lower() in (IMAGE_SUFFIXES if modality == "image" else AUDIO_SUFFIXES)
-    if modality == "image":
-        is_pixels = isinstance(raw, np.ndarray) and raw.dtype == np.uint8 and raw.ndim in (2, 3)
-        return isinstance(raw, Image.Image) or is_pixels or (isinstance(raw, bytes) and raw.startswith(IMAGE_MAGIC))
-    is_pair = isinstance(raw, tuple) and len(raw) == 2 and isinstance(raw[0], np.ndarray | Tensor)
-    return is_pair or (isinstance(raw, bytes) and raw.startswith(AUDIO_MAGIC))
+    return looks_like_image(raw) if modality == "image" else looks_like_audio(raw)
 
 
-def open_medium(modality: Modality, processor: Any, raw: Any) -> Any:
+def open_medium(modality: Modality, processor: Any, raw: Any, seconds: float, rng: random.Random | None) -> Any:
     """A picture in RGB, or a waveform [s] at the rate of the processor. Raises `InputError`."""
-    try:
-        return _open_image(raw) if modality == "image" else _open_recording(raw, processor.sampling_rate)
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise many kinds
-        name = str(raw) if isinstance(raw, str | Path) else f"a {type(raw).__name__}"
-        raise InputError(f"{name} cannot be read as {modality}: {error_summary(error)}") from error
-
-
-def _open_image(raw: Any) -> Image.Image:
-    if isinstance(raw, np.ndarray):
-        image = Image.fromarray(raw)
-    elif isinstance(raw, Image.Image):
-        image = raw
-    else:
-        image = Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw)
-        image.load()
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
-def _open_recording(raw: Any, rate: int) -> Tensor:
-    import soundfile
-    import torchaudio.functional as audio
-
-    if isinstance(raw, tuple):
-        waveform, own = torch.as_tensor(raw[0], dtype=torch.float32), int(raw[1])
-        waveform = waveform.mean(0) if waveform.ndim == 2 else waveform
-    else:
-        samples, own = soundfile.read(io.BytesIO(raw) if isinstance(raw, bytes) else str(raw), dtype="float32")
-        waveform = torch.from_numpy(samples)
-        waveform = waveform.mean(1) if waveform.ndim == 2 else waveform
-    if not len(waveform) or not bool(waveform.isfinite().all()):
-        raise InputError("the recording is empty, or has values that are not finite")
-    return waveform if own == rate else audio.resample(waveform, own, rate)
+    if modality == "image":
+        return to_displayed_rgb(open_image(raw, 0), (255, 255, 255))
+    return load_mono(raw, processor.sampling_rate, seconds, "none", rng)
 
 
 def blank(modality: Modality, processor: Any, size: float | None = None) -> Any:

@@ -56,6 +56,14 @@ def feature_module(whole: Any, modality: Modality) -> Any:
     return next((one for one in (whole.base_model, whole) if hasattr(one, function_name(modality))), None)
 
 
+def can_read(whole: Any, modality: Modality) -> bool:
+    """Whether a model has a function for a modality, and a configuration of what it calls."""
+    parts = {"image": ("vision_config", "image_config"), "audio": ("audio_config", "encoder_config")}
+    fields = [name for name in parts.get(modality, ()) if hasattr(whole.config, name)]
+    there = not fields or any(getattr(whole.config, name) is not None for name in fields)
+    return there and feature_module(whole, modality) is not None
+
+
 def arguments(module: Any, modality: Modality) -> tuple[list[str], list[str]]:
     """Names of the arguments of the feature function that describe media; and those of them without a default."""
     function = inspect.unwrap(getattr(module, function_name(modality)))

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import nn
+
+from magma import PartConfig
+
+
+class DropoutNormConfig(PartConfig):
+    """Dropout and LayerNorm on the embeddings."""
+
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout probability on the embeddings."""
+    layernorm: bool = False
+    """Apply LayerNorm to the embeddings."""
 
 
 class DropoutNorm(nn.Sequential):

@@ -5,12 +5,11 @@ Axes: b batch, n features, e encoder width, k prefix length, d language-model wi
 
 from __future__ import annotations
 
-from pydantic import Field
 from torch import nn
 
-from magma import Features, PartConfig, Prefix
+from magma import Features, Prefix
 
-from .dropout_norm import DropoutNorm
+from .dropout_norm import DropoutNorm, DropoutNormConfig
 
 
 class Linear(Prefix):
@@ -18,18 +17,16 @@ class Linear(Prefix):
 
     name = "linear"
 
-    class Config(PartConfig):
-        """Dropout and LayerNorm. The paper trains with dropout 0.1 and with LayerNorm."""
+    class Config(DropoutNormConfig):
+        """Bias, dropout and LayerNorm. The paper trains with dropout 0.1 and with LayerNorm."""
 
-        dropout: float = Field(0.0, ge=0, lt=1)
-        """Dropout probability on the embeddings."""
-        layernorm: bool = False
-        """Apply LayerNorm to the embeddings."""
+        bias: bool = True
+        """Whether the map has a bias."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)
         self.length = encoder_length
-        self.projection = nn.Linear(encoder_dim, dim)
+        self.projection = nn.Linear(encoder_dim, dim, config.bias)
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def num_embeddings(self, features: int) -> int:

@@ -1,47 +1,37 @@
 """An MLP on each feature. The paper tried non-linear prefixes, and found them no better than linear (section 3.1).
 
-The paper gives no sizes; the defaults here are common ones. Axes: b batch, n features, e encoder width, k prefix
+The paper gives no sizes; the defaults here are those of LLaVA 1.5. Axes: b batch, n features, e encoder width, k prefix
 length (= n), h hidden width, d language-model width.
 """
 
 from __future__ import annotations
 
-import itertools
-
 from pydantic import Field
-from torch import nn
 
-from magma import Features, PartConfig, Prefix
+from magma import Features, Prefix
 
-from .dropout_norm import DropoutNorm
+from .dropout_norm import DropoutNorm, DropoutNormConfig
+from .projection import ProjectionConfig, make_projection
 
 
 class Mlp(Prefix):
-    """Each feature becomes one embedding through `layers` hidden layers with GELU: k = n."""
+    """Each feature becomes one embedding through `layers` hidden layers: k = n.
+
+    The default, one hidden layer with GELU, is that of LLaVA 1.5.
+    """
 
     name = "mlp"
 
-    class Config(PartConfig):
+    class Config(DropoutNormConfig, ProjectionConfig):
         """Sizes of the hidden layers, dropout and LayerNorm."""
 
         layers: int = Field(1, ge=1)
         """Number of hidden layers."""
-        hidden: int | None = Field(None, ge=1)
-        """Width of the hidden layers. Default: the width of the language model."""
-        dropout: float = Field(0.0, ge=0, lt=1)
-        """Dropout probability on the embeddings."""
-        layernorm: bool = False
-        """Apply LayerNorm to the embeddings."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)
         self.length = encoder_length
-        hidden = config.hidden or dim
-        widths = [encoder_dim, *[hidden] * config.layers]
-        steps: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            steps += [nn.Linear(before, after), nn.GELU()]
-        self.projection = nn.Sequential(*steps, nn.Linear(hidden, dim))
+        self.projection = make_projection(encoder_dim, dim, config)
         self.finish = DropoutNorm(dim, config.dropout, config.layernorm)
 
     def num_embeddings(self, features: int) -> int:

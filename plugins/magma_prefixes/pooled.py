@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from magma import Features, PartConfig, Prefix
+from magma import Features, Prefix
 
-from .dropout_norm import DropoutNorm
+from .dropout_norm import DropoutNorm, DropoutNormConfig
 
 
 class Pooled(Prefix):
@@ -22,15 +22,11 @@ class Pooled(Prefix):
 
     name = "pooled"
 
-    class Config(PartConfig):
+    class Config(DropoutNormConfig):
         """Number of embeddings, dropout and LayerNorm."""
 
         length: int = Field(2, ge=1)
         """Number of embeddings per item; Frozen and the paper's NF-ResNet use 2."""
-        dropout: float = Field(0.0, ge=0, lt=1)
-        """Dropout probability on the embeddings."""
-        layernorm: bool = False
-        """Apply LayerNorm to the embeddings."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)

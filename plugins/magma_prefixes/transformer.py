@@ -10,9 +10,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from magma import Features, PartConfig, PartError, Prefix
+from magma import Features, PartError, Prefix
 
-from .dropout_norm import DropoutNorm
+from .dropout_norm import DropoutNorm, DropoutNormConfig
 
 
 class Transformer(Prefix):
@@ -23,7 +23,7 @@ class Transformer(Prefix):
 
     name = "transformer"
 
-    class Config(PartConfig):
+    class Config(DropoutNormConfig):
         """Sizes of the transformer encoder, dropout and LayerNorm."""
 
         layers: int = Field(2, ge=1)
@@ -32,10 +32,6 @@ class Transformer(Prefix):
         """Attention heads per layer; their number must divide the width."""
         width: int | None = Field(None, ge=1)
         """Width of the layers; their feed-forward is four times as wide. Default: the width of the features."""
-        dropout: float = Field(0.0, ge=0, lt=1)
-        """Dropout probability on the embeddings."""
-        layernorm: bool = False
-        """Apply LayerNorm to the embeddings."""
 
     def __init__(self, config: Config, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)

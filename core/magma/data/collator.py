@@ -196,10 +196,10 @@ class Collator:
         encoder, prefix = self.inputs[segment.name]
         try:
             prepared = encoder.prepare(segment.value, rng)
+            size = prefix.num_embeddings(encoder.num_features(prepared))
         except InputError as error:
             where = f"{segment.where}: " if segment.where else ""
             raise InputError(f"{result.name}: {segment.name}: {where}{error}") from error
-        size = prefix.num_embeddings(encoder.num_features(prepared))
         result.media.append((segment.name, prepared, len(result), size))
         result.tokens += [0] * size
         result.targets += [False] * size

@@ -25,8 +25,8 @@ from ..part_of import construct
 from .sample_sites import DIM as DIM
 from .sample_sites import ROWS, TOKENS, sample_context, sample_sites
 
-WIDTH, LENGTH = 16, 5
-"""Sizes of the encoder with which a prefix is checked; `DIM` is the width of the language model."""
+WIDTH, FEATURE_COUNTS = 16, (5, 3)
+"""Width of the features, and features per item, with which a prefix is checked; `DIM` is the language model's width."""
 TEXT = "The answer is seven, and so on."
 MANY = 40
 """Maximum number of examples or questions that are checked."""
@@ -50,7 +50,7 @@ class PartUnderTest:
     def context(self) -> tuple[Any, ...]:
         """What the part is built with after its config."""
         if issubclass(self.part, Prefix):
-            return (WIDTH, LENGTH, DIM)
+            return (WIDTH, max(self.feature_counts), DIM)
         if issubclass(self.part, Head):
             return (DIM,)
         if issubclass(self.part, DataSource | Task):
@@ -106,7 +106,7 @@ class PartUnderTest:
         if isinstance(module, Encoder):
             return [module.stack([module.prepare(raw) for raw in self.good])]
         if isinstance(module, Prefix):
-            return [torch.randn(2, LENGTH, WIDTH, generator=draw)]
+            return [torch.randn(2, max(self.feature_counts), WIDTH, generator=draw)]
         if isinstance(module, Adapter):
             return [torch.randn(ROWS, TOKENS, module.site.in_features, generator=draw)]
         if isinstance(module, Head):
@@ -148,6 +148,16 @@ class PartUnderTest:
             context = sample_context(given).select(rows)
         given_context = (context,) if adapter.uses_context else ()
         return adapter(given, sublayer or SublayerCall(given, adapter.site), *given_context)
+
+    @property
+    def feature_counts(self) -> tuple[int, int]:
+        """Of a prefix: the features of two items, of which one may have the most."""
+        good = self.inputs_to_check.good or FEATURE_COUNTS
+        require(
+            len(good) == 2 and all(isinstance(count, int) and count > 0 for count in good),
+            f"its `check_inputs` has `good` = {good!r}; allowed for a prefix: two numbers of features",
+        )
+        return good[0], good[1]
 
     @property
     def good(self) -> list[Any]:
