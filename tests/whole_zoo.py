@@ -54,8 +54,21 @@ NEMOTRON = {
     "text_config.chunk_size": 8,
     "text_config.moe_shared_expert_intermediate_size": 64,
 }
-GRANITE = {**{f"encoder_config.{key}": 160 for key in ("input_dim", "num_mel_bins")}, "encoder_config.dim_head": 8, "encoder_config.output_dim": 42}
-INKLING2 = {"text_config.unpadded_vocab_size": 96, "vision_config.patch_size": 20, **{f"text_config.swa_{key}": value for key, value in {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}.items()}, "vision_config.text_hidden_size": 32, "vision_config.projection_hidden_dim": 64}
+GRANITE = {
+    **{f"encoder_config.{key}": 160 for key in ("input_dim", "num_mel_bins")},
+    "encoder_config.dim_head": 8,
+    "encoder_config.output_dim": 42,
+}
+INKLING2 = {
+    "text_config.unpadded_vocab_size": 96,
+    "vision_config.patch_size": 20,
+    **{
+        f"text_config.swa_{key}": value
+        for key, value in {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}.items()
+    },
+    "vision_config.text_hidden_size": 32,
+    "vision_config.projection_hidden_dim": 64,
+}
 SPECIAL: dict[str, dict[str, Any]] = {
     "apertus1p5": {
         **{f"audio_config.{key}": 32 for key in ("hidden_size", "codebook_dim")},
@@ -81,12 +94,24 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "vision_config.deepstack_visual_indexes": [0],
     },
     "deepseek_vl_hybrid": {
-        **{f"high_res_vision_config.{key}": value for key, value in {
-            "image_size": 64, "patch_size": 8, "output_channels": 8, "window_size": 4, "global_attn_indexes": [1],
-            "num_pos_feats": 16, "mlp_dim": 64,
-        }.items()}
+        **{
+            f"high_res_vision_config.{key}": value
+            for key, value in {
+                "image_size": 64,
+                "patch_size": 8,
+                "output_channels": 8,
+                "window_size": 4,
+                "global_attn_indexes": [1],
+                "num_pos_feats": 16,
+                "mlp_dim": 64,
+            }.items()
+        }
     },
-    "dots3_note": {**LATENT, "text_config.per_layer_config": {0: {"head_dim": 16}, 1: {"head_dim": 16}}, "text_config.index_topk": 8},
+    "dots3_note": {
+        **LATENT,
+        "text_config.per_layer_config": {0: {"head_dim": 16}, 1: {"head_dim": 16}},
+        "text_config.index_topk": 8,
+    },
     "fast_vlm": {"vision_config.architecture": "fastvit_t8", "vision_config.hidden_size": 768},
     "gemma3": GEMMA3,
     "shieldgemma2": GEMMA3,
@@ -94,7 +119,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "text_config.vocab_size_per_layer_input": 96,
         "text_config.hidden_size_per_layer_input": 8,
         "text_config.per_layer_config": {0: {"head_dim": 8}},
-        "vision_config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 64},
+        "vision_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "intermediate_size": 64,
+        },
     },
     "gemma3n": {
         "text_config.layer_types": ["sliding_attention", "full_attention"],
@@ -117,23 +149,38 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "llava_onevision": {"image_grid_pinpoints": TILES},
     "lfm2_vl": {"vision_config.num_patches": 16},
     "lfm3_vl": {"text_config.layer_types": ["conv", "full_attention"]},
-    "llama4": {"vision_config.vision_output_dim": 64, "vision_config.projector_input_dim": 64,
-               "vision_config.projector_output_dim": 64, "vision_config.intermediate_size": 128},
+    "llama4": {
+        "vision_config.vision_output_dim": 64,
+        "vision_config.projector_input_dim": 64,
+        "vision_config.projector_output_dim": 64,
+        "vision_config.intermediate_size": 128,
+    },
     "minicpm_ocr": QWEN3_5,
     "minicpmv4_6": QWEN3_5,
     "minicpmv4_7": QWEN3_5,
-    "nemotron_h_omni": {**NEMOTRON, "vision_config.video_temporal_patch_size": 2, "projector_hidden_size": 32,
-                        "vision_hidden_size": 32, "image_token_id": 90},
+    "nemotron_h_omni": {
+        **NEMOTRON,
+        "vision_config.video_temporal_patch_size": 2,
+        "projector_hidden_size": 32,
+        "vision_hidden_size": 32,
+        "image_token_id": 90,
+    },
     "nemo_speechlm": {**NEMOTRON, "audio_config.diarization_config.head_config.audio_hidden_size": 32},
-    "perception_lm": {"vision_config.architecture": "test_vit", "vision_config.model_args": {"embed_dim": 64},
-                      "vision_use_cls_token": False},
+    "perception_lm": {
+        "vision_config.architecture": "test_vit",
+        "vision_config.model_args": {"embed_dim": 64},
+        "vision_use_cls_token": False,
+    },
     "qwen3_5": QWEN3_5,
     "qwen3_5_moe": QWEN3_5,
     "qwen4_exp": QWEN3_5,
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "glmasr": {"text_config.eos_token_id": 2},
-    "omniasr": {"audio_config.conv_dim": [8] * 7, "audio_config.num_conv_pos_embeddings": 16,
-                "audio_config.num_conv_pos_embedding_groups": 4},
+    "omniasr": {
+        "audio_config.conv_dim": [8] * 7,
+        "audio_config.num_conv_pos_embeddings": 16,
+        "audio_config.num_conv_pos_embedding_groups": 4,
+    },
     "qwen3_asr": {"audio_config.downsample_hidden_size": 8, "pad_token_id": 0, "eos_token_id": 2},
     "janus": {"vq_config.base_channels": 32, "vq_config.num_embeddings": 16},
     "vibevoice_asr": {
@@ -149,17 +196,29 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "aria": {"max_image_size": 490, "min_image_size": 336},
     "cohere2_vision": {"crop_to_patches": False},
     "deepseek_vl_hybrid": {"size": {"height": 32, "width": 32}, "high_res_size": {"height": 64, "width": 64}},
-    "fast_vlm": {"use": "CLIPImageProcessor", "size": {"shortest_edge": 256}, "crop_size": {"height": 256, "width": 256}},
+    "fast_vlm": {
+        "use": "CLIPImageProcessor",
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 256, "width": 256},
+    },
     "perception_lm": {"tile_size": 160, "max_num_tiles": 1},
     "idefics2": {"size": {"shortest_edge": 32, "longest_edge": 64}},
     "idefics3": {**ONE_TILE, "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}},
     "smolvlm": {**ONE_TILE, "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}},
-    "lfm2_vl": {"encoder_patch_size": 8, "tile_size": 32, "do_image_splitting": False, "max_image_tokens": 16, "min_image_tokens": 4},
+    "lfm2_vl": {
+        "encoder_patch_size": 8,
+        "tile_size": 32,
+        "do_image_splitting": False,
+        "max_image_tokens": 16,
+        "min_image_tokens": 4,
+    },
     "minicpm_ocr": {"scale_resolution": 32},
     "minicpmv4_6": {"scale_resolution": 32},
     "minicpmv4_7": {"scale_resolution": 32},
 }
 """What the image processor of a type needs: fields, and with `use` another class."""
+REFUSED: dict[str, str] = {}
+"""Why a type is refused, as the error says it."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}
 
 
@@ -175,13 +234,18 @@ def names() -> list[str]:
     ]
 
 
-def configuration(name: str) -> Any:
-    """A small configuration; ids of special tokens are at the end of the vocabulary."""
+def configuration(name: str, **others: Any) -> Any:
+    """A small configuration; ids of special tokens are at the end of the vocabulary.
+
+    Args:
+        name: The type.
+        others: Further fields, as in `SPECIAL`.
+    """
     from transformers import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[name]
     default = kind()
-    special = SPECIAL.get(name, {})
+    special = {**SPECIAL.get(name, {}), **others}
     fields = _fields(default, special, "")
     tokens = [key for key in {*default.to_dict(), *default.attribute_map} if key.endswith(("token_id", "token_index"))]
     for i, key in enumerate(sorted(tokens)):
@@ -208,12 +272,11 @@ def _like(default: Any, value: Any) -> Any:
     return [value] * len(default) if isinstance(default, list | tuple) else value
 
 
-def save(name: str, folder: Path) -> Any:
+def save(name: str, folder: Path, **others: Any) -> Any:
     """Write a small model of a type with its processor. Returns it, in eval mode."""
-    from magma_hf.whole_inputs import default_processor
     from magma_hf.whole_model import whole_class
 
-    config = configuration(name)
+    config = configuration(name, **others)
     torch.manual_seed(0)
     model = whole_class(config)._from_config(copy.deepcopy(config), dtype=torch.float32).float().eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,21 +10,25 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from magma_prefixes.transformers_names import find_projector
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import magma
 from magma import CheckpointError, FrozenLM, Input, Magma, PartError, PartOf, Prefix, error_summary
 
 from . import whole_model
 from .whole_encoder import WholeAudio, WholeFeatures, WholeImages
+from .whole_frame import Frame, chat_prompt, find_frame, load_full_processor
 from .whole_inputs import load_processor
 from .whole_model import TENSORS, Modality
-from .whole_probe import compare
+from .whole_probe import compare, media_token
 from .whole_split import find_projector_path
 
 LM_FOLDER = "lm"
+PROMPTS = "prompts.json"
+"""For each modality, the texts before and after a medium by which the chat template asks `{question}` about it."""
 ENCODERS: Mapping[Modality, type[WholeFeatures]] = {"image": WholeImages, "audio": WholeAudio}
 
 
@@ -57,13 +62,20 @@ def to_folder(
         say("separating the language model")
         lm = magma.assemble({"name": "lm", "lm": {"use": "causal", "weights": str(source)}}, device=None).lm
         lm.export(folder / LM_FOLDER)
-        tables, inputs, lines = {}, {}, []
+        processor = load_full_processor(source)
+        tables, inputs, chats, lines = {}, {}, {}, []
         for modality in media:
             say(f"separating what reads {modality}, and comparing logits")
             write_media(folder / modality, whole, modality, source)
-            tables[modality], inputs[modality], report = find_parts(folder, whole, lm, modality, limits)
+            frame = Frame()
+            if processor is not None:
+                token = media_token(whole.config, modality)
+                frame = find_frame(processor, modality, token, load_processor(modality, source, whole.config))
+                chats[modality] = chat_prompt(processor, modality, token)
+            tables[modality], inputs[modality], report = find_parts(folder, whole, lm, modality, frame, limits)
             lines += report
         model = Magma(lm, inputs)
+        _write_prompts(folder, processor, chats)
         written = [path.name for path in folder.iterdir()]
 
         def bring(target: Path) -> None:
@@ -113,7 +125,7 @@ def write_media(folder: Path, whole: Any, modality: Modality, source: str | Path
 
 
 def find_parts(
-    folder: Path, whole: Any, lm: FrozenLM, modality: Modality, limits: Mapping[Modality, float]
+    folder: Path, whole: Any, lm: FrozenLM, modality: Modality, frame: Frame, limits: Mapping[Modality, float]
 ) -> tuple[dict[str, Any], Input, list[str]]:
     """The table of an input, the input, and a report.
 
@@ -131,17 +143,18 @@ def find_parts(
             built = _build_prefix(folder, prefix, encoder, lm)
             if tensors is not None:
                 built.load_state_dict(dict(tensors), assign=True)
+            table, built = _framed(prefix, built, frame, encoder, lm)
             model = Magma(lm, {modality: Input(encoder, built, trainable=False)}).eval()
-            found = compare(whole, model)
+            found = compare(whole, model, frame)
         except PartError as error:
             problem = error
             continue
         except RuntimeError as error:  # tensors of another shape
             problem = PartError(str(error))
             continue
-        table = {"encoder": {"use": encoder.name, **encoder_keys, **end}, "prefix": prefix, "trainable": False}
-        report = f"{modality}: encoder {encoder.name}, prefix {built.name}"
-        return table, model.input_modules()[modality], [report, *(f"  {line}" for line in found)]
+        tables = {"encoder": {"use": encoder.name, **encoder_keys, **end}, "prefix": table, "trainable": False}
+        report = f"{modality}: encoder {encoder.name}, prefix {prefix['use']}{frame.describe()}"
+        return tables, model.input_modules()[modality], [report, *(f"  {line}" for line in found)]
     assert problem is not None
     raise problem
 
@@ -176,3 +189,32 @@ def _build_prefix(folder: Path, table: Mapping[str, Any], encoder: WholeFeatures
     prefix.nested = False
     prefix.load_all_weights()
     return prefix
+
+
+def _framed(
+    table: dict[str, Any], prefix: Prefix, frame: Frame, encoder: WholeFeatures, lm: FrozenLM
+) -> tuple[dict[str, Any], Prefix]:
+    """The table and the prefix with the word embeddings of the tokens around a medium."""
+    if not (frame.before or frame.after):
+        return table, prefix
+    keys = {"use": "framed", "before": len(frame.before), "after": len(frame.after)}
+    outer: Any = (
+        PartOf[Prefix]
+        .model_validate({**keys, "of": {"use": "linear"}})
+        .build(encoder.dim, encoder.length, lm.embedding_dim)
+    )
+    outer.nested, prefix.nested = False, True
+    outer.of, outer.length = prefix, prefix.length + len(frame.before) + len(frame.after)
+    for name, ids in (("before", frame.before), ("after", frame.after)):
+        setattr(outer, name, nn.Parameter(lm.embed(torch.tensor(ids, dtype=torch.long)[None])[0].detach().clone()))
+    return {**keys, "of": table}, outer
+
+
+def _write_prompts(folder: Path, processor: Any, chats: Mapping[str, Sequence[str] | None]) -> None:
+    """Write the chat template beside the tokenizer, and what it makes of a question."""
+    template = getattr(processor, "chat_template", None)
+    if isinstance(template, str):
+        (folder / LM_FOLDER / "chat_template.jinja").write_text(template, encoding="utf-8")
+    found = {modality: texts for modality, texts in chats.items() if texts is not None}
+    if found:
+        (folder / PROMPTS).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -22,14 +22,14 @@ from torch.nn import functional as F
 from magma import Encoder, Features, InputError, PartConfig, PartError, Weights, error_summary
 
 from . import whole_model
-from .whole_inputs import blank, load_processor, joined_axes, looks_readable, open_medium, prepare_media
+from .whole_inputs import blank, joined_axes, load_processor, looks_readable, open_medium, prepare_media
 from .whole_model import TENSORS, Modality
 
 Items = tuple[Tensor, ...]
 """The arguments of the feature function, in the order of `keys`."""
 
 
-class ProjectorReached(Exception):  # noqa: N818  # not an error: it carries a result
+class ProjectorReached(Exception):  # not an error: it carries a result
     """Ends the library's function at the projector, with what the projector is given."""
 
     def __init__(self, features: Tensor) -> None:

@@ -163,7 +163,9 @@ def joined_axes(modality: Modality, processor: Any, names: Sequence[str]) -> dic
     one, two = (prepare_media(modality, processor, [medium] * count, names) for count in (1, 2))
     axes = {}
     for name, tensor in one.items():
-        longer = [i for i, (size, both) in enumerate(zip(tensor.shape, two[name].shape, strict=True)) if both == 2 * size]
+        longer = [
+            i for i, (size, both) in enumerate(zip(tensor.shape, two[name].shape, strict=True)) if both == 2 * size
+        ]
         axes[name] = longer[0] if longer else 0
     return axes
 

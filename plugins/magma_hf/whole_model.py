@@ -202,9 +202,7 @@ def language_models(whole: Any) -> list[Any]:
 def language_model_names(whole: Any, module: Any) -> set[str]:
     """Names in `module` of the tensors of the language model and its head."""
     parts = [*language_models(whole), whole.get_input_embeddings(), whole.get_output_embeddings()]
-    inside = {
-        id(tensor) for part in parts if part is not None for tensor in part.state_dict(keep_vars=True).values()
-    }
+    inside = {id(tensor) for part in parts if part is not None for tensor in part.state_dict(keep_vars=True).values()}
     return {name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in inside}
 
 

@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magma import Magma, PartError, error_summary
+from magma import Input, Magma, PartError, error_summary
 
 from . import whole_model
 from .whole_encoder import Items, WholeFeatures
+from .whole_frame import Frame
 
 TOLERANCE = 1e-5
 TEXT = "text"
+NO_FRAME = Frame()
 TOKEN_TYPES = {"image": 1, "video": 2, "audio": 3}
 """The library's numbers of the kinds of tokens; 0 is text."""
 
@@ -47,17 +49,20 @@ def ordinary_tokens(architecture: Any, count: int, seed: int) -> Tensor:
     return allowed[torch.randint(len(allowed), (count,), generator=torch.Generator().manual_seed(seed))]
 
 
-def library_arguments(whole: Any, encoder: WholeFeatures, segments: Sequence[Any]) -> dict[str, Tensor]:
-    """What the whole model is called with, for a prompt of token ids [t] and prepared media."""
+def library_arguments(whole: Any, module: Input, segments: Sequence[Any], frame: Frame = NO_FRAME) -> dict[str, Tensor]:
+    """What the whole model is called with, for a prompt of token ids [t] and prepared media in their frames."""
+    encoder: Any = module.encoder
     token = media_token(whole.config, encoder.modality)
     ids, media, is_medium = [], [], []
     for one in segments:
         if isinstance(one, Tensor):
             ids.append(one)
         else:
-            ids.append(torch.full((encoder.num_features(one),), token))
+            count = module.prefix.num_embeddings(encoder.num_features(one)) - len(frame.before) - len(frame.after)
+            marks = [token] * count
+            ids.append(torch.tensor([*frame.before, *marks, *frame.after]))
             media.append(one)
-        is_medium.append(torch.full_like(ids[-1], not isinstance(one, Tensor)))
+        is_medium.append((ids[-1] == token).long())
     row = torch.cat(ids)[None]
     given = {"input_ids": row, "attention_mask": torch.ones_like(row)}
     accepted = {name for part in (whole, whole.base_model) for name in inspect.signature(part.forward).parameters}
@@ -68,11 +73,14 @@ def library_arguments(whole: Any, encoder: WholeFeatures, segments: Sequence[Any
         given["mm_token_type_ids"] = kinds * TOKEN_TYPES[encoder.modality]
     if media:
         *joined, _ = encoder.stack(media)
-        given |= {name: tensor.to(whole.dtype) if tensor.is_floating_point() else tensor for name, tensor in zip(encoder.keys, joined, strict=True)}
+        given |= {
+            name: tensor.to(whole.dtype) if tensor.is_floating_point() else tensor
+            for name, tensor in zip(encoder.keys, joined, strict=True)
+        }
     return given
 
 
-def compare(whole: Any, model: Magma) -> list[str]:
+def compare(whole: Any, model: Magma, frame: Frame = NO_FRAME) -> list[str]:
     """Compare logits for text, for one medium and for two. Returns the differences, as lines.
 
     Raises:
@@ -85,10 +93,10 @@ def compare(whole: Any, model: Magma) -> list[str]:
         for what, prompt in prompts(whole.config, encoder, name).items():
             if what == TEXT and not reads_text_only(whole):
                 continue
-            difference, largest = _difference(whole, model, encoder, prompt)
+            difference, largest = _difference(whole, model, module, prompt, frame)
             lines.append(f"{what}: logits differ by {difference:.1e} (largest: {largest:.2g})")
             if not difference <= _tolerance(whole.dtype) * max(1.0, largest):
-                reason = reason_of_difference(whole, model, encoder, prompt)
+                reason = reason_of_difference(whole, module, prompt, frame)
                 raise PartError(f"{whole.config.model_type}: the parts do not give the logits of the whole: {reason}")
     return lines
 
@@ -114,10 +122,10 @@ def reads_text_only(whole: Any) -> bool:
 
 
 @torch.no_grad()
-def _difference(whole: Any, model: Magma, encoder: WholeFeatures, prompt: Sequence[Any]) -> tuple[float, float]:
+def _difference(whole: Any, model: Magma, module: Input, prompt: Sequence[Any], frame: Frame) -> tuple[float, float]:
     """The largest difference of logits, and the largest logit."""
     try:
-        expected: Tensor = whole(**library_arguments(whole, encoder, prompt)).logits[0].float()
+        expected: Tensor = whole(**library_arguments(whole, module, prompt, frame)).logits[0].float()
     except Exception as error:  # whatever the library raises
         raise PartError(
             f"{whole.config.model_type}: the whole model does not run on the tokens and media of a prompt: "
@@ -144,19 +152,18 @@ def _tolerance(dtype: torch.dtype) -> float:
 
 
 @torch.no_grad()
-def reason_of_difference(whole: Any, model: Magma, encoder: WholeFeatures, prompt: Sequence[Any]) -> str:
+def reason_of_difference(whole: Any, module: Input, prompt: Sequence[Any], frame: Frame) -> str:
     """Why logits differ, as far as the call of the decoder inside the whole model shows it."""
     calls: list[Mapping[str, Any]] = []
 
-    def keep(module: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
+    def keep(decoder: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
         calls.append(given)
 
     hooks = [
-        decoder.register_forward_pre_hook(keep, with_kwargs=True)
-        for decoder in whole_model.language_models(whole)
+        decoder.register_forward_pre_hook(keep, with_kwargs=True) for decoder in whole_model.language_models(whole)
     ]
     try:
-        whole(**library_arguments(whole, encoder, prompt))
+        whole(**library_arguments(whole, module, prompt, frame))
     finally:
         for hook in hooks:
             hook.remove()

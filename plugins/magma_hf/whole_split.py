@@ -25,7 +25,7 @@ def find_projector_path(module: Any, modality: Modality, given: Mapping[str, Ten
         given: One medium.
 
     Returns:
-        The path. None: there is no such module, or it does not map one tensor [1, n, e] to one [1, k, d].
+        The path. None: there is no such module, or it does not map one tensor [1, n, e] or [n, e] to another one.
     """
     calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
@@ -42,6 +42,11 @@ def find_projector_path(module: Any, modality: Modality, given: Mapping[str, Ten
     for path, part in module.named_modules():
         if part in calls and any(True for _ in part.parameters()):
             before, after = calls[part]
-            if before.ndim == after.ndim == 3 and before.shape[0] == 1 and torch.equal(after[0], features):
+            flat = after.reshape(-1, after.shape[-1])
+            if _is_one_medium(before) and _is_one_medium(after) and torch.equal(flat, features):
                 return path
     return None
+
+
+def _is_one_medium(features: Tensor) -> bool:
+    return features.ndim == 2 or (features.ndim == 3 and features.shape[0] == 1)

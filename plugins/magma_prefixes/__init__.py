@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
+from .framed import Framed
 from .identity import Identity
 from .linear import Linear
 from .mlp import Mlp
@@ -25,4 +26,4 @@ from .transformer import Transformer
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Identity, Linear, Pooled, Mlp, Transformer, Stack, Pool, PixelShuffle, Resampler, QFormer]
+    return [Identity, Linear, Pooled, Mlp, Transformer, Stack, Pool, PixelShuffle, Resampler, QFormer, Framed]

@@ -16,7 +16,9 @@ class Identity(Prefix):
     def __init__(self, config: PartConfig, encoder_dim: int, encoder_length: int, dim: int) -> None:
         super().__init__(config, encoder_dim, encoder_length, dim)
         if encoder_dim != dim:
-            raise PartError(f"identity: the encoder's features have the width {encoder_dim}; allowed: {dim}, that of the language model")
+            raise PartError(
+                f"identity: the encoder's features have the width {encoder_dim}; allowed: {dim}, that of the language model"
+            )
         self.length = encoder_length
 
     def num_embeddings(self, features: int) -> int:
