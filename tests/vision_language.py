@@ -19,7 +19,7 @@ SIZES: dict[str, Any] = {
     "head_dim": 8,
     "intermediate_size": 64,
     "mlp_hidden_size": 64,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 64,
     "vocab_size": 96,
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -79,7 +79,7 @@ def configuration(model_type: str) -> Any:
             fields[name] = {"model_type": part.model_type, **_small(part), **own}
             if "layer_types" in part.to_dict() and "layer_types" not in own:
                 fields[name]["layer_types"] = part.layer_types[:2]
-    tokens = {name: 90 + i for i, name in enumerate(sorted(default.to_dict())) if name.endswith(("token_id", "token_index"))}
+    tokens = {name: 90 + i for i, name in enumerate(sorted(default.to_dict())) if name.endswith("token_id")}
     tokens = {name: 90 + i % 6 for i, name in enumerate(sorted(tokens)) if isinstance(getattr(default, name), int)}
     return kind(**{**_small(default), **fields, **tokens, **special.get("", {})})
 

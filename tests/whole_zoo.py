@@ -11,6 +11,7 @@ from vision_language import SIZES as COMMON
 
 SIZES: dict[str, Any] = {
     **COMMON,
+    "max_position_embeddings": 512,
     **dict.fromkeys(("encoder_layers", "decoder_layers", "num_layers", "n_layers"), 2),
     **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim", "ffn_dim", "mlp_dim", "moe_intermediate_size"), 64),
@@ -217,6 +218,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "minicpmv4_7": {"scale_resolution": 32},
 }
 """What the image processor of a type needs: fields, and with `use` another class."""
+IMPORTED: dict[str, tuple[str, str]] = {}
+"""What a type reads, and the prefix that its projector becomes."""
 REFUSED: dict[str, str] = {}
 """Why a type is refused, as the error says it."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}

@@ -1,7 +1,7 @@
 """Encoders of transformers by name, and whole multimodal models of transformers.
 
-Encoders: `towers.py` finds the tower in a configuration, `samples.py` the form of its input, `discovery.py` tries it and
-reads off the sizes of its features, `calling.py` runs it. `preparation.py` and `processors.py` turn raw inputs into
+Encoders: `towers.py` finds the tower in a configuration, `samples.py` the form of its input, `discovery.py` tries it
+and reads off the sizes of its features, `calling.py` runs it. `preparation.py` and `processors.py` turn raw inputs into
 arguments, and `loading.py` reads weights.
 
 Whole models: `import_whole.py` takes one apart, and `whole_probe.py` compares the parts with the whole.
@@ -39,7 +39,9 @@ def magma_commands(cli: Program) -> None:
 
 
 def import_hf(
-    source: Annotated[str, typer.Argument(help="A folder in transformers' format, or a hub name.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder in transformers' format or of LLaVA's own code, or a hub name.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
     image_size: Annotated[
         int | None,
@@ -48,8 +50,11 @@ def import_hf(
     seconds: Annotated[
         float | None, typer.Option(min=0.01, help="Length of the longest recording in seconds. Default: 30.")
     ] = None,
+    tower: Annotated[
+        str | None, typer.Option(help="Vision tower of a checkpoint of LLaVA's own code. Default: the one it names.")
+    ] = None,
 ) -> None:
-    """Take a multimodal model of transformers apart: tower, projector and language model become parts of a MAGMA folder.
+    """Take a multimodal model of transformers apart: its tower, projector and language model become MAGMA parts.
 
     The logits of the parts are compared with those of the whole model. If they differ, nothing is written.
     """
@@ -57,5 +62,5 @@ def import_hf(
 
     given = {"image": image_size, "audio": seconds}
     limits = {modality: float(value) for modality, value in given.items() if value is not None}
-    typer.echo("\n".join(to_folder(source, out, limits, typer.echo)))
+    typer.echo("\n".join(to_folder(source, out, limits, typer.echo, tower)))
     typer.echo(f"the model is in {out}")

@@ -16,9 +16,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import magma
-from magma import CheckpointError, FrozenLM, Input, Magma, PartError, PartOf, Prefix, error_summary
+from magma import (
+    CheckpointError,
+    FrozenLM,
+    Input,
+    Magma,
+    PartError,
+    PartOf,
+    Prefix,
+    error_summary,
+    hub_problem,
+    is_folder,
+)
 
-from . import whole_model
+from . import import_llava, whole_model
 from .whole_encoder import WholeAudio, WholeFeatures, WholeImages
 from .whole_frame import Frame, chat_prompt, find_frame, load_full_processor
 from .whole_inputs import load_processor
@@ -37,14 +48,16 @@ def to_folder(
     out: str | Path,
     limits: Mapping[Modality, float] = MappingProxyType({}),
     say: Callable[[str], None] = lambda _: None,
+    tower: str | None = None,
 ) -> list[str]:
     """Import a model. Returns a report, as lines.
 
     Args:
-        source: A folder in transformers' format, or a hub name.
+        source: A folder in transformers' format or of LLaVA's own code, or a hub name.
         out: The folder to write; it must not exist yet.
         limits: Pixels per side of the largest image, seconds of the longest recording. Default: 1024 and 30.
         say: Called with each step.
+        tower: Hub name or folder of the vision tower of a checkpoint of LLaVA's own code. Default: the one it names.
 
     Raises:
         CheckpointError: `out` exists.
@@ -53,10 +66,13 @@ def to_folder(
     out = Path(out)
     if out.exists():
         raise CheckpointError(f"{out} exists already: choose another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    source = _local(source)
+    if (original := import_llava.original_configuration(source)) is not None:
+        return import_llava.to_folder(source, original, out, tower, say)
     say("reading the whole model")
     whole = read_whole(source)
     media = readable_modalities(whole)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         folder = Path(scratch)
         say("separating the language model")
@@ -85,6 +101,24 @@ def to_folder(
         recipe = {"name": out.name, "lm": {"use": "causal", "weights": LM_FOLDER}, "inputs": tables}
         magma.save_tensors(out, recipe, model.state_dict(), model.dtype, bring)
     return lines
+
+
+def _local(source: str | Path) -> Path:
+    """The folder of a model, which is downloaded if it is a hub name. Raises `PartError`."""
+    if is_folder(str(source)):
+        folder = Path(source)
+        if not (folder / "config.json").is_file():
+            raise PartError(f"given {str(source)!r}; allowed: a folder with config.json and weights, or a hub name")
+        return folder
+    from huggingface_hub import snapshot_download
+
+    name = str(source)
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except Exception as missing:  # the hub's client raises many kinds
+        if problem := hub_problem(name):
+            raise PartError(f"{name} is not available: {problem}") from missing
+    return Path(snapshot_download(name, ignore_patterns=["*.gguf", "*.h5", "*.msgpack", "*.onnx"]))
 
 
 def read_whole(source: str | Path) -> Any:

@@ -154,7 +154,7 @@ class WholeFeatures(Encoder):
         return self._largest
 
     def stack(self, items: Sequence[Items]) -> Items:
-        """Join media as the processor joins several; other axes are padded. The last tensor has their feature counts."""
+        """Join media as the processor joins several; other axes are padded. The last tensor has the feature counts."""
         counts = torch.tensor([self.num_features(one) for one in items])
         tensors = zip(*items, strict=True)
         return (*(_join(some, axis) for some, axis in zip(tensors, self._axes, strict=True)), counts)

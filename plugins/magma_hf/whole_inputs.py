@@ -171,4 +171,5 @@ def joined_axes(modality: Modality, processor: Any, names: Sequence[str]) -> dic
 
 
 def _chosen(found: Mapping[str, Any], names: Sequence[str]) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(found[name]) for name in names if found.get(name) is not None}
+    tensors = {name: torch.as_tensor(found[name]) for name in names if found.get(name) is not None}
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

@@ -156,7 +156,7 @@ def reason_of_difference(whole: Any, module: Input, prompt: Sequence[Any], frame
     """Why logits differ, as far as the call of the decoder inside the whole model shows it."""
     calls: list[Mapping[str, Any]] = []
 
-    def keep(decoder: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
+    def keep(_module: nn.Module, _args: Any, given: Mapping[str, Any]) -> None:
         calls.append(given)
 
     hooks = [

@@ -45,7 +45,7 @@ class Framed(Prefix):
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, before + k + after, d]; padding comes after everything."""
         inner: Features = self.of(features)
-        b, k, d = inner.values.shape
+        b, _, d = inner.values.shape
         before = self.before.to(inner.values.dtype).expand(b, -1, -1)
         after = self.after.to(inner.values.dtype).expand(b, -1, -1)
         if inner.lengths is None:

@@ -17,7 +17,8 @@ class Identity(Prefix):
         super().__init__(config, encoder_dim, encoder_length, dim)
         if encoder_dim != dim:
             raise PartError(
-                f"identity: the encoder's features have the width {encoder_dim}; allowed: {dim}, that of the language model"
+                f"identity: the encoder's features have the width {encoder_dim}; allowed: {dim}, that of the language "
+                "model"
             )
         self.length = encoder_length
 
