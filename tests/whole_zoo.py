@@ -142,6 +142,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "granite_speech": GRANITE,
     "granite_speech_plus": GRANITE,
     "inkling2": INKLING2,
+    "inkling_mm_model": {"vision_config.patch_size": 40},
     "inkling2_loop": INKLING2,
     "fun_asr_nano": {"adaptor_config.intermediate_size": 8},
     "kimi_k25": LATENT,

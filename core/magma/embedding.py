@@ -65,7 +65,9 @@ def _run_all_adapters(layout: BatchLayout) -> BatchLayout:
 def zero_contribution(input_module: Input, like: Tensor) -> Tensor:
     """0, as a result of running an input on its dummy item, with the device and dtype of `like`."""
     encoder, dtype = input_module.encoder, next((p.dtype for p in input_module.parameters()), like.dtype)
-    item = map_tensors(lambda x: x.to(like.device, dtype if x.is_floating_point() else None), encoder.stack([encoder.dummy_item()]))
+    item = map_tensors(
+        lambda x: x.to(like.device, dtype if x.is_floating_point() else None), encoder.stack([encoder.dummy_item()])
+    )
     was_training = input_module.training
     input_module.eval()  # BatchNorm's statistics do not change
     zero: Tensor = 0 * input_module(item).values.sum().to(like.dtype)

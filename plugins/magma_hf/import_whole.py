@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from magma_prefixes.transformers_names import find_projector
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import magma
@@ -31,9 +30,10 @@ from magma import (
 
 from . import import_llava, whole_model
 from .whole_encoder import WholeAudio, WholeFeatures, WholeImages
+from .whole_folder import write_media
 from .whole_frame import Frame, chat_prompt, find_frame, load_full_processor
 from .whole_inputs import load_processor
-from .whole_model import TENSORS, Modality
+from .whole_model import Modality
 from .whole_probe import compare, media_token
 from .whole_split import find_projector_path
 
@@ -82,11 +82,12 @@ def to_folder(
         tables, inputs, chats, lines = {}, {}, {}, []
         for modality in media:
             say(f"separating what reads {modality}, and comparing logits")
-            write_media(folder / modality, whole, modality, source)
+            media_processor = load_processor(modality, source, whole.config)
+            write_media(folder / modality, whole, modality, media_processor)
             frame = Frame()
             if processor is not None:
                 token = media_token(whole.config, modality)
-                frame = find_frame(processor, modality, token, load_processor(modality, source, whole.config))
+                frame = find_frame(processor, modality, token, media_processor)
                 chats[modality] = chat_prompt(processor, modality, token)
             tables[modality], inputs[modality], report = find_parts(folder, whole, lm, modality, frame, limits)
             lines += report
@@ -145,17 +146,6 @@ def readable_modalities(whole: Any) -> list[Modality]:
     if not found:
         raise PartError(f"{whole.config.model_type}: it has no function for the features of images or audio")
     return found
-
-
-def write_media(folder: Path, whole: Any, modality: Modality, source: str | Path) -> None:
-    """Write configuration, processor and tensors of what reads a medium. Raises `PartError`."""
-    folder.mkdir()
-    module = whole_model.feature_module(whole, modality)
-    language_model = whole_model.language_model_names(whole, module)
-    state = {name: tensor for name, tensor in module.state_dict().items() if name not in language_model}
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, folder / TENSORS)
-    whole.config.save_pretrained(folder)
-    load_processor(modality, source, whole.config).save_pretrained(folder)
 
 
 def find_parts(

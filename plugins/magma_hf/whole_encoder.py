@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from magma_media.waveform import example_recordings
+from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from magma import Encoder, Features, InputError, PartConfig, PartError, Weights, error_summary
+from magma import CheckInputs, Encoder, Features, InputError, PartConfig, PartError, Weights, error_summary
 
 from . import whole_model
+from .whole_folder import write_example
 from .whole_inputs import blank, joined_axes, load_processor, looks_readable, open_medium, prepare_media
 from .whole_model import TENSORS, Modality
 
@@ -228,6 +231,16 @@ class WholeImages(WholeFeatures):
     def _largest_size(self) -> float:
         return self.config.largest
 
+    @classmethod
+    def check_inputs(cls, folder: Path) -> CheckInputs:
+        """A small LLaVA, and images of several shapes."""
+        write_example(folder / "image", "image")
+        config = {"weights": str(folder / "image"), "largest": 32}
+        Image.new("RGB", (40, 30), "teal").save(folder / "wide.png")
+        (folder / "text.png").write_text("no image")
+        good = (folder / "wide.png", Image.new("RGB", (20, 50), "orange"))
+        return CheckInputs(config, good, (folder / "none.png", folder / "text.png"))
+
 
 class WholeAudio(WholeFeatures):
     """Recordings to embeddings, as a multimodal model of transformers computes them."""
@@ -240,3 +253,9 @@ class WholeAudio(WholeFeatures):
 
     def _largest_size(self) -> float:
         return self.config.seconds
+
+    @classmethod
+    def check_inputs(cls, folder: Path) -> CheckInputs:
+        """A small Voxtral, and short recordings."""
+        write_example(folder / "audio", "audio")
+        return CheckInputs({"weights": str(folder / "audio"), "seconds": 1.0}, *example_recordings(folder, 0.5))

@@ -76,7 +76,7 @@ def _image_processor_class(model_type: str) -> Any:
 def _part(architecture: Any, *names: str) -> Mapping[str, Any]:
     """The fields of the configuration of the tower."""
     inner = next((one for name in names if (one := getattr(architecture, name, None)) is not None), architecture)
-    return {name: getattr(inner, name) for name in {*inner.to_dict(), *inner.attribute_map}}
+    return {name: getattr(inner, name, None) for name in {*inner.to_dict(), *inner.attribute_map}}
 
 
 def _image_fields(kind: Any, architecture: Any) -> dict[str, Any]:

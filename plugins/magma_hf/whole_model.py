@@ -78,7 +78,8 @@ def arguments(module: Any, modality: Modality) -> tuple[list[str], list[str]]:
 def call(module: Any, modality: Modality, given: Mapping[str, Tensor]) -> Tensor:
     """The embeddings of all media, one after the other: [n, d]."""
     found = getattr(module, function_name(modality))(**given)
-    found = getattr(found, "pooler_output", found)
+    if not isinstance(found, Tensor | list | tuple):
+        found = found.pooler_output if found.get("pooler_output") is not None else found.last_hidden_state
     tensors = list(_tensors(found))
     return torch.cat([one.reshape(-1, one.shape[-1]) for one in tensors])
 

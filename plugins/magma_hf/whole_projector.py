@@ -11,9 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from magma import Features, PartConfig, PartError, Prefix, Weights
+from magma import CheckInputs, Features, PartConfig, PartError, Prefix, Weights
 
 from . import whole_model
+from .whole_folder import EXAMPLE_WIDTH, write_example
 
 
 class WholeProjector(Prefix):
@@ -63,6 +64,13 @@ class WholeProjector(Prefix):
         projector = self._build()
         whole_model.load(projector, self._folder, inside=self.config.path)
         self.projector = projector.train(self.training)
+
+    @classmethod
+    def check_inputs(cls, folder: Path) -> CheckInputs:
+        """The projector of a small LLaVA."""
+        write_example(folder / "image", "image")
+        config = {"weights": str(folder / "image"), "path": "multi_modal_projector", "modality": "image"}
+        return CheckInputs(config, widths=(EXAMPLE_WIDTH, EXAMPLE_WIDTH))
 
     @torch.no_grad()
     def num_embeddings(self, features: int) -> int:

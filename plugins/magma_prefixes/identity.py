@@ -5,7 +5,9 @@ Axes: b batch, n features, d language-model width.
 
 from __future__ import annotations
 
-from magma import Features, PartConfig, PartError, Prefix
+from pathlib import Path
+
+from magma import CheckInputs, Features, PartConfig, PartError, Prefix
 
 
 class Identity(Prefix):
@@ -25,6 +27,11 @@ class Identity(Prefix):
     def num_embeddings(self, features: int) -> int:
         """One embedding per feature."""
         return features
+
+    @classmethod
+    def check_inputs(cls, folder: Path) -> CheckInputs:
+        """Features that are as wide as embeddings."""
+        return CheckInputs(widths=(8, 8))
 
     def forward(self, features: Features) -> Features:
         """[b, n, d] as it is."""

@@ -256,7 +256,9 @@ def test_a_checkpoint_of_the_code_of_llava(tmp_path: Path, trained_tower: bool) 
         inside = load_file(tower / "model.safetensors")
         tensors |= {f"model.vision_tower.vision_tower.{name}": tensor for name, tensor in inside.items()}
         with torch.no_grad():  # the tower that it started from is another one
-            save_file({name: 0.5 * tensor for name, tensor in inside.items()}, tower / "model.safetensors", {"format": "pt"})
+            save_file(
+                {name: 0.5 * tensor for name, tensor in inside.items()}, tower / "model.safetensors", {"format": "pt"}
+            )
     save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, original / "model.safetensors")
     text = whole.config.text_config.to_dict()
     own = {"mm_vision_tower": str(tower), "mm_projector_type": "mlp2x_gelu", "mm_vision_select_layer": -2}
