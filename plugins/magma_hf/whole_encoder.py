@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import random
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from magma_media.waveform import example_recordings
@@ -89,7 +89,7 @@ class WholeFeatures(Encoder):
             if not (self.folder / TENSORS).is_file():
                 raise PartError(f"weights: given {config.weights!r}; allowed: a folder that `magma import hf` wrote")
             self.architecture = whole_model.read_configuration(self.folder)
-            self._names = whole_model.stored_names(self.folder)
+            self._names, self._unused = whole_model.stored_names(self.folder)
             self.processor = load_processor(self.modality, self.folder, self.architecture)
             structure = self._build()
             self.arguments, _ = whole_model.arguments(structure, self.modality)
@@ -105,6 +105,20 @@ class WholeFeatures(Encoder):
         with torch.device("meta"):
             self.tower = self._build()
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # As in the library, tables that are not saved (rotary embeddings) keep their precision.
+        tables = [
+            (module, name, module._buffers[name])
+            for module in self.modules()
+            for name in module._non_persistent_buffers_set
+        ]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        for module, name, table in tables:
+            now = module._buffers[name]
+            if table is not None and now is not None and now.dtype != table.dtype:
+                module._buffers[name] = table.to(now.device)
+        return self
+
     @abstractmethod
     def _largest_size(self) -> float:
         """Side of the largest image, or seconds of the longest recording."""
@@ -119,6 +133,7 @@ class WholeFeatures(Encoder):
     def init_weights(self) -> None:
         """Draw random weights, which a checkpoint replaces."""
         self.tower = self._build().train(self.training)
+        self._freeze_unused()
 
     def load_weights(self) -> None:
         """Load the weights of the folder, in their precision. Raises `PartError`."""
@@ -126,6 +141,13 @@ class WholeFeatures(Encoder):
         skipped = self.config.projector
         whole_model.load(tower, self.folder, skipped)
         self.tower = tower.train(self.training)
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """Distributed training needs a gradient of everything that is trained."""
+        for name, parameter in self.tower.named_parameters():
+            if name in self._unused:
+                parameter.requires_grad_(False)
 
     def accepts(self, raw: Any) -> bool:
         """True for the path or the bytes of a file of this modality, and for images and waveforms in memory."""

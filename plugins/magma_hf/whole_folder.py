@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from . import whole_model
-from .whole_inputs import default_processor
-from .whole_model import TENSORS, Modality
+from .whole_inputs import blank, default_processor, prepare_media
+from .whole_model import TENSORS, UNUSED, Modality
 
 EXAMPLES: dict[Modality, dict[str, Any]] = {
     "image": {
@@ -35,7 +36,10 @@ def write_media(folder: Path, whole: Any, modality: Modality, processor: Any) ->
     module = whole_model.feature_module(whole, modality)
     language_model = whole_model.language_model_names(whole, module)
     state = {name: tensor for name, tensor in module.state_dict().items() if name not in language_model}
-    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, folder / TENSORS)
+    given = prepare_media(modality, processor, [blank(modality, processor)], whole_model.arguments(module, modality)[0])
+    unused = [name for name in whole_model.unused_parameters(module, modality, given) if name in state]
+    tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, folder / TENSORS, {UNUSED: json.dumps(unused)})
     whole.config.save_pretrained(folder)
     processor.save_pretrained(folder)
 

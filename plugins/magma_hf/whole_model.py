@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from magma import CheckpointError, PartError, error_summary, read_tensors
 Modality = Literal["image", "video", "audio"]
 MODALITIES: tuple[Modality, ...] = ("image", "video", "audio")
 TENSORS = "model.safetensors"
+UNUSED = "unused_parameters"
+"""Key of the file's metadata: names of parameters that are not trained."""
 NOT_MEDIA = ("vision_", "interpolate", "output_", "batch_num", "downsample_")
 """Beginnings of the names of arguments that are options."""
 
@@ -107,13 +110,28 @@ def read_configuration(folder: Path) -> Any:
         raise PartError(f"{folder} cannot be read: {error_summary(error)}") from error
 
 
-def stored_names(folder: Path) -> list[str]:
-    """Names of the tensors in a folder. Nothing is read but the header. Raises `PartError`."""
+def unused_parameters(module: Any, modality: Modality, given: Mapping[str, Tensor]) -> list[str]:
+    """Names of the parameters that do not contribute to the features of a medium."""
+    parameters = dict(module.named_parameters())
+    with torch.enable_grad():
+        features = call(module, modality, given)
+        if not features.requires_grad:
+            return []
+        weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features.dtype)
+        gradients = torch.autograd.grad(features, list(parameters.values()), weights, allow_unused=True)
+    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+
+
+def stored_names(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the tensors in a folder, and those of unused parameters. Raises `PartError`.
+
+    Nothing is read but the header.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(folder / TENSORS, framework="pt") as opened:
-            return list(opened.keys())
+            return list(opened.keys()), json.loads((opened.metadata() or {}).get(UNUSED, "[]"))
     except (OSError, SafetensorError) as error:
         raise PartError(f"{folder / TENSORS} cannot be read: {error}") from error
 

@@ -47,7 +47,7 @@ class WholeProjector(Prefix):
 
     def _build(self) -> nn.Module:
         architecture = whole_model.read_configuration(self._folder)
-        names = [name for name in whole_model.stored_names(self._folder) if name.startswith(f"{self.config.path}.")]
+        names = [name for name in whole_model.stored_names(self._folder)[0] if name.startswith(f"{self.config.path}.")]
         module = whole_model.build(architecture, self.config.modality, names)
         try:
             found: nn.Module = module.get_submodule(self.config.path)
