@@ -24,7 +24,11 @@ def imported() -> str:
     """A row for every type that is imported."""
     import whole_zoo
 
-    rows = ((f"`{name}`", media, f"`{prefix}`") for name, (media, prefix) in sorted(whole_zoo.IMPORTED.items()))
+    rows = (
+        (f"`{name}`", modality, f"`{prefix}`")
+        for name, inputs in sorted(whole_zoo.IMPORTED.items())
+        for modality, prefix in inputs.items()
+    )
     return table(("type", "reads", "prefix"), *rows)
 
 

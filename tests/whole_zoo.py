@@ -47,7 +47,7 @@ LATENT = {
     "text_config.qk_head_dim": 16,
 }
 NEMOTRON = {
-    "text_config.layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"],
+    "text_config.layers_block_type": ["linear_attention", "full_attention"],
     "text_config.ssm_state_size": 8,
     "text_config.mamba_num_heads": 8,
     "text_config.mamba_head_dim": 8,
@@ -219,8 +219,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "minicpmv4_7": {"scale_resolution": 32},
 }
 """What the image processor of a type needs: fields, and with `use` another class."""
-IMPORTED: dict[str, tuple[str, str]] = {}
-"""What a type reads, and the prefix that its projector becomes."""
+IMPORTED: dict[str, dict[str, str]] = {}
+"""For each modality that a type reads, the prefix that its projector becomes."""
 REFUSED: dict[str, str] = {}
 """Why a type is refused, as the error says it."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}

@@ -60,7 +60,6 @@ def import_hf(
     """
     from .import_whole import to_folder
 
-    given = {"image": image_size, "audio": seconds}
-    limits = {modality: float(value) for modality, value in given.items() if value is not None}
+    limits = {"image": image_size, "audio": seconds}
     typer.echo("\n".join(to_folder(source, out, limits, typer.echo, tower)))
     typer.echo(f"the model is in {out}")

@@ -46,7 +46,7 @@ ENCODERS: Mapping[Modality, type[WholeFeatures]] = {"image": WholeImages, "audio
 def to_folder(
     source: str | Path,
     out: str | Path,
-    limits: Mapping[Modality, float] = MappingProxyType({}),
+    limits: Mapping[str, float | None] = MappingProxyType({}),
     say: Callable[[str], None] = lambda _: None,
     tower: str | None = None,
 ) -> list[str]:
@@ -79,7 +79,10 @@ def to_folder(
         lm = magma.assemble({"name": "lm", "lm": {"use": "causal", "weights": str(source)}}, device=None).lm
         lm.export(folder / LM_FOLDER)
         processor = load_full_processor(source)
-        tables, inputs, chats, lines = {}, {}, {}, []
+        tables: dict[str, Any] = {}
+        inputs: dict[str, Input] = {}
+        chats: dict[str, tuple[str, str] | None] = {}
+        lines: list[str] = []
         for modality in media:
             say(f"separating what reads {modality}, and comparing logits")
             media_processor = load_processor(modality, source, whole.config)
@@ -149,7 +152,7 @@ def readable_modalities(whole: Any) -> list[Modality]:
 
 
 def find_parts(
-    folder: Path, whole: Any, lm: FrozenLM, modality: Modality, frame: Frame, limits: Mapping[Modality, float]
+    folder: Path, whole: Any, lm: FrozenLM, modality: Modality, frame: Frame, limits: Mapping[str, float | None]
 ) -> tuple[dict[str, Any], Input, list[str]]:
     """The table of an input, the input, and a report.
 
@@ -159,9 +162,10 @@ def find_parts(
     Raises:
         PartError: None of them gives the logits.
     """
-    encoder_keys = {"weights": modality, **({ENCODERS[modality].limit: limits[modality]} if modality in limits else {})}
+    limit = limits.get(modality)
+    encoder_keys = {"weights": modality, **({} if limit is None else {ENCODERS[modality].limit: limit})}
     problem: PartError | None = None
-    for end, prefix, tensors in ways(folder, whole, modality, encoder_keys):
+    for end, prefix, tensors in ways(folder, whole, lm, modality, encoder_keys):
         try:
             encoder = _build_encoder(folder, modality, {**encoder_keys, **end})
             built = _build_prefix(folder, prefix, encoder, lm)
@@ -187,17 +191,18 @@ Way = tuple[dict[str, Any], dict[str, Any], Mapping[str, Tensor] | None]
 """Keys of an encoder that say where it ends, the table of a prefix, and its tensors if no folder has them."""
 
 
-def ways(folder: Path, whole: Any, modality: Modality, encoder_keys: Mapping[str, Any]) -> Iterator[Way]:
+def ways(folder: Path, whole: Any, lm: FrozenLM, modality: Modality, encoder_keys: Mapping[str, Any]) -> Iterator[Way]:
     """The ways to divide a model into encoder and prefix, in the order of preference."""
     complete = _build_encoder(folder, modality, encoder_keys)
     given = dict(zip(complete.keys, complete.dummy_item(), strict=True))
     path = find_projector_path(complete.tower, modality, given)
+    known = find_projector(whole.config)
+    state = whole.base_model.state_dict() | whole.state_dict()
+    if known is not None and complete.dim != lm.embedding_dim:  # the projector is called after the feature function
+        yield {}, {"use": known.use, **known.options}, known.tensors(state)
     if path is not None:
-        known = find_projector(whole.config)
-        if known is not None and set(known.names.values()):
-            state = whole.base_model.state_dict() | whole.state_dict()
-            if all(name.startswith(path) for names in known.names.values() for name in names):
-                yield {"projector": path}, {"use": known.use, **known.options}, known.tensors(state)
+        if known is not None and all(name.startswith(path) for names in known.names.values() for name in names):
+            yield {"projector": path}, {"use": known.use, **known.options}, known.tensors(state)
         projector = {"use": "hf_projector", "weights": modality, "path": path, "modality": modality}
         yield {"projector": path}, projector, None
     yield {}, {"use": "identity"}, None

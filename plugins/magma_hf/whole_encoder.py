@@ -227,7 +227,7 @@ class WholeFeatures(Encoder):
         sizes = counts.tolist()
         if len(set(sizes)) == 1:
             return Features(found.reshape(b, sizes[0], -1))
-        values = nn.utils.rnn.pad_sequence(list(found.split(sizes)), batch_first=True)
+        values = nn.utils.rnn.pad_sequence(list(torch.split(found, sizes)), batch_first=True)
         return Features(values, counts.to(values.device))
 
 

@@ -111,15 +111,14 @@ def read_configuration(folder: Path) -> Any:
 
 
 def unused_parameters(module: Any, modality: Modality, given: Mapping[str, Tensor]) -> list[str]:
-    """Names of the parameters that do not contribute to the features of a medium."""
-    parameters = dict(module.named_parameters())
+    """Names of the parameters that do not contribute to the features of a medium, or that the library never trains."""
+    parameters = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     with torch.enable_grad():
         features = call(module, modality, given)
-        if not features.requires_grad:
-            return []
         weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(0)).to(features.dtype)
         gradients = torch.autograd.grad(features, list(parameters.values()), weights, allow_unused=True)
-    return [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is None]
+    used = {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    return [name for name, _ in module.named_parameters() if name not in used]
 
 
 def stored_names(folder: Path) -> tuple[list[str], list[str]]:
@@ -238,6 +237,6 @@ def shorten(module: nn.Module) -> nn.Module:
 def _say_layers(module: nn.Module, layers: int) -> None:
     """Let the configurations of all parts with this number of layers say that there is one."""
     for part in module.modules():
-        config = getattr(part, "config", None)
+        config: Any = getattr(part, "config", None)
         if getattr(config, "num_hidden_layers", None) == layers:
             config.num_hidden_layers = 1

@@ -39,6 +39,7 @@ def find_projector_path(module: Any, modality: Modality, given: Mapping[str, Ten
     finally:
         for hook in hooks:
             hook.remove()
+    path: str
     for path, part in module.named_modules():
         if part in calls and any(True for _ in part.parameters()):
             before, after = calls[part]

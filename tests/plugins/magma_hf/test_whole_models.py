@@ -76,7 +76,7 @@ def test_a_whole_model_is_exact_or_refused(name: str, tmp_path: Path) -> None:
         return
     whole, model = imported(name, tmp_path)
     parts = {modality: module.prefix.name for modality, module in model.input_modules().items()}
-    assert {zoo.IMPORTED[name][0]: zoo.IMPORTED[name][1]} == parts
+    assert parts == zoo.IMPORTED[name]
     for modality, module in model.input_modules().items():
         assert largest_difference(whole, model, modality) <= 1e-5
         encoder = module.encoder
