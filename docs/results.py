@@ -1,13 +1,13 @@
-"""Tables and plot of results.md: `python docs/results.py [MATRIX_JSON]` makes them, a test compares the tables.
+"""Tables and plot of results.md: `python docs/results.py [MATRIX_JSON REPORT_JSON]` makes them, a test compares tables.
 
-The scores are those of `magma recipe matrix` with the recipes `emoji`, kept in benchmarks/results/. The learning curves
-are those of the runs beside MATRIX_JSON.
+The scores are those of `magma recipe matrix` with the recipes `emoji`, and of `magma eval tasks` with the text-neutral
+model that `magma compose` makes of one of them, kept in benchmarks/results/. The learning curves are those of the runs
+beside MATRIX_JSON.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -21,6 +21,7 @@ RESULTS = sorted((FOLDER.parent / "benchmarks/results").glob("*-emoji.json"))
 SHOTS = (0, 1, 2, 4)
 ROWS = {
     "emoji": "adapters (sequential, attention 4, FF 4)",
+    "emoji_neutral": "the same adapters, text-neutral",
     "emoji_frozen": "Frozen (no adapters)",
     "emoji_adapters_attn4": "sequential, attention 4",
     "emoji_adapters_ff4": "sequential, FF 4",
@@ -43,9 +44,11 @@ NAMING = {
 KNOWLEDGE = {
     "capital, one step": (STYLE, "capital_one_step_accuracy"),
     "two steps": (STYLE, "capital_two_step_accuracy"),
+    "from caption": (STYLE, "capital_from_caption_accuracy"),
     "in words": (STYLE, "capital_in_words_accuracy"),
     "continent, one step": (STYLE, "continent_one_step_accuracy"),
     "two steps ": (STYLE, "continent_two_step_accuracy"),
+    "from caption ": (STYLE, "continent_from_caption_accuracy"),
     "in words ": (STYLE, "continent_in_words_accuracy"),
 }
 ABILITY = {
@@ -67,9 +70,9 @@ def score(runs: Runs, recipe: str, task: str, name: str, way: str = "model") -> 
     return f"{mean:.{digits}f}" + (f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})" if ends else "")
 
 
-def present(runs: Runs) -> list[str]:
-    """The recipes with runs, in the order of the tables."""
-    return [recipe for recipe in ROWS if any(run["recipe"] == recipe for run in runs)]
+def present(runs: Runs, trained: bool = False) -> list[str]:
+    """The recipes with runs, in the order of the tables; only those that were trained."""
+    return [one for one in ROWS if any(run["recipe"] == one and ("steps" in run or not trained) for run in runs)]
 
 
 def rows_of(runs: Runs, columns: list[tuple[str, str]], controls: bool = True) -> list[tuple[str, ...]]:
@@ -97,7 +100,7 @@ def categories(runs: Runs) -> str:
 def costs(runs: Runs) -> str:
     """Steps and seconds of each recipe."""
     rows = [("", "steps", "seconds", "seeds")]
-    for recipe in present(runs):
+    for recipe in present(runs, trained=True):
         chosen = [run for run in runs if run["recipe"] == recipe]
         seconds = statistics.fmean(run["seconds"] for run in chosen)
         rows.append((ROWS[recipe], str(chosen[0]["steps"]), f"{seconds:.0f}", str(len(chosen))))
@@ -112,7 +115,7 @@ def plot(runs: Runs, folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, ax = plt.subplots(figsize=(8, 4))
-    for i, recipe in enumerate(present(runs)):
+    for i, recipe in enumerate(present(runs, trained=True)):
         lines = (folder / recipe / "seed_0/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines]
         trained = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
@@ -144,8 +147,16 @@ def page(text: str) -> str:
     return fill(text, "results.py", "costs", costs(runs))
 
 
+def keep(matrix: Path, neutral: Path) -> None:
+    """Keep the scores of the runs, and those of the text-neutral model."""
+    runs = json.loads(matrix.read_text(encoding="utf-8"))["runs"]
+    report = json.loads(neutral.read_text(encoding="utf-8"))
+    kept = {key: report[key] for key in ("seed", "tasks", "intervals")}
+    RESULTS[-1].write_text(json.dumps({"runs": [*runs, {"recipe": "emoji_neutral", **kept}]}, indent=1) + "\n")
+    plot(runs, matrix.parent)
+
+
 if __name__ == "__main__":
     if sys.argv[1:]:
-        shutil.copyfile(sys.argv[1], RESULTS[-1])
-        plot(json.loads(RESULTS[-1].read_text(encoding="utf-8"))["runs"], Path(sys.argv[1]).parent)
+        keep(*map(Path, sys.argv[1:]))
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -184,6 +184,23 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("image") / "run", "image")
 
 
+def test_a_model_becomes_text_neutral_without_training(prompts: dict[str, list[Segments]], tmp_path: Path) -> None:
+    plain = {name: dict(table) for name, table in TABLES.items()}
+    former = saved(tmp_path / "plain", "image", adapters=plain)
+    out = tmp_path / "neutral"
+    done = CliRunner().invoke(cli, ["compose", str(former), "--text-neutral", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    before, after = magma.load(former), magma.load(out)
+    assert torch.equal(logits(before, prompts["image"]), logits(after, prompts["image"]))
+    words: list[Segments] = [[QUESTION]]
+    with after.adapters_disabled():
+        bare = logits(after, words)
+    assert torch.equal(logits(after, words), bare)
+    assert not torch.equal(logits(before, words), bare)
+    with pytest.raises(InputError, match="number of models: given 1; allowed: 2 to 26"):
+        compose([out], tmp_path / "again")
+
+
 def test_two_models_with_one_name_get_new_names(image: Path, tmp_path: Path) -> None:
     other = saved(tmp_path / "other", "image", seed=1)
     with pytest.raises(CheckpointError, match="both have an input image, with different weights; allowed: one name"):
@@ -238,7 +255,7 @@ def test_wrong_arguments(image: Path, tmp_path: Path) -> None:
         compose([image, image], tmp_path / "both", {"B.image": "a-b"})
     with pytest.raises(InputError, match="exists already"):
         compose([image, image], tmp_path)
-    with pytest.raises(InputError, match="given 1 models; allowed: 2"):
+    with pytest.raises(InputError, match="number of models: given 1; allowed: 2"):
         compose([image], tmp_path / "both")
     twice = ["--rename", "A.image=one", "--rename", "A.image=two"]
     done = CliRunner().invoke(cli, ["compose", "a", "b", "--out", "c", *twice])

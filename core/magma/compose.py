@@ -40,6 +40,8 @@ def compose(
     out: str | Path,
     renamed: Mapping[str, str] | None = None,
     say: Callable[[str], None] = lambda _: None,
+    *,
+    text_neutral: bool = False,
 ) -> Recipe:
     """Write one checkpoint from several, which handles the inputs of all of them.
 
@@ -48,10 +50,12 @@ def compose(
 
     Args:
         folders: Checkpoints or folders of runs, called A, B, ... in `renamed`. They have the same frozen language
-            model, and all their adapters have `only_with`.
+            model, and all their adapters have `only_with`. One is enough with `text_neutral`.
         out: The folder to write, which `load` opens.
         renamed: New names of inputs, such as {"B.scan": "second_scan"}.
         say: Called with each step, for progress messages.
+        text_neutral: Adapters without `only_with` get the inputs of their model, so that they no longer act on prompts
+            without media. Prompts with media are answered as before.
 
     Returns:
         The recipe of the new model.
@@ -61,14 +65,15 @@ def compose(
         InputError: A name in `renamed` is unknown, or the folder exists.
     """
     letters = string.ascii_uppercase
-    if not 1 < len(folders) <= len(letters):
-        raise InputError(f"given {len(folders)} models; allowed: 2 to {len(letters)}")
+    fewest = 1 if text_neutral else 2
+    if not fewest <= len(folders) <= len(letters):
+        raise InputError(f"number of models: given {len(folders)}; allowed: {fewest} to {len(letters)}")
     if Path(out).exists():
         raise InputError(f"{out} exists already: choose another folder")
     parents = []
     for letter, folder in zip(letters, folders, strict=False):
         say(f"reading {folder}")
-        parents.append(_Parent(letter, find_checkpoint(folder)))
+        parents.append(_Parent(letter, find_checkpoint(folder), text_neutral))
     _rename_inputs(parents, renamed or {})
     for parent in parents:
         _check_parts(parent)
@@ -86,7 +91,7 @@ def compose(
 class _Parent:
     """One of the models, and the names of its parts in the new one."""
 
-    def __init__(self, letter: str, folder: Path) -> None:
+    def __init__(self, letter: str, folder: Path, text_neutral: bool) -> None:
         self.letter, self.folder = letter, folder
         self.manifest: Manifest = read_manifest(folder)
         self.recipe = read_recipe(folder, self.manifest)
@@ -94,6 +99,9 @@ class _Parent:
         """The new name of each input."""
         self.adapters = {name: name for name in self.recipe.adapters}
         """The new name of each table."""
+        others = tuple(self.recipe.inputs) if text_neutral else ()
+        self.only_with = {name: table.only_with or others for name, table in self.recipe.adapters.items()}
+        """The inputs that each table acts with, by their former names; none: it acts on every prompt."""
 
     def __str__(self) -> str:
         return f"{self.letter} ({self.folder})"
@@ -165,11 +173,11 @@ def _names(model: Magma) -> dict[Key, str]:
 def _check_parts(parent: _Parent) -> None:
     if parent.recipe.head is not None:
         raise CheckpointError(f"{parent} has a classification head; allowed: models without [head], which write text")
-    for name, table in parent.recipe.adapters.items():
-        if not table.only_with:
+    for name, inputs in parent.only_with.items():
+        if not inputs:
             raise CheckpointError(
                 f"{parent}: adapters.{name} acts on every prompt, so it would change the answers of the other models; "
-                "allowed: adapters with `only_with`"
+                "allowed: adapters with `only_with`, or --text-neutral"
             )
 
 
@@ -242,7 +250,7 @@ def _rename_tables(parents: Sequence[_Parent]) -> None:
     for parent in parents:
         for name in parent.adapters:
             if count[name] > 1:
-                inputs = (parent.inputs[one] for one in parent.recipe.adapters[name].only_with or ())
+                inputs = (parent.inputs[one] for one in parent.only_with[name])
                 parent.adapters[name] = _free("_".join([name, *inputs]), taken)
                 taken.add(parent.adapters[name])
 
@@ -267,7 +275,7 @@ def _tables(parents: Sequence[_Parent], name: str) -> dict[str, Any]:
         tables = parent.recipe.model_dump(mode="json", exclude_none=True)
         inputs.update({parent.inputs[former]: table for former, table in tables["inputs"].items()})
         for former, table in tables["adapters"].items():
-            only_with = [parent.inputs[one] for one in table["only_with"]]
+            only_with = [parent.inputs[one] for one in parent.only_with[former]]
             adapters[parent.adapters[former]] = {"at": former, **table, "only_with": only_with}
     lm = parents[0].recipe.model_dump(mode="json", exclude_none=True)["lm"]
     description = f"Composed of {', '.join(parent.recipe.name for parent in parents)}"

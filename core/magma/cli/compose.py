@@ -11,9 +11,7 @@ from ..errors import InputError
 
 
 def compose(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Two or more checkpoints or folders of runs: A, B, ... in --rename.")
-    ],
+    folders: Annotated[list[Path], typer.Argument(help="Checkpoints or folders of runs: A, B, ... in --rename.")],
     out: Annotated[Path, typer.Option(help="Folder to write; it must not exist yet.")],
     rename: Annotated[
         list[str] | None,
@@ -23,11 +21,19 @@ def compose(
             "Repeat the option for several.",
         ),
     ] = None,
+    text_neutral: Annotated[
+        bool,
+        typer.Option(
+            "--text-neutral",
+            help="Adapters without only_with get it, with the inputs of their model: prompts without media are then "
+            "answered by the bare language model. One model is enough.",
+        ),
+    ] = False,
 ) -> None:
     """Combine models that were trained separately on the same frozen language model, without training.
 
-    All their adapters must have only_with. The new model handles the inputs of all of them. For prompts with inputs of
-    one model it computes what this model computes, bit by bit; prompts may mix inputs.
+    All their adapters must have only_with, or get it by --text-neutral. The new model handles the inputs of all of
+    them. For prompts with inputs of one model it computes what this model computes, bit by bit; prompts may mix inputs.
     """
     renamed: dict[str, str] = {}
     for given in rename or ():
@@ -43,5 +49,5 @@ def compose(
         screen.say("importing libraries")
         from ..compose import compose as combine
 
-        recipe = combine(folders, out, renamed, screen.say)
+        recipe = combine(folders, out, renamed, screen.say, text_neutral=text_neutral)
     typer.echo(f"{out}: inputs {', '.join(recipe.inputs)}; adapters {', '.join(recipe.adapters)}")

@@ -21,7 +21,7 @@ from ..system.ranks import is_first
 
 if TYPE_CHECKING:
     from ..plan import Plan
-    from ..runs.run import RunCallbacks
+    from ..runs.tasks import RunCallbacks
 
 
 class _LastingConsole(RichConsole):
@@ -109,7 +109,7 @@ class Screen:
 
     def callbacks(self) -> RunCallbacks:
         """This screen as a run's callbacks."""
-        from ..runs.run import RunCallbacks
+        from ..runs.tasks import RunCallbacks
 
         return RunCallbacks(
             say=self.say,
@@ -149,18 +149,9 @@ class Screen:
     def _plan(self, plan: Plan) -> None:
         print_plan(plan, self.console)
 
-    def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
-        """Print the results, or the command that resumes the run."""
+    def scores(self, report: dict[str, Any]) -> None:
+        """Print a table of each task in a report."""
         self.live.stop()
-        if not report["finished"]:
-            reason = f" ({report['stop_reason']})" if "stop_reason" in report else ""
-            self.console.print(
-                f"{report['stopped_by']} stopped the run at step {report['steps']}{reason}. A checkpoint is saved. "
-                "Resume:\n"
-                f"  {shlex.join(again)}",
-                soft_wrap=True,  # the command has to be copied in one piece
-            )
-            return
         for name, scores in report.get("tasks", {}).items():
             measures = report.get("measures", {}).get(name, {})
             table = Table(name.partition(".")[2], *scores, box=None, header_style="bold")
@@ -177,6 +168,20 @@ class Screen:
                 "model: as trained. shuffled: each question with the media of another question. blind: without media.",
                 soft_wrap=True,
             )
+
+    def report(self, report: dict[str, Any], out: Path, again: list[str]) -> None:
+        """Print the results, or the command that resumes the run."""
+        self.live.stop()
+        if not report["finished"]:
+            reason = f" ({report['stop_reason']})" if "stop_reason" in report else ""
+            self.console.print(
+                f"{report['stopped_by']} stopped the run at step {report['steps']}{reason}. A checkpoint is saved. "
+                "Resume:\n"
+                f"  {shlex.join(again)}",
+                soft_wrap=True,  # the command has to be copied in one piece
+            )
+            return
+        self.scores(report)
         self.console.print(
             f"{report['frozen_tensors']} frozen tensors are unchanged: sha256 {report['frozen_fingerprint']}\n"
             f"{report['steps']} training steps took {_duration(report['seconds'])}; all files are in {out}",

@@ -133,6 +133,43 @@ def ask(
     typer.echo(f"answers and scores: {place}")
 
 
+@evals.command("tasks")
+def tasks(
+    recipe: Annotated[str, typer.Argument(help="A TOML file, or the name of a bundled recipe, with [[tasks]].")],
+    folder: Annotated[Path, typer.Argument(help="A checkpoint, or the folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder of the answers, the scores, the pictures and report.json.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="PATH=VALUE", help="Set one value of the recipe, such as tasks.0.limit=50."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device. Default: cuda if available, otherwise cpu.")] = None,
+) -> None:
+    """Evaluate a checkpoint on all tasks of a recipe, as `magma recipe run` does after training.
+
+    After an interruption, the same command resumes.
+    """
+    from .console import Screen
+
+    with Screen() as screen:
+        screen.say("importing libraries")
+        from ..io import atomic_write
+        from ..manifest import find_checkpoint
+        from ..recipe.recipe import Recipe
+        from ..runs.folder import REPORT
+        from ..runs.run import check_requirements
+        from ..runs.tasks import evaluate_tasks
+        from ..system.device import check_device, default_device
+
+        chosen = check_device(device or default_device())
+        asked, where = Recipe.load(recipe, overrides or ()), find_checkpoint(folder)
+        check_requirements(asked)
+        found = evaluate_tasks(asked, where, out, str(chosen), screen.callbacks(), replace=False)
+        report = {"recipe": asked.name, "checkpoint": str(where), "seed": asked.seed, **found}
+        atomic_write(out / REPORT, json.dumps(report, indent=1) + "\n")
+        screen.scores(report)
+    typer.echo(f"answers and scores: {out}")
+
+
 @evals.command("score")
 def score(
     task: Annotated[str, typer.Argument(help="The task whose metric is used.")],

@@ -5,37 +5,24 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoint
 from ..deprecation import renamed_arguments
 from ..errors import MISSING_NOUN, InputError, RecipeError, TrainingError
-from ..evaluation.results import EVALUATIONS, Evaluation, evaluation_id, load_details, primary_score
-from ..interfaces import Task
 from ..io import atomic_write, folder_lock
 from ..manifest import CHECKPOINTS, RECIPE, combined_sha256, read_manifest
-from ..plan import Plan, plan_stages
+from ..plan import plan_stages
 from ..recipe.recipe import Recipe
 from ..system.ranks import ranks
-from ..training.progress import Callbacks, Result
+from ..training.progress import Result
 from .folder import REPORT, plot_losses, recipe_of_run
 from .stages import train_stages
+from .tasks import RunCallbacks, evaluate_tasks
 
 LOSS = "loss.png"
-
-
-@dataclass
-class RunCallbacks(Callbacks):
-    """Functions that are also called for the plan of a run, and for its evaluation."""
-
-    plan: Callable[[Plan], None] = lambda _: None
-    answered: Callable[[str, int], None] = lambda *_: None
-    """The evaluation that runs, and the number of questions that have an answer."""
-    stopped: Callable[[int], None] = lambda _: None
-    """The number of the signal that stopped the run. It is called in every process."""
 
 
 @renamed_arguments(watcher="callbacks")
@@ -121,62 +108,12 @@ def _report(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) 
     if result.finished:
         plot_losses([out], out / LOSS)
         if recipe.tasks:
-            report |= _evaluate_tasks(recipe, out, result, callbacks)
+            report |= evaluate_tasks(recipe, result.folder, out, result.device, callbacks)
     atomic_write(out / REPORT, json.dumps(report, indent=1) + "\n")
     if result.changed:
         count, name = len(result.changed), result.changed[0]
         raise TrainingError(f"{count} frozen tensors changed in training, the first is {name}: do not trust {out}")
     return report
-
-
-def _evaluate_tasks(recipe: Recipe, out: Path, result: Result, callbacks: RunCallbacks) -> dict[str, Any]:
-    """Evaluate the finished checkpoint on the recipe's tasks; the fields of the report."""
-    callbacks.say(f"loading {result.folder}")
-    model = checkpoint.load(result.folder, device=result.device, say=callbacks.say)
-    train = recipe.in_stages()[-1].train
-    assert train is not None
-    main: dict[str, float] = {}
-    scores: dict[str, Any] = {}
-    measures: dict[str, dict[str, str]] = {}
-    intervals: dict[str, Any] = {}
-    for i, table in enumerate(recipe.tasks):
-        part, config = recipe.part(f"tasks.{i}")
-        task: Task = part(config, recipe.seed)
-        is_repeated = any(other.use == table.use for other in recipe.tasks[:i])
-        folder = out / EVALUATIONS / (f"{task.name}.{i}" if is_repeated else task.name)
-        evaluation = Evaluation(
-            *(model, task, folder, evaluation_id(task, 0, result.folder)),
-            artifacts=out,
-            max_unreadable=train.max_unreadable,
-            say=callbacks.note,
-        )
-        found = evaluation.run(table.shots, progress=callbacks.answered, replace=True)
-        for shots in table.shots:
-            name = f"{i}.{score_name(task.name, shots)}"
-            scores[name] = found[str(shots)]
-            main = main or _main_scores(task, scores[name])
-            details = load_details(folder)
-            if measured := details.measures.get(str(shots)):
-                measures[name] = measured
-            if known := details.intervals.get(str(shots)):
-                intervals[name] = known
-    about = {"measures": measures, "intervals": intervals}
-    return {**main, "tasks": scores, **{key: value for key, value in about.items() if value}}
-
-
-def _main_scores(task: Task, scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The main score of a task, and the same score of the control runs."""
-    primary = primary_score(task, scores["model"])
-    main = {primary: scores["model"][primary]}
-    for baseline in ("shuffled", "blind"):
-        # The second name is the former one, kept for one version: programs read report.json.
-        main |= dict.fromkeys((f"{baseline}_score", f"{baseline}_accuracy"), scores[baseline][primary])
-    return main
-
-
-def score_name(name: str, shots: int) -> str:
-    """The name of a task's scores with this number of in-context examples: `digits`, `digits@4`."""
-    return f"{name}@{shots}" if shots else name
 
 
 def check_requirements(recipe: Recipe) -> None:

@@ -55,8 +55,8 @@ class EmojiTask(RowsTask):
         """The prompt for a caption, after the picture; `""` for a model whose training captions follow the picture
         directly and that should not see anything else."""
         groups: tuple[GroupName, ...] = Field(GROUPS, min_length=1)
-        """What is asked. In two steps, the question follows the model's own caption; in words, a right caption without
-        the picture."""
+        """What is asked. In two steps, the question follows the picture and the model's own caption; from a caption,
+        only this caption; in words, a right caption."""
         categories: tuple[str, ...] = Field(CATEGORIES, min_length=1)
         """Categories of the pictures in category questions."""
 
@@ -134,7 +134,7 @@ class EmojiTask(RowsTask):
 
     def _make_question(self, item: TaskItem, group: Group, row: Row) -> TaskItem:
         name, country = item.answer, row.value("country")
-        writes_caption = group.context == "own caption" or not group.question
+        writes_caption = group.starts_with_caption or not group.question
         if group.context == "words":
             asked = group.ask(country) if country else group.ask()
             prompt = item.prompt + Text(f"{self._space}{name}. {asked}")
@@ -156,14 +156,17 @@ class EmojiTask(RowsTask):
     def follow_up(self, prediction: Prediction) -> Question | None:
         """The second step of a question in two steps: the question after the model's own caption."""
         question, group = prediction.question, BY_NAME[self._group(prediction)]
-        if group.context != "own caption" or "caption" in question.extra:
+        if not group.starts_with_caption or "caption" in question.extra:
             return None
         country = find_country(prediction.text)
         asked = group.ask(country) if country else group.ask()
         caption = f"{self._space}{prediction.text}".rstrip(" .")
+        before = question.segments
+        if group.context == "only own caption":
+            before = [one for one in before if not isinstance(one, Media)]
         return replace(
             question,
-            segments=[*question.segments, f"{caption}. {asked}"],
+            segments=[*before, f"{caption}. {asked}"],
             extra={**question.extra, "caption": prediction.text, "country": country},
         )
 

@@ -21,9 +21,11 @@ GroupName = Literal[
     "category_in_words",
     "capital_one_step",
     "capital_two_step",
+    "capital_from_caption",
     "capital_in_words",
     "continent_one_step",
     "continent_two_step",
+    "continent_from_caption",
     "continent_in_words",
 ]
 GROUPS: tuple[GroupName, ...] = get_args(GroupName)
@@ -62,9 +64,14 @@ class Group:
     """After the picture, the caption or the words; {country} is the country. "": only the caption is asked."""
     answers: Callable[[Row], list[str]]
     """The accepted answers, the usual one first. Raises `InputError`."""
-    context: Literal["picture", "own caption", "words"] = "picture"
-    """What comes before the question: the picture, the picture with the caption that the model wrote, or a right
-    caption without the picture."""
+    context: Literal["picture", "own caption", "only own caption", "words"] = "picture"
+    """What comes before the question: the picture, the picture with the caption that the model wrote, this caption
+    without the picture, or a right caption without the picture."""
+
+    @property
+    def starts_with_caption(self) -> bool:
+        """Whether the model first writes a caption."""
+        return self.context in ("own caption", "only own caption")
 
     def ask(self, country: str = UNNAMED) -> str:
         """The question about a country."""
@@ -114,9 +121,11 @@ BY_NAME: dict[GroupName, Group] = {
         Group("category_in_words", "category", CATEGORY, _category, "words"),
         Group("capital_one_step", "country", CAPITAL, _capital),
         Group("capital_two_step", "country", CAPITAL, _capital, "own caption"),
+        Group("capital_from_caption", "country", CAPITAL, _capital, "only own caption"),
         Group("capital_in_words", "country", CAPITAL, _capital, "words"),
         Group("continent_one_step", "country", CONTINENT, _continent),
         Group("continent_two_step", "country", CONTINENT, _continent, "own caption"),
+        Group("continent_from_caption", "country", CONTINENT, _continent, "only own caption"),
         Group("continent_in_words", "country", CONTINENT, _continent, "words"),
     )
 }

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import stored_toy
 from toys import RECIPE, ToyTask
+from typer.testing import CliRunner
 
 import magma
-from magma import RecipeError, TrainingError
+from magma import InputError, RecipeError, TrainingError
+from magma.cli.app import cli
 from magma.io import folder_lock
 from magma.recipe.parts import build_part
-from magma.runs.run import RunCallbacks
+from magma.runs.tasks import RunCallbacks
 
 pytestmark = pytest.mark.usefixtures("stored_toys")
 
@@ -35,6 +37,20 @@ def test_the_report_is_what_the_run_did(tmp_path: Path) -> None:
     assert report["blind_accuracy"] == report["blind_score"]
     assert (report["steps"], report["finished"], report["frozen_tensors"]) == (6, True, 10)
     assert report["parts"]["lm"] == {"name": "toy", "from": "unknown 0", "parameters": 7296, "trained": 0}
+
+
+def test_the_tasks_of_a_recipe_are_asked_again(tmp_path: Path) -> None:
+    report = magma.run(RECIPE, tmp_path / "run")
+    recipe = str(tmp_path / "run/recipe.toml")
+    words = ["eval", "tasks", recipe, str(tmp_path / "run"), "--out", str(tmp_path / "again")]
+    done = CliRunner().invoke(cli, words)
+    assert done.exit_code == 0, done.output
+    again = json.loads((tmp_path / "again/report.json").read_text())
+    assert (again["tasks"], again["count_accuracy"]) == (report["tasks"], report["count_accuracy"])
+    assert "count_accuracy" in done.output
+    none = CliRunner().invoke(cli, [*words, "--set", "tasks=[]"])
+    assert isinstance(none.exception, InputError)
+    assert "toy has no tasks; allowed: a recipe with [[tasks]]" in str(none.exception)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:

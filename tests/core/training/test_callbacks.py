@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import magma
 from magma import Recipe, RecipeError, TrainingError
-from magma.runs.run import RunCallbacks
+from magma.runs.tasks import RunCallbacks
 from magma.training.progress import Callbacks, Progress
 from magma.training.train import train
 

@@ -17,7 +17,7 @@ from toys import RECIPE
 import magma
 from magma import OutOfMemory, Recipe
 from magma.plan import Plan, plan
-from magma.runs.run import RunCallbacks
+from magma.runs.tasks import RunCallbacks
 from magma.training.microbatch import choose_micro_batch, fit_micro_batch
 from magma.training.progress import Callbacks
 from magma.training.train import train

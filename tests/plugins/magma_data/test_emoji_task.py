@@ -61,7 +61,7 @@ def test_every_group_asks_about_its_pictures(emoji: Path) -> None:
     expected = {f"naming/{i}" for i in things} | {f"flag_naming/{i}" for i in flags}
     expected |= {f"{group}/{i}" for group in ("category", "category_in_words") for i in (0, 1)}
     for fact in ("capital", "continent"):
-        expected |= {f"{fact}_{how}/{i}" for how in ("one_step", "two_step", "in_words") for i in flags}
+        expected |= {f"{fact}_{how}/{i}" for how in ("one_step", "two_step", "from_caption", "in_words") for i in flags}
     assert set(found) == expected
     prompts = {
         "naming/4": [png(4), "A picture of"],
@@ -143,6 +143,9 @@ def test_the_second_step_asks_about_the_country_of_the_caption(
     assert (follow_up.extra["caption"], follow_up.extra["country"]) == (caption, country)
     assert follow_up.answer == "Nairobi"
     assert asking.follow_up(Prediction(follow_up, "Nairobi")) is None
+    without = asking.follow_up(Prediction(by_id(questions(EmojiTask, emoji))["capital_from_caption/5"], caption))
+    assert without is not None
+    assert without.segments == follow_up.segments[1:]
     assert find_country(caption) == country
 
 
@@ -165,7 +168,8 @@ def test_other_groups_have_one_step(emoji: Path) -> None:
     asking = task(EmojiTask, emoji)
     found = questions(EmojiTask, emoji)
     second = {q.group for q in found if asking.follow_up(Prediction(q, "flag of Peru")) is not None}
-    assert second == {"capital_two_step", "continent_two_step"}
+    steps = ("two_step", "from_caption")
+    assert second == {f"{fact}_{how}" for fact in ("capital", "continent") for how in steps}
 
 
 # Scores
