@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 TINY: dict[str, Any] = {
     # widths and numbers of layers
     **dict.fromkeys(("hidden_size", "d_model", "embed_dim", "projection_dim", "dim", "embedding_size"), 32),
@@ -19,7 +21,7 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 64,
     "vocab_size": 96,
     # images
-    **dict.fromkeys(("image_size", "img_size", "input_size"), 32),
+    **dict.fromkeys(("image_size", "img_size"), 32),
     "patch_size": 8,
     "spatial_merge_size": 2,
     "num_frames": 4,
@@ -34,48 +36,133 @@ TINY: dict[str, Any] = {
 """Fields of a tiny model; each type takes those that it knows."""
 
 OTHERS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4}),
+    **{
+        name: {"prediction_length": 4, "num_time_features": 2, "context_length": 16}
+        for name in ("autoformer", "informer", "time_series_transformer")
+    },
     "timm_backbone": {"backbone": "resnet18", "out_indices": [4]},
     "timm_wrapper": {"architecture": "test_vit"},
     "gemma3n_vision": {"architecture": "test_vit"},
     "whisper": {"vocab_size": 51865},
     "bridgetower_vision_model": {"hidden_size": 64},
-    **dict.fromkeys(("sew", "sew-d"), {"conv_dim": [8] * 13}),
+    **{name: {"conv_dim": [8] * 13} for name in ("sew", "sew-d")},
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32, "downsample_hidden_size": 8},
+    "clap_audio_model": {
+        "spec_size": 128,
+        "num_mel_bins": 64,
+        "patch_embeds_hidden_size": 8,
+        "hidden_size": 32,
+        "depths": [1, 1, 1],
+        "num_attention_heads": [1, 1, 1],
+    },
+    **{
+        f"{name}_sam_vision_model": {"downsample_channels": [16, 32], "global_attn_indexes": [1], "image_size": 64}
+        for name in ("deepseek_ocr2", "unlimited_ocr")
+    },
+    "janus_vqgan": {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "latent_channels": 32},
+    "donut-swin": {"image_size": [64, 64], "window_size": 2},
+    "granite_speech5_encoder": {"context_size": 16},
+    "depth_pro": {"patch_size": 32},
+    "dots3_note_vision_encoder": {
+        "num_hidden_layers": 2,
+        "mlp_layer_types": ["dense", "dense"],
+        "adapter_in_dim": 32,
+        "adapter_out_dim": 32,
+    },
+    "llama4_vision_model": {"intermediate_size": 128, "vision_output_dim": 32, "projector_input_dim": 32},
+    "mllama_vision_model": {"intermediate_layers_indices": [0], "num_global_layers": 1, "image_size": 32},
+    "vibevoice_acoustic_tokenizer": {"num_filters": 4, "depths": [1] * 7},
+    **{name: {"num_blocks": 1} for name in ("eomt", "eomt_dinov3")},
+    "levit": {"image_size": 224, "patch_size": 16},
     "lw_detr_vit": {"image_size": 64, "num_windows": 4, "patch_size": 8},
 }
 """What else a type needs."""
 
 
-def all_names() -> list[str]:
-    """Every type of the installed transformers in which a tower is found."""
+IMPOSSIBLE: dict[str, str] = {
+    "dinat": "it needs the package natten",
+}
+"""Types without a tiny model, and why."""
+
+_BATCH = "its features depend on the other rows of a batch"
+_PAIRS = "it compares two images"
+_VOCODER = "it makes a waveform of a spectrogram, and has no features"
+REFUSED: dict[str, str] = {
+    "autoformer": _BATCH,
+    "bridgetower_vision_model": "its output has the sequence before the rows",
+    "efficientloftr": _PAIRS,
+    "informer": "its attention draws positions at random, so that its features are not repeatable",
+    "higgs_audio_v2_tokenizer": "it needs a length that is a multiple of both of its encoders",
+    "inkling2_vision": "it puts class tokens between the images of a batch",
+    "inkling_vision": "it encodes each patch by itself, and its input does not say to which image a patch belongs",
+    "perceiver": "without a preprocessor of a task, it reads vectors",
+    "seggpt": "it needs a second image with a mask",
+}
+"""Types with a tiny model that cannot be an encoder, and why."""
+
+REASONS = {**IMPOSSIBLE, **REFUSED}
+
+
+def towers() -> dict[str, Any]:
+    """The tower in every type of the installed transformers that has one."""
+    from magma_hf.towers import find_tower
     from transformers import CONFIG_MAPPING
 
-    return list(CONFIG_MAPPING.keys())
+    found = {}
+    for name in CONFIG_MAPPING:
+        try:
+            found[name] = find_tower(_default(CONFIG_MAPPING[name]), None)
+        except Exception:  # of the library, for types that it cannot import or build
+            continue
+    return found
 
 
-LISTS: dict[str, tuple[int, ...]] = {
-    "depths": (1, 1, 1, 1, 1),
-    "hidden_sizes": (8, 16, 24, 32, 48),
-    "embed_dims": (8, 16, 24, 32, 48),
-    "layer_depths": (1, 1, 1, 1, 1),
-}
-"""Fields that have an entry for each stage; as many as the default has are taken."""
+def all_names() -> list[str]:
+    """Every type that is a tower: its own model reads media."""
+    return sorted(name for name, tower in towers().items() if not tower.path)
+
+
+def inside() -> dict[str, tuple[str, str]]:
+    """Every type of a whole model with a tower in it: the type of the tower, and the field of the configuration."""
+    return {
+        name: (tower.architecture.model_type, ".".join(tower.path)) for name, tower in towers().items() if tower.path
+    }
+
+
+def names() -> list[str]:
+    """Every type that works. A type of a new release is one of them."""
+    return [name for name in all_names() if name not in REASONS]
+
+
+def _default(kind: Any) -> Any:
+    try:
+        return kind()
+    except Exception:  # a field without a default
+        return kind(**OTHERS.get(kind.model_type, {}))
+
+
+STAGES = ("depths", "layer_depths")
+"""Fields with the number of layers of each stage: one is enough."""
+STAGED = {"hidden_size", "embed_dim", "num_heads", "num_attention_heads", "num_hidden_layers", "dim", "projection_dim"}
+STAGED |= {"patch_size", "image_size"}
+"""Fields that follow from the widths of stages, or that decide how many stages an image is enough for."""
 
 
 def tiny_fields(kind: Any) -> dict[str, Any]:
     """Fields of a tiny configuration of a class, with its `model_type`."""
-    default = kind(**OTHERS.get(kind.model_type, {}))
+    others = OTHERS.get(kind.model_type, {})
+    default = _default(kind)
     written = default.to_dict()
-    others = OTHERS.get(default.model_type, {})
+    stages = {key: [1] * len(written[key]) for key in STAGES if _is_list(written.get(key))}
+    staged = STAGED if any(_is_list(written.get(key)) for key in (*STAGES, "hidden_sizes", "embed_dims")) else ()
     known = {key: getattr(default, key, None) for key in TINY if key in written or key in default.attribute_map}
-    tiny = {key: _like(value, TINY[key]) for key, value in known.items() if _like(value, TINY[key]) is not None}
-    stages = {key: list(short[: len(written[key])]) for key, short in LISTS.items() if _is_list(written.get(key))}
+    found = {key: _like(value, TINY[key]) for key, value in known.items() if key not in staged}
     parts = {key: getattr(default, key, None) for key in kind.sub_configs if key not in others}
     return {
         "model_type": default.model_type,
-        **tiny,
+        **{key: value for key, value in found.items() if value is not None},
         **stages,
+        **({"image_size": 64} if staged and isinstance(known.get("image_size"), int) else {}),
         **{key: tiny_fields(type(part)) for key, part in parts.items() if part is not None},
         **others,
     }
@@ -100,3 +187,34 @@ def configuration(name: str, **overrides: Any) -> Any:
 
     kind = CONFIG_MAPPING[name]
     return kind(**{key: value for key, value in {**tiny_fields(kind), **overrides}.items() if key != "model_type"})
+
+
+def image_size(architecture: Any) -> int | None:
+    """Side of images for a tower without a size; None if it has one."""
+    from magma_hf import sizes
+
+    if architecture.model_type == "depth_pro":
+        return 128
+    return None if sizes.image_size(architecture) else 64
+
+
+def build(name: str, seed: int = 0) -> Any:
+    """The library's model in eval mode and float32, with every weight random."""
+    from magma_hf.towers import find_tower
+
+    architecture = configuration(name)
+    torch.manual_seed(seed)
+    model = find_tower(architecture, None).model_class._from_config(architecture, dtype=torch.float32).eval()
+    randomise(model)
+    return model
+
+
+@torch.no_grad()
+def randomise(model: torch.nn.Module) -> None:
+    """Matrices become random; vectors and scalars change a little, so that norms stay near 1."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            fan = parameter[0].numel()
+            parameter.normal_(std=min(0.5, (2 / fan) ** 0.5))
+        else:
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)

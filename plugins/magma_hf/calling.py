@@ -5,6 +5,7 @@ Axes: b batch, n features, e width, p patches.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from .outputs import as_sequence, hidden_states, last_hidden_state
 from .padding import keeps_padding
-from .samples import INVERTED, Sample
+from .samples import INVERTED, SIZES, Sample
+from .sizes import patch_size
 
 
 def call(
@@ -35,6 +37,7 @@ def call(
     Raises:
         ValueError: The output has no features.
     """
+    architecture = getattr(tower, "config", None)
     given = dict(zip(sample.values, batch, strict=True))
     rows = len(batch[0])
     if sample.mask:
@@ -42,17 +45,16 @@ def call(
     counts = None
     if sample.packed:
         counts = _patch_counts(given[sample.packed], sample)
-        given = _packed(given, counts)
+        given = _packed(given, counts, sample)
     options: dict[str, Any] = {name: _option(value, rows) for name, value in sample.options.items()}
-    if layers is None:
-        found = [last_hidden_state(_run(tower, given, options))]
-    else:
-        found = _layers(tower, given, options, layers)
+    found = [_output(tower, given, options)] if layers is None else _layers(tower, given, options, layers)
     if any(one is None for one in found):
         raise ValueError("its output has no features")
+    if counts is None and found[0] is not None and found[0].shape[0] != max(rows, 2):
+        counts = _valid_patches(given, sample, architecture)
     if counts is not None:
         return [_unpacked(one, counts) for one in found if one is not None]
-    return [(as_sequence(one, tower.config, rows), None) for one in found if one is not None]
+    return [(as_sequence(one, architecture, rows), None) for one in found if one is not None]
 
 
 def valid_positions(x: Tensor, axis: int) -> Tensor:
@@ -78,8 +80,14 @@ def _option(value: Any, rows: int) -> Any:
     return value.expand(rows, *value.shape[1:]) if isinstance(value, Tensor) else value
 
 
-def _run(tower: Any, given: dict[str, Tensor], options: dict[str, Any]) -> Any:
-    return tower(**given, **options)
+def _output(tower: Any, given: dict[str, Tensor], options: dict[str, Any]) -> Tensor | None:
+    """The features of the output; if it has only results of a head, the last hidden state."""
+    output = tower(**given, **options)
+    found = last_hidden_state(output)
+    if found is None and "output_hidden_states" in inspect.signature(type(tower).forward).parameters:
+        states = hidden_states(tower(**given, **options, output_hidden_states=True))
+        found = states[-1] if states else None
+    return found
 
 
 def _layers(
@@ -106,12 +114,12 @@ def recorded_layers(tower: nn.Module) -> Iterator[list[Tensor]]:
     found: list[Tensor] = []
     blocks = layers_of(tower)
 
-    def before(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         first = given[0] if given else named.get("hidden_states")
         if isinstance(first, Tensor):
             found.append(first)
 
-    def after(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+    def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         first = output[0] if isinstance(output, tuple) else output
         if isinstance(first, Tensor):
             found.append(first)
@@ -135,17 +143,37 @@ def layers_of(tower: nn.Module) -> list[nn.Module]:
 def _patch_counts(grid: Tensor, sample: Sample) -> list[int]:
     """The number of patches of each row; on meta, that of the sample."""
     if grid.is_meta:
-        return [len(sample.main)] * len(grid)
+        assert sample.packed is not None
+        return [int(sample.values[sample.packed].prod())] * len(grid)
     counts: list[int] = grid.prod(-1).tolist()
     return counts
 
 
-def _packed(given: dict[str, Tensor], counts: Sequence[int]) -> dict[str, Tensor]:
+def _valid_patches(given: dict[str, Tensor], sample: Sample, architecture: Any) -> list[int] | None:
+    """The number of patches of each row, for a tower whose output has the patches of all rows one after the other.
+
+    It is known from the sizes of images, or from positions, which are negative at padding. None: from neither.
+    """
+    name = next((name for name in given if name in SIZES or name.endswith("position_ids")), None)
+    patch = patch_size(architecture)
+    if name is None or patch is None:
+        return None
+    x = given[name]
+    x = sample.values[name][None].expand(len(x), *sample.values[name].shape) if x.is_meta else x
+    counts = (x // torch.tensor(patch, device=x.device)).prod(-1) if name in SIZES else (x >= 0).all(-1).sum(-1)
+    found: list[int] = counts.tolist()
+    return found
+
+
+def _packed(given: dict[str, Tensor], counts: Sequence[int], sample: Sample) -> dict[str, Tensor]:
     """The patches of all rows as one sequence: [b, p, ...] to [sum of p, ...]."""
-    names = iter(given)
-    main = next(names)
-    x = given[main]
-    return {**given, main: torch.cat([row[:count] for row, count in zip(x, counts, strict=True)])}
+    main = next(iter(given))
+    axis = sample.pack_axis
+    assert sample.packed is not None
+    unit = sample.main.shape[axis] // int(sample.values[sample.packed].prod())
+    rows = (row.narrow(axis, 0, unit * count) for row, count in zip(given[main], counts, strict=True))
+    patches = torch.cat(list(rows), dim=axis)
+    return {**given, main: patches[None] if sample.row_axis else patches}
 
 
 def _unpacked(found: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:

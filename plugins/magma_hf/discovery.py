@@ -1,7 +1,7 @@
 """Finds out how a tower is called, and how many features of which width it gives.
 
-A tower is run on meta. If it reads values of its input, which tensors on meta do not have, a copy with one layer of each
-list and random weights is run instead.
+A tower is run on meta. If it reads values of its input, which tensors on meta do not have, a copy with random weights
+and one layer of each list is run instead.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ MANY = 4000
 """A recording with more positions is a waveform."""
 PROBE_SAMPLES, PROBE_FRAMES = 16_000, 320
 """Maximum length of a recording with which padding is tried."""
+LARGE = 500_000_000
+"""A model with more parameters is not copied with all its layers."""
 SMALL = 3_000_000
 """A model with up to this number of parameters is its own small copy."""
 
@@ -50,6 +52,7 @@ def discover(trial: Trial, tries: Iterator[Sample]) -> Found:
     for sample in tries:
         try:
             found = trial.run(sample)
+            trial.verify(sample)
             if sample.mask is None or trial.hides_padding(sample):
                 return found
         except IndexError as error:
@@ -81,7 +84,20 @@ class Trial:
         try:
             return self._sizes(self.on_meta, sample, "meta")
         except Exception:  # perhaps it reads values
+            try:
+                return self._sizes(self.small, sample, "cpu")
+            except Exception:  # perhaps its layers differ
+                if not self._grow():
+                    raise
             return self._sizes(self.small, sample, "cpu")
+
+    def _grow(self) -> bool:
+        """Replace the small copy by one with all layers, if it has fewer and that is not too large."""
+        count = sum(parameter.numel() for parameter in self.on_meta.parameters())
+        if len(list(self.small.parameters())) == len(list(self.on_meta.parameters())) or count > LARGE:
+            return False
+        self._small = small_copy(self.tower, cut=False)
+        return True
 
     @property
     def small(self) -> Any:
@@ -105,11 +121,31 @@ class Trial:
         return self.run(replace(sample, values=dict(zip(sample.values, item, strict=True)))).length
 
     @torch.no_grad()
+    def verify(self, sample: Sample) -> None:
+        """Raise `ValueError` unless features depend on their input, and only on it."""
+        draw = torch.Generator().manual_seed(0)
+        others = [torch.stack([x, x]) for x in list(sample.values.values())[1:]]
+        main = torch.randn(2, *sample.main.shape, generator=draw)
+        if sample.mask and sample.axis is not None:  # a part is enough
+            main = main.narrow(sample.axis + 1, 0, _probe_length(sample))
+        try:
+            runs = [call(self.small, sample, [main, *others], self.layers)[0][0] for _ in range(2)]
+            single = call(self.small, sample, [x[1:] for x in (main, *others)], self.layers)[0][0]
+        except Exception:  # random numbers are no input of it, or the copy lacks a layer
+            return
+        if not torch.allclose(runs[0], runs[1], rtol=1e-3, atol=1e-4):
+            raise ValueError("its features are not repeatable")
+        if not torch.allclose(runs[0][1:], single, rtol=1e-2, atol=1e-3 * float(single.abs().max())):
+            raise ValueError("its features depend on the other rows of a batch")
+        if torch.equal(runs[0][0], runs[0][1]):
+            raise ValueError("its features do not depend on its input")
+
+    @torch.no_grad()
     def hides_padding(self, sample: Sample) -> bool:
         """Whether the features of a recording are the same beside a longer one. Raises what the library raises."""
         axis = sample.axis
         assert axis is not None
-        length = min(sample.main.shape[axis], PROBE_SAMPLES if sample.main.shape[axis] > MANY else PROBE_FRAMES)
+        length = _probe_length(sample)
         shape = list(sample.main.shape)
         shape[axis] = length
         long = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -152,6 +188,13 @@ class Trial:
     def is_unused(name: str, unused: frozenset[str]) -> bool:
         """Whether a parameter is one of `unused`."""
         return name in unused or _general(name) in unused
+
+
+def _probe_length(sample: Sample) -> int:
+    """Length of a recording with which a tower is tried."""
+    assert sample.axis is not None
+    length = sample.main.shape[sample.axis]
+    return min(length, PROBE_SAMPLES if length > MANY else PROBE_FRAMES)
 
 
 def _general(name: str) -> str:

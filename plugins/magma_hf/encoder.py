@@ -21,11 +21,11 @@ from torch.nn.utils.rnn import pad_sequence
 from magma import CheckInputs, Encoder, Features, PartConfig, PartError, Prepared, Weights
 
 from .calling import call, valid_positions
-from .discovery import Found, Trial, discover
+from .discovery import Found, Trial
 from .loading import load_tower, override, read_architecture, weights_problems
 from .preparing import build_preparation
 from .tokens import FeatureKind, Tokens, find_tokens
-from .towers import Modality, find_tower
+from .towers import Modality, Tower, find_tower
 
 
 class HFConfig(PartConfig):
@@ -84,18 +84,11 @@ class HF(Encoder):
             given = "neither" if config.weights is None else "both"
             raise PartError(f"{self.name}: given {given}; allowed: `weights`, or `config` with a model_type")
         with torch.device("cpu"):
-            self.whole = read_architecture(config.weights, config.config)
             try:
+                self.whole = read_architecture(config.weights, config.config)
                 tower = find_tower(self.whole, wanted)
-            except PartError as error:
-                raise PartError(f"{self.name}: {error}") from None
-            override(tower.architecture)
-            self.source = tower
-            try:
-                self._trial = Trial(tower, config.layers)
-                self._preparation, found = build_preparation(
-                    self._trial, self.whole, wanted, config, lambda tries: discover(self._trial, tries)
-                )
+                override(tower.architecture)
+                found = self._discover(tower, wanted)
                 self._tokens = self._find_tokens(found)
             except PartError as error:
                 raise PartError(f"{self.name}: {error}") from None
@@ -106,8 +99,24 @@ class HF(Encoder):
         self._known: dict[tuple[int, ...], int] = {self._key(tuple(found.sample.values.values())): self.length}
         self._unused = self._trial.unused(found.sample, lambda x: self._tokens.select(x, config.features))
         with torch.device("meta"):
-            self.tower = tower.build()
+            self.tower = self.source.build()
         self._freeze_unused()
+
+    def _discover(self, tower: Tower, wanted: Modality | None) -> Found:
+        """Find out how the tower, or else its encoder, is called. Raises `PartError` with the reason."""
+        problem: PartError | None = None
+        for one in (lambda: tower, tower.encoder):
+            if (source := one()) is None:
+                continue
+            try:
+                self.source, self._trial = source, Trial(source, self.config.layers)
+                self._preparation, found = build_preparation(self._trial, self.whole, wanted, self.config)
+            except PartError as error:
+                problem = problem or error
+            else:
+                return found
+        assert problem is not None
+        raise problem
 
     def _find_tokens(self, found: Found) -> Tokens:
         if self.config.features == "all":

@@ -5,14 +5,14 @@ Axes: b batch, n features, e width, h, w sides of a grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from .sizes import widths
 
-FIELDS = ("last_hidden_state", "encoder_last_hidden_state", "vision_model_output", "feature_maps", "image_embeds")
+FIELDS = ("encoder_last_hidden_state", "last_hidden_state", "vision_model_output", "feature_maps")
 """Fields of an output in order of preference; the last of several maps counts."""
 
 
@@ -21,12 +21,9 @@ def last_hidden_state(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        for name in FIELDS:
-            if (found := _last_tensor(output.get(name))) is not None:
-                return found
-        values: Any = output.values()
-    else:
-        values = output if isinstance(output, (tuple, list)) else ()
+        found = (_last_tensor(output.get(name)) for name in FIELDS)
+        return next((x for x in found if x is not None), None)
+    values = output if isinstance(output, (tuple, list)) else ()
     return next((x for x in values if isinstance(x, Tensor) and x.is_floating_point() and x.ndim >= 2), None)
 
 
@@ -68,10 +65,6 @@ def as_sequence(x: Tensor, architecture: Any, rows: int) -> Tensor:
         return x.transpose(1, 2) if first else x
     if x.ndim == 2 and x.shape[0] == rows:
         return x[:, None]
+    if x.ndim == 3 and x.shape[0] % rows == 0:  # frames as rows
+        return x.reshape(rows, -1, x.shape[-1])
     raise ValueError(f"its output {list(x.shape)} has other axes than [b, n, e]")
-
-
-def parameters_by_suffix(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """The last part of the name of each parameter, and the parameter."""
-    for name, parameter in model.named_parameters():
-        yield name.rpartition(".")[2], parameter

@@ -106,6 +106,22 @@ class Images(Preparation):
         return torch.tensor(value, dtype=torch.float32).view(count, 1, 1)
 
 
+class Missing(Preparation):
+    """Images for a tower that needs more than pixels, without a processor that gives it."""
+
+    def __init__(self, sample: Sample, model_type: str) -> None:
+        self.sample, self.model_type = sample, model_type
+
+    def accepts(self, raw: Any) -> bool:
+        return looks_like_image(raw)
+
+    def prepare(self, raw: Any, rng: random.Random | None) -> Values:
+        raise InputError(
+            f"how an image is prepared for a tower of type {self.model_type} is known only by its processor; allowed: "
+            "weights with preprocessor_config.json beside them"
+        )
+
+
 def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The image resized and cropped to height and width."""
     height, width = size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,11 +63,31 @@ def default_processor(types: Iterable[Any], modality: Modality, fields: Mapping[
         for kind in _classes(architecture, modality):
             try:
                 made = kind()
-                known = {name: value for name, value in fields.items() if hasattr(made, name)}
+                known = {name: value for name, value in fields.items() if _has(made, name, value)}
                 return kind(**known) if known else made
             except Exception:  # it needs more than defaults
                 continue
     return None
+
+
+def _has(processor: Any, name: str, value: Any) -> bool:
+    """Whether a processor has a field, in the form of this value."""
+    own = getattr(processor, name, None)
+    return hasattr(processor, name) and (not isinstance(value, dict) or all((own or {}).get(key) for key in value))
+
+
+def owners(architecture: Any) -> list[Any]:
+    """Default configurations of whole models that have a tower of this type, from the same module of the library."""
+    module = sys.modules[type(architecture).__module__]
+    found = []
+    for kind in vars(module).values():
+        parts = getattr(kind, "sub_configs", None) if inspect.isclass(kind) else None
+        if parts and type(architecture) in parts.values():
+            try:
+                found.append(kind())
+            except Exception:  # a field without a default
+                continue
+    return found
 
 
 def _classes(architecture: Any, modality: Modality) -> list[Any]:
@@ -130,6 +152,9 @@ def as_item(given: Mapping[str, Tensor], modality: Modality, axis: int | None = 
     if grid is not None and x.shape[0] == int(given[grid].prod(-1).sum()):
         values = {main: x, **{name: given[name][0] for name in others}}
         return Sample(modality, values, grid, 0)
+    if "target_sizes" in given and len(x) == 1:
+        values = {name: value[0] for name, value in given.items()}
+        return Sample(modality, values, "target_sizes", pack_axis=2, row_axis=True)
     if any(len(one) != 1 for one in given.values()):
         raise ValueError("its processor gives several rows for one input")
     return Sample(modality, {name: one[0] for name, one in given.items()}, None, axis)

@@ -21,6 +21,13 @@ MASKS += ("patch_attention_mask", "observed_mask", "past_observed_mask")
 INVERTED = ("audio_mel_mask", "past_values_padding")
 """Masks that are True, or 1, at padding."""
 
+SAMPLE_COUNTS = ("chunk_sample_lengths",)
+"""Arguments with the number of samples of a recording, for towers that read spectrograms."""
+SIZES = ("image_sizes",)
+"""Arguments with height and width of images that are padded to one size."""
+FURTHER = {"freq": torch.zeros(1, dtype=torch.long)}
+"""Other arguments that some towers need, and a value for any input: the frequency class of TimesFM."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -38,6 +45,10 @@ class Sample:
     mask: str | None = None
     """The argument that says which positions along `axis` are real, not padding."""
     mask_dtype: torch.dtype = torch.long
+    pack_axis: int = 0
+    """The axis of the main input along which packed patches follow each other."""
+    row_axis: bool = False
+    """Whether packed patches get an axis for one row: [1, p, ...]."""
 
     @property
     def main(self) -> Tensor:
@@ -88,8 +99,13 @@ def _images(tower: Tower, model: Any, side: int | None) -> Iterator[Sample]:
     if "target_sizes" in names:
         ph, pw = sizes.patch_size(config) or (14, 14)
         shape = torch.tensor([height // ph, width // pw])
-        yield Sample("image", {tower.argument: image, "target_sizes": shape})
+        strip = torch.zeros(count, ph, pw * int(shape.prod()))
+        values = {tower.argument: strip, "target_sizes": shape}
+        yield Sample("image", values, "target_sizes", pack_axis=2, row_axis=True)
     yield Sample("image", {tower.argument: image})
+    if patch := sizes.patch_size(config):
+        p = (height // patch[0]) * (width // patch[1])
+        yield Sample("image", {tower.argument: torch.zeros(p, count * patch[0] * patch[1])})
 
 
 def _patches(tower: Tower, model: Any, grid: str, size: tuple[int, int], count: int) -> Iterator[Sample]:
@@ -103,7 +119,9 @@ def _patches(tower: Tower, model: Any, grid: str, size: tuple[int, int], count: 
         for shape in ((rows * columns, count * depth * ph * pw), (rows * columns, count, ph, pw)):
             values = torch.tensor([rows, columns] if grid.endswith(("_hw", "_hws")) else [1, rows, columns])
             options = {"merge_sizes": torch.tensor([merge])} if "merge_sizes" in parameters(model) else {}
-            yield Sample("image", {tower.argument: torch.zeros(shape), grid: values}, grid, 0, options)
+            sample = Sample("image", {tower.argument: torch.zeros(shape), grid: values}, grid, 0, options)
+            yield sample
+            yield replace(sample, row_axis=True)
 
 
 def _videos(tower: Tower, model: Any, side: int | None) -> Iterator[Sample]:
@@ -119,17 +137,22 @@ def _videos(tower: Tower, model: Any, side: int | None) -> Iterator[Sample]:
 def _recordings(tower: Tower, model: Any, seconds: float) -> Iterator[Sample]:
     config = tower.architecture
     length = max(1, int(seconds * sizes.rate(config)))
+    whole = -(-length // sizes.stride(config)) * sizes.stride(config)
     bands = list(sizes.bands(config, model))
-    if tower.argument in ("input_values", "waveform") or (tower.argument == "hidden_states" and not bands):
+    named = tower.outer or tower.argument
+    if named in ("input_values", "waveform") or (named == "hidden_states" and not bands):
         yield from _varying(model, tower, (length,), 0)
         yield from _varying(model, tower, (1, length), 1)
+        if whole != length:
+            yield from _fixed(model, tower, (whole,))
+            yield from _fixed(model, tower, (1, whole))
     for frames, varies in _spectrogram_lengths(config, seconds):
         for m in bands:
             for shape, axis in (((m, frames), 1), ((frames, m), 0), ((1, frames, m), 1)):
                 if varies:
                     yield from _varying(model, tower, shape, axis)
                 else:
-                    yield Sample("audio", {tower.argument: torch.zeros(shape)})
+                    yield from _fixed(model, tower, shape)
 
 
 def _varying(model: Any, tower: Tower, shape: tuple[int, ...], axis: int) -> Iterator[Sample]:
@@ -142,6 +165,15 @@ def _varying(model: Any, tower: Tower, shape: tuple[int, ...], axis: int) -> Ite
     yield Sample("audio", values)
 
 
+def _fixed(model: Any, tower: Tower, shape: tuple[int, ...]) -> Iterator[Sample]:
+    """A spectrogram of one size; a tower may need a mask nevertheless."""
+    values = {tower.argument: torch.zeros(shape)}
+    yield Sample("audio", values)
+    for name in parameters(model):
+        if name in MASKS:
+            yield Sample("audio", {**values, name: torch.ones(max(shape), dtype=torch.long)})
+
+
 def _spectrogram_lengths(config: Any, seconds: float) -> Iterator[tuple[int, bool]]:
     """Possible numbers of frames, and whether they vary."""
     positions = getattr(config, "max_source_positions", None)
@@ -152,9 +184,10 @@ def _spectrogram_lengths(config: Any, seconds: float) -> Iterator[tuple[int, boo
         if isinstance(value := getattr(config, name, None), int) and value > 16:
             yield value, False
     yield max(32, int(seconds * 100) // 8 * 8), True
+    yield -(-int(seconds * 100) // 200) * 200, False
 
 
-def _series(tower: Tower, model: Any, side: int | None) -> Iterator[Sample]:
+def _series(tower: Tower, model: Any, _: int | None) -> Iterator[Sample]:
     length, count = sizes.series(tower.architecture)
     if "past_time_features" in parameters(model):
         features = getattr(tower.architecture, "num_time_features", 0)
@@ -176,6 +209,11 @@ def _with_required(model: Any, sample: Sample) -> Sample:
         length = max(sample.main.shape) if sample.modality == "audio" else sample.main.shape[0]
         if name in MASKS:
             values[name] = torch.ones(length, dtype=torch.bool)
+        elif name in SAMPLE_COUNTS:
+            hop = getattr(model.config, "hop_length", 160)
+            values[name] = torch.tensor(max(sample.main.shape) * hop)
+        elif name in FURTHER:
+            values[name] = FURTHER[name].clone()
         elif name in INVERTED:
             values[name] = torch.zeros(length, dtype=torch.bool)
     return replace(sample, values=values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,8 @@ from torch import nn
 
 IMAGE_SIDE = 224
 """Side of an image for a tower that has no size, in pixels."""
+BANDS = (80, 128, 64)
+"""Usual numbers of mel bands."""
 RATE = 16_000
 """Sample rate of a tower that has none, in Hz."""
 FRAMES = 8
@@ -33,7 +36,8 @@ def image_size(architecture: Any) -> tuple[int, int] | None:
     for name in ("image_size", "img_size", "input_size", "pretrain_image_size", "size", "tile_size"):
         if found := pair(getattr(architecture, name, None)):
             return found
-    return None
+    inner = (getattr(architecture, name, None) for name in getattr(architecture, "sub_configs", ()))
+    return next((found for one in inner if one is not None and (found := image_size(one))), None)
 
 
 def patch_size(architecture: Any) -> tuple[int, int] | None:
@@ -81,7 +85,16 @@ def bands(architecture: Any, model: nn.Module) -> Iterator[int]:
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             found.append(module.in_features if isinstance(module, nn.Linear) else module.in_channels)
             break
-    yield from dict.fromkeys(one for one in found if isinstance(one, int) and one > 0)
+    yield from dict.fromkeys(one for one in (*found, *BANDS) if isinstance(one, int) and one > 0)
+
+
+def stride(architecture: Any) -> int:
+    """Samples of a waveform for one feature."""
+    for name in ("patch_sizes", "strides", "downsampling_ratios", "upsampling_ratios"):
+        value = getattr(architecture, name, None)
+        if isinstance(value, (list, tuple)) and value and all(isinstance(one, int) for one in value):
+            return math.prod(value)
+    return 1
 
 
 def rate(architecture: Any) -> int:

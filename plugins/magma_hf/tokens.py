@@ -55,8 +55,7 @@ def find_tokens(model: Any, sample: Sample, length: int) -> Tokens:
         return Tokens()
     named = [(name.rpartition(".")[2], p) for name, p in model.named_parameters()]
     sums = [
-        sum(_rows(p, model) for name, p in named if name in wanted)
-        for wanted in (CLASS_TOKENS, OTHER_TOKENS, LAST_TOKENS)
+        sum(_rows(p) for name, p in named if name in wanted) for wanted in (CLASS_TOKENS, OTHER_TOKENS, LAST_TOKENS)
     ]
     if sum(sums) == extra:
         return Tokens(sums[0] + sums[1], sums[2], sums[0] > 0)
@@ -65,7 +64,7 @@ def find_tokens(model: Any, sample: Sample, length: int) -> Tokens:
     raise ValueError(f"it has {length} tokens and {length - extra} patches, and {sum(sums)} parameters of tokens")
 
 
-def _rows(parameter: Tensor, model: Any) -> int:
+def _rows(parameter: Tensor) -> int:
     return int(parameter.shape[-2]) if parameter.ndim > 1 else 1
 
 

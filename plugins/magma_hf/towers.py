@@ -1,4 +1,4 @@
-"""Finds the tower in a configuration of transformers: the model whose main input is an image, a video, audio or a series.
+"""Finds the tower in a configuration of transformers: the model that reads an image, a video, audio or a series.
 
 The names below are arguments of `forward` and fields of configurations, which the library uses in the same sense in all
 its models. No model is named.
@@ -10,7 +10,7 @@ import copy
 import importlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from magma import PartError
@@ -60,11 +60,13 @@ class Tower:
     model_class: Any
     """The class of transformers that is built from it."""
     encoder_only: bool
-    """Whether only its encoder is used: the model has a decoder too."""
+    """Whether only its encoder is used: the model has a decoder or a head too."""
     argument: str
     """The name of the main input."""
     other: Modality | None = None
     """What the main input means if its name does not say it."""
+    outer: str | None = None
+    """The main input of the whole model, of which this is the encoder."""
     path: tuple[str, ...] = ()
     """Fields that lead from the whole configuration to that of the tower."""
 
@@ -75,13 +77,26 @@ class Tower:
         model = self.model_class._from_config(copy.deepcopy(self.architecture), dtype=torch.float32)
         return mask_convolutions(part_of(model) if self.encoder_only else model)
 
+    def encoder(self) -> Tower | None:
+        """The tower that is the encoder of this one, as codecs have it; None if there is none."""
+        import torch
+
+        if self.encoder_only:
+            return None
+        with torch.device("meta"):
+            model = self.model_class._from_config(copy.deepcopy(self.architecture))
+        inner = part_of(model)
+        if inner is model or not isinstance(inner, torch.nn.Module):
+            return None
+        argument, *_ = [name for name in inspect.signature(type(inner).forward).parameters if name != "self"]
+        other = meanings(self.argument, self.other)[0]
+        return replace(self, encoder_only=True, argument=argument, other=other, outer=self.argument)
+
 
 def part_of(model: Any) -> Any:
-    """The encoder of a model that has a decoder too."""
-    found = model.get_encoder()
-    if found is model:
-        found = getattr(model, "encoder", model)
-    return found
+    """The encoder of a model that has a decoder or a head too; the model itself if it has none."""
+    found = model.get_encoder() if hasattr(model, "get_encoder") else model
+    return getattr(model, "encoder", model) if found is model else found
 
 
 OTHER_ARGUMENTS: dict[str, Modality] = {
@@ -141,7 +156,7 @@ def _own_tower(architecture: Any, modality: Modality | None, path: tuple[str, ..
         argument = main_argument(kind) or (names[0] if other else None)
         if argument is not None and _fits(meanings(argument, other), modality):
             decodes = any(name.startswith("decoder_in") for name in names)
-            return Tower(architecture, kind, decodes, argument, other, path)
+            return Tower(architecture, kind, decodes, argument, other, path=path)
     return None
 
 
