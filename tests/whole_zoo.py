@@ -74,7 +74,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "apertus1p5": {
         **{f"audio_config.{key}": 32 for key in ("hidden_size", "codebook_dim")},
         **{f"{part}_config.codebook_size": 16 for part in ("audio", "vision")},
-        **{f"vision_config.{key}": 16 for key in ("embed_dim", "latent_channels", "base_channels")},
+        **{f"vision_config.{key}": 16 for key in ("embed_dim", "latent_channels")},
+        "vision_config.base_channels": 32,
         "image_token_offset": 40,
         "audio_token_offset": 56,
     },
@@ -224,9 +225,23 @@ PROCESSORS: dict[str, dict[str, Any]] = {
     "minicpmv4_7": {"scale_resolution": 32},
 }
 """What the image processor of a type needs: fields, and with `use` another class."""
+POSITIONS = "its positions have 3 coordinates"
+BOTH_DIRECTIONS = "positions of a medium attend to each other in both directions"
+NO_FUNCTION = "it has no function for the features of images or audio"
 IMPORTED: dict[str, dict[str, str]] = {}
 """For each modality that a type reads, the prefix that its projector becomes."""
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "cohere_compass": POSITIONS,
+    "gemma3": BOTH_DIRECTIONS,
+    "git": NO_FUNCTION,
+    "instructblipvideo": NO_FUNCTION,
+    "minicpmv4_7": POSITIONS,
+    "paligemma": "it is not causal: positions depend on later ones",
+    "phi4_multimodal": NO_FUNCTION,
+    "qwen2_audio": NO_FUNCTION,
+    "qwen3_5": POSITIONS,
+    "vision-encoder-decoder": NO_FUNCTION,
+}
 """Why a type is refused, as the error says it."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}
 

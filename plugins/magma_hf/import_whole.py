@@ -34,7 +34,7 @@ from .whole_folder import write_media
 from .whole_frame import Frame, chat_prompt, find_frame, load_full_processor
 from .whole_inputs import load_processor
 from .whole_model import Modality
-from .whole_probe import compare, media_token
+from .whole_probe import LogitsDiffer, compare, media_token
 from .whole_split import find_projector_path
 
 LM_FOLDER = "lm"
@@ -164,7 +164,7 @@ def find_parts(
     """
     limit = limits.get(modality)
     encoder_keys = {"weights": modality, **({} if limit is None else {ENCODERS[modality].limit: limit})}
-    problem: PartError | None = None
+    problems: list[PartError] = []
     for end, prefix, tensors in ways(folder, whole, lm, modality, encoder_keys):
         try:
             encoder = _build_encoder(folder, modality, {**encoder_keys, **end})
@@ -175,16 +175,15 @@ def find_parts(
             model = Magma(lm, {modality: Input(encoder, built, trainable=False)}).eval()
             found = compare(whole, model, frame)
         except PartError as error:
-            problem = error
+            problems.append(error)
             continue
         except RuntimeError as error:  # tensors of another shape
-            problem = PartError(str(error))
+            problems.append(PartError(str(error)))
             continue
         tables = {"encoder": {"use": encoder.name, **encoder_keys, **end}, "prefix": table, "trainable": False}
         report = f"{modality}: encoder {encoder.name}, prefix {prefix['use']}{frame.describe()}"
         return tables, model.input_modules()[modality], [report, *(f"  {line}" for line in found)]
-    assert problem is not None
-    raise problem
+    raise next((one for one in problems if isinstance(one, LogitsDiffer)), problems[-1])
 
 
 Way = tuple[dict[str, Any], dict[str, Any], Mapping[str, Tensor] | None]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from magma import PartError, error_summary
+
 from . import whole_model
 from .whole_inputs import blank, default_processor, prepare_media
 from .whole_model import TENSORS, UNUSED, Modality
@@ -31,17 +33,36 @@ EXAMPLE_WIDTH = 16
 
 
 def write_media(folder: Path, whole: Any, modality: Modality, processor: Any) -> None:
-    """Write configuration, processor and tensors of what reads a medium."""
+    """Write configuration, processor and tensors of what reads a medium.
+
+    Raises:
+        PartError: The feature function cannot be called with what the processor makes of one medium.
+    """
     folder.mkdir()
     module = whole_model.feature_module(whole, modality)
     language_model = whole_model.language_model_names(whole, module)
     state = {name: tensor for name, tensor in module.state_dict().items() if name not in language_model}
-    given = prepare_media(modality, processor, [blank(modality, processor)], whole_model.arguments(module, modality)[0])
-    unused = [name for name in whole_model.unused_parameters(module, modality, given) if name in state]
+    unused = [
+        name for name in _unused_parameters(module, whole.config.model_type, modality, processor) if name in state
+    ]
     tensors = {name: tensor.contiguous().clone() for name, tensor in state.items()}
-    save_file(tensors, folder / TENSORS, {UNUSED: json.dumps(unused)})
+    save_file(tensors, folder / TENSORS, {UNUSED: json.dumps([name for name in unused if name in state])})
     whole.config.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def _unused_parameters(module: Any, model_type: str, modality: Modality, processor: Any) -> list[str]:
+    names, required = whole_model.arguments(module, modality)
+    function = whole_model.function_name(modality)
+    try:
+        given = prepare_media(modality, processor, [blank(modality, processor)], names)
+        if not (missing := [name for name in required if name not in given]):
+            return whole_model.unused_parameters(module, modality, given)
+    except Exception as error:  # the library raises errors of many types
+        raise PartError(f"{model_type}: {function} does not run on one {modality}: {error_summary(error)}") from error
+    raise PartError(
+        f"{model_type}: its {modality} processor does not give {', '.join(missing)}, which {function} needs"
+    )
 
 
 def write_example(folder: Path, modality: Modality) -> None:

@@ -23,6 +23,10 @@ TOKEN_TYPES = {"image": 1, "video": 2, "audio": 3}
 """The library's numbers of the kinds of tokens; 0 is text."""
 
 
+class LogitsDiffer(PartError):
+    """The parts of a model do not give the logits of the whole, or there are none to compare with."""
+
+
 def media_token(architecture: Any, modality: str) -> int:
     """The token that stands for one feature of a medium. Raises `PartError`."""
     for name in (f"{modality}_token_id", f"{modality}_token_index"):
@@ -84,7 +88,7 @@ def compare(whole: Any, model: Magma, frame: Frame = NO_FRAME) -> list[str]:
     """Compare logits for text, for one medium and for two. Returns the differences, as lines.
 
     Raises:
-        PartError: They differ. The message says why, as far as the calls inside the whole model show it.
+        LogitsDiffer: They differ. The message says why, as far as the calls inside the whole model show it.
     """
     lines = []
     for name, module in model.input_modules().items():
@@ -97,7 +101,9 @@ def compare(whole: Any, model: Magma, frame: Frame = NO_FRAME) -> list[str]:
             lines.append(f"{what}: logits differ by {difference:.1e} (largest: {largest:.2g})")
             if not difference <= _tolerance(whole.dtype) * max(1.0, largest):
                 reason = reason_of_difference(whole, module, prompt, frame)
-                raise PartError(f"{whole.config.model_type}: the parts do not give the logits of the whole: {reason}")
+                raise LogitsDiffer(
+                    f"{whole.config.model_type}: the parts do not give the logits of the whole: {reason}"
+                )
     return lines
 
 
@@ -127,7 +133,7 @@ def _difference(whole: Any, model: Magma, module: Input, prompt: Sequence[Any], 
     try:
         expected: Tensor = whole(**library_arguments(whole, module, prompt, frame)).logits[0].float()
     except Exception as error:  # whatever the library raises
-        raise PartError(
+        raise LogitsDiffer(
             f"{whole.config.model_type}: the whole model does not run on the tokens and media of a prompt: "
             f"{error_summary(error)}"
         ) from error
