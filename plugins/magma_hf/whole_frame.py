@@ -14,6 +14,9 @@ from .whole_inputs import blank
 from .whole_model import Modality
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
 @dataclass(frozen=True)
 class Frame:
     """Token ids around the features of a medium."""
@@ -31,6 +34,8 @@ def load_full_processor(source: str | Path) -> Any:
     """The library's processor of text and media; None if there is no tokenizer beside the weights."""
     from transformers import AutoProcessor
 
+    if not any(Path(source, name).is_file() for name in TOKENIZER_FILES):
+        return None
     with contextlib.suppress(Exception):  # whatever the library raises if a file is not there
         processor = AutoProcessor.from_pretrained(source)
         if getattr(processor, "tokenizer", None) is not None:

@@ -76,12 +76,12 @@ class WholeProjector(Prefix):
     def num_embeddings(self, features: int) -> int:
         """As many as the module gives."""
         if features not in self._sizes:
-            self._sizes[features] = self._counter[0](torch.ones(1, features, self._width)).shape[1]
+            self._sizes[features] = self._counter[0](torch.ones(1, features, self._width)).flatten(1, -2).shape[1]
         return self._sizes[features]
 
     def forward(self, features: Features) -> Features:
         """[b, n, e] to [b, k, d]."""
-        out: Any = self.projector(features.values)
+        out: Any = self.projector(features.values).flatten(1, -2)
         if features.lengths is None:
             return Features(out)
         sizes = [self.num_embeddings(n) for n in features.lengths.tolist()]

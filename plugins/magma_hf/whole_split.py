@@ -25,7 +25,7 @@ def find_projector_path(module: Any, modality: Modality, given: Mapping[str, Ten
         given: One medium.
 
     Returns:
-        The path. None: there is no such module, or it does not map one tensor [1, n, e] or [n, e] to another one.
+        The path. None: there is no such module, or it is not called with one tensor [1, n, e] or [n, e].
     """
     calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
@@ -44,7 +44,7 @@ def find_projector_path(module: Any, modality: Modality, given: Mapping[str, Ten
         if part in calls and any(True for _ in part.parameters()):
             before, after = calls[part]
             flat = after.reshape(-1, after.shape[-1])
-            if _is_one_medium(before) and _is_one_medium(after) and torch.equal(flat, features):
+            if _is_one_medium(before) and torch.equal(flat, features):
                 return path
     return None
 

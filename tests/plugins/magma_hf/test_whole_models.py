@@ -97,7 +97,7 @@ def test_the_tables_have_every_type() -> None:
 # Training
 
 
-def train(folder: Path, modality: str, source: Path) -> tuple[Magma, Path]:
+def train(folder: Path, modality: str, source: Path, *more: str) -> tuple[Magma, Path]:
     """Ten steps on four media; only the prefix is trained. The model before, and the folder of the run."""
     before = magma.load(folder / "parts")
     (folder / "train.toml").write_text(
@@ -108,6 +108,7 @@ name = "trained"
 weights = "parts/lm"
 [inputs.{modality}.encoder]
 weights = "parts/{modality}"
+{chr(10).join(more)}
 [init]
 checkpoint = "parts"
 [data]
@@ -169,7 +170,7 @@ def test_the_projector_of_an_audio_model_is_trained_and_saved(tmp_path: Path) ->
             file.writeframes(struct.pack(f"<{len(tone)}h", *tone))
     rows = [{"audio": f"{i}.wav", "caption": name} for i, name in enumerate(("one", "two", "three", "four"))]
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    before, run = train(tmp_path, "audio", data)
+    before, run = train(tmp_path, "audio", data, "[inputs.audio.prefix]", 'weights = "parts/audio"')
     check_training(before, run, data / "0.wav", tmp_path)
 
 
