@@ -13,7 +13,6 @@ from magma import PartError, error_summary
 from .whole_inputs import blank
 from .whole_model import Modality
 
-
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -61,13 +60,11 @@ def find_frame(processor: Any, modality: Modality, token: int, media_processor: 
     try:
         ids = list(processor(text=[text], **media)["input_ids"][0])
     except Exception as error:  # the library raises errors of many types
-        raise PartError(
-            f"the processor does not accept {text!r} with one {modality}: {error_summary(error)}"
-        ) from error
+        return Frame(problem=error_summary(error))
     around = list(processor.tokenizer("")["input_ids"])  # BOS and EOS, which the language model's own key decides
     places = [i for i, one in enumerate(ids) if one == token]
     if not places:
-        raise PartError(f"the processor does not put the token {text!r} where the {modality} is")
+        return Frame(problem=f"it does not put the token {text!r} where the {modality} is")
     between = [one for one in ids[places[0] : places[-1]] if one != token]
     if between:
         names = processor.tokenizer.convert_ids_to_tokens(sorted(set(between)))
