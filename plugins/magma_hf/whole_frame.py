@@ -22,9 +22,13 @@ class Frame:
 
     before: Sequence[int] = ()
     after: Sequence[int] = ()
+    problem: str = ""
+    """Why the processor does not show them."""
 
     def describe(self) -> str:
         """The end of a line of the report."""
+        if self.problem:
+            return f", without tokens around it, because the processor does not show them: {self.problem}"
         count = len(self.before), len(self.after)
         return f", with the embeddings of {count[0]} tokens before and {count[1]} after it" if any(count) else ""
 
