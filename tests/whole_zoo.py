@@ -229,21 +229,65 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 POSITIONS = "its positions have 3 coordinates"
 BOTH_DIRECTIONS = "positions of a medium attend to each other in both directions"
 NO_FUNCTION = "it has no function for the features of images or audio"
-IMPORTED: dict[str, dict[str, str]] = {}
+IMPORTED: dict[str, dict[str, str]] = {
+    "aria": {"image": "hf_projector"},
+    "aya_vision": {"image": "identity"},
+    "blip-2": {"image": "hf_projector"},
+    "cohere2_vision": {"image": "identity"},
+    "deepseek_vl": {"image": "hf_projector"},
+    "deepseek_vl_hybrid": {"image": "hf_projector"},
+    "exaone4_5": {"image": "identity"},
+    "fast_vlm": {"image": "mlp"},
+    "fun_asr_nano": {"audio": "identity"},
+    "glmasr": {"audio": "identity"},
+    "got_ocr2": {"image": "hf_projector"},
+    "granite_speech": {"audio": "qformer"},
+    "granite_speech_plus": {"audio": "hf_projector"},
+    "hyperclovax_vision_v2": {"image": "hf_projector"},
+    "idefics3": {"image": "pixel_shuffle"},
+    "internvl": {"image": "hf_projector"},
+    "janus": {"image": "hf_projector"},
+    "llava": {"image": "mlp"},
+    "llava_next": {"image": "identity"},
+    "llava_next_video": {"image": "identity"},
+    "llava_onevision": {"image": "identity"},
+    "minicpm_ocr": {"image": "identity"},
+    "minimax_m3_vl": {"image": "identity"},
+    "mistral3": {"image": "hf_projector"},
+    "moss_transcribe_diarize": {"audio": "hf_projector"},
+    "omniasr": {"audio": "hf_projector"},
+    "ovis2": {"image": "identity"},
+    "pp_chart2table": {"image": "hf_projector"},
+    "qwen3_asr": {"audio": "hf_projector"},
+    "smolvlm": {"image": "pixel_shuffle"},
+    "video_llama_3": {"image": "hf_projector"},
+    "vipllava": {"image": "mlp"},
+    "voxtral": {"audio": "hf_projector"},
+}
 """For each modality that a type reads, the prefix that its projector becomes."""
 REFUSED: dict[str, str] = {
+    "apertus1p5": "its features cannot be counted: `get_input_embeddings` not auto",
     "cohere_compass": POSITIONS,
+    "florence2": "it has 0 modules BartDecoderWrapper and one head",
+    "fuyu": "get_image_features needs pixel_values, which its processor of media does not give",
     "gemma3": BOTH_DIRECTIONS,
+    "gemma4_unified": NO_FUNCTION,
     "git": NO_FUNCTION,
+    "instructblip": "get_image_features needs qformer_input_ids, which its processor of media does not give",
     "instructblipvideo": NO_FUNCTION,
+    "minicpmv4_6": "the features of a medium depend on the other media in its batch",
     "minicpmv4_7": POSITIONS,
     "paligemma": "it is not causal: positions depend on later ones",
     "phi4_multimodal": NO_FUNCTION,
     "qwen2_audio": NO_FUNCTION,
     "qwen3_5": POSITIONS,
+    "qwen3_5_moe": POSITIONS,
+    "shieldgemma2": "29 tensors are missing",
     "vision-encoder-decoder": NO_FUNCTION,
 }
 """Why a type is refused, as the error says it."""
+UNTRIED: tuple[str, ...] = ("dots3_note", "nemo_speechlm", "qwen4_exp")
+"""Types without a small configuration here."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}
 
 

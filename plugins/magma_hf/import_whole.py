@@ -83,17 +83,26 @@ def to_folder(
         inputs: dict[str, Input] = {}
         chats: dict[str, tuple[str, str] | None] = {}
         lines: list[str] = []
+        problems: list[PartError] = []
         for modality in media:
             say(f"separating what reads {modality}, and comparing logits")
-            media_processor = load_processor(modality, source, whole.config)
-            write_media(folder / modality, whole, modality, media_processor)
-            frame = Frame()
-            if processor is not None:
-                token = media_token(whole.config, modality)
-                frame = find_frame(processor, modality, token, media_processor)
-                chats[modality] = chat_prompt(processor, modality, token)
-            tables[modality], inputs[modality], report = find_parts(folder, whole, lm, modality, frame, limits)
+            try:
+                media_processor = load_processor(modality, source, whole.config)
+                write_media(folder / modality, whole, modality, media_processor)
+                frame = Frame()
+                if processor is not None:
+                    token = media_token(whole.config, modality)
+                    frame = find_frame(processor, modality, token, media_processor)
+                    chats[modality] = chat_prompt(processor, modality, token)
+                tables[modality], inputs[modality], report = find_parts(folder, whole, lm, modality, frame, limits)
+            except PartError as error:
+                problems.append(error)
+                chats.pop(modality, None)
+                shutil.rmtree(folder / modality, ignore_errors=True)
+                report = [f"{modality}: not imported: {error}"]
             lines += report
+        if not inputs:
+            raise problems[0]
         model = Magma(lm, inputs)
         _write_prompts(folder, processor, chats)
         written = [path.name for path in folder.iterdir()]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from magma import Input, Magma, PartError, error_summary
+from magma import Input, InputError, Magma, PartError, error_summary
 
 from . import whole_model
 from .whole_encoder import Items, WholeFeatures
@@ -104,7 +104,19 @@ def compare(whole: Any, model: Magma, frame: Frame = NO_FRAME) -> list[str]:
                 raise LogitsDiffer(
                     f"{whole.config.model_type}: the parts do not give the logits of the whole: {reason}"
                 )
+        _check_batches(whole.config.model_type, encoder)
     return lines
+
+
+@torch.no_grad()
+def _check_batches(model_type: str, encoder: WholeFeatures) -> None:
+    """Raise `LogitsDiffer` if the features of a medium depend on the other one in its batch."""
+    media = [random_medium(encoder, seed) for seed in (1, 2)]
+    both = encoder(encoder.stack(media)).values
+    single = encoder(encoder.stack(media[1:])).values[0]
+    difference, largest = (both[1, : len(single)] - single).abs().max().item(), single.abs().max().item()
+    if not difference <= 10 * _tolerance(single.dtype) * max(1.0, largest):
+        raise LogitsDiffer(f"{model_type}: the features of a medium depend on the other media in its batch")
 
 
 def prompts(architecture: Any, encoder: WholeFeatures, name: str) -> dict[str, list[Any]]:
@@ -137,8 +149,11 @@ def _difference(whole: Any, model: Magma, module: Input, prompt: Sequence[Any], 
             f"{whole.config.model_type}: the whole model does not run on the tokens and media of a prompt: "
             f"{error_summary(error)}"
         ) from error
-    with without_beginning(model):
-        found = model.logits(prompt).float()
+    try:
+        with without_beginning(model):
+            found = model.logits(prompt).float()
+    except InputError as error:
+        raise LogitsDiffer(f"{whole.config.model_type}: {error}") from error
     return (found - expected).abs().max().item(), expected.abs().max().item()
 
 
