@@ -182,7 +182,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "qwen3_5": QWEN3_5,
     "qwen3_5_moe": QWEN3_5,
-    "qwen4_exp": QWEN3_5,
+    "qwen4_exp": {"text_config.layer_types": MIXED},
     "vipllava": {"vision_feature_layers": [-1, -2]},
     "glmasr": {"text_config.eos_token_id": 2},
     "omniasr": {
@@ -211,6 +211,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "crop_size": {"height": 256, "width": 256},
     },
     "perception_lm": {"tile_size": 160, "max_num_tiles": 1},
+    "gemma4": {"max_soft_tokens": 70},
     "idefics2": {"size": {"shortest_edge": 32, "longest_edge": 64}},
     "idefics3": {**ONE_TILE, "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}},
     "smolvlm": {**ONE_TILE, "size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 32}},
@@ -257,6 +258,7 @@ IMPORTED: dict[str, dict[str, str]] = {
     "moss_transcribe_diarize": {"audio": "hf_projector"},
     "omniasr": {"audio": "hf_projector"},
     "ovis2": {"image": "identity"},
+    "perception_lm": {"image": "identity"},
     "pp_chart2table": {"image": "hf_projector"},
     "qwen3_asr": {"audio": "hf_projector"},
     "smolvlm": {"image": "pixel_shuffle"},
@@ -283,10 +285,11 @@ REFUSED: dict[str, str] = {
     "qwen3_5": POSITIONS,
     "qwen3_5_moe": POSITIONS,
     "shieldgemma2": "29 tensors are missing",
+    "vibevoice_asr": "its features are drawn at random",
     "vision-encoder-decoder": NO_FUNCTION,
 }
 """Why a type is refused, as the error says it."""
-UNTRIED: tuple[str, ...] = ("dots3_note", "nemo_speechlm", "qwen4_exp")
+UNTRIED: tuple[str, ...] = ("dots3_note", "gemma3n", "nemo_speechlm", "qwen4_exp")
 """Types without a small configuration here."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}
 

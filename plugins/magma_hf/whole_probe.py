@@ -191,7 +191,15 @@ def reason_of_difference(whole: Any, module: Input, prompt: Sequence[Any], frame
     if not calls:
         return "its language model is not called as a module"
     given = {name: value for name, value in calls[0].items() if value is not None}
-    return _odd_argument(given) or "the same embeddings give other logits"
+    return _odd_argument(given) or _randomness(module) or "the same embeddings give other logits"
+
+
+def _randomness(module: Input) -> str | None:
+    """Whether features are random."""
+    encoder: Any = module.encoder
+    item = encoder.stack([random_medium(encoder, seed=1)])
+    same = torch.equal(encoder(item).values, encoder(item).values)
+    return None if same else "its features are drawn at random"
 
 
 def _odd_argument(given: Mapping[str, Any]) -> str | None:
