@@ -43,8 +43,10 @@ def count() -> str:
     """How many there are of each."""
     import whole_zoo
 
-    total = len(whole_zoo.IMPORTED) + len(whole_zoo.REFUSED)
-    return f"{len(whole_zoo.IMPORTED)} of {total} types are imported."
+    total = len([*whole_zoo.IMPORTED, *whole_zoo.REFUSED, *whole_zoo.UNTRIED])
+    untried = ", ".join(f"`{name}`" for name in whole_zoo.UNTRIED)
+    imported = f"{len(whole_zoo.IMPORTED)} of {total} types are imported."
+    return f"{imported} Not tried, because there is no tiny configuration of them here: {untried}."
 
 
 def page(old: str) -> str:

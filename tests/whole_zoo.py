@@ -277,6 +277,7 @@ REFUSED: dict[str, str] = {
     "git": NO_FUNCTION,
     "instructblip": "get_image_features needs qformer_input_ids, which its processor of media does not give",
     "instructblipvideo": NO_FUNCTION,
+    "llama4": "'MoeCausalLMOutputWithPast' object has no attribute 'image_outputs'",
     "minicpmv4_6": "the features of a medium depend on the other media in its batch",
     "minicpmv4_7": POSITIONS,
     "paligemma": "it is not causal: positions depend on later ones",
