@@ -198,6 +198,8 @@ class CheckInputs:
     bad: Sequence[Any] = ()
     """Raw inputs for which an encoder raises `InputError`. Of a prefix: numbers of features for which `num_embeddings`
     does."""
+    widths: tuple[int, int] | None = None
+    """Of a prefix: the width of the features and that of the embeddings. Default: it is built for any widths."""
 
 
 def collect(items: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:

@@ -107,8 +107,21 @@ def separate_text_model(whole: Any, text: Any, missing: set[str]) -> Any:
     model.config, model.generation_config = _text_part(whole.config), whole.generation_config  # the decoder's own
     model.config.eos_token_id, model.config.tie_word_embeddings = text.eos_token_id, text.tie_word_embeddings
     if model not in set(whole.modules()):
-        _compare_logits(whole.eval(), model)
+        _drop_unused_scale(whole.eval(), model)
+        _compare_logits(whole, model)
     return model
+
+
+@torch.no_grad()
+def _drop_unused_scale(whole: Any, model: Any) -> None:
+    """Set the factor of the logits to 1 if the whole model, unlike the text model, does not multiply with it."""
+    scale = getattr(model, "logit_scale", None)
+    if not isinstance(scale, float) or scale in (0.0, 1.0):
+        return
+    ids = _ordinary_tokens(whole.config, model.config.vocab_size)
+    expected, found = _whole_logits(whole, ids), model(input_ids=ids).logits
+    if torch.allclose(found / scale, expected, rtol=1e-2, atol=1e-2 * expected.abs().max().item()):
+        model.logit_scale = model.config.logit_scale = 1.0
 
 
 def _text_part(architecture: Any) -> Any:
@@ -147,18 +160,24 @@ def _shapes(model: nn.Module) -> list[torch.Size]:
 def _compare_logits(whole: Any, model: Any) -> None:
     """Raise `PartError` if the logits of a short text differ."""
     ids = _ordinary_tokens(whole.config, model.config.vocab_size)
-    try:
-        expected: Tensor = whole(input_ids=ids).logits
-    except Exception as error:  # whatever a model of the library raises when it does not get its media
-        raise _inseparable(
-            whole.config, f"the whole model does not run on text only: {error_summary(error)}"
-        ) from error
+    expected = _whole_logits(whole, ids)
     difference = (model(input_ids=ids).logits - expected).abs().max().item()
     allowed = torch.finfo(expected.dtype).eps ** 0.5 * expected.abs().max().item()
     if not difference <= allowed:
         raise _inseparable(
             whole.config, f"its logits for a text differ from those of the whole model by {difference:.2g}"
         )
+
+
+def _whole_logits(whole: Any, ids: Tensor) -> Tensor:
+    """Logits [1, t, v] of token ids [1, t]. Raises `PartError` if the whole model needs media."""
+    try:
+        logits: Tensor = whole(input_ids=ids).logits
+    except Exception as error:  # whatever a model of the library raises when it does not get its media
+        raise _inseparable(
+            whole.config, f"the whole model does not run on text only: {error_summary(error)}"
+        ) from error
+    return logits
 
 
 def _ordinary_tokens(architecture: Any, vocabulary: int) -> Tensor:

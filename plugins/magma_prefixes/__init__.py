@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 from magma import Part, hookimpl
 
+from .framed import Framed
+from .identity import Identity
 from .linear import Linear
 from .mlp import Mlp
 from .pixel_shuffle import PixelShuffle
@@ -24,4 +26,4 @@ from .transformer import Transformer
 @hookimpl
 def magma_parts() -> Iterable[type[Part]]:
     """The parts of this package."""
-    return [Linear, Pooled, Mlp, Transformer, Stack, Pool, PixelShuffle, Resampler, QFormer]
+    return [Identity, Linear, Pooled, Mlp, Transformer, Stack, Pool, PixelShuffle, Resampler, QFormer, Framed]

@@ -16,6 +16,7 @@ from magma import PartError
 
 TEXT_MODELS = {
     "aria": "AriaTextForCausalLM",
+    "aya_vision": "Cohere2ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
     "idefics2": "MistralForCausalLM",
     "idefics3": "LlamaForCausalLM",
@@ -36,7 +37,6 @@ TEXT_MODELS = {
 }
 """The class that is found, by the type of the checkpoint. The library has no text model for three of them."""
 INSEPARABLE = {
-    "aya_vision": "its logits for a text differ from those of the whole model by ",
     "florence2": "it has 0 modules BartDecoderWrapper and one head",
     "kosmos-2": "transformers has no model for its text configuration, kosmos_2_text_model",
 }

@@ -6,14 +6,15 @@ import torch
 
 from ...errors import InputError
 from ...values import Features
-from .subject import DIM, WIDTH, Check, PartUnderTest, features_of, require, same
+from .subject import Check, PartUnderTest, features_of, require, same
 
 
 def embeddings_have_their_sizes(subject: PartUnderTest) -> None:
     """Embeddings are [b, k, d], k at most `length`; n features give `num_embeddings(n)`. Padding is not read."""
     prefix = subject.make()
     lengths = torch.tensor(subject.feature_counts)
-    values = torch.randn(2, max(subject.feature_counts), WIDTH, generator=torch.Generator().manual_seed(7))
+    given, dim = subject.widths
+    values = torch.randn(2, max(subject.feature_counts), given, generator=torch.Generator().manual_seed(7))
     found = []
     for padding in (0.0, 9.0):
         filled = values.clone()
@@ -21,7 +22,7 @@ def embeddings_have_their_sizes(subject: PartUnderTest) -> None:
             row[count:] = padding
         out = features_of(prefix(Features(filled, lengths)))
         rows, k, width = out.values.shape
-        require((rows, width) == (2, DIM), f"embeddings are {list(out.values.shape)}; expected: [2, k, {DIM}]")
+        require((rows, width) == (2, dim), f"embeddings are {list(out.values.shape)}; expected: [2, k, {dim}]")
         require(k <= prefix.length, f"{k} embeddings; `length` is {prefix.length}")
         sizes = [prefix.num_embeddings(n) for n in lengths.tolist()]
         counts = [k, k] if out.lengths is None else out.lengths.tolist()
@@ -37,7 +38,7 @@ def unequal_items_do_not_mix(subject: PartUnderTest) -> None:
     """The embeddings of an item in a padded batch are those of the item without padding."""
     prefix = subject.make()
     counts = subject.feature_counts
-    values = torch.randn(2, max(counts), WIDTH, generator=torch.Generator().manual_seed(7))
+    values = torch.randn(2, max(counts), subject.widths[0], generator=torch.Generator().manual_seed(7))
     padded = features_of(prefix(Features(values, torch.tensor(counts)))).values
     for row, count in enumerate(counts):
         single = features_of(prefix(Features(values[row : row + 1, :count]))).values[0]

@@ -52,7 +52,7 @@ class PartUnderTest:
     def context(self) -> tuple[Any, ...]:
         """What the part is built with after its config."""
         if issubclass(self.part, Prefix):
-            return (WIDTH, max(self.feature_counts), DIM)
+            return (self.widths[0], max(self.feature_counts), self.widths[1])
         if issubclass(self.part, Head):
             return (DIM,)
         if issubclass(self.part, DataSource | Task):
@@ -108,7 +108,7 @@ class PartUnderTest:
         if isinstance(module, Encoder):
             return [module.stack([module.prepare(raw) for raw in self.good])]
         if isinstance(module, Prefix):
-            return [torch.randn(2, max(self.feature_counts), WIDTH, generator=draw)]
+            return [torch.randn(2, max(self.feature_counts), self.widths[0], generator=draw)]
         if isinstance(module, Adapter):
             return [torch.randn(ROWS, TOKENS, module.site.in_features, generator=draw)]
         if isinstance(module, Head):
@@ -150,6 +150,11 @@ class PartUnderTest:
             context = sample_context(given).select(rows)
         given_context = (context,) if adapter.uses_context else ()
         return adapter(given, sublayer or SublayerCall(given, adapter.site), *given_context)
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of a prefix: the width of the features and that of the embeddings."""
+        return self.inputs_to_check.widths or (WIDTH, DIM)
 
     @property
     def feature_counts(self) -> tuple[int, int]:
