@@ -259,7 +259,7 @@ class HFSpectrogramEncoder(HFAudioEncoder):
     """Frames of an item after the end of its recording."""
 
     @classmethod
-    def augments(cls, config: HFSpectrogramConfig) -> bool:
+    def augments(cls, config: Any) -> bool:
         """Whether recordings are cropped at random in training, or spectrograms are masked."""
         return super().augments(config) or config.masks is not None
 

@@ -100,7 +100,7 @@ class Spectrogram(AudioEncoder):
         return CheckInputs(small, *example_recordings(folder, 0.5))
 
     @classmethod
-    def augments(cls, config: Config) -> bool:
+    def augments(cls, config: Any) -> bool:
         """Whether recordings are cropped at random in training, or spectrograms are masked."""
         return super().augments(config) or config.masks is not None
 
