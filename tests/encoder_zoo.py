@@ -102,7 +102,12 @@ OTHERS: dict[str, dict[str, Any]] = {
 """What else a type needs."""
 
 
+_NO_TINY = "no tiny model of it is made, so that it is not tested"
 IMPOSSIBLE: dict[str, str] = {
+    "depth_pro": _NO_TINY,
+    "vibevoice_acoustic_tokenizer": _NO_TINY,
+    "vjepa2": _NO_TINY,
+    "wavtokenizer_encoder": _NO_TINY,
     "nemotron3_5_transcribe_audio": "sizes of its parts have to agree, and only its default ones do",
     "dinat": "it needs the package natten",
 }
@@ -121,6 +126,8 @@ REFUSED: dict[str, str] = {
     "inkling_vision": "it encodes each patch by itself, and its input does not say to which image a patch belongs",
     "qwen2_5_omni_audio_encoder": _LENGTHS,
     "qwen3_omni_moe_audio_encoder": _LENGTHS,
+    "encodec": "how its encoder reads a waveform is not found",
+    "qwen3_asr_encoder": "it reads only lengths that are multiples of its window",
     "xcodec": "it has two encoders, and none of them reads a waveform by itself",
     "xcodec2": "it needs a waveform and a spectrogram of it at once",
     "xclip_vision_model": "it reads the frames of a video as rows of a batch",
