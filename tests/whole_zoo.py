@@ -232,9 +232,9 @@ BOTH_DIRECTIONS = "positions of a medium attend to each other in both directions
 NO_FUNCTION = "it has no function for the features of images or audio"
 IMPORTED: dict[str, dict[str, str]] = {
     "aria": {"image": "hf_projector"},
-    "aya_vision": {"image": "identity"},
+    "aya_vision": {"image": "pixel_shuffle"},
     "blip-2": {"image": "hf_projector"},
-    "cohere2_vision": {"image": "identity"},
+    "cohere2_vision": {"image": "pixel_shuffle"},
     "deepseek_vl": {"image": "hf_projector"},
     "deepseek_vl_hybrid": {"image": "hf_projector"},
     "exaone4_5": {"image": "identity"},
@@ -254,6 +254,7 @@ IMPORTED: dict[str, dict[str, str]] = {
     "kimi_k25": {"image": "identity"},
     "lfm2_vl": {"image": "identity"},
     "lfm3_vl": {"image": "identity"},
+    "lighton_ocr": {"image": "hf_projector"},
     "llava": {"image": "mlp"},
     "llava_next": {"image": "identity"},
     "llava_next_video": {"image": "identity"},
