@@ -240,6 +240,7 @@ IMPORTED: dict[str, dict[str, str]] = {
     "exaone4_5": {"image": "identity"},
     "fast_vlm": {"image": "mlp"},
     "fun_asr_nano": {"audio": "identity"},
+    "gemma4": {"image": "hf_projector"},
     "glmasr": {"audio": "identity"},
     "got_ocr2": {"image": "hf_projector"},
     "granite_speech": {"audio": "qformer"},
@@ -249,6 +250,7 @@ IMPORTED: dict[str, dict[str, str]] = {
     "idefics3": {"image": "pixel_shuffle"},
     "inkling2": {"image": "hf_projector"},
     "inkling2_loop": {"image": "hf_projector"},
+    "inkling_mm_model": {"image": "identity"},
     "internvl": {"image": "hf_projector"},
     "janus": {"image": "hf_projector"},
     "kimi_k25": {"image": "identity"},
@@ -267,9 +269,11 @@ IMPORTED: dict[str, dict[str, str]] = {
     "ovis2": {"image": "identity"},
     "perception_lm": {"image": "identity"},
     "pp_chart2table": {"image": "hf_projector"},
+    "qianfan_ocr": {"image": "hf_projector"},
     "qwen3_asr": {"audio": "hf_projector"},
     "smolvlm": {"image": "pixel_shuffle"},
     "video_llama_3": {"image": "hf_projector"},
+    "video_llava": {"image": "mlp"},
     "vipllava": {"image": "mlp"},
     "voxtral": {"audio": "hf_projector"},
 }
@@ -297,7 +301,7 @@ REFUSED: dict[str, str] = {
     "vision-encoder-decoder": NO_FUNCTION,
 }
 """Why a type is refused, as the error says it."""
-UNTRIED: tuple[str, ...] = ("dots3_note", "gemma3n", "nemo_speechlm", "qwen4_exp")
+UNTRIED: tuple[str, ...] = ("dots3_note", "gemma3n", "nemo_speechlm", "nemotron_h_omni", "qwen4_exp")
 """Types without a small configuration here."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}
 
