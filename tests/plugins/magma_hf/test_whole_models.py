@@ -91,7 +91,7 @@ def test_a_whole_model_is_exact_or_refused(name: str, tmp_path: Path) -> None:
 def test_the_tables_have_every_type() -> None:
     names = zoo.names()
     assert sorted([*zoo.IMPORTED, *zoo.REFUSED, *zoo.UNTRIED]) == sorted(names)
-    assert len(zoo.IMPORTED) >= 50
+    assert len(zoo.IMPORTED) >= 45
 
 
 # Training
