@@ -232,14 +232,15 @@ BOTH_DIRECTIONS = "positions of a medium attend to each other in both directions
 NO_FUNCTION = "it has no function for the features of images or audio"
 IMPORTED: dict[str, dict[str, str]] = {
     "aria": {"image": "hf_projector"},
-    "aya_vision": {"image": "identity"},
+    "aya_vision": {"image": "pixel_shuffle"},
     "blip-2": {"image": "hf_projector"},
-    "cohere2_vision": {"image": "identity"},
+    "cohere2_vision": {"image": "pixel_shuffle"},
     "deepseek_vl": {"image": "hf_projector"},
     "deepseek_vl_hybrid": {"image": "hf_projector"},
     "exaone4_5": {"image": "identity"},
     "fast_vlm": {"image": "mlp"},
     "fun_asr_nano": {"audio": "identity"},
+    "gemma4": {"image": "hf_projector"},
     "glmasr": {"audio": "identity"},
     "got_ocr2": {"image": "hf_projector"},
     "granite_speech": {"audio": "qformer"},
@@ -249,11 +250,13 @@ IMPORTED: dict[str, dict[str, str]] = {
     "idefics3": {"image": "pixel_shuffle"},
     "inkling2": {"image": "hf_projector"},
     "inkling2_loop": {"image": "hf_projector"},
+    "inkling_mm_model": {"image": "identity"},
     "internvl": {"image": "hf_projector"},
     "janus": {"image": "hf_projector"},
     "kimi_k25": {"image": "identity"},
     "lfm2_vl": {"image": "identity"},
     "lfm3_vl": {"image": "identity"},
+    "lighton_ocr": {"image": "hf_projector"},
     "llava": {"image": "mlp"},
     "llava_next": {"image": "identity"},
     "llava_next_video": {"image": "identity"},
@@ -266,9 +269,11 @@ IMPORTED: dict[str, dict[str, str]] = {
     "ovis2": {"image": "identity"},
     "perception_lm": {"image": "identity"},
     "pp_chart2table": {"image": "hf_projector"},
+    "qianfan_ocr": {"image": "hf_projector"},
     "qwen3_asr": {"audio": "hf_projector"},
     "smolvlm": {"image": "pixel_shuffle"},
     "video_llama_3": {"image": "hf_projector"},
+    "video_llava": {"image": "mlp"},
     "vipllava": {"image": "mlp"},
     "voxtral": {"audio": "hf_projector"},
 }
@@ -296,7 +301,7 @@ REFUSED: dict[str, str] = {
     "vision-encoder-decoder": NO_FUNCTION,
 }
 """Why a type is refused, as the error says it."""
-UNTRIED: tuple[str, ...] = ("dots3_note", "gemma3n", "nemo_speechlm", "qwen4_exp")
+UNTRIED: tuple[str, ...] = ("dots3_note", "gemma3n", "nemo_speechlm", "nemotron_h_omni", "qwen4_exp")
 """Types without a small configuration here."""
 LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}
 
