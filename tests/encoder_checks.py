@@ -8,7 +8,7 @@ from typing import Any
 
 import encoder_zoo as zoo
 import torch
-from magma_hf import HF
+from magma_hf.encoder import HF
 from magma_hf.samples import Sample
 from torch import Tensor
 

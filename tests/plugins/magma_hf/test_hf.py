@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from magma_hf import HF, HFAudio, HFVision
+from magma_hf.encoder import HF, HFAudio, HFVision
 from PIL import Image
 from transformers.utils import logging
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from magma_data.convert import contact_sheet
 from magma_data.sources.captions import Captions
-from magma_vision import preprocessing
+from magma_media import preprocessing
 from magma_vision.clip import Clip
 from magma_vision.nfresnet import NFResNet
 from magma_vision.timm_features import Timm
