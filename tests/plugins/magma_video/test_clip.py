@@ -247,7 +247,7 @@ def test_times_that_repeat_and_a_single_frame() -> None:
         (np.zeros((2, 4, 4, 3), np.uint8), 25),
         [Image.new("RGB", (4, 4))],
     ],
-    ids=str,
+    ids=lambda raw: raw if isinstance(raw, str) else type(raw).__name__,
 )
 def test_what_looks_like_a_video(raw: Any) -> None:
     assert looks_like_video(raw)
@@ -269,7 +269,7 @@ def test_what_looks_like_a_video(raw: Any) -> None:
         ),
         *(np.zeros((4, 4, 3), np.uint8), np.zeros((2, 4, 4, 3)), (np.zeros(800, np.float32), 8000), [1]),
     ],
-    ids=str,
+    ids=lambda raw: raw if isinstance(raw, str) else type(raw).__name__,
 )
 def test_what_does_not(raw: Any) -> None:
     assert not looks_like_video(raw)
