@@ -33,6 +33,8 @@ PREFIXES: dict[str, dict[str, Any]] = {
     "linear": {"use": "linear", "dropout": 0.1, "layernorm": True},
     "pooled": {"use": "pooled", "length": 2, "layernorm": True},
     "mlp": {"use": "mlp", "hidden": 24, "dropout": 0.1, "layernorm": True},
+    "stack": {"use": "stack", "factor": 2},
+    "resampler": {"use": "resampler", "length": 3, "layers": 1, "heads": 2, "head_width": 8},
     "transformer": {"use": "transformer", "width": 16, "heads": 2, "layers": 1, "dropout": 0.1, "layernorm": True},
 }
 ADAPTERS: dict[str, dict[str, Any]] = {
@@ -41,8 +43,17 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "cross attention": {"use": "gated_cross_attention", "at": "block", "heads": 2, "head_dim": 8, "ff_mult": 1},
     "lora": {"use": "lora", "at": "linears", "rank": 2},
     "ia3": {"use": "ia3", "at": "linears"},
+    "prefix": {"use": "prefix_tuning", "at": "attention", "length": 2},
     "expert": {"use": "visual_expert", "at": "linears", "blocks": "first 1"},  # no loss reads media after the last one
 }
+OTHERS = {
+    # Their items are tuples, or they are towers of transformers.
+    "encoder": ("fused", "frames", "tiles", "audio_windows", "hf", "hf_vision", "hf_audio", "hf_video")
+    + ("hf_image_features", "hf_audio_features"),
+    # They need a grid, a width, other parts, or are like one that is combined.
+    "prefix": ("pixel_shuffle", "identity", "framed", "hf_projector", "pool", "qformer"),
+}
+"""Parts that have their own tests of training and checkpoints."""
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
 TOKENS = {"vocab_size": 768, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 
@@ -103,8 +114,7 @@ def test_every_shipped_model_part_is_among_them() -> None:
     shipped = {(e.kind, e.name) for e in ours if e.kind not in ("data", "head", "task")}
     tables = [("encoder", ENCODERS), ("prefix", PREFIXES), ("adapter", ADAPTERS), ("lm", LMS)]
     combined = {(kind, table["use"]) for kind, tables_ in tables for table in tables_.values()}
-    with_tuples = {("encoder", name) for name in ("fused", "frames", "tiles")}  # as items; they have their own tests
-    assert shipped == combined | with_tuples
+    assert shipped == combined | {(kind, name) for kind, names in OTHERS.items() for name in names}
 
 
 @pytest.mark.parametrize("combination", combinations(), ids=lambda c: "-".join(c.values()).replace(" ", "_"))

@@ -194,7 +194,7 @@ def test_the_miniature_says_what_was_measured() -> None:
     recipes = {name.replace("/", "_") for name in bundled() if name.startswith("mini/")}
     assert {run["recipe"] for run in runs} == set(made["ROWS"]) == recipes
     assert all(len({run["seed"] for run in runs if run["recipe"] == name}) >= 3 for name in recipes)
-    assert all(run["frozen_unchanged"] for run in runs)
+    assert all(run["frozen_unchanged"] for run in runs if "steps" in run)
 
 
 def test_the_results_say_what_was_measured() -> None:
@@ -203,8 +203,10 @@ def test_the_results_say_what_was_measured() -> None:
     assert made["page"](text) == text, "`python docs/results.py` writes the tables"
     runs = json.loads(made["RESULTS"][-1].read_text(encoding="utf-8"))["runs"]
     recipes = {name.replace("/", "_") for name in bundled() if name.startswith("emoji")}
-    assert {"emoji", "emoji_frozen"} <= {run["recipe"] for run in runs} <= recipes == set(made["ROWS"])
-    assert all(run["frozen_unchanged"] for run in runs)
+    assert (
+        {"emoji", "emoji_frozen"} <= {run["recipe"] for run in runs} <= {*recipes, "emoji_neutral"} == set(made["ROWS"])
+    )
+    assert all(run["frozen_unchanged"] for run in runs if "steps" in run)
     naming = [run["tasks"]["0.emoji"] for run in runs if run["recipe"] == "emoji"]
     shown = [f"{sum(one[way]['naming_word_f1'] for one in naming) / len(naming):.3f}" for way in naming[0]]
     assert all(f" {score} |" in README for score in shown)

@@ -220,7 +220,7 @@ def test_with_activation_checkpointing_and_another_batch_in_between(lm: str) -> 
 def test_media_reach_the_output_only_through_the_context() -> None:
     """With embeddings of other media in the context, only positions after them change."""
     model = build("gptj", see={**LOOK, "at": "block"})
-    batch = model._prompts(model._examples(model.collator(), [["ab", 3, "cd", 1, "ef"]]))
+    batch = model._prompts(model.collator().examples([["ab", 3, "cd", 1, "ef"]]))
     embeddings, layout = model.lm_inputs(batch)
     assert layout.context is not None
     scored = torch.arange(embeddings.shape[1])

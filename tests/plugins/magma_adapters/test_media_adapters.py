@@ -115,7 +115,7 @@ def test_every_weight_has_a_gradient_with_and_without_media(media_adapter: str, 
 
 def flops(model: Magma, prompt: list[Any]) -> int:
     """Of the language model only, for all columns."""
-    batch = model._prompts(model._examples(model.collator(), [prompt]))
+    batch = model._prompts(model.collator().examples([prompt]))
     with torch.no_grad():
         embeddings, layout = model.lm_inputs(batch)
         with FlopCounterMode(display=False) as counter:

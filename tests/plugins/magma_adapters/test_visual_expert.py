@@ -46,7 +46,7 @@ def test_it_starts_as_a_copy_of_every_linear_layer(family: str) -> None:
 def test_positions_of_media_have_projections_of_their_own(family: str) -> None:
     """Equations 2 to 4: all projections of the model itself, chosen by position."""
     model = build_model(family, "visual_expert")
-    batch = model._prompts(model._examples(model.collator(), [PROMPT]))
+    batch = model._prompts(model.collator().examples([PROMPT]))
     embeddings, layout = model.lm_inputs(batch)
     assert layout.context is not None
     media = (layout.context.inputs >= 0)[..., None]  # [1, t, 1]

@@ -101,6 +101,8 @@ def gradient_flows(subject: PartUnderTest) -> None:
     if isinstance(module, FrozenLM):
         module.freeze()
         given.requires_grad_()
+    elif not any(p.requires_grad for p in module.parameters()):
+        return
     module.train()
     total = subject.call(module, given).float().square().mean()
     sum(auxiliary_losses(subject, module, given).values(), total).backward()  # type: ignore[no-untyped-call]  # torch's
