@@ -48,9 +48,11 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 OTHERS = {
     # Their items are tuples, or they are towers of transformers.
-    "encoder": ("fused", "frames", "tiles", "audio_windows", "hf", "hf_vision", "hf_audio", "hf_video")
-    + ("hf_image_features", "hf_audio_features"),
-    # They need a grid, a width, other parts, or are like one that is combined.
+    "encoder": (
+        *("fused", "frames", "tiles", "audio_windows"),
+        *("hf", "hf_vision", "hf_audio", "hf_video", "hf_image_features", "hf_audio_features"),
+    ),
+    # They need a grid, a width or other parts, or are like one that is combined.
     "prefix": ("pixel_shuffle", "identity", "framed", "hf_projector", "pool", "qformer"),
 }
 """Parts that have their own tests of training and checkpoints."""
