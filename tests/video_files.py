@@ -1,4 +1,4 @@
-"""Video files of several formats, whose frames can be told apart."""
+"""Video files of several formats, whose frames differ."""
 
 from __future__ import annotations
 

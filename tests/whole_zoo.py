@@ -307,7 +307,7 @@ LIMITS: dict[Any, float] = {"image": 64, "audio": 1.0}
 
 
 def names() -> list[str]:
-    """Every multimodal type of transformers whose text configuration has a causal class of its own."""
+    """Every multimodal type of transformers whose text configuration has its own causal class."""
     from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 

@@ -8,7 +8,7 @@ ways to deal with it.
 - `batch`: the encoder gets whole batches, as it does without a cache. An entry is used only for a batch of the same
   size and item shape, so all features are those of a model without a cache. If one medium of a batch is not known, the
   whole batch is computed.
-- `item`: the encoder gets each medium alone. Entries fit every batch, and only what is not known is computed. Features
+- `item`: the encoder gets one medium at a time. Entries fit every batch, and only what is not known is computed. Features
   are those of a batch of one.
 
 Both need features that do not depend on the other media of the batch or on the place in it. The first batch of each
@@ -257,7 +257,7 @@ def _prepare(encoder: Encoder, raw: Any, rng: random.Random | None = None) -> Pr
 
 
 def _row(place: int, x: Tensor) -> Tensor:
-    """One item as a batch [1, ...] in memory of its own, whose alignment does not depend on the place."""
+    """One item as a batch [1, ...] in separate memory, whose alignment does not depend on the place."""
     return x[place : place + 1].clone()
 
 

@@ -85,7 +85,7 @@ class EntryStore:
             return None
 
     def write(self, key: str, entry: Entry) -> None:
-        """Write an entry. If the folder cannot be written, a warning says so once, and the run goes on without it."""
+        """Write an entry. If the folder cannot be written, a warning says so once, and the run continues without it."""
         path, content = self.path(key), to_bytes(key, entry)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """The library tells at length what it saves."""
+    """The library prints at length what it saves."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

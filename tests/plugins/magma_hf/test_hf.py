@@ -24,7 +24,7 @@ DINO = {"model_type": "dinov2_with_registers", **SIZES, **PIXELS}
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """The library tells at length what it saves."""
+    """The library prints at length what it saves."""
     before = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

@@ -21,9 +21,9 @@ def test_frames_are_around_the_features_of_each_item() -> None:
     for row, count in enumerate((3, 1)):
         expected = torch.cat([prefix.before, values[row, :count], prefix.after])
         assert torch.equal(out.values[row, : count + 3], expected)
-    alone = prefix(Features(values))
-    assert alone.lengths is None
-    assert torch.equal(alone.values[0], out.values[0])
+    single = prefix(Features(values))
+    assert single.lengths is None
+    assert torch.equal(single.values[0], out.values[0])
 
 
 def test_without_a_prefix_the_widths_have_to_be_equal() -> None:
