@@ -212,6 +212,12 @@ def test_the_results_say_what_was_measured() -> None:
     assert all(f" {score} |" in README for score in shown)
 
 
+def test_the_changelog_has_no_relative_links() -> None:
+    """The site shows it from another folder, so that such links would lead nowhere."""
+    text = (DOCS.parent / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.findall(r"\]\((?!https?://)[^)]*\)", text) == []
+
+
 def test_every_public_name_has_a_docstring() -> None:
     for name in magma.__all__:
         value = getattr(magma, name)
