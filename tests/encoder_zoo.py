@@ -110,16 +110,16 @@ IMPOSSIBLE: dict[str, str] = {
     "wavtokenizer_encoder": _NO_TINY,
     "nemotron3_5_transcribe_audio": "sizes of its parts have to agree, and only its default ones do",
     "dinat": "it needs the package natten",
+    "efficientloftr": "it compares two images",
 }
 """Types without a tiny model, and why."""
 
 _BATCH = "its features depend on the other rows of a batch"
 _LENGTHS = "it needs all recordings of a batch as one, with their lengths"
-_PAIRS = "it compares two images"
 REFUSED: dict[str, str] = {
     "autoformer": _BATCH,
     "bridgetower_vision_model": "its output has the sequence before the rows",
-    "efficientloftr": _PAIRS,
+    "pp_lcnet": "features of a small copy with random weights do not depend on the input: it is not verified",
     "informer": "its attention draws positions at random, so that its features are not repeatable",
     "higgs_audio_v2_tokenizer": "it needs a length that is a multiple of both of its encoders",
     "inkling2_vision": "it puts class tokens between the images of a batch",

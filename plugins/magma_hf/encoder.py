@@ -132,13 +132,12 @@ class HF(Encoder):
         return self._trial.is_unused(name, self._unused)
 
     def _freeze_unused(self) -> None:
-        """Exclude what the features do not depend on from training. It becomes 0, so that checkpoints agree."""
+        """Exclude from training what no gradient reaches. Features may depend on it, as on masks and fixed codes."""
         fixed = {name for name, p in self._trial.on_meta.named_parameters() if not p.requires_grad}
         for name, parameter in self.tower.named_parameters():
-            if name in fixed:  # sinusoids, which the library makes trainable when it reads them from a file
+            # Of the fixed ones, the library makes sinusoids trainable when it reads them from a file.
+            if name in fixed or (parameter.requires_grad and self._is_unused(name)):
                 parameter.requires_grad_(False)
-            elif parameter.requires_grad and self._is_unused(name):
-                parameter.requires_grad_(False).zero_()
 
     @classmethod
     def problems(cls, config: HFConfig) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from magma_media.transformers_files import ALLOWED, WEIGHTS, locate, silence_transformers
 from torch import nn
 
@@ -91,7 +92,11 @@ def load_tower(source: str, architecture: Any, tower: Tower, is_unused: Callable
         encoder = part_of(found)
         path = next(name for name, module in model.named_modules() if module is encoder)
         found = encoder
-    _check_report(report, source, f"{path}." if path else "", is_unused)
+    lacking = _check_report(report, source, f"{path}." if path else "", is_unused)
+    with torch.no_grad():
+        for name, parameter in found.named_parameters():
+            if name in lacking:  # the library drew it at random; so that checkpoints agree
+                parameter.zero_()
     return mask_convolutions(found)
 
 
@@ -131,8 +136,8 @@ def _inside(model: nn.Module, tower: Tower, source: str) -> tuple[Any, str]:
     raise PartError(f"weights: {source}: no {tower.model_class.__name__} is found in its {type(model).__name__}")
 
 
-def _check_report(report: Mapping[str, Any], source: str, prefix: str, is_unused: Callable[[str], bool]) -> None:
-    """Raise `PartError` for tensors of the tower that are missing or have another shape."""
+def _check_report(report: Mapping[str, Any], source: str, prefix: str, is_unused: Callable[[str], bool]) -> set[str]:
+    """Names of unused tensors that are not in the file. Raises `PartError` for others, and for other shapes."""
     missing = [name for name in sorted(report["missing_keys"]) if name.startswith(prefix)]
     problems = [f"{name} is missing" for name in missing if not is_unused(name.removeprefix(prefix))]
     problems += [
@@ -143,6 +148,8 @@ def _check_report(report: Mapping[str, Any], source: str, prefix: str, is_unused
     if problems:
         shown = "\n".join(f"  - {problem}" for problem in problems[:8])
         raise PartError(f"weights: {source}: {len(problems)} tensors do not fit the tower:\n{shown}")
+    other = (name for name, *_ in report["mismatched_keys"] if name.startswith(prefix))
+    return {name.removeprefix(prefix) for name in (*missing, *other)}
 
 
 def _load(source: Weights, load: Callable[..., Any], where: str, **options: Any) -> Any:

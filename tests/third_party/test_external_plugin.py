@@ -163,7 +163,7 @@ def test_tutorial_new_check_test_train(tmp_path: Path) -> None:
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib", str(packages)]
     own = subprocess.run(tests, env=environment, capture_output=True, text=True, check=False, cwd=packages)
     assert own.returncode == 0, own.stdout
-    assert " 125 passed" in f" {own.stdout.splitlines()[-1]}"
+    assert " 128 passed" in f" {own.stdout.splitlines()[-1]}"
     checked = magma(environment, "plugin", "check", "lidar")
     assert checked.returncode == 0, checked.stdout
     assert "encoder lidar (magma-lidar 0.1.0): 21 of 21 checks passed" in checked.stdout

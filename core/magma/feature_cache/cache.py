@@ -8,8 +8,8 @@ ways to deal with it.
 - `batch`: the encoder gets whole batches, as it does without a cache. An entry is used only for a batch of the same
   size and item shape, so all features are those of a model without a cache. If one medium of a batch is not known, the
   whole batch is computed.
-- `item`: the encoder gets one medium at a time. Entries fit every batch, and only what is not known is computed. Features
-  are those of a batch of one.
+- `item`: the encoder gets one medium at a time. Entries fit every batch, and only what is not known is computed.
+  Features are those of a batch of one.
 
 Both need features that do not depend on the other media of the batch or on the place in it. The first batch of each
 shape is computed twice to check that.
