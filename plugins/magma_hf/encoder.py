@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from magma_media.image_file import example_images
 from magma_media.waveform import PADDING, example_recordings
 from PIL import Image
 from pydantic import Field
@@ -303,11 +304,4 @@ def image_check(folder: Path) -> CheckInputs:
     """A small vision transformer, and images of several shapes."""
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
     config = {"model_type": "dinov2_with_registers", "image_size": 32, "patch_size": 8, **sizes}
-    colours = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
-    photo, drawing = (colours // 29 % 256).astype(np.uint8), (colours[..., 0] // 7 % 256).astype(np.uint8)
-    written = folder / "photo.png"
-    Image.fromarray(photo).save(written)
-    cut = folder / "cut.png"
-    cut.write_bytes(written.read_bytes()[:60])
-    good = (written, Image.fromarray(photo[:, :30]), drawing)
-    return CheckInputs({"config": config}, good, (folder / "none.png", cut, photo[:0]))
+    return CheckInputs({"config": config}, *example_images(folder))

@@ -56,3 +56,15 @@ def decode_image(source: Any, name: str) -> Image.Image:
         reason = "its format is unknown" if isinstance(error, UnidentifiedImageError) else error
         raise InputError(f"{name} cannot be read as an image: {reason}") from error
     return image
+
+
+def example_images(folder: Path) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Images of several shapes for the conformance checks, and what is refused: no file, half a file, no pixels."""
+    colours = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
+    photo, drawing = (colours // 29 % 256).astype(np.uint8), (colours[..., 0] // 7 % 256).astype(np.uint8)
+    written = folder / "photo.png"
+    Image.fromarray(photo).save(written)
+    cut = folder / "cut.png"
+    cut.write_bytes(written.read_bytes()[:60])
+    good = (written, Image.fromarray(photo[:, :30]), drawing)
+    return good, (folder / "none.png", cut, photo[:0])

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from magma_media.image_file import ALLOWED, open_image
+from magma_media.image_file import ALLOWED, example_images, open_image
 from magma_media.image_values import looks_like_image
 from magma_media.preprocessing import check_opaque_colour, convert_mode, resize_and_crop, to_displayed_rgb
-from PIL import Image, ImageColor
+from PIL import ImageColor
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
@@ -105,14 +105,7 @@ class ImageEncoder(Encoder):
     @classmethod
     def check_inputs(cls, folder: Path) -> CheckInputs:
         """A small configuration of the encoder, and images of several shapes."""
-        colours = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3)
-        photo, drawing = (colours // 29 % 256).astype(np.uint8), (colours[..., 0] // 7 % 256).astype(np.uint8)
-        written = folder / "photo.png"
-        Image.fromarray(photo).save(written)
-        cut = folder / "cut.png"
-        cut.write_bytes(written.read_bytes()[:60])
-        good = (written, Image.fromarray(photo[:, :30]), drawing)
-        return CheckInputs(cls.check_config, good, (folder / "none.png", cut, photo[:0]))
+        return CheckInputs(cls.check_config, *example_images(folder))
 
     @classmethod
     def augments(cls, config: ImageConfig) -> bool:
