@@ -138,6 +138,10 @@ REFUSED: dict[str, str] = {
 }
 """Types with a tiny model that cannot be an encoder, and why."""
 
+ROUNDING = {"mobilenet_v1": 1e-3}
+"""How far a row may differ in a batch, relative to the largest feature, where many layers amplify the rounding."""
+WITHOUT_GRADIENTS = ("flava_image_codebook",)
+"""Types that the library computes without gradients."""
 ONLY_INSIDE = ("timm_backbone",)
 """Types whose weights the library reads only inside a whole model."""
 
